@@ -1,0 +1,1 @@
+"""What all methods share: the contract, the stacks, the pack that holds them, its optimizer, the export."""

@@ -1,0 +1,57 @@
+"""A frozen linear layer that serves all members of a pack, and adds to each member's rows that member's update."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from loragrid_methods.engine.adapter_stack import AdapterStack
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """A stack and the members it serves: `start` up to, not including, `start + stack.num_members`."""
+
+    start: int
+    stack: AdapterStack
+
+
+class AdaptedLinear(nn.Module):
+    """`base_layer` run once over the rows of all members, plus every stack's update on the rows of its members.
+
+    The rows of x come member by member: x (M * rows, ..., d_in) -> (M * rows, ..., d_out).
+    """
+
+    def __init__(self, base_layer: nn.Module, num_members: int, placements: Sequence[Placement]) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.num_members = num_members
+        self.stacks = nn.ModuleList(placement.stack for placement in placements)
+        self.enabled = True
+        # (number of members, index of their stack or None): every member once, in order.
+        self.segments: list[tuple[int, int | None]] = []
+        cursor = 0
+        for index, placement in enumerate(placements):
+            assert placement.start >= cursor, "stacks must be placed in the order of their members"
+            if placement.start > cursor:
+                self.segments.append((placement.start - cursor, None))
+            self.segments.append((placement.stack.num_members, index))
+            cursor = placement.start + placement.stack.num_members
+        if cursor < num_members:
+            self.segments.append((num_members - cursor, None))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.base_layer(x)
+        if not self.enabled:
+            return y
+        rows = x.reshape(self.num_members, -1, x.shape[-1])
+        if len(self.segments) == 1:
+            return y + self.stacks[0](rows).view_as(y)
+        updates = []
+        for (size, index), piece in zip(self.segments, rows.split([size for size, _ in self.segments]), strict=True):
+            if index is None:
+                updates.append(y.new_zeros(size, piece.shape[1], y.shape[-1]))
+            else:
+                updates.append(self.stacks[index](piece))
+        return y + torch.cat(updates).view_as(y)

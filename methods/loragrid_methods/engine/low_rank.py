@@ -1,0 +1,82 @@
+"""The low-rank update with a backward that keeps only what the maths needs, and the draws of its factors."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loragrid_methods.engine.adapter_stack import DrawClock
+
+
+class LowRankUpdate(torch.autograd.Function):
+    """y = scaling (x A^T) B^T for M members, with z = x A^T.
+
+    With u = g B the gradients are dx = scaling u A, dA = gradient_scaling u^T x, dB = gradient_scaling g^T z.
+    Kept for backward besides the factors: x only where A trains, z only where B trains. The product is computed in
+    the type of x; a float32 A under a bfloat16 base is rounded here, so no float32 copy of x is ever made.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, scaling: Tensor, gradient_scaling: Tensor) -> Tensor:
+        """x (M, T, in), a (M, r, in), b (M, out, r), both scalings (M, 1, 1) -> (M, T, out)."""
+        z = x @ a.to(x.dtype).mT
+        trains_a, trains_b = ctx.needs_input_grad[1:3]
+        ctx.save_for_backward(
+            x if trains_a else None, z if trains_b else None, a, b, scaling.detach(), gradient_scaling.detach()
+        )
+        return (z * scaling.to(x.dtype)) @ b.to(x.dtype).mT
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        """g (M, T, out) -> gradients in the shapes of x, a and b."""
+        x, z, a, b, scaling, gradient_scaling = ctx.saved_tensors
+        need_x, need_a, need_b = ctx.needs_input_grad[:3]
+        grad_x = grad_a = grad_b = None
+        if need_x or need_a:
+            u = g @ b.to(g.dtype)
+            if need_x:
+                grad_x = (u * scaling.to(g.dtype)) @ a.to(g.dtype)
+            if need_a:
+                grad_a = (u.mT @ x).to(a.dtype) * gradient_scaling.to(a.dtype)
+        if need_b:
+            grad_b = (g.mT @ z).to(b.dtype) * gradient_scaling.to(b.dtype)
+        return grad_x, grad_a, grad_b, None, None
+
+
+def low_rank_update(x: Tensor, a: Tensor, b: Tensor, scaling: Tensor, gradient_scaling: Tensor | None = None) -> Tensor:
+    """`LowRankUpdate` with the gradients' scaling equal to the output's unless it is given; shapes as there."""
+    update: Tensor = LowRankUpdate.apply(x, a, b, scaling, scaling if gradient_scaling is None else gradient_scaling)
+    return update
+
+
+def draw_lora_A(seeds: Sequence[int], ranks: Sequence[int], layer: str, in_features: int) -> Tensor:  # noqa: N802
+    """Each member's A ~ U(-1/sqrt(in), 1/sqrt(in)), zero-padded to the largest rank: (M, r_max, in) float32.
+
+    The bound is Kaiming's with a = sqrt(5), as in the authors' loralib and PEFT. The draw depends on the seed and the
+    layer alone: members of one seed start from the same A, whatever their method.
+    """
+    bound = 1.0 / math.sqrt(in_features)
+    stacked = torch.zeros(len(seeds), max(ranks), in_features)
+    for member, (seed, rank) in enumerate(zip(seeds, ranks, strict=True)):
+        generator = torch.Generator().manual_seed(stable_seed(seed, layer, "lora_A"))
+        stacked[member, :rank].uniform_(-bound, bound, generator=generator)
+    return stacked
+
+
+def member_dropout(x: Tensor, probability: float, seeds: Sequence[int], layer: str, clock: DrawClock) -> Tensor:
+    """Dropout whose mask depends on the member's seed, the layer, the step and the worker alone; x (M, T, d)."""
+    masks = []
+    for seed in seeds:
+        generator = torch.Generator(device=x.device)
+        generator.manual_seed(stable_seed(seed, layer, "dropout", clock.step, clock.worker))
+        masks.append(torch.rand(x.shape[1:], generator=generator, device=x.device) >= probability)
+    return x * (torch.stack(masks).to(x.dtype) / (1.0 - probability))
+
+
+def stable_seed(*parts: object) -> int:
+    """A 63-bit seed from its parts, the same in every process and on every machine."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

@@ -1,0 +1,99 @@
+"""AdamW over the stacks of a pack: one update for all members, with every member's own settings.
+
+After Loshchilov & Hutter 2019 (arXiv 1711.05101), in the order of operations of `torch.optim.AdamW`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterBlock:
+    """All parameters of one name (say `lora_B`) of the members that share stacks, over all layers.
+
+    `weights` and `gradients` are (m, P) with m members from `start` on; the stacks' own tensors are views of them.
+    `multiplier` (m, 1) is each member's factor on its learning rate.
+    """
+
+    name: str
+    start: int
+    weights: Tensor
+    gradients: Tensor
+    multiplier: Tensor
+
+    @property
+    def members(self) -> slice:
+        """The block's members within the pack."""
+        return slice(self.start, self.start + self.weights.shape[0])
+
+
+class MemberAdamW:
+    """AdamW with one learning rate, weight decay and clipping norm per member; every vector is (M,)."""
+
+    def __init__(
+        self,
+        blocks: Sequence[ParameterBlock],
+        *,
+        weight_decay: Tensor,
+        clip_norm: Tensor,
+        beta1: float,
+        beta2: float,
+        epsilon: float,
+    ) -> None:
+        self.blocks = list(blocks)
+        self.weight_decay, self.clip_norm = weight_decay, clip_norm
+        self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
+        self.first_moments = [torch.zeros_like(block.weights) for block in self.blocks]
+        self.second_moments = [torch.zeros_like(block.weights) for block in self.blocks]
+        self.num_steps = torch.zeros_like(weight_decay)
+
+    @torch.no_grad()
+    def clip_gradients(self) -> Tensor:
+        """Scale every member's gradient to at most its own norm (infinity: leave it); the norms before, (M,).
+
+        As `torch.nn.utils.clip_grad_norm_`: the factor is clip_norm / (norm + 1e-6), at most 1.
+        """
+        squares = torch.zeros_like(self.clip_norm)
+        for block in self.blocks:
+            squares[block.members] += block.gradients.square().sum(1).to(squares.dtype)
+        norms = squares.sqrt()
+        factors = (self.clip_norm / (norms + 1e-6)).clamp(max=1.0)
+        for block in self.blocks:
+            block.gradients.mul_(factors[block.members].unsqueeze(1).to(block.gradients.dtype))
+        return norms
+
+    @torch.no_grad()
+    def step(self, learning_rate: Tensor, active: Tensor) -> None:
+        """One update; members whose `active` (M,) is False keep their weights to the bit."""
+        self.num_steps += 1
+        correction1 = 1 - self.beta1**self.num_steps
+        correction2 = (1 - self.beta2**self.num_steps).sqrt()
+        rate = torch.where(active, learning_rate, torch.zeros_like(learning_rate))
+        for block, first, second in zip(self.blocks, self.first_moments, self.second_moments, strict=True):
+            dtype, members = block.weights.dtype, block.members
+            gradient = block.gradients
+            first.lerp_(gradient, 1 - self.beta1)
+            second.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
+            rates = rate[members].unsqueeze(1) * block.multiplier.to(rate.dtype)
+            decay = 1 - rates * self.weight_decay[members].unsqueeze(1)
+            denominator = second.sqrt().div_(correction2[members].unsqueeze(1).to(dtype)).add_(self.epsilon)
+            update = first.div(denominator).mul_((rates / correction1[members].unsqueeze(1)).to(dtype))
+            # A product with a zero rate would still carry a NaN into an inactive member.
+            update = torch.where(active[members].unsqueeze(1), update, torch.zeros_like(update))
+            block.weights.mul_(decay.to(dtype)).sub_(update)
+
+    def zero_gradients(self) -> None:
+        """Set every gradient to zero, in place: the stacks' `.grad` are views of the blocks'."""
+        for block in self.blocks:
+            block.gradients.zero_()
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Everything a continued run needs besides the weights, by name; the tensors themselves, not copies."""
+        tensors = {"num_steps": self.num_steps}
+        for index in range(len(self.blocks)):
+            tensors[f"first_moment.{index}"] = self.first_moments[index]
+            tensors[f"second_moment.{index}"] = self.second_moments[index]
+        return tensors

@@ -1,0 +1,73 @@
+"""Which layers of a base can be adapted, and which of them a method's `target_modules` selects."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerShape:
+    """One adaptable linear layer: y (.., out_features) = x (.., in_features) W^T.
+
+    `transposed` says that the weight is stored (in, out), as transformers' `Conv1D` (GPT-2) does.
+    """
+
+    name: str
+    in_features: int
+    out_features: int
+    transposed: bool = False
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether this is transformers' `Conv1D`, told by its name because this package imports torch alone."""
+    return type(module).__name__ == "Conv1D"
+
+
+def adaptable_layers(base: nn.Module, output_layer: nn.Module | None = None) -> list[LayerShape]:
+    """Every `nn.Linear` and `Conv1D` of `base` but `output_layer` (the head), in the order of the model."""
+    layers = []
+    for name, module in base.named_modules():
+        if module is output_layer:
+            continue
+        if isinstance(module, nn.Linear):
+            layers.append(LayerShape(name=name, in_features=module.in_features, out_features=module.out_features))
+        elif is_conv1d(module):
+            in_features, out_features = module.weight.shape
+            layers.append(LayerShape(name=name, in_features=in_features, out_features=out_features, transposed=True))
+    return layers
+
+
+def select_layers(target_modules: str | Sequence[str], layers: Sequence[LayerShape]) -> list[LayerShape]:
+    """The layers that `target_modules` names, as PEFT reads it.
+
+    "all-linear" is every adaptable layer; another string is a regular expression for the whole name; a sequence holds
+    names or last parts of names (`q_proj`).
+
+    Raises:
+        ValueError: nothing matches, or one entry of a sequence matches nothing; the message lists the last parts.
+    """
+    endings = ", ".join(sorted({layer.name.rpartition(".")[2] for layer in layers}))
+    if target_modules == ALL_LINEAR:
+        selected = list(layers)
+    elif isinstance(target_modules, str):
+        try:
+            pattern = re.compile(target_modules)
+        except re.error as error:
+            raise ValueError(f"target_modules: {target_modules!r} is no regular expression: {error}") from error
+        selected = [layer for layer in layers if pattern.fullmatch(layer.name)]
+    else:
+        for target in target_modules:
+            if not any(_ends_with(layer.name, target) for layer in layers):
+                raise ValueError(f"target_modules: {target!r} matches no layer; the model's layers end in: {endings}")
+        selected = [layer for layer in layers if any(_ends_with(layer.name, target) for target in target_modules)]
+    if not selected:
+        raise ValueError(f"target_modules: {target_modules!r} matches no layer; the model's layers end in: {endings}")
+    return selected
+
+
+def _ends_with(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")

@@ -1,0 +1,110 @@
+"""LoRA (Hu et al., 2021, arXiv 2106.09685): a trainable low-rank update beside every frozen weight.
+
+Reference code: microsoft/LoRA (loralib), PEFT.
+"""
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from loragrid_methods.engine.adapter_stack import AdapterStack, per_member
+from loragrid_methods.engine.contract import Card, Method, ParameterCount, require
+from loragrid_methods.engine.low_rank import draw_lora_A, low_rank_update, member_dropout
+from loragrid_methods.engine.targets import ALL_LINEAR, LayerShape, select_layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA(Method):
+    """y = x W0^T + s (drop(x) A^T) B^T with s = alpha / rank, or alpha / sqrt(rank) with `rslora`."""
+
+    card: ClassVar[Card] = Card(
+        title="LoRA",
+        authors="Hu et al.",
+        year=2021,
+        arxiv="2106.09685",
+        paper="LoRA: Low-Rank Adaptation of Large Language Models",
+        update_rule="W = W0 + (alpha/r) B A; A and B train. `rslora: true` scales by alpha/sqrt(r) (Kalajdzievski 2023, "
+        "arXiv 2312.03732).",
+        differences="A starts Kaiming-uniform (a = sqrt(5)), as in the authors' loralib and PEFT; the paper's text says "
+        "Gaussian. The input is kept once in the base's type: no float32 copy of it per adapted layer.",
+        peft_equivalent="LoraConfig(r, lora_alpha, lora_dropout, use_rslora, target_modules)",
+    )
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    rslora: bool = False
+    target_modules: str | tuple[str, ...] = ALL_LINEAR
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, self.name, "rank", self.rank, "a whole number of at least 1")
+        require(0 < self.alpha < math.inf, self.name, "alpha", self.alpha, "a positive number")
+        require(0 <= self.dropout < 1, self.name, "dropout", self.dropout, "0 <= dropout < 1")
+
+    @property
+    def scaling(self) -> float:
+        """s, the factor on B A."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    def stack_key(self) -> Hashable:
+        return ("lora", self.dropout, self.target_modules)
+
+    def target_layers(self, layers: Sequence[LayerShape]) -> list[LayerShape]:
+        return select_layers(self.target_modules, layers)
+
+    @classmethod
+    def build_stacks(
+        cls, members: Sequence[Self], seeds: Sequence[int], layers: Sequence[LayerShape], base: nn.Module
+    ) -> Mapping[str, AdapterStack]:
+        return {layer.name: LoRAStack(members, seeds, layer) for layer in members[0].target_layers(layers)}
+
+    def num_parameters(self, layers: Sequence[LayerShape], num_base_parameters: int = 0) -> ParameterCount:
+        count = sum(self.rank * (layer.in_features + layer.out_features) for layer in self.target_layers(layers))
+        return ParameterCount(trainable=count, stored=count)
+
+    def peft_config(self) -> dict[str, Any]:
+        return {
+            "peft_type": "LORA",
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "lora_dropout": self.dropout,
+            "use_rslora": self.rslora,
+            "target_modules": self.target_modules,
+        }
+
+
+class LoRAStack(AdapterStack):
+    """The LoRA updates of one linear layer.
+
+    Shapes, with M members, T tokens per member, r the largest rank:
+        lora_A (M, r, d_in), lora_B (M, d_out, r), scaling (M, 1, 1)
+        x (M, T, d_in) -> (M, T, d_out)
+    """
+
+    rank_axes: Mapping[str, int] = {"lora_A": 1, "lora_B": 2}
+    lora_A: Tensor
+    scaling: Tensor
+
+    def __init__(self, members: Sequence[LoRA], seeds: Sequence[int], layer: LayerShape) -> None:
+        super().__init__([member.rank for member in members])
+        self.layer_name, self.seeds, self.dropout = layer.name, tuple(seeds), members[0].dropout
+        self.lora_A = nn.Parameter(draw_lora_A(seeds, self.ranks, layer.name, layer.in_features))
+        self.lora_B = nn.Parameter(torch.zeros(len(members), layer.out_features, max(self.ranks)))
+        self.register_buffer("scaling", per_member([member.scaling for member in members]), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return low_rank_update(self.dropped(x), self.lora_A, self.lora_B, self.scaling)
+
+    def dropped(self, x: Tensor) -> Tensor:
+        """x with the members' own dropout while training; x itself otherwise."""
+        if not self.training or self.dropout == 0.0:
+            return x
+        return member_dropout(x, self.dropout, self.seeds, self.layer_name, self.clock)
+
+    def peft_tensors(self, member: int) -> dict[str, Tensor]:
+        tensors = self.member_tensors(member)
+        return {"lora_A.weight": tensors["lora_A"], "lora_B.weight": tensors["lora_B"]}

@@ -1,0 +1,156 @@
+"""VeRA (Kopiczko et al., 2023, arXiv 2310.11454): one frozen random pair A, B for all layers, and two trained vectors.
+
+Reference code: PEFT's `VeraModel`, to which the draw of A and B is bit-equal.
+"""
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from loragrid_methods.engine.adapter_stack import AdapterStack
+from loragrid_methods.engine.contract import Card, Method, ParameterCount, require
+from loragrid_methods.engine.targets import ALL_LINEAR, LayerShape, select_layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class VeRA(Method):
+    """y = x W0^T + b * [(d * (x A^T)) B^T]; d (rank) and b (d_out) train, A and B are shared by all layers."""
+
+    card: ClassVar[Card] = Card(
+        title="VeRA",
+        authors="Kopiczko et al.",
+        year=2023,
+        arxiv="2310.11454",
+        paper="VeRA: Vector-based Random Matrix Adaptation",
+        update_rule="W = W0 + diag(b) B diag(d) A; A (r x in) and B (out x r) are frozen random matrices shared by all "
+        "layers, d and b train per layer. No alpha/r. b = 0 and d = 0.1 at the start.",
+        differences="Layers of different shapes use the first `in` columns of A and the first `out` rows of B, as in "
+        "PEFT. Backward keeps u = x A^T alone, not the T x d_out product. Wants a learning rate about ten times "
+        "LoRA's, and ranks of 256 to 1024.",
+        peft_equivalent="VeraConfig(r, d_initial, projection_prng_key, save_projection=True)",
+    )
+
+    rank: int = 256
+    d_initial: float = 0.1
+    projection_seed: int = 0
+    target_modules: str | tuple[str, ...] = ALL_LINEAR
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, self.name, "rank", self.rank, "a whole number of at least 1")
+        require(math.isfinite(self.d_initial), self.name, "d_initial", self.d_initial, "a finite number")
+        require(self.projection_seed >= 0, self.name, "projection_seed", self.projection_seed, "0 or more")
+
+    def stack_key(self) -> Hashable:
+        return ("vera", self.rank, self.projection_seed, self.target_modules)
+
+    def target_layers(self, layers: Sequence[LayerShape]) -> list[LayerShape]:
+        return select_layers(self.target_modules, layers)
+
+    @classmethod
+    def build_stacks(
+        cls, members: Sequence[Self], seeds: Sequence[int], layers: Sequence[LayerShape], base: nn.Module
+    ) -> Mapping[str, AdapterStack]:
+        targets = members[0].target_layers(layers)
+        projections = SharedProjections(members[0], targets)
+        return {layer.name: VeRAStack(members, layer, projections) for layer in targets}
+
+    def num_parameters(self, layers: Sequence[LayerShape], num_base_parameters: int = 0) -> ParameterCount:
+        targets = self.target_layers(layers)
+        trainable = sum(layer.out_features + self.rank for layer in targets)
+        max_in, max_out = largest_shape(targets)
+        shared = self.rank * (max_in + max_out)
+        return ParameterCount(trainable=trainable, stored=trainable + shared, shared=shared)
+
+    def peft_config(self) -> dict[str, Any]:
+        return {
+            "peft_type": "VERA",
+            "r": self.rank,
+            "d_initial": self.d_initial,
+            "projection_prng_key": self.projection_seed,
+            "save_projection": True,
+            "vera_dropout": 0.0,
+            "target_modules": self.target_modules,
+        }
+
+
+def largest_shape(layers: Sequence[LayerShape]) -> tuple[int, int]:
+    """(largest d_in, largest d_out) over the layers, each maximum taken for itself."""
+    return max(layer.in_features for layer in layers), max(layer.out_features for layer in layers)
+
+
+class SharedProjections(nn.Module):
+    """A (r, max d_in) and B (max d_out, r) of all layers, drawn as PEFT draws them."""
+
+    vera_A: Tensor
+    vera_B: Tensor
+
+    def __init__(self, method: VeRA, layers: Sequence[LayerShape]) -> None:
+        super().__init__()
+        max_in, max_out = largest_shape(layers)
+        generator = torch.Generator("cpu").manual_seed(method.projection_seed)
+        self.register_buffer("vera_A", _kaiming(method.rank, max_in, generator), persistent=False)
+        self.register_buffer("vera_B", _kaiming(max_out, method.rank, generator), persistent=False)
+
+
+def _kaiming(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Uniform in +-sqrt(3) sqrt(2) / sqrt(columns), in the order of operations that PEFT's bits depend on."""
+    bound = math.sqrt(3.0) * (math.sqrt(2) / math.sqrt(columns))
+    return torch.empty(rows, columns).uniform_(-bound, bound, generator=generator)
+
+
+class VeRAStack(AdapterStack):
+    """The VeRA updates of one linear layer for members of one rank and projection seed.
+
+    Shapes, with M members, T tokens per member, r the rank:
+        vera_lambda_d (M, r), vera_lambda_b (M, d_out); projections A (r, >= d_in), B (>= d_out, r)
+        x (M, T, d_in) -> (M, T, d_out)
+    """
+
+    def __init__(self, members: Sequence[VeRA], layer: LayerShape, projections: SharedProjections) -> None:
+        super().__init__([member.rank for member in members])
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.projections = projections
+        d_initial = torch.tensor([member.d_initial for member in members])
+        self.vera_lambda_d = nn.Parameter(d_initial.unsqueeze(1).repeat(1, members[0].rank))
+        self.vera_lambda_b = nn.Parameter(torch.zeros(len(members), layer.out_features))
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """This layer's part of A, (r, d_in), and of B, (d_out, r)."""
+        return self.projections.vera_A[:, : self.in_features], self.projections.vera_B[: self.out_features]
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.factors()
+        update: Tensor = VeRAUpdate.apply(x, a, b, self.vera_lambda_d, self.vera_lambda_b)
+        return update
+
+    def peft_tensors(self, member: int) -> dict[str, Tensor]:
+        return self.member_tensors(member)
+
+    def peft_shared_tensors(self) -> dict[str, Tensor]:
+        return {"vera_A": self.projections.vera_A, "vera_B": self.projections.vera_B}
+
+
+class VeRAUpdate(torch.autograd.Function):
+    """y = b * [(d * u) B^T] with u = x A^T; backward keeps u and the factors, never the (T, d_out) product."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, lambda_d: Tensor, lambda_b: Tensor) -> Tensor:
+        """x (M, T, in), a (r, in), b (out, r), lambda_d (M, r), lambda_b (M, out) -> (M, T, out)."""
+        u = x @ a.to(x.dtype).mT
+        ctx.save_for_backward(u, a, b, lambda_d, lambda_b)
+        return (u * lambda_d.to(x.dtype).unsqueeze(1)) @ b.to(x.dtype).mT * lambda_b.to(x.dtype).unsqueeze(1)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        """With h = (g * b) B: dx = (h * d) A, dd = sum_t h * u, db = rowsum((g^T (u * d)) * B); g (M, T, out)."""
+        u, a, b, lambda_d, lambda_b = ctx.saved_tensors
+        d = lambda_d.to(g.dtype).unsqueeze(1)
+        h = (g * lambda_b.to(g.dtype).unsqueeze(1)) @ b.to(g.dtype)
+        grad_x = (h * d) @ a.to(g.dtype) if ctx.needs_input_grad[0] else None
+        grad_d = (h * u).to(lambda_d.dtype).sum(1)
+        grad_b = ((g.mT @ (u * d)).to(lambda_b.dtype) * b.to(lambda_b.dtype)).sum(2)
+        return grad_x, None, None, grad_d, grad_b
