@@ -71,5 +71,5 @@ class AdapterStack(nn.Module):
 
 
 def per_member(values: Sequence[float]) -> Tensor:
-    """Scalars of M members as (M, 1, 1), ready to multiply (M, T, d); float64 until the pack chooses the adapters' type."""
+    """Scalars of M members as (M, 1, 1), ready to multiply (M, T, d); float64 until the pack sets the type."""
     return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1)
