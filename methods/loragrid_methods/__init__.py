@@ -26,7 +26,7 @@ def get_method(name: str) -> type[Method]:
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"unknown method {name!r}; the methods are {', '.join(names)}.{hint}")
     module = importlib.import_module(f"{__name__}.{name}")
-    found = [value for value in vars(module).values() if _is_method_of(value, module.__name__)]
+    found: list[type[Method]] = [value for value in vars(module).values() if _is_method_of(value, module.__name__)]
     assert len(found) == 1, f"{module.__name__} must define exactly one method, not {len(found)}"
     return found[0]
 

@@ -31,7 +31,7 @@ class DeltaLoRA(Method):
         arxiv="2309.02411",
         paper="Delta-LoRA: Fine-Tuning High-Rank Parameters with the Delta of Low-Rank Matrices",
         update_rule="LoRA without dropout; for every step t > K (t counted from 0) also "
-        "W_{t+1} = W_t + lambda (alpha/r) (B_{t+1} A_{t+1} - B_t A_t). W has no gradient of its own and is not decayed.",
+        "W_{t+1} = W_t + lambda (alpha/r) (B_{t+1} A_{t+1} - B_t A_t). W has no gradient and is not decayed.",
         differences="W is never written: the updates telescope to W_t = W_0 + lambda s (B_t A_t - B_ref A_ref), where "
         "(A_ref, B_ref) is the pair after K + 1 steps. Exact in every number format, where writing a bfloat16 W loses "
         "74 to 98 % of the change to rounding; the base stays shared. With lambda constant the adapter is close to a "

@@ -1,4 +1,4 @@
-"""Full fine-tuning: every weight of the base trains. The upper reference, and the one method that needs a base of its own."""
+"""Full fine-tuning: every weight of the base trains. The upper reference, on a base of its own."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -27,10 +27,10 @@ class LoRA(Method):
         year=2021,
         arxiv="2106.09685",
         paper="LoRA: Low-Rank Adaptation of Large Language Models",
-        update_rule="W = W0 + (alpha/r) B A; A and B train. `rslora: true` scales by alpha/sqrt(r) (Kalajdzievski 2023, "
-        "arXiv 2312.03732).",
-        differences="A starts Kaiming-uniform (a = sqrt(5)), as in the authors' loralib and PEFT; the paper's text says "
-        "Gaussian. The input is kept once in the base's type: no float32 copy of it per adapted layer.",
+        update_rule="W = W0 + (alpha/r) B A; A and B train. `rslora: true` scales by alpha/sqrt(r) "
+        "(Kalajdzievski 2023, arXiv 2312.03732).",
+        differences="A starts Kaiming-uniform (a = sqrt(5)), as in the authors' loralib and PEFT; the paper's text "
+        "says Gaussian. The input is kept once in the base's type: no float32 copy of it per adapted layer.",
         peft_equivalent="LoraConfig(r, lora_alpha, lora_dropout, use_rslora, target_modules)",
     )
 

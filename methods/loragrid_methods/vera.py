@@ -124,7 +124,7 @@ class VeRAStack(AdapterStack):
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.factors()
-        update: Tensor = VeRAUpdate.apply(x, a, b, self.vera_lambda_d, self.vera_lambda_b)
+        update: Tensor = VeRAUpdate.apply(x, a, b, self.vera_lambda_d, self.vera_lambda_b)  # type: ignore[no-untyped-call]
         return update
 
     def peft_tensors(self, member: int) -> dict[str, Tensor]:

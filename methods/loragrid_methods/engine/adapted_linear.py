@@ -47,7 +47,8 @@ class AdaptedLinear(nn.Module):
             return y
         rows = x.reshape(self.num_members, -1, x.shape[-1])
         if len(self.segments) == 1:
-            return y + self.stacks[0](rows).view_as(y)
+            update: Tensor = self.stacks[0](rows)
+            return y + update.view_as(y)
         updates = []
         for (size, index), piece in zip(self.segments, rows.split([size for size, _ in self.segments]), strict=True):
             if index is None:

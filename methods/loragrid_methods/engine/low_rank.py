@@ -48,11 +48,12 @@ class LowRankUpdate(torch.autograd.Function):
 
 def low_rank_update(x: Tensor, a: Tensor, b: Tensor, scaling: Tensor, gradient_scaling: Tensor | None = None) -> Tensor:
     """`LowRankUpdate` with the gradients' scaling equal to the output's unless it is given; shapes as there."""
-    update: Tensor = LowRankUpdate.apply(x, a, b, scaling, scaling if gradient_scaling is None else gradient_scaling)
+    gradient_scaling = scaling if gradient_scaling is None else gradient_scaling
+    update: Tensor = LowRankUpdate.apply(x, a, b, scaling, gradient_scaling)  # type: ignore[no-untyped-call]
     return update
 
 
-def draw_lora_A(seeds: Sequence[int], ranks: Sequence[int], layer: str, in_features: int) -> Tensor:  # noqa: N802
+def draw_lora_A(seeds: Sequence[int], ranks: Sequence[int], layer: str, in_features: int) -> Tensor:
     """Each member's A ~ U(-1/sqrt(in), 1/sqrt(in)), zero-padded to the largest rank: (M, r_max, in) float32.
 
     The bound is Kaiming's with a = sqrt(5), as in the authors' loralib and PEFT. The draw depends on the seed and the

@@ -14,7 +14,7 @@ from loragrid_methods.engine.targets import LayerShape, adaptable_layers
 
 
 def member_order(methods: Sequence[Method]) -> list[int]:
-    """The indices of `methods` in an order that puts members with equal stack keys side by side, otherwise unchanged."""
+    """The indices of `methods`, in their order but with equal stack keys side by side."""
     first_seen: dict[object, int] = {}
     for index, method in enumerate(methods):
         first_seen.setdefault(method.stack_key(), index)
