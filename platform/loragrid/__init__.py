@@ -1,0 +1,56 @@
+"""LoraGrid: which fine-tuning method, at which rank and learning rate, for your model and your data?
+
+    import loragrid as lg
+
+    experiment = lg.load_experiment("experiments/quickstart.yaml")
+    result = lg.run(experiment)
+    result.to_pandas()
+
+The names below are the whole public interface; they are imported when first used, so that `import loragrid` is quick.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loragrid.comparison import Comparison, load_comparison
+    from loragrid.config import Experiment, ExperimentError, experiment_from_mapping, load_experiment
+    from loragrid.custom_sweep import recording, trainable
+    from loragrid.planning import Plan, plan
+    from loragrid.sweep import SweepResult, run
+
+_HOME = {
+    "Comparison": "comparison",
+    "load_comparison": "comparison",
+    "Experiment": "config",
+    "ExperimentError": "config",
+    "experiment_from_mapping": "config",
+    "load_experiment": "config",
+    "recording": "custom_sweep",
+    "trainable": "custom_sweep",
+    "Plan": "planning",
+    "plan": "planning",
+    "SweepResult": "sweep",
+    "run": "sweep",
+}
+
+__all__ = [
+    "Comparison",
+    "Experiment",
+    "ExperimentError",
+    "Plan",
+    "SweepResult",
+    "experiment_from_mapping",
+    "load_comparison",
+    "load_experiment",
+    "plan",
+    "recording",
+    "run",
+    "trainable",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'loragrid' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"loragrid.{_HOME[name]}"), name)

@@ -1,0 +1,104 @@
+"""The rows of every member's every step: a pure function of seed and step, cut for one worker."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from loragrid.data import TokenizedData, TokenRows, batch_indices
+from loragrid.loss import IGNORED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """The rows of M members, member by member, in static shapes.
+
+    input_ids (M * R, L); label_positions and label_targets (M * R, C), -100 where there is no label; num_labels (M,)
+    float64, the labels of the whole step over all workers (ones where sums are wanted).
+    """
+
+    input_ids: Tensor
+    label_positions: Tensor
+    label_targets: Tensor
+    num_labels: Tensor
+
+
+class PackBatches:
+    """The batches of the members with the given seeds; members of one seed see the same rows."""
+
+    def __init__(
+        self,
+        data: TokenizedData,
+        seeds: Sequence[int],
+        batch_size: int,
+        *,
+        worker: int = 0,
+        num_workers: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        assert batch_size % num_workers == 0, "every worker takes an equal share of the batch"
+        self.data, self.seeds, self.batch_size = data, list(seeds), batch_size
+        self.worker, self.num_workers = worker, num_workers
+        self.device = torch.device(device)
+        self.num_eval_labels = int((data.evaluation.label_targets != IGNORED).sum())
+        self._evaluation: dict[int, list[Batch]] = {}
+
+    def training(self, step: int) -> Batch:
+        """This worker's rows in step `step`, counted from 0."""
+        rows = self.data.train
+        share = self.batch_size // self.num_workers
+        mine = slice(self.worker * share, (self.worker + 1) * share)
+        chosen = {
+            seed: batch_indices(len(rows), self.batch_size, seed, step) for seed in dict.fromkeys(self.seeds)
+        }
+        counts = {seed: (rows.label_targets[indices] != IGNORED).sum() for seed, indices in chosen.items()}
+        return self._batch(
+            rows.select(torch.cat([chosen[seed][mine] for seed in self.seeds])),
+            torch.stack([counts[seed] for seed in self.seeds]).double(),
+        )
+
+    def tokens(self, step: int, member: int) -> int:
+        """The tokens that are not padding in one member's whole batch."""
+        rows = self.data.train
+        return int(rows.num_tokens[batch_indices(len(rows), self.batch_size, self.seeds[member], step)].sum())
+
+    def evaluation(self, num_members: int) -> list[Batch]:
+        """This worker's share of the evaluation rows, the same for every member; kept on the device."""
+        if num_members not in self._evaluation:
+            rows = self.data.evaluation
+            # Every batch has the same shape: what is missing in the last one is filled with rows without labels.
+            size = max(1, self.batch_size // self.num_workers)
+            starts = range(0, len(rows), size)
+            self._evaluation[num_members] = [
+                self._batch(_repeat(_padded(rows, start, size), num_members), torch.ones(num_members).double())
+                for index, start in enumerate(starts)
+                if index % self.num_workers == self.worker
+            ]
+        return self._evaluation[num_members]
+
+    def _batch(self, rows: TokenRows, num_labels: Tensor) -> Batch:
+        return Batch(
+            input_ids=rows.input_ids.to(self.device),
+            label_positions=rows.label_positions.to(self.device),
+            label_targets=rows.label_targets.to(self.device),
+            num_labels=num_labels.to(self.device),
+        )
+
+
+def _padded(rows: TokenRows, start: int, size: int) -> TokenRows:
+    """`size` rows from `start` on; past the end, the first row without its labels."""
+    indices = torch.arange(start, start + size)
+    inside = indices < len(rows)
+    chosen = rows.select(torch.where(inside, indices, 0))
+    targets = torch.where(inside.unsqueeze(1), chosen.label_targets, IGNORED)
+    return TokenRows(
+        input_ids=chosen.input_ids,
+        label_positions=chosen.label_positions,
+        label_targets=targets,
+        num_tokens=chosen.num_tokens,
+    )
+
+
+def _repeat(rows: TokenRows, times: int) -> TokenRows:
+    return rows.select(torch.arange(len(rows)).repeat(times))

@@ -1,0 +1,193 @@
+"""The command line: run, plan, compare, export, methods, ui.
+
+Exit codes: 0 all went well; 1 a trial failed (the others are recorded); 2 the request was wrong; 130 interrupted.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+
+app = typer.Typer(
+    help="Compare LoRA, LoRA-FA, VeRA, Delta-LoRA and LoRA+ on your model and your data.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ExperimentFile = Annotated[Path, typer.Argument(help="An experiment file (YAML).", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Change one key of the file: training.steps=10. Can be repeated.")
+]
+Storage = Annotated[str, typer.Option(help="The folder a sweep was stored in (`storage.path`).")]
+TrackingUri = Annotated[str | None, typer.Option("--tracking-uri", help="MLflow's store, if not the one in --storage.")]
+
+DEFAULT_STORAGE = "loragrid-store"
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one message and exit code 2, never a traceback."""
+    try:
+        app()
+    except ValueError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted", style="yellow")
+        sys.exit(130)
+
+
+@app.command()
+def run(
+    file: ExperimentFile,
+    set_: Overrides = None,
+    address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster: auto, or HOST:PORT. Default: one for this run.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The sweep's name. Default: the experiment's, numbered.")] = None,
+) -> None:
+    """Run an experiment: train every trial, record it in MLflow, print the comparison."""
+    from loragrid.config import load_experiment
+    from loragrid.report import plot_loss_curves, render_table
+    from loragrid.sweep import run as run_sweep
+    from loragrid.sweep import storage_folder
+
+    experiment = load_experiment(file, set_ or ())
+    console = _console()
+    if experiment.question:
+        console.print(f"[bold]{_escaped(experiment.question)}[/]", highlight=False)
+    result = run_sweep(experiment, address=address, name=name, console=console)
+    comparison = result.comparison()
+    console.print(render_table(comparison, console.width))
+    picture = plot_loss_curves(comparison, storage_folder(experiment) / f"{result.name}.png")
+    console.print(f"loss curves   {picture}", highlight=False, soft_wrap=True)
+    console.print(f"MLflow store  {result.tracking_uri}", highlight=False, soft_wrap=True)
+    console.print(f"browse it     loragrid ui --storage {storage_folder(experiment)}", highlight=False, soft_wrap=True)
+    if not result.succeeded:
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    file: ExperimentFile,
+    set_: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print what would run: trials, exact parameter counts, packs. Starts nothing, loads no weights."""
+    from loragrid.config import load_experiment
+    from loragrid.planning import plan as make_plan
+    from loragrid.plan_table import render_plan
+
+    the_plan = make_plan(load_experiment(file, set_ or ()))
+    if as_json:
+        typer.echo(json.dumps(the_plan.to_dict(), indent=2))
+    else:
+        _console().print(render_plan(the_plan))
+
+
+@app.command()
+def compare(
+    name: Annotated[str, typer.Argument(help="The experiment's name.", show_default=False)],
+    sweep: Annotated[str | None, typer.Option(help="One sweep of it. Default: the latest.")] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Write the loss curves to this PNG file.")] = None,
+    storage: Storage = DEFAULT_STORAGE,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Print the comparison of a sweep, from MLflow alone."""
+    from loragrid.comparison import load_comparison
+    from loragrid.report import plot_loss_curves, render_table
+
+    if as_csv and as_json:
+        raise ValueError("--csv and --json: one of them at a time")
+    comparison = load_comparison(name, _store(storage, tracking_uri), sweep)
+    if plot is not None:
+        plot_loss_curves(comparison, plot)
+    if as_csv:
+        typer.echo(comparison.to_csv(), nl=False)
+    elif as_json:
+        typer.echo(comparison.to_json())
+    else:
+        console = _console()
+        console.print(render_table(comparison, console.width))
+        if plot is not None:
+            console.print(f"loss curves  {plot}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def export(
+    run_id: Annotated[str, typer.Argument(help="A trial's MLflow run id, or its trial id.", show_default=False)],
+    to: Annotated[Path, typer.Option("--to", help="The folder to write; must not exist yet.", show_default=False)],
+    merged: Annotated[bool, typer.Option("--merged", help="A whole model with the adapter merged in.")] = False,
+    storage: Storage = DEFAULT_STORAGE,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Write a trial's adapter, as PEFT loads it, or the merged model."""
+    from loragrid.artifacts import export_run
+
+    export_run(run_id, _store(storage, tracking_uri), to, merged=merged)
+    _console().print(f"{'merged model' if merged else 'adapter'}  {to}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method. Default: all.", show_default=False)] = None,
+) -> None:
+    """Print the methods' cards: paper, update rule, what differs from the paper, hyperparameters."""
+    from loragrid_methods import get_method, method_names
+
+    console = _console()
+    for method_name in [name] if name else method_names():
+        method = get_method(method_name)
+        console.print(Markdown(method.card.to_markdown()))
+        table = Table("hyperparameter", "default", box=None, header_style="dim", padding=(0, 2))
+        for key, value in method.defaults().items():
+            table.add_row(key, str(value))
+        console.print(f"name in an experiment file: [bold]{method_name}[/]", highlight=False)
+        if table.row_count:
+            console.print(table)
+        console.print()
+
+
+@app.command()
+def ui(
+    storage: Storage = DEFAULT_STORAGE,
+    tracking_uri: TrackingUri = None,
+    host: Annotated[str, typer.Option(help="The address to serve on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to serve on.")] = 5000,
+) -> None:
+    """Open MLflow's pages on the store."""
+    from loragrid.tracking import tracking_ui_command
+
+    command = tracking_ui_command(_store(storage, tracking_uri), host, port)
+    _console().print(f"MLflow on http://{host}:{port} (Ctrl-C ends it)", highlight=False)
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+def _store(storage: str, tracking_uri: str | None) -> str:
+    from loragrid.tracking import default_tracking_uri, sqlite_path
+
+    uri = default_tracking_uri(storage, tracking_uri)
+    path = sqlite_path(uri)
+    if path is not None and not path.exists():
+        raise ValueError(f"--storage {storage}: no MLflow store there ({path}); run an experiment first")
+    return uri
+
+
+def _console() -> Console:
+    console = Console()
+    # Without a terminal (a log, a pipe) rich would cut the table at 80 columns.
+    return console if console.is_terminal else Console(width=120)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,254 @@
+"""Turns an experiment file into an `Experiment`, or says what is wrong with it; the only place where defaults live."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from loragrid.config_errors import ExperimentError, Problem, problems_of, show_value, unknown
+from loragrid.config_overrides import apply_override
+from loragrid.config_sections import (
+    MEMBER_TRAINING_KEYS,
+    OBSERVATION_KEYS,
+    DataConfig,
+    ModelConfig,
+    PackConfig,
+    Section,
+    StorageConfig,
+    TrackingConfig,
+    TrainingConfig,
+    WorkersConfig,
+)
+from loragrid.config_settings import (
+    AxisValue,
+    check_axis_shape,
+    check_method_block,
+    check_value,
+    hyperparameter_types,
+    section_axis_types,
+)
+from loragrid.config_yaml import read_yaml
+
+__all__ = [
+    "MEMBER_TRAINING_KEYS",
+    "OBSERVATION_KEYS",
+    "DataConfig",
+    "Experiment",
+    "ExperimentError",
+    "MethodConfig",
+    "ModelConfig",
+    "PackConfig",
+    "StorageConfig",
+    "TrackingConfig",
+    "TrainingConfig",
+    "WorkersConfig",
+    "experiment_from_mapping",
+    "load_experiment",
+]
+
+
+class MethodConfig(Section):
+    """One method of an experiment with what is special to it.
+
+    Every key beside `name` and `grid` is a hyperparameter of the method or one of MEMBER_TRAINING_KEYS.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+
+    if TYPE_CHECKING:  # the settings are checked below, where the method is known
+
+        def __init__(self, *, name: str, grid: Mapping[str, Sequence[Any]] = ..., **settings: Any) -> None: ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Key -> value of everything the block fixes, hyperparameters and training keys."""
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_block(cls, block: Any) -> Any:
+        if isinstance(block, cls):  # one that was made, and so checked, in Python
+            return block
+        if isinstance(block, str):
+            block = {"name": block}
+        if not isinstance(block, Mapping):
+            allowed = "a method's name, or a mapping with the key name"
+            raise ExperimentError([Problem(key="", value=block, what="is not a method", allowed=allowed)])
+        return check_method_block(block)
+
+
+class Experiment(Section):
+    """One question, the trials that answer it, and where they run and are recorded.
+
+    grid: axis -> values. `seed`; `model.X`, `data.X`, `training.X`; `method.X` for every method that has X and does
+    not set it itself.
+    """
+
+    name: Annotated[
+        str,
+        Field(
+            strict=True,
+            max_length=100,
+            pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$",
+            description="letters, digits, '.', '_' and '-', at most 100, beginning with a letter, a digit or '_'",
+        ),
+    ]
+    question: Annotated[
+        str,
+        Field(
+            strict=True, max_length=2000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f]*$", description="at most 2000 characters"
+        ),
+    ] = ""
+    model: ModelConfig
+    data: DataConfig
+    training: TrainingConfig
+    methods: Annotated[tuple[MethodConfig, ...], Field(min_length=1, description="a list of at least one method")]
+    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    workers: WorkersConfig = WorkersConfig()
+    pack: PackConfig = PackConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    storage: StorageConfig = StorageConfig()
+
+    if TYPE_CHECKING:  # what pydantic turns into the fields' types
+
+        def __init__(
+            self,
+            *,
+            name: str,
+            question: str = ...,
+            model: ModelConfig | Mapping[str, Any],
+            data: DataConfig | Mapping[str, Any],
+            training: TrainingConfig | Mapping[str, Any],
+            methods: Sequence[MethodConfig | Mapping[str, Any] | str],
+            grid: Mapping[str, Sequence[Any]] = ...,
+            workers: WorkersConfig | Mapping[str, Any] = ...,
+            pack: PackConfig | Mapping[str, Any] = ...,
+            tracking: TrackingConfig | Mapping[str, Any] = ...,
+            storage: StorageConfig | Mapping[str, Any] = ...,
+        ) -> None: ...
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _check_shape_of_grid(cls, grid: Any) -> dict[str, tuple[AxisValue, ...]]:
+        if not isinstance(grid, Mapping):
+            raise ExperimentError([Problem(key="", value=grid, what="is not a mapping", allowed="axis: [values]")])
+        axes: dict[str, tuple[AxisValue, ...]] = {}
+        problems: list[Problem] = []
+        for key, values in grid.items():
+            try:
+                axes[key] = check_axis_shape(key, values)
+            except ExperimentError as error:
+                problems += error.problems
+        if problems:
+            raise ExperimentError(problems)
+        return axes
+
+    @model_validator(mode="after")
+    def _check_axes_and_workers(self) -> "Experiment":
+        problems = [problem for axis, values in self.grid.items() for problem in self._axis_problems(axis, values)]
+        num_workers = self.workers.num_workers
+        for size in self.grid.get("training.batch_size", (self.training.batch_size,)):
+            if isinstance(size, int) and size % num_workers:
+                what = f"cannot share the {size} rows of training.batch_size equally"
+                problems.append(
+                    Problem(key="workers.num_workers", value=num_workers, what=what, allowed=f"a divisor of {size}")
+                )
+        if problems:
+            raise ExperimentError(problems)
+        return self
+
+    def _axis_problems(self, axis: str, values: Sequence[AxisValue]) -> Iterator[Problem]:
+        key, section_types = f"grid.{axis}", section_axis_types()
+        section, _, field = axis.partition(".")
+        if section == "method":
+            yield from self._method_axis_problems(key, field, values)
+        elif section == "training" and field in OBSERVATION_KEYS:
+            what = "decides what is observed, not the result: it cannot be an axis"
+            yield Problem(key=key, value=list(values), what=what, allowed=f"one value, as {axis}")
+        elif axis not in section_types:
+            fields = {f"method.{name}" for block in self.methods for name in hyperparameter_types(block.name)}
+            yield unknown("axis", axis, [*sorted(fields), *section_types], key=key, value=list(values))
+        else:
+            for value in values:
+                try:
+                    check_value(section_types[axis], key, value)
+                except ExperimentError as error:
+                    yield from error.problems
+            if section == "training" and not any(self.takes_axis(block, axis) for block in self.methods):
+                yield Problem(
+                    key=key, value=list(values), what=f"every method sets its own {field}: the axis has no effect"
+                )
+            if section != "seed":
+                yield from self._fixed_value_problems(axis, values)
+
+    def _method_axis_problems(self, key: str, field: str, values: Sequence[AxisValue]) -> Iterator[Problem]:
+        types_of = {block.name: hyperparameter_types(block.name) for block in self.methods}
+        having = [name for name, types in types_of.items() if field in types]
+        if not having:
+            fields = sorted({f"method.{name}" for types in types_of.values() for name in types})
+            if field in MEMBER_TRAINING_KEYS:
+                fields = [f"training.{field}", *fields]
+            methods = ", ".join(types_of)
+            yield unknown(f"axis: no method here ({methods}) has {field!r}", f"method.{field}", fields, key=key)
+            return
+        if not any(self.takes_axis(block, f"method.{field}") for block in self.methods):
+            what = f"every method that has {field} ({', '.join(having)}) sets its own: the axis has no effect"
+            yield Problem(key=key, value=list(values), what=what)
+        for value in values:
+            for name in having:
+                try:
+                    check_value(types_of[name][field], key, value)
+                except ExperimentError as error:
+                    yield from error.problems
+                    break
+
+    def _fixed_value_problems(self, axis: str, values: Sequence[AxisValue]) -> Iterator[Problem]:
+        """A value beside its own axis would be dropped in silence, unless it is one of the axis's values."""
+        section, _, field = axis.partition(".")
+        config: BaseModel = getattr(self, section)
+        fixed = getattr(config, field)
+        if field in config.model_fields_set and fixed not in values:
+            what = f"is not among the values of the axis grid.{axis}"
+            allowed = f"{', '.join(show_value(value) for value in values)}, or one of the two left out"
+            yield Problem(key=axis, value=fixed, what=what, allowed=allowed)
+
+    def takes_axis(self, block: MethodConfig, axis: str) -> bool:
+        """Whether an axis of the top-level grid applies to a method: it has the field and does not set it itself."""
+        section, _, field = axis.partition(".")
+        own = field in block.settings or field in block.grid
+        if section == "method":
+            return field in hyperparameter_types(block.name) and not own
+        return not (section == "training" and own)
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment in a YAML file, with `key.path=value` overrides; values are read as YAML.
+
+    Raises ExperimentError, naming file, key, value and what is allowed, for whatever could not be run.
+    """
+    return experiment_from_mapping(read_yaml(Path(path)), str(path), overrides)
+
+
+def experiment_from_mapping(mapping: Any, source: str, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment that a mapping describes; `source` is named in errors, as in `load_experiment`."""
+    from loragrid.grid import expand  # the next stage: what it would refuse is refused here, with the file's name
+
+    if not isinstance(mapping, Mapping):
+        allowed = "keys such as name, model, data, training, methods"
+        raise ExperimentError([Problem(key="", value=mapping, what="is not an experiment", allowed=allowed)], source)
+    overridden: list[str] = []
+    for override in overrides:
+        mapping, keys = apply_override(mapping, override)
+        overridden += keys
+    try:
+        experiment = Experiment.model_validate(mapping)
+        expand(experiment)
+    except ValidationError as error:
+        raise ExperimentError(problems_of(error, Experiment), source, overridden) from None
+    except ExperimentError as error:
+        raise ExperimentError(error.problems, source, overridden) from None
+    return experiment

@@ -1,0 +1,156 @@
+"""Says what is wrong with an experiment so that its author can mend it: file, key, value, what is allowed."""
+
+import difflib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+
+from pydantic import BaseModel, ValidationError
+
+MISSING = object()
+"""Stands for the value of a key that is not there."""
+
+MAX_SHOWN_CHARACTERS = 80
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing that is wrong with an experiment.
+
+    key: dotted path as in the YAML file, such as `methods.2.rank`; empty for the file as a whole.
+    what: what is wrong with the value, as the end of a sentence.
+    allowed: what could stand there instead; empty where `what` already says it.
+    """
+
+    key: str
+    what: str
+    value: object = MISSING
+    allowed: str = ""
+
+    def under(self, prefix: str) -> "Problem":
+        """The same problem seen from the section `prefix`."""
+        return replace(self, key=".".join(part for part in (prefix, self.key) if part))
+
+    def __str__(self) -> str:
+        key = self.key if self.key.isprintable() else repr(self.key)
+        value = "" if self.value is MISSING else show_value(self.value)
+        text = ": ".join(part for part in (_shorten(key), value, self.what) if part)
+        return f"{text}; allowed: {self.allowed}" if self.allowed else text
+
+
+class ExperimentError(ValueError):
+    """An experiment that cannot be run as it is written; nothing has been started.
+
+    Its text holds one line per problem: `FILE: KEY: VALUE: what is wrong; allowed: ...`.
+    """
+
+    def __init__(self, problems: Sequence[Problem], source: str = "", overridden: Sequence[str] = ()) -> None:
+        super().__init__(tuple(problems), source, tuple(overridden))
+        self.problems = tuple(problems)
+        self.source = source
+        self.overridden = tuple(overridden)
+
+    def __str__(self) -> str:
+        return "\n".join(self._line(problem) for problem in self.problems)
+
+    def _line(self, problem: Problem) -> str:
+        # A value given on the command line is not in the file: whoever looks for it there would not find it.
+        from_override = any(problem.key == key or problem.key.startswith(f"{key}.") for key in self.overridden)
+        source = f"{self.source} (--set)" if from_override else self.source
+        return f"{source}: {problem}" if source else str(problem)
+
+    def under(self, prefix: str) -> "ExperimentError":
+        """The same error seen from the section `prefix`."""
+        return ExperimentError([problem.under(prefix) for problem in self.problems], self.source, self.overridden)
+
+
+def unknown(kind: str, word: object, known: Iterable[str], *, key: str, value: object = MISSING) -> Problem:
+    """The problem of a name that is none of the known ones, with the closest known one as a suggestion."""
+    names = list(known)
+    return Problem(
+        key=key, value=value, what=f"unknown {kind}{did_you_mean(str(word), names)}", allowed=", ".join(names)
+    )
+
+
+def problems_of(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
+    """What pydantic found wrong with a `root`, one problem per key, in the words of the fields' descriptions."""
+    problems: dict[tuple[str, str], Problem] = {}
+    for detail in error.errors(include_url=False):
+        cause = detail.get("ctx", {}).get("error")
+        if isinstance(cause, ExperimentError):
+            found = [problem.under(_dotted(detail["loc"])) for problem in cause.problems]
+        else:
+            found = [_problem_of(detail["loc"], detail["type"], detail["input"], detail["msg"], root)]
+        for problem in found:  # a union reports once per alternative: the first stands for all
+            problems.setdefault((problem.key, problem.what), problem)
+    # pydantic also calls a list too short whose entries are wrong: that would be said twice.
+    return [p for p in problems.values() if not any(other.key.startswith(f"{p.key}.") for other in problems.values())]
+
+
+def _problem_of(loc: tuple[int | str, ...], kind: str, value: object, message: str, root: type[BaseModel]) -> Problem:
+    section, path = root, [*loc]
+    while len(path) > 1 and (inner := _section_of(section, path[0])):
+        section, path = inner, path[1:]
+    name = str(path[0])
+    if kind == "extra_forbidden":
+        return unknown("key", name, section.model_fields, key=_dotted(loc), value=value)
+    field = section.model_fields[name]
+    inner = _section_of(section, name)
+    allowed = f"a mapping with the keys {', '.join(inner.model_fields)}" if inner else field.description or ""
+    if name != "columns":  # the place of a union's alternative goes on beyond the field
+        loc = loc[: len(loc) - len(path) + 1]
+    if kind == "missing":
+        return Problem(key=_dotted(loc), what="is missing", allowed=allowed)
+    what = what_is_wrong(value, allowed) if allowed else message
+    return Problem(key=_dotted(loc), value=value, what=what, allowed=allowed)
+
+
+def _section_of(section: type[BaseModel], field_name: int | str) -> type[BaseModel] | None:
+    field = section.model_fields.get(str(field_name))
+    annotation = field.annotation if field else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def what_is_wrong(value: object, allowed: str) -> str:
+    """Why a value is refused, with the usual slip where there is one."""
+    if isinstance(value, list | tuple) and "list" not in allowed:
+        return "a list is an axis only inside a grid: block"
+    if isinstance(value, str) and "number" in allowed and _is_number(value):
+        return "is text, not a number: leave out the quotes"
+    if allowed.startswith("text") and isinstance(value, int | float | date):
+        return "is not text: put it in quotes"
+    return "is not possible"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _dotted(loc: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in loc)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`, did you mean 'rank'?` where a known name resembles the word, else nothing."""
+    # By their last parts: `lr` stands for `training.lr`, and a common section makes no two names alike.
+    names = {name.rpartition(".")[2]: name for name in reversed(list(known))}
+    matches = difflib.get_close_matches(word.rpartition(".")[2][:MAX_SHOWN_CHARACTERS], names, n=1, cutoff=0.6)
+    return f", did you mean '{names[matches[0]]}'?" if matches else ""
+
+
+def show_value(value: object) -> str:
+    """The value as one short line in YAML's spelling (`null`, `true`), control characters escaped."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except (TypeError, ValueError, RecursionError):
+        text = repr(value)
+    return _shorten(text if text.isprintable() else ascii(text))
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else text[: MAX_SHOWN_CHARACTERS - 1] + "…"

@@ -1,0 +1,184 @@
+"""The sections of an experiment file and their defaults; a field's `description` is what an error says is allowed."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from loragrid.config_errors import ExperimentError, Problem
+
+MAX_COUNT = 2**31 - 1
+MAX_SEED = 2**32 - 1
+CANONICAL_COLUMNS = ("prompt", "completion", "messages", "text")
+
+Text = Annotated[
+    str,
+    Field(strict=True, min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$", description="text on one line"),
+]
+OptionalText = Annotated[
+    str | None,
+    Field(
+        strict=True,
+        min_length=1,
+        max_length=1000,
+        pattern=r"^[^\x00-\x1f\x7f]*$",
+        description="text on one line, or null",
+    ),
+]
+Count = Annotated[int, Field(strict=True, ge=1, le=MAX_COUNT, description=f"a whole number from 1 to {MAX_COUNT}")]
+CountOrZero = Annotated[
+    int, Field(strict=True, ge=0, le=MAX_COUNT, description=f"a whole number from 0 to {MAX_COUNT}")
+]
+OptionalCount = Annotated[
+    int | None, Field(strict=True, ge=1, le=MAX_COUNT, description=f"a whole number from 1 to {MAX_COUNT}, or null")
+]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False, description="a number above 0")]
+OptionalPositive = Annotated[
+    float | None, Field(strict=True, gt=0, allow_inf_nan=False, description="a number above 0, or null")
+]
+NotNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False, description="a number of 0 or more")]
+Decay = Annotated[
+    float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False, description="a number from 0 up to, but not, 1")
+]
+Switch = Annotated[bool, Field(strict=True, description="true or false")]
+Seed = Annotated[int, Field(strict=True, ge=0, le=MAX_SEED, description=f"a whole number from 0 to {MAX_SEED}")]
+
+
+class Section(BaseModel):
+    """A part of an experiment: cannot be changed once made, refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __hash__(self) -> int:
+        # pydantic's own hash fails on fields that are dictionaries; sections group trials into packs.
+        return hash(self.model_dump_json())
+
+
+class ModelConfig(Section):
+    """The base that every trial adapts.
+
+    name: embedded name, local folder, or hub id. revision: the hub's commit, tag or branch.
+    trust_remote_code: whether code that comes with a hub model may run on this machine.
+    """
+
+    name: Text
+    revision: OptionalText = None
+    dtype: Annotated[Literal["bfloat16", "float32", "float64"], Field(description="bfloat16, float32, float64")] = (
+        "bfloat16"
+    )
+    trust_remote_code: Switch = False
+
+
+class DataConfig(Section):
+    """The rows that train and evaluate every trial.
+
+    name: embedded name, local .jsonl, .csv or .parquet file, or hub id (`revision`; `subset`: the hub's config name).
+    eval_name: local file with the eval rows. eval_split: the split with the eval rows. Neither: part of the train rows.
+    columns: canonical column -> column in the data. max_length: tokens; longer rows are skipped and counted.
+    num_train, num_eval: rows; num_train null takes them all. loss_on: the tokens that count in the loss.
+    """
+
+    name: Text
+    revision: OptionalText = None
+    subset: OptionalText = None
+    split: Text = "train"
+    eval_name: OptionalText = None
+    eval_split: OptionalText = None
+    columns: Annotated[
+        dict[str, Text], Field(description=f"a mapping from {', '.join(CANONICAL_COLUMNS)} to the data's column names")
+    ] = {}
+    max_length: Annotated[
+        int, Field(strict=True, ge=2, le=MAX_COUNT, description="a whole number of tokens from 2 on")
+    ] = 512
+    num_train: OptionalCount = None
+    num_eval: Count = 64
+    loss_on: Annotated[Literal["completion", "all"], Field(description="completion, all")] = "completion"
+
+    @model_validator(mode="after")
+    def _check_columns_and_eval_rows(self) -> "DataConfig":
+        problems = [
+            Problem(
+                key=f"columns.{key}",
+                value=self.columns[key],
+                what="unknown column",
+                allowed=", ".join(CANONICAL_COLUMNS),
+            )
+            for key in self.columns
+            if key not in CANONICAL_COLUMNS
+        ]
+        if self.eval_name is not None and self.eval_split is not None:
+            what = f"the eval rows already come from eval_name ({self.eval_name})"
+            problems.append(Problem(key="eval_split", value=self.eval_split, what=what, allowed="one of the two"))
+        if problems:
+            raise ExperimentError(problems)
+        return self
+
+
+class TrainingConfig(Section):
+    """How every trial trains; the keys in MEMBER_TRAINING_KEYS can differ between the trials of one pack.
+
+    steps: optimizer steps. batch_size: rows per step of one trial, over all workers.
+    lr: learning rate at the top of the schedule. schedule: its course after `warmup_steps` of linear warm-up.
+    weight_decay, beta1, beta2, epsilon: AdamW's. clip_norm: largest gradient norm; null never clips.
+    eval_every: steps; null evaluates at the start and the end only. report_every: steps; null makes about 50 reports.
+    checkpoint_every: steps; null keeps none but the last. loss_threshold: eval loss whose first crossing is recorded.
+    measure_steps: steps that each distinct method shape runs alone for its memory and speed; 0 measures nothing.
+    """
+
+    steps: Count
+    batch_size: Count = 8
+    lr: Positive = 1e-3
+    schedule: Annotated[Literal["constant", "linear", "cosine"], Field(description="constant, linear, cosine")] = (
+        "cosine"
+    )
+    warmup_steps: CountOrZero = 0
+    weight_decay: NotNegative = 0.0
+    clip_norm: OptionalPositive = 1.0
+    beta1: Decay = 0.9
+    beta2: Decay = 0.999
+    epsilon: Positive = 1e-8
+    eval_every: OptionalCount = None
+    report_every: OptionalCount = None
+    checkpoint_every: OptionalCount = None
+    loss_threshold: OptionalPositive = None
+    measure_steps: CountOrZero = 3
+
+    @model_validator(mode="after")
+    def _check_warmup(self) -> "TrainingConfig":
+        if self.warmup_steps > self.steps:
+            what = f"longer than the training of {self.steps} steps"
+            allowed = f"a whole number from 0 to {self.steps}"
+            raise ExperimentError([Problem(key="warmup_steps", value=self.warmup_steps, what=what, allowed=allowed)])
+        return self
+
+
+MEMBER_TRAINING_KEYS = ("lr", "schedule", "warmup_steps", "weight_decay", "clip_norm")
+"""Training keys that a method's block may set for itself."""
+
+OBSERVATION_KEYS = frozenset({"eval_every", "report_every", "checkpoint_every", "loss_threshold", "measure_steps"})
+"""Training keys that decide what is observed, not what is trained: no part of a trial's identity, never an axis."""
+
+
+class WorkersConfig(Section):
+    """The processes that train one pack. cpus_per_worker null: sized from the cluster."""
+
+    num_workers: Count = 1
+    use_gpu: Annotated[Literal["auto"] | Switch, Field(description="auto, true, false")] = "auto"
+    cpus_per_worker: OptionalPositive = None
+
+
+class PackConfig(Section):
+    """How many trials may share one copy of the base; 1 trains each alone."""
+
+    max_members: Annotated[Literal["auto"] | Count, Field(description="auto, or a whole number from 1 on")] = "auto"
+
+
+class TrackingConfig(Section):
+    """Where MLflow keeps the record; null: MLFLOW_TRACKING_URI, else an SQLite file under `storage.path`."""
+
+    uri: OptionalText = None
+
+
+class StorageConfig(Section):
+    """Folder (or URI) for checkpoints, adapters, plots and the default MLflow store."""
+
+    path: Text = "loragrid-store"

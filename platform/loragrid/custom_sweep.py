@@ -1,0 +1,59 @@
+"""LoraGrid inside a sweep of the user's own: a Tune trainable, and the callback that records it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ray import tune
+
+from loragrid.config import Experiment
+from loragrid.data import load_data
+from loragrid.driver import drive_pack
+from loragrid.environment import environment_tags
+from loragrid.grid import trial_from_axes
+from loragrid.models import load_tokenizer
+from loragrid.placement import place
+from loragrid.planning import Pack
+from loragrid.recording import RecordingCallback
+from loragrid.sweep import cluster_nodes, lightweight, open_recorder, storage_folder, sweep_parameters
+from loragrid.tracking import QUESTION_TAG
+
+
+def trainable(experiment: Experiment) -> Callable[[dict[str, Any]], None]:
+    """A Tune trainable whose config is one point of the experiment, as axis paths.
+
+    For instance `{"method.name": "lora", "method.rank": 8, "training.lr": 1e-3, "seed": 0}`; what a point leaves out
+    comes from the experiment. Reports `step`, `train_loss` and `eval_loss` (every `training.eval_every` steps), so any
+    searcher and scheduler of Tune can drive it. Give it to a `tune.Tuner` of your own; add `recording(experiment)` to
+    the callbacks of its `RunConfig` to have the trials in MLflow.
+
+    Raises (in the Tune trial):
+        ValueError: a point that is no trial.
+    """
+    storage = str(storage_folder(experiment) / "ray" / experiment.name)
+
+    def train_point(config: dict[str, Any]) -> None:
+        pack = pack_at(experiment, config, tune.get_context().get_trial_id())
+        trial = pack.trials[0]
+        data = load_data(trial.data, trial.model, load_tokenizer(trial.model))
+        drive_pack(pack, data, place(experiment.workers, cluster_nodes()), storage)
+
+    return lightweight(train_point)  # type: ignore[no-any-return]
+
+
+def pack_at(experiment: Experiment, axes: Mapping[str, Any], tune_trial_id: str) -> Pack:
+    """The pack of one for a point; a searcher may come to a point twice, so Tune's id is part of the trial's."""
+    trial = trial_from_axes(experiment, axes)
+    trial_id = f"{trial.trial_id}-{tune_trial_id}"
+    return Pack(pack_id=trial_id, trials=(replace(trial, trial_id=trial_id),))
+
+
+def recording(experiment: Experiment, name: str | None = None) -> RecordingCallback:
+    """A Tune callback that records a sweep over `trainable(experiment)`: one MLflow run per trial, under one sweep."""
+    recorder = open_recorder(experiment)
+    recorder.start_sweep(
+        name or recorder.next_sweep_name(), sweep_parameters(experiment), {QUESTION_TAG: experiment.question}
+    )
+    return RecordingCallback(
+        recorder, lambda config, tune_trial_id: pack_at(experiment, config, tune_trial_id), environment_tags()
+    )

@@ -1,0 +1,37 @@
+"""Writes numbers so that a person reads them at a glance: parameters, bytes, seconds, settings."""
+
+from collections.abc import Sequence
+
+from loragrid.comparison import is_missing
+
+
+def format_value(value: object) -> str:
+    """A setting as short as it can be written without loss: 8, 0.001, 1e-05, all-linear."""
+    if is_missing(value):
+        return "–"
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+def format_count(value: float) -> str:
+    """Numbers of parameters with three digits: 460.8 K is 461 K, 1,234,567 is 1.23 M."""
+    return _with_unit(value, 1000.0, ("", " K", " M", " G", " T"))
+
+
+def format_bytes(value: float) -> str:
+    """Bytes in the binary units that memory is sold and measured in."""
+    return _with_unit(value, 1024.0, (" B", " KiB", " MiB", " GiB", " TiB"))
+
+
+def format_seconds(value: float) -> str:
+    if value < 1.0:
+        return f"{1000 * value:.3g} ms"
+    return f"{value:.3g} s" if value < 600.0 else f"{value / 60:.3g} min"
+
+
+def _with_unit(value: float, base: float, units: Sequence[str]) -> str:
+    index = 0
+    # 999.6 would be written as 1e+03: the step to the next unit is taken where three digits round up to it.
+    while abs(value) >= 999.5 and index < len(units) - 1:
+        value /= base
+        index += 1
+    return f"{value:.3g}{units[index]}"

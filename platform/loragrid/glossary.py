@@ -1,0 +1,40 @@
+"""Every metric key that a trial has in MLflow, with what it is and its unit, and the note that explains them there."""
+
+# The keys are the same for every method: MLflow's comparison page lays runs side by side by key.
+CURVE_METRICS: dict[str, str] = {
+    "train/loss": "mean cross-entropy of the step's labelled tokens, before the step (nats)",
+    "eval/loss": "mean cross-entropy of the evaluation rows' labelled tokens (nats)",
+    "train/grad_norm": "norm of the trial's gradient before clipping",
+    "train/learning_rate": "learning rate of the step, before a method's own multipliers",
+}
+SUMMARY_METRICS: dict[str, str] = {
+    "eval/final_loss": "evaluation loss after the last step",
+    "eval/best_loss": "lowest evaluation loss",
+    "parameters/trainable": "numbers that the optimizer changes",
+    "parameters/stored": "numbers that the adapter's file holds",
+    "parameters/shared": "numbers that are frozen and shared by all layers (VeRA's projections)",
+    "memory/saved_activation_bytes": "bytes autograd keeps from forward to backward; exact, measured alone",
+    "memory/peak_allocated_bytes": "peak of the allocated GPU memory; measured alone",
+    "memory/peak_reserved_bytes": "peak of the reserved GPU memory; measured alone",
+    "memory/peak_resident_bytes": "peak of the process's resident memory",
+    "time/step_seconds": "one optimizer step; measured alone",
+    "throughput/tokens_per_second": "non-padding tokens trained per second; measured alone",
+    "convergence/steps_to_threshold": "steps until the evaluation loss first reached the threshold",
+    "convergence/seconds_to_threshold": "training seconds until then",
+    "time/setup_seconds": "loading and building before the first step",
+    "time/train_seconds": "all optimizer steps of the trial's pack",
+    "time/eval_seconds": "all evaluations of the trial's pack",
+}
+
+
+def sweep_note(question: str, experiment_name: str) -> str:
+    """The description on the parent run's page, in Markdown: how to read what lies below it."""
+    glossary = "\n".join(f"| `{key}` | {text} |" for key, text in {**SUMMARY_METRICS, **CURVE_METRICS}.items())
+    return (
+        (f"**{question}**\n\n" if question else "")
+        + "This run is the sweep; each child run is one trial (one method, one set of hyperparameters, one seed)."
+        + " To compare, tick child runs in the experiment's table and press *Compare*, or run"
+        + f" `loragrid compare {experiment_name}`.\n\n| metric | is |\n|---|---|\n{glossary}\n\n"
+        + "A metric that is missing was not measured. Memory and time per method are measured on the trial alone, never"
+        + " on a pack that it shared with others."
+    )

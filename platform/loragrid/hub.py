@@ -1,0 +1,60 @@
+"""Asks the Hugging Face hub, once and quickly, which commit a name and a revision stand for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+ANSWER_TIMEOUT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubCommit:
+    """One commit of one hub repository; `downloaded` is its local folder when the hub cannot be reached."""
+
+    commit: str
+    downloaded: Path | None
+
+
+class NotOnHubError(ValueError):
+    """The hub has no such repository or revision, or it cannot be asked and nothing of it is downloaded."""
+
+
+def resolve_commit(name: str, revision: str | None, kind: Literal["model", "dataset"]) -> HubCommit:
+    """Give the commit that `revision` (None: the default branch) of a hub repository stands for.
+
+    One request without retries: the libraries' own loaders try for half a minute before they give up. Without an
+    answer, what an earlier download left in the hub's own cache is used.
+
+    Raises:
+        NotOnHubError: with the reason, in words that complete a sentence.
+    """
+    # Imported here because half of all experiments never need the hub.
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        info = HfApi().repo_info(name, revision=revision, repo_type=kind, timeout=ANSWER_TIMEOUT_SECONDS)
+    except HFValidationError:
+        raise NotOnHubError("it is not a name that the hub could have") from None
+    except GatedRepoError:
+        raise NotOnHubError(
+            "the hub gives it only to accounts that accepted its terms (log in with `hf auth login`)"
+        ) from None
+    except RevisionNotFoundError:
+        raise NotOnHubError(f"the hub has no revision {revision} of it") from None
+    except RepositoryNotFoundError:
+        raise NotOnHubError(f"the hub has no such {kind}, or only for accounts with access") from None
+    except Exception as error:
+        # The HTTP library's own errors, whose classes change with the version of huggingface_hub.
+        try:
+            downloaded = Path(snapshot_download(name, revision=revision, repo_type=kind, local_files_only=True))
+        except Exception:
+            raise NotOnHubError(f"the hub could not be reached ({_first_line(error)})") from error
+        return HubCommit(commit=downloaded.name, downloaded=downloaded)
+    if info.sha is None:
+        raise NotOnHubError("the hub names no commit for it")
+    return HubCommit(commit=info.sha, downloaded=None)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,92 @@
+"""Time and memory: every such figure LoraGrid reports is taken here."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+
+class Stopwatch:
+    """Adds up the wall-clock seconds of named phases.
+
+    It never waits for a GPU: work that is still queued counts in the phase that reads its result.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time within as `name`."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - start
+
+    def seconds(self) -> dict[str, float]:
+        """Phase -> seconds so far."""
+        return dict(self._seconds)
+
+
+def wait_for(device: torch.device) -> None:
+    """Return when the device has done all queued work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start a new peak: of the allocator on a GPU, of the process's resident set (Linux) on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        clear.write_text("5")  # proc(5): resets VmHWM, the peak resident set size
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """Bytes at the peak since `reset_peak_memory`, by metric key; a figure that cannot be had is missing."""
+    if device.type == "cuda":
+        return {
+            "memory/peak_allocated_bytes": float(torch.cuda.max_memory_allocated(device)),
+            "memory/peak_reserved_bytes": float(torch.cuda.max_memory_reserved(device)),
+        }
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return {}
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+    return {"memory/peak_resident_bytes": float(lines["VmHWM"].split()[0]) * 1024}
+
+
+def available_memory() -> int:
+    """Bytes of main memory that are free to use on this machine."""
+    return int(psutil.virtual_memory().available)
+
+
+@contextmanager
+def count_saved_bytes(model: nn.Module) -> Iterator[list[int]]:
+    """Within, count the bytes that autograd keeps for backward; the list's one entry is the exact sum at the end.
+
+    A storage kept by several operations counts once; weights and buffers of `model`, which live anyway, do not count.
+    """
+    resident = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, Tensor] = {}
+    result: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in resident:
+            # Holding the tensor keeps its address from being used again before the count is done.
+            kept.setdefault(storage.data_ptr(), tensor)
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield result
+    result.append(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))

@@ -1,0 +1,37 @@
+"""A plan as a table for the terminal."""
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from loragrid.planning import Plan
+
+SHOWN = {"method.rank": "rank", "method.lr_ratio": "lr ratio", "training.lr": "lr", "seed": "seed"}
+
+
+def render_plan(plan: Plan) -> RenderableType:
+    """Every trial with its axes, its exact parameter counts and its pack."""
+    experiment, first = plan.experiment, plan.trials[0]
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("trial", no_wrap=True)
+    table.add_column("method", no_wrap=True)
+    for heading in [*SHOWN.values(), "trainable", "stored", "pack"]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    pack_of = {trial.trial_id: pack.pack_id for pack in plan.packs for trial in pack.trials}
+    for trial in plan.trials:
+        parameters, count = trial.parameters(), plan.counts[trial.trial_id]
+        axes = ["" if parameters.get(key) is None else f"{parameters[key]:g}" for key in SHOWN]
+        table.add_row(
+            trial.trial_id,
+            trial.method.name,
+            *axes,
+            f"{count.trainable:,}",
+            f"{count.stored:,}",
+            pack_of[trial.trial_id],
+        )
+    training = first.training
+    facts = (
+        f"{len(plan.trials)} trials in {len(plan.packs)} packs; {first.model.name} ({first.model.dtype}), "
+        f"{first.data.name}, {training.steps} steps of {training.batch_size} rows"
+    )
+    return Group(Text(experiment.question, style="bold"), Text(facts), table)

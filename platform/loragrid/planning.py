@@ -1,0 +1,133 @@
+"""Groups trials into packs and counts what they will train, before anything is started."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from loragrid_methods import LayerShape, ParameterCount
+from loragrid_methods.engine.pack import member_order
+from loragrid_methods.engine.targets import adaptable_layers
+
+from loragrid.config import MEMBER_TRAINING_KEYS, Experiment, ModelConfig, PackConfig
+from loragrid.grid import Trial, expand
+from loragrid.models import load_meta_model
+
+# Beyond this many tokens in a step a GPU is full, and more members in a pack gain nothing.
+TOKENS_PER_STEP = 16_384
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pack:
+    """Trials that train together on one copy of the base, equal methods side by side."""
+
+    pack_id: str
+    trials: tuple[Trial, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseShape:
+    """What can be counted of a base without its weights."""
+
+    layers: tuple[LayerShape, ...]
+    num_parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """An experiment's trials, their exact parameter counts by trial id, and the packs they train in."""
+
+    experiment: Experiment
+    trials: tuple[Trial, ...]
+    counts: Mapping[str, ParameterCount]
+    packs: tuple[Pack, ...]
+
+    def to_dict(self) -> dict[str, object]:
+        """The plan as JSON can hold it."""
+        pack_of = {trial.trial_id: pack.pack_id for pack in self.packs for trial in pack.trials}
+        return {
+            "name": self.experiment.name,
+            "question": self.experiment.question,
+            "trials": [
+                {
+                    "trial_id": trial.trial_id,
+                    "pack": pack_of[trial.trial_id],
+                    "parameters": trial.parameters(),
+                    "trainable": self.counts[trial.trial_id].trainable,
+                    "stored": self.counts[trial.trial_id].stored,
+                    "shared": self.counts[trial.trial_id].shared,
+                }
+                for trial in self.trials
+            ],
+            "packs": [
+                {"pack_id": pack.pack_id, "trials": [trial.trial_id for trial in pack.trials]} for pack in self.packs
+            ],
+        }
+
+
+def plan(experiment: Experiment) -> Plan:
+    """The whole plan of an experiment; starts nothing and loads no weights.
+
+    Raises:
+        ValueError: an impossible grid, an unknown model, or targets that match none of its layers.
+    """
+    trials = expand(experiment)
+    return Plan(
+        experiment=experiment,
+        trials=tuple(trials),
+        counts={trial.trial_id: count_parameters(trial) for trial in trials},
+        packs=tuple(group_into_packs(trials, experiment.pack)),
+    )
+
+
+def count_parameters(trial: Trial) -> ParameterCount:
+    """The trial's exact parameter counts, from the base's shapes.
+
+    Raises:
+        ValueError: as `plan`; the message names the trial's method.
+    """
+    base = base_shape(trial.model)
+    try:
+        return trial.method.num_parameters(base.layers, base.num_parameters)
+    except ValueError as error:
+        raise ValueError(f"methods: {trial.method.name}: {error}") from error
+
+
+@lru_cache(maxsize=8)
+def base_shape(model: ModelConfig) -> BaseShape:
+    """The base's adaptable layers and size, from its configuration alone."""
+    base = load_meta_model(model)
+    return BaseShape(
+        layers=tuple(adaptable_layers(base, base.get_output_embeddings())),
+        num_parameters=sum(parameter.numel() for parameter in base.parameters()),
+    )
+
+
+def group_into_packs(trials: Sequence[Trial], config: PackConfig) -> list[Pack]:
+    """Trials that can share a base, cut into packs of at most `max_members` and of nearly equal size."""
+    groups: dict[object, list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault(sharing_key(trial), []).append(trial)
+    packs: list[Pack] = []
+    for group in groups.values():
+        ordered = [group[index] for index in member_order([trial.method for trial in group])]
+        most = max_members(ordered[0], config)
+        size = math.ceil(len(ordered) / math.ceil(len(ordered) / most))
+        for start in range(0, len(ordered), size):
+            packs.append(Pack(pack_id=f"pack-{len(packs):03d}", trials=tuple(ordered[start : start + size])))
+    return packs
+
+
+def sharing_key(trial: Trial) -> object:
+    """Trials with equal keys can train in one pack: same model, data, shapes and number of steps."""
+    if not trial.method.packable:
+        return trial.trial_id
+    shared = trial.training.model_dump(exclude=set(MEMBER_TRAINING_KEYS))
+    return (trial.model, trial.data, tuple(shared.items()))
+
+
+def max_members(trial: Trial, config: PackConfig) -> int:
+    """How many trials like this one a pack holds: as configured, or as many as fill `TOKENS_PER_STEP`."""
+    if config.max_members != "auto":
+        return config.max_members
+    return max(1, TOKENS_PER_STEP // (trial.training.batch_size * trial.data.max_length))

@@ -1,0 +1,135 @@
+"""Shows a comparison to a person: a table for the terminal and a picture of the loss curves."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rich import box
+from rich.cells import cell_len
+from rich.table import Table
+from rich.text import Text
+
+from loragrid.comparison import Comparison, is_missing, sort_by_final_loss
+from loragrid.figures import format_bytes, format_count, format_seconds, format_value
+from loragrid.loss_curves import plot_loss_curves
+
+__all__ = ["plot_loss_curves", "render_table"]
+
+STATUS_STYLES = {"FAILED": "red", "KILLED": "yellow", "RUNNING": "yellow"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of the terminal's table; where width is short, the highest `priority` number is left out first."""
+
+    header: str
+    cells: Sequence[Text]
+    priority: int = 0
+
+    @property
+    def width(self) -> int:
+        lines = [*self.header.split("\n"), *(cell.plain for cell in self.cells)]
+        return max(cell_len(line) for line in lines)
+
+
+# The metrics that a terminal has room for: key, heading, writing, priority. The rest is in the CSV and in MLflow.
+METRIC_COLUMNS: tuple[tuple[str, str, Callable[[Any], str], int], ...] = (
+    ("parameters/trainable", "trained\nparams", format_count, 1),
+    ("memory/saved_activation_bytes", "activation\nmemory", format_bytes, 2),
+    ("memory/peak_allocated_bytes", "peak GPU\nmemory", format_bytes, 4),
+    ("time/step_seconds", "step\ntime", format_seconds, 3),
+    ("throughput/tokens_per_second", "tokens\nper s", lambda value: f"{value:,.0f}", 6),
+    ("convergence/steps_to_threshold", "steps to\nthreshold", str, 5),
+)
+
+
+def render_table(comparison: Comparison, width: int = 100) -> Table:
+    """One row per trial, lowest final evaluation loss first, those without one last.
+
+    Trials that did not finish stand in the table with their status and below it with their reason. Metrics for which
+    `width` (characters) leaves no room are named below the table; settings are never left out.
+    """
+    rows = sort_by_final_loss(comparison.table).to_dict("records")
+    columns = [Column(header="method", cells=[Text(row["method"], style="bold") for row in rows])]
+    for name in comparison.axes:
+        columns.append(Column(header=name, cells=[Text(format_value(row[name])) for row in rows]))
+    columns.append(Column(header="eval\nloss", cells=[_loss_cell(row, i == 0) for i, row in enumerate(rows)]))
+    for key, header, write, priority in METRIC_COLUMNS:
+        values = [row.get(key) for row in rows]
+        if not all(is_missing(value) for value in values):
+            cells = [Text("–" if is_missing(value) else write(value)) for value in values]
+            columns.append(Column(header=header, cells=cells, priority=priority))
+    shown, left_out = _fit(columns, width)
+
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+        title=_title(comparison),
+        title_justify="left",
+        title_style="",
+        caption=_caption(comparison, left_out),
+        caption_justify="left",
+        caption_style="",
+        min_width=min(width, 60),
+    )
+    for column in shown:
+        justify: Literal["left", "right"] = "left" if column.header == "method" else "right"
+        table.add_column(column.header, justify=justify, no_wrap=True, vertical="bottom", min_width=column.width)
+    for i in range(len(rows)):
+        table.add_row(*(column.cells[i] for column in shown))
+    return table
+
+
+def _fit(columns: Sequence[Column], width: int) -> tuple[list[Column], list[Column]]:
+    """The columns that fit into `width` and those left out; a column of priority 0 always stays."""
+    shown = list(columns)
+    while sum(column.width + 2 for column in shown) > width:
+        last = max(shown, key=lambda column: column.priority)
+        if last.priority == 0:
+            break
+        shown.remove(last)
+    return shown, [column for column in columns if column not in shown]
+
+
+def _loss_cell(row: Mapping[Any, Any], is_first: bool) -> Text:
+    if row["status"] != "FINISHED":
+        return Text(row["status"].lower(), style=STATUS_STYLES.get(row["status"], ""))
+    loss = row.get("eval/final_loss")
+    if is_missing(loss):
+        return Text("–")
+    return Text(f"{loss:.4f}", style="bold green" if is_first else "")
+
+
+def _title(comparison: Comparison) -> Text:
+    title = Text(comparison.experiment_name, style="bold")
+    counts = comparison.table["status"].value_counts()
+    title.append(f"  {comparison.sweep}, {_count(len(comparison.table), 'trial')}", style="not bold dim")
+    for status, style in STATUS_STYLES.items():
+        if counts.get(status, 0):
+            title.append(f", {counts[status]} {status.lower()}", style=f"not bold {style}")
+    if comparison.question:
+        title.append(f"\n{comparison.question}", style="not bold italic")
+    title.append("\n")
+    return title
+
+
+def _caption(comparison: Comparison, left_out: Sequence[Column]) -> Text:
+    caption = Text()
+    start = comparison.curves.query("key == 'eval/loss' and step == 0")["value"]
+    if not start.empty:
+        low, high = f"{start.min():.4f}", f"{start.max():.4f}"
+        caption.append(f"eval loss before training: {low if low == high else f'{low} to {high}'}\n", style="dim")
+    if left_out:
+        names = ", ".join(column.header.replace("\n", " ") for column in left_out)
+        caption.append(f"no room here, but in the CSV: {names}\n", style="dim")
+    for row in comparison.table.to_dict("records"):
+        if row["status"] != "FINISHED" and row["reason"]:
+            caption.append(f"{row['trial_id']} {row['status'].lower()}: ", style=STATUS_STYLES.get(row["status"], ""))
+            caption.append(f"{row['reason'].strip().splitlines()[0]}\n")
+    caption.rstrip()
+    return Text("\n").append(caption) if caption else caption
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

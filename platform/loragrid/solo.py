@@ -1,0 +1,57 @@
+"""What a method costs by itself: a pack of one, a few steps, before the pack it will share is built."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from transformers import PreTrainedModel
+
+from loragrid.assembly import build_batches, build_model
+from loragrid.data import TokenizedData
+from loragrid.grid import Trial
+from loragrid.measurement import count_saved_bytes, peak_memory, reset_peak_memory, wait_for
+from loragrid.training import one_worker, train_step
+
+
+def measure_solo(
+    trial: Trial,
+    base: PreTrainedModel,
+    data: TokenizedData,
+    *,
+    num_steps: int,
+    num_workers: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
+    """Metric key -> figure of one member alone on this worker, with one worker's share of its batch.
+
+    One step is not timed: it warms up and counts the saved bytes. `base` is given back without adapters; a method
+    that trains the base leaves it changed, and its caller must load it again.
+    """
+    batch_size = trial.training.batch_size // num_workers
+    share = replace(trial, training=trial.training.model_copy(update={"batch_size": batch_size}))
+    batches = build_batches([share], data, base.device)
+    reset_peak_memory(base.device)
+    model = build_model([share], base)
+    with count_saved_bytes(base) as saved:
+        losses = model.losses(batches.training(0))
+    del losses
+    train_step(model, batches.training(0), one_worker)
+    seconds, tokens = [], 0
+    for step in range(1, num_steps + 1):
+        # The table of learning rates may be shorter than the measurement is long.
+        model.completed = 0
+        batch = batches.training(step)
+        tokens += batches.tokens(step, 0)
+        wait_for(base.device)
+        start = clock()
+        train_step(model, batch, one_worker)
+        wait_for(base.device)
+        seconds.append(clock() - start)
+    figures = peak_memory(base.device)
+    model.pack.detach()
+    return figures | {
+        "memory/saved_activation_bytes": float(saved[0]),
+        "time/step_seconds": statistics.median(seconds),
+        "throughput/tokens_per_second": tokens / sum(seconds),
+    }

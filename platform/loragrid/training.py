@@ -1,0 +1,224 @@
+"""The training loop: batches in, one loss curve per member out. It names no method and knows neither Ray nor MLflow."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from loragrid_methods.engine.optimizer import MemberAdamW
+from loragrid_methods.engine.pack import AdapterPack
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from loragrid.batches import Batch, PackBatches
+from loragrid.loss import labelled_hidden_states, member_losses
+from loragrid.measurement import Stopwatch
+
+
+class SumOverWorkers(Protocol):
+    """Adds a tensor up over all workers, in place; does nothing when there is one."""
+
+    def __call__(self, tensor: Tensor) -> None: ...
+
+
+def one_worker(tensor: Tensor) -> None:
+    """The sum over a single worker."""
+
+
+@dataclass(kw_only=True)
+class PackModel:
+    """A base with a pack attached: everything a step needs but the batch."""
+
+    base: PreTrainedModel
+    pack: AdapterPack
+    optimizer: MemberAdamW
+    learning_rates: Tensor
+    """(steps, M) float64"""
+    active: Tensor
+    """(M,) bool; a member that diverged is inactive and keeps its weights from then on"""
+    completed: int = 0
+
+    def losses(self, batch: Batch) -> Tensor:
+        """The members' mean losses over their own labels, (M,); this worker's share where there are several."""
+        hidden = self.base.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        labelled = labelled_hidden_states(hidden, batch.label_positions)
+        return member_losses(labelled, batch.label_targets, batch.num_labels, self.base.get_output_embeddings())
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """Per-member figures of one step, each (M,), still on the device."""
+
+    losses: Tensor
+    gradient_norms: Tensor
+
+
+def train_step(model: PackModel, batch: Batch, sum_over_workers: SumOverWorkers) -> StepResult:
+    """One optimizer step of all members. Never waits for the device.
+
+    The sum of the members' losses gives every member the gradient it would have alone, because no row of one member
+    meets a row of another. Losses travel with the gradients: one all-reduce per step.
+    """
+    pack, optimizer = model.pack, model.optimizer
+    optimizer.zero_gradients()
+    losses = model.losses(batch)
+    if losses.requires_grad:
+        losses.sum().backward()
+    losses = _sum_gradients_and_losses(pack.gradient_buffer, losses.detach(), sum_over_workers)
+    norms = optimizer.clip_gradients()
+    pack.before_step()
+    model.active &= losses.isfinite() & norms.isfinite()
+    optimizer.step(model.learning_rates[model.completed], model.active)
+    model.completed += 1
+    pack.after_step(model.completed)
+    return StepResult(losses=losses, gradient_norms=norms)
+
+
+def _sum_gradients_and_losses(gradients: Tensor, losses: Tensor, sum_over_workers: SumOverWorkers) -> Tensor:
+    if sum_over_workers is one_worker:
+        return losses
+    together = torch.cat([gradients, losses.to(gradients.dtype)])
+    sum_over_workers(together)
+    gradients.copy_(together[: len(gradients)])
+    return together[len(gradients) :].to(losses.dtype)
+
+
+@torch.no_grad()
+def evaluate(
+    model: PackModel, batches: Sequence[Batch], num_labels: int, sum_over_workers: SumOverWorkers, *, frozen: bool = False
+) -> Tensor:
+    """The mean loss over the evaluation rows, (M,); (1,) of the bare base with `frozen`.
+
+    `batches` are this worker's share (for `frozen`: with the rows of one member), each with `num_labels` of ones, so
+    that it gives sums; `num_labels` counts the labels of all workers.
+    """
+    device = model.active.device
+    total = torch.zeros(1 if frozen else model.pack.num_members, dtype=torch.float64, device=device)
+    model.pack.train(False)
+    with model.pack.disabled() if frozen else nullcontext():
+        for batch in batches:
+            total += model.losses(batch)
+    model.pack.train(True)
+    sum_over_workers(total)
+    return total / num_labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    """When the loop reports, evaluates and saves; all in steps."""
+
+    steps: int
+    report_every: int
+    eval_every: int | None
+    checkpoint_every: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What the loop tells its caller: the records since the last report, by member, and who is still training."""
+
+    completed: int
+    records: list[list[dict[str, float]]]
+    diverged_at: list[int | None]
+    seconds: Mapping[str, float]
+    checkpoint_due: bool
+    finished: bool
+
+
+@dataclass(kw_only=True)
+class _Pending:
+    """Figures that have not been reported, still on the device."""
+
+    steps: list[tuple[int, StepResult]] = field(default_factory=list)
+    evaluations: list[tuple[int, Tensor]] = field(default_factory=list)
+
+
+def train(
+    model: PackModel,
+    batches: PackBatches,
+    settings: LoopSettings,
+    report: Callable[[Report], None],
+    *,
+    sum_over_workers: SumOverWorkers = one_worker,
+    clock: Callable[[], float] = time.perf_counter,
+) -> None:
+    """Train from `model.completed` to the end, calling `report` in every worker at the same steps.
+
+    Step 0's evaluation is the bare base's loss: attaching adapters changes no output. A member whose loss or gradient
+    is no longer finite keeps its last weights, gets no further records, and is reported as diverged at that step.
+    """
+    stopwatch = Stopwatch(clock)
+    diverged_at: list[int | None] = [None if alive else 0 for alive in model.active.tolist()]
+    pending = _Pending()
+
+    def flush(*, checkpoint_due: bool, finished: bool) -> None:
+        with stopwatch.phase("train"):  # reading the figures is where the loop waits for the device
+            records = _records(pending, model.learning_rates, diverged_at)
+        pending.steps.clear()
+        pending.evaluations.clear()
+        report(
+            Report(
+                completed=model.completed,
+                records=records,
+                diverged_at=list(diverged_at),
+                seconds=stopwatch.seconds(),
+                checkpoint_due=checkpoint_due,
+                finished=finished,
+            )
+        )
+
+    if model.completed == 0:
+        with stopwatch.phase("eval"):
+            base_loss = evaluate(
+                model, batches.evaluation(1), batches.num_eval_labels, sum_over_workers, frozen=True
+            )
+            pending.evaluations.append((0, base_loss.expand(model.pack.num_members)))
+        flush(checkpoint_due=False, finished=False)
+    while model.completed < settings.steps:
+        with stopwatch.phase("data"):
+            batch = batches.training(model.completed)
+            model.pack.clock.step = model.completed
+        with stopwatch.phase("train"):
+            pending.steps.append((model.completed + 1, train_step(model, batch, sum_over_workers)))
+        done, finished = model.completed, model.completed == settings.steps
+        if finished or (settings.eval_every and done % settings.eval_every == 0):
+            with stopwatch.phase("eval"):
+                losses = evaluate(
+                    model, batches.evaluation(model.pack.num_members), batches.num_eval_labels, sum_over_workers
+                )
+                pending.evaluations.append((done, losses))
+        checkpoint_due = finished or bool(settings.checkpoint_every and done % settings.checkpoint_every == 0)
+        if checkpoint_due or done % settings.report_every == 0:
+            flush(checkpoint_due=checkpoint_due, finished=finished)
+
+
+def _records(
+    pending: _Pending, learning_rates: Tensor, diverged_at: list[int | None]
+) -> list[list[dict[str, float]]]:
+    """The pending figures as records by member; notes in `diverged_at` who left the finite numbers, and when."""
+    records: list[dict[int, dict[str, float]]] = [{} for _ in diverged_at]
+    for step, result in pending.steps:
+        rates = learning_rates[step - 1].tolist()
+        for member, (loss, norm) in enumerate(
+            zip(result.losses.tolist(), result.gradient_norms.tolist(), strict=True)
+        ):
+            if diverged_at[member] is None and not (_finite(loss) and _finite(norm)):
+                diverged_at[member] = step
+            if diverged_at[member] is None:
+                records[member][step] = {
+                    "step": step,
+                    "train/loss": loss,
+                    "train/grad_norm": norm,
+                    "train/learning_rate": rates[member],
+                }
+    for step, losses in pending.evaluations:
+        for member, loss in enumerate(losses.tolist()):
+            if diverged_at[member] is None and _finite(loss):
+                records[member].setdefault(step, {"step": step})["eval/loss"] = loss
+    return [[by_step[step] for step in sorted(by_step)] for by_step in records]
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0.0

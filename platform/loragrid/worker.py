@@ -1,0 +1,186 @@
+"""What one training process of a pack does, from loading the base to the exported adapters."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from loragrid.assembly import build_batches, build_model, check_logits
+from loragrid.checkpoint import load_checkpoint, save_checkpoint
+from loragrid.data import TokenizedData
+from loragrid.export import export_member
+from loragrid.measurement import Stopwatch
+from loragrid.models import load_base
+from loragrid.planning import Pack
+from loragrid.solo import measure_solo
+from loragrid.training import LoopSettings, PackModel, Report, SumOverWorkers, one_worker, train
+
+ADAPTERS = "adapters"
+NUM_REPORTS = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerTask:
+    """All a worker is given. `data` is a reference into Ray's object store: rows are tokenised once per sweep."""
+
+    pack: Pack
+    data: "ray.ObjectRef[TokenizedData]"
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackUpdate:
+    """What a pack tells the sweep's driver; every mapping is keyed by trial id."""
+
+    phase: str
+    completed: int = 0
+    steps: int = 0
+    records: Mapping[str, list[dict[str, float]]] = field(default_factory=dict)
+    diverged_at: Mapping[str, int] = field(default_factory=dict)
+    figures: Mapping[str, dict[str, float]] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    finished: bool = False
+
+
+def run_worker(task: WorkerTask) -> None:
+    """Train the pack's trials in this process, together with the pack's other workers."""
+    torch.set_num_threads(task.threads)
+    context = ray.train.get_context()
+    worker, num_workers = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    trials = task.pack.trials
+    training = trials[0].training
+    reporter = _Reporter(task.pack, worker)
+    stopwatch = Stopwatch()
+
+    with stopwatch.phase("setup"):
+        reporter.phase("loading the base")
+        base = _load(task, device)
+        data: TokenizedData = ray.get(task.data)
+        batches = build_batches(trials, data, device, worker=worker, num_workers=num_workers)
+        check_logits(base, batches)
+    with stopwatch.phase("measure"):
+        base = _measure(task, base, data, num_workers, reporter)
+    with stopwatch.phase("setup"):
+        model = build_model(trials, base)
+        model.pack.clock.worker = worker
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is not None:
+            with checkpoint.as_directory() as folder:
+                load_checkpoint(model, Path(folder))
+    settings = LoopSettings(
+        steps=training.steps,
+        report_every=training.report_every or max(1, training.steps // NUM_REPORTS),
+        eval_every=training.eval_every,
+        checkpoint_every=training.checkpoint_every,
+    )
+    reporter.steps = training.steps
+    reporter.phase("training")
+    train(
+        model,
+        batches,
+        settings,
+        lambda report: reporter.training(report, model, stopwatch.seconds()),
+        sum_over_workers=_sum_over_workers(num_workers),
+    )
+
+
+def _load(task: WorkerTask, device: torch.device) -> PreTrainedModel:
+    return load_base(task.pack.trials[0].model).to(device)  # type: ignore[arg-type]
+
+
+def _measure(
+    task: WorkerTask, base: PreTrainedModel, data: TokenizedData, num_workers: int, reporter: "_Reporter"
+) -> PreTrainedModel:
+    """Report the solo figures of every trial, measured once for those of equal shape; the base as it was."""
+    trials = task.pack.trials
+    num_steps = trials[0].training.measure_steps
+    if num_steps == 0:
+        return base
+    same_shape: dict[object, list[str]] = {}
+    first = {}
+    for trial in trials:
+        # LoRA+ differs from LoRA in its learning rates alone: equal layers and sizes cost the same.
+        key = (trial.method.stack_key(), trial.method.peft_config().get("r"))
+        same_shape.setdefault(key, []).append(trial.trial_id)
+        first.setdefault(key, trial)
+    for index, (key, trial_ids) in enumerate(same_shape.items()):
+        method = first[key].method
+        rank = method.hyperparameters().get("rank")
+        label = method.name if rank is None else f"{method.name} rank {rank}"
+        reporter.phase(f"measuring {label} alone ({index + 1} of {len(same_shape)})")
+        figures = measure_solo(first[key], base, data, num_steps=num_steps, num_workers=num_workers)
+        reporter.send(PackUpdate(phase="measured", figures={trial_id: figures for trial_id in trial_ids}))
+        if not method.packable:
+            device = base.device
+            del base
+            base = _load(task, device)
+    return base
+
+
+def _sum_over_workers(num_workers: int) -> SumOverWorkers:
+    if num_workers == 1:
+        return one_worker
+
+    def all_reduce(tensor: Tensor) -> None:
+        torch.distributed.all_reduce(tensor)
+
+    return all_reduce
+
+
+class _Reporter:
+    """Sends updates through Ray Train; every worker must send the same number of them, worker 0's arrive."""
+
+    def __init__(self, pack: Pack, worker: int) -> None:
+        self.pack, self.worker = pack, worker
+        self.steps = pack.trials[0].training.steps
+        self._latest: dict[str, dict[str, float]] = {"train_loss": {}, "eval_loss": {}}
+
+    def phase(self, name: str) -> None:
+        self.send(PackUpdate(phase=name, steps=self.steps))
+
+    def training(self, report: Report, model: PackModel, setup_seconds: Mapping[str, float]) -> None:
+        ids = [trial.trial_id for trial in self.pack.trials]
+        update = PackUpdate(
+            phase="training",
+            completed=report.completed,
+            steps=self.steps,
+            records=dict(zip(ids, report.records, strict=True)),
+            diverged_at={
+                trial_id: step for trial_id, step in zip(ids, report.diverged_at, strict=True) if step is not None
+            },
+            seconds={**setup_seconds, **report.seconds},
+            finished=report.finished,
+        )
+        if not report.checkpoint_due or self.worker != 0:
+            self.send(update)
+            return
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            if report.finished:
+                for member, trial in enumerate(self.pack.trials):
+                    if report.diverged_at[member] is None:
+                        export_member(model, member, trial.model.name, folder / ADAPTERS / trial.trial_id)
+            else:
+                save_checkpoint(model, folder)
+            self.send(update, ray.train.Checkpoint.from_directory(folder))
+
+    def send(self, update: PackUpdate, checkpoint: "ray.train.Checkpoint | None" = None) -> None:
+        ray.train.report(self._metrics(update), checkpoint=checkpoint)
+
+    def _metrics(self, update: PackUpdate) -> dict[str, Any]:
+        """The update, and beside it what Tune's schedulers and searchers read: the members' lowest latest losses."""
+        for trial_id, records in update.records.items():
+            for record in records:
+                for key, losses in self._latest.items():
+                    losses.update({trial_id: loss for loss in [record.get(key.replace("_", "/"))] if loss is not None})
+        lowest = {key: min(losses.values()) for key, losses in self._latest.items() if losses}
+        return {"update": update, "step": update.completed, **lowest}

@@ -1,0 +1,108 @@
+"""The hand-written backward passes are the derivatives, for every combination of inputs that need one."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from loragrid_methods.engine.low_rank import low_rank_update
+from loragrid_methods.vera import VeRAUpdate
+
+SOME_OF_THREE = [needs for needs in itertools.product([False, True], repeat=3) if any(needs)]
+
+
+def draw(*shape: int, needs_grad: bool = False, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape) + seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_(needs_grad)
+
+
+def low_rank_inputs(needs: tuple[bool, ...], dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    """x (2, 5, 4), A (2, 3, 4), B (2, 6, 3)."""
+    shapes = ((2, 5, 4), (2, 3, 4), (2, 6, 3))
+    return tuple(draw(*shape, needs_grad=need, dtype=dtype) for shape, need in zip(shapes, needs, strict=True))
+
+
+def vera_inputs(needs: tuple[bool, ...]) -> tuple[Tensor, ...]:
+    """x (2, 5, 4), A (3, 4), B (6, 3), d (2, 3), b (2, 6); A and B never need a gradient."""
+    return (
+        draw(2, 5, 4, needs_grad=needs[0]),
+        draw(3, 4),
+        draw(6, 3),
+        draw(2, 3, needs_grad=needs[1]),
+        draw(2, 6, needs_grad=needs[2]),
+    )
+
+
+def apply_vera(*inputs: Tensor) -> Tensor:
+    update: Tensor = VeRAUpdate.apply(*inputs)
+    return update
+
+
+def plain_vera(x: Tensor, a: Tensor, b: Tensor, lambda_d: Tensor, lambda_b: Tensor) -> Tensor:
+    return lambda_b.unsqueeze(1) * ((lambda_d.unsqueeze(1) * (x @ a.mT)) @ b.mT)
+
+
+@pytest.mark.parametrize("needs", SOME_OF_THREE, ids=str)
+def test_low_rank_update_has_the_derivatives_of_its_output(needs: tuple[bool, ...]) -> None:
+    scaling = torch.tensor([2.0, -0.7], dtype=torch.float64).view(2, 1, 1)
+    inputs = low_rank_inputs(needs)
+    plain = scaling * ((inputs[0] @ inputs[1].mT) @ inputs[2].mT)
+    assert (low_rank_update(*inputs, scaling) - plain).abs().max().item() <= 1e-14
+    assert torch.autograd.gradcheck(lambda *given: low_rank_update(*given, scaling), inputs)
+
+
+@pytest.mark.parametrize("needs", SOME_OF_THREE, ids=str)
+def test_vera_update_has_the_derivatives_of_its_output(needs: tuple[bool, ...]) -> None:
+    inputs = vera_inputs(needs)
+    assert (apply_vera(*inputs) - plain_vera(*inputs)).abs().max().item() <= 1e-14
+    assert torch.autograd.gradcheck(apply_vera, inputs)
+
+
+def test_a_scaling_of_the_gradients_changes_those_of_the_factors_alone() -> None:
+    scaling = torch.tensor([2.0, 3.0], dtype=torch.float64).view(2, 1, 1)
+    of_gradients = torch.tensor([0.5, 9.0], dtype=torch.float64).view(2, 1, 1)
+    inputs, g = low_rank_inputs((True, True, True)), draw(2, 5, 6, seed=1)
+    plain = torch.autograd.grad(low_rank_update(*inputs, scaling), inputs, g)
+    update = low_rank_update(*inputs, scaling, gradient_scaling=of_gradients)
+    assert torch.equal(update, low_rank_update(*inputs, scaling))
+    ours = torch.autograd.grad(update, inputs, g)
+    assert torch.equal(ours[0], plain[0])
+    for gradient, unscaled in zip(ours[1:], plain[1:], strict=True):
+        assert (gradient - unscaled * of_gradients / scaling).abs().max().item() <= 1e-13
+
+
+@pytest.mark.parametrize(
+    ("update", "inputs"),
+    [
+        (lambda *given: low_rank_update(*given, torch.ones(2, 1, 1)), low_rank_inputs((True, True, True))),
+        (apply_vera, vera_inputs((True, True, True))),
+    ],
+    ids=["low_rank", "vera"],
+)
+def test_a_second_derivative_is_refused_instead_of_being_wrong(
+    update: Callable[..., Tensor], inputs: tuple[Any, ...]
+) -> None:
+    trained = [tensor for tensor in inputs if tensor.requires_grad]
+    gradients = torch.autograd.grad(update(*inputs).square().sum(), trained, create_graph=True)
+    for gradient in gradients:
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            gradient.sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
+
+
+def test_float32_factors_under_a_bfloat16_input_get_float32_gradients() -> None:
+    x = draw(2, 5, 4, dtype=torch.bfloat16, needs_grad=True)
+    a, b = draw(2, 3, 4, dtype=torch.float32, needs_grad=True), draw(2, 6, 3, dtype=torch.float32, needs_grad=True)
+    scaling = torch.full((2, 1, 1), 0.3)
+    update = low_rank_update(x, a, b, scaling)
+    exact_inputs = tuple(tensor.detach().double().requires_grad_() for tensor in (x, a, b))
+    exact = scaling.double() * ((exact_inputs[0] @ exact_inputs[1].mT) @ exact_inputs[2].mT)
+    assert update.dtype == torch.bfloat16
+    # bfloat16 keeps 8 bits; two products in a row.
+    assert (update - exact).abs().max().item() <= 0.02 * exact.abs().max().item()
+    gradients = torch.autograd.grad(update, (x, a, b), torch.ones_like(update))
+    assert [gradient.dtype for gradient in gradients] == [torch.bfloat16, torch.float32, torch.float32]
+    for ours, theirs in zip(gradients, torch.autograd.grad(exact, exact_inputs, torch.ones_like(exact)), strict=True):
+        assert (ours - theirs).abs().max().item() <= 0.02 * theirs.abs().max().item()
