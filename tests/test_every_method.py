@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, VeraConfig
+from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, in_order, largest_difference, small_method
 
 from loragrid_methods import Card, get_method, method_names
 from loragrid_methods.engine.adapter_stack import AdapterStack
 from loragrid_methods.engine.pack import AdapterPack
 from loragrid_methods.engine.peft_format import peft_adapter
-from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, in_order, largest_difference, small_method
 
 pytestmark = pytest.mark.parametrize("name", method_names())
 
@@ -72,12 +72,13 @@ def test_hyperparameters_have_defaults_are_frozen_and_make_equal_methods_equal(n
     assert method == get_method(name)()
     assert hash(method) == hash(get_method(name)())
     assert method.hyperparameters() == {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
+    assert method.hyperparameters() == get_method(name).defaults()
     assert json.loads(json.dumps(method.hyperparameters())) == method.hyperparameters()
     for field in method.field_names():
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(method, field, getattr(method, field))
     with pytest.raises(TypeError):
-        get_method(name)(no_such_hyperparameter=1)
+        small_method(name, no_such_hyperparameter=1)
     hash(method.stack_key())
 
 

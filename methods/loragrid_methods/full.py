@@ -68,6 +68,12 @@ class BaseStack(AdapterStack):
                 parameter.register_post_accumulate_grad_hook(_MoveGradient(grad))
 
     def after_step(self, completed: int) -> None:
+        self._round_into_base()
+
+    def after_load(self) -> None:
+        self._round_into_base()
+
+    def _round_into_base(self) -> None:
         for parameter, view in zip(self.base_parameters, self._views(self.weights.data), strict=True):
             if parameter.dtype != view.dtype:
                 parameter.data.copy_(view)

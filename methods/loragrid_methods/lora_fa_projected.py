@@ -56,8 +56,8 @@ class LoRAFAProjectedStack(LoRAFAStack):
             gram = self.lora_A[index, :rank].double() @ self.lora_A[index, :rank].double().mT
             # The pseudo-inverse also serves ranks above d_in, where A A^T is singular.
             projection[index, :rank, :rank] = torch.linalg.pinv(gram, hermitian=True) / member.scaling**2
-        self.register_buffer("projection", projection.float(), persistent=False)
+        self.register_buffer("projection", projection, persistent=False)
 
     def before_step(self) -> None:
         assert self.lora_B.grad is not None
-        self.lora_B.grad.copy_(self.lora_B.grad @ self.projection.to(self.lora_B.dtype))
+        self.lora_B.grad.copy_(self.lora_B.grad @ self.projection)

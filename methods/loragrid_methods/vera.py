@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from loragrid_methods.engine.adapter_stack import AdapterStack
 from loragrid_methods.engine.contract import Card, Method, ParameterCount, require
@@ -145,6 +146,7 @@ class VeRAUpdate(torch.autograd.Function):
         return (u * lambda_d.to(x.dtype).unsqueeze(1)) @ b.to(x.dtype).mT * lambda_b.to(x.dtype).unsqueeze(1)
 
     @staticmethod
+    @once_differentiable  # u is a constant to a second backward, which would be wrong without a word
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """With h = (g * b) B: dx = (h * d) A, dd = sum_t h * u, db = rowsum((g^T (u * d)) * B); g (M, T, out)."""
         u, a, b, lambda_d, lambda_b = ctx.saved_tensors

@@ -120,10 +120,10 @@ def max_context(model: ModelConfig) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Source:
-    """Where a model's files are (a folder, or a hub id and its commit) and, where it is known, what they hold."""
+    """Where a model's files are (a folder, or a hub id and its revision) and, where it is known, what they hold."""
 
     location: str
-    commit: str | None = None
+    revision: str | None = None
     digest: str | None = None
 
     def arguments(self, model: ModelConfig) -> dict[str, Any]:
@@ -132,8 +132,8 @@ class _Source:
             "pretrained_model_name_or_path": self.location,
             "trust_remote_code": model.trust_remote_code,
         }
-        if self.commit is not None:
-            arguments["revision"] = self.commit
+        if self.revision is not None:
+            arguments["revision"] = self.revision
         return arguments
 
 
@@ -163,7 +163,8 @@ def _locate(model: ModelConfig) -> _Source:
     if found.downloaded is not None:
         # Loading from the folder keeps the loaders from asking the unreachable hub for every optional file.
         return _Source(location=str(found.downloaded), digest=digest)
-    return _Source(location=model.name, commit=found.commit, digest=digest)
+    # The revision and not its commit: the hub's cache notes which commit it stood for, for days without a network.
+    return _Source(location=model.name, revision=model.revision, digest=digest)
 
 
 def _load_config(model: ModelConfig, source: _Source) -> "PretrainedConfig":

@@ -214,7 +214,7 @@ def _read_hub(data: DataConfig, key: str, name: str, split: str) -> RowSource:
         if found.downloaded is not None:
             rows = datasets.load_dataset(str(found.downloaded), data.subset, split=split)
         else:
-            rows = datasets.load_dataset(name, data.subset, split=split, revision=found.commit)
+            rows = datasets.load_dataset(name, data.subset, split=split, revision=data.revision)
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{key}: {name}, split {split}: cannot be loaded: {reason}") from error

@@ -12,8 +12,10 @@ import jinja2
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TEMPLATE_DATE = datetime.datetime(2024, 7, 26)
+TEMPLATE_DATE = datetime.date(2024, 7, 26)
 """What a chat template gets that asks for today's date: the same rows must give the same tokens tomorrow."""
+
+DATE_CODES = ("%d", "%m", "%b", "%B", "%y", "%Y", "%a", "%A", "%H", "%M", "%S", "%F")
 
 TOO_LONG = "longer than max_length"
 WITHOUT_LABELS = "without a token to learn"
@@ -56,6 +58,7 @@ class RowTokenizer:
                 f"{title}: holds chat messages, but the tokenizer of {tokenizer.name_or_path} has no chat template; "
                 "use an instruction-tuned model, or rows with prompt and completion"
             )
+        self.chat_template = _dated(str(tokenizer.get_chat_template())) if "messages" in columns else None
         # Some tokenizers do this by themselves; between a prompt and its completion it has to go.
         end = tokenizer.eos_token_id
         self.ends_every_text = end is not None and tokenizer("a")["input_ids"][-1] == end
@@ -153,8 +156,8 @@ class RowTokenizer:
             rendered = self.tokenizer.apply_chat_template(
                 messages,
                 tokenize=False,
+                chat_template=self.chat_template,
                 add_generation_prompt=add_generation_prompt,
-                strftime_now=TEMPLATE_DATE.strftime,
             )
         except (jinja2.TemplateError, TypeError) as error:
             raise ValueError(f"{self.title}: row {index + 1}: the chat template refuses it: {error}") from error
@@ -215,6 +218,15 @@ def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
         "pad": tokenizer.pad_token_id,
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _dated(chat_template: str) -> str:
+    """The template with a `strftime_now` of its own: a macro, because a template gets no functions as arguments."""
+    if "strftime_now" not in chat_template:
+        return chat_template
+    filters = "".join(f" | replace('{code}', '{TEMPLATE_DATE.strftime(code)}')" for code in DATE_CODES)
+    # The template engine drops the newline, and the template itself begins on a line of its own as before.
+    return f"{{% macro strftime_now(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}\n{chat_template}"
 
 
 def _labelled(ids: Sequence[int], first: int) -> LabelledTokens:

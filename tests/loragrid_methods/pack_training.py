@@ -144,7 +144,7 @@ class PackRun:
         losses = next_token_losses(self.base(input_ids=ids).logits, ids, len(self.members))
         self.optimizer.zero_gradients()
         if losses.requires_grad:
-            losses.sum().backward()  # type: ignore[no-untyped-call]
+            losses.sum().backward()
         return losses.detach()
 
     def step(self, active: Tensor | None = None) -> Tensor:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import save_file
+from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, small_method, token_ids
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from loragrid_methods import get_method, method_names
 from loragrid_methods.engine.peft_format import peft_adapter, weight_updates
-from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, small_method, token_ids
 
 EXPORTABLE = [name for name in method_names() if small_method(name).peft_config()]
 OTHERS = [name for name in method_names() if name not in EXPORTABLE]
@@ -26,7 +26,8 @@ def folder(request: pytest.FixtureRequest, tiny_llama_dir: Path, tiny_gpt2_dir: 
 
 
 def load_base(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).requires_grad_(False).eval()
+    base: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    return base.requires_grad_(False).eval()
 
 
 def trained(base: Any, names: list[str], dtype: torch.dtype, **fields: Any) -> PackRun:

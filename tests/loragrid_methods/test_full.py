@@ -2,9 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
-
-from loragrid_methods import LayerShape, get_method
 from tests.loragrid_methods.pack_training import (
     Member,
     PackRun,
@@ -14,6 +11,9 @@ from tests.loragrid_methods.pack_training import (
     small_method,
     token_ids,
 )
+from torch import nn
+
+from loragrid_methods import LayerShape, get_method
 
 FULL = Member(method=small_method("full"), lr=0.01, weight_decay=0.1, clip_norm=0.5)
 
@@ -27,7 +27,7 @@ def train_with_torch(model: TinyModel, member: Member, num_steps: int) -> list[f
         ids = token_ids(model, member.seed, step)
         loss = next_token_losses(model(ids).logits, ids, 1).sum()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(parameters, member.clip_norm, foreach=False)
         optimizer.param_groups[0]["lr"] = member.lr * decay_slowly(step)
         optimizer.step()
@@ -89,7 +89,7 @@ def test_gradients_in_bfloat16_are_moved_into_the_master_and_freed() -> None:
     run = PackRun(base, [FULL], dtype=torch.float32)
     run.backward()
     ids = token_ids(reference, 0, 0)
-    next_token_losses(reference(ids).logits, ids, 1).sum().backward()  # type: ignore[no-untyped-call]
+    next_token_losses(reference(ids).logits, ids, 1).sum().backward()
     (block,) = run.pack.blocks
     expected = torch.cat([p.grad.flatten() for p in reference.parameters() if p.grad is not None])
     assert block.gradients.dtype == torch.float32

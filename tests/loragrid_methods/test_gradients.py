@@ -19,10 +19,10 @@ def draw(*shape: int, needs_grad: bool = False, seed: int = 0, dtype: torch.dtyp
     return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_(needs_grad)
 
 
-def low_rank_inputs(needs: tuple[bool, ...], dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+def low_rank_inputs(needs: tuple[bool, ...]) -> tuple[Tensor, Tensor, Tensor]:
     """x (2, 5, 4), A (2, 3, 4), B (2, 6, 3)."""
-    shapes = ((2, 5, 4), (2, 3, 4), (2, 6, 3))
-    return tuple(draw(*shape, needs_grad=need, dtype=dtype) for shape, need in zip(shapes, needs, strict=True))
+    x, a, b = needs
+    return draw(2, 5, 4, needs_grad=x), draw(2, 3, 4, needs_grad=a), draw(2, 6, 3, needs_grad=b)
 
 
 def vera_inputs(needs: tuple[bool, ...]) -> tuple[Tensor, ...]:
@@ -37,7 +37,7 @@ def vera_inputs(needs: tuple[bool, ...]) -> tuple[Tensor, ...]:
 
 
 def apply_vera(*inputs: Tensor) -> Tensor:
-    update: Tensor = VeRAUpdate.apply(*inputs)
+    update: Tensor = VeRAUpdate.apply(*inputs)  # type: ignore[no-untyped-call]
     return update
 
 
@@ -51,7 +51,7 @@ def test_low_rank_update_has_the_derivatives_of_its_output(needs: tuple[bool, ..
     inputs = low_rank_inputs(needs)
     plain = scaling * ((inputs[0] @ inputs[1].mT) @ inputs[2].mT)
     assert (low_rank_update(*inputs, scaling) - plain).abs().max().item() <= 1e-14
-    assert torch.autograd.gradcheck(lambda *given: low_rank_update(*given, scaling), inputs)
+    assert torch.autograd.gradcheck(lambda x, a, b: low_rank_update(x, a, b, scaling), inputs)
 
 
 @pytest.mark.parametrize("needs", SOME_OF_THREE, ids=str)
@@ -77,7 +77,7 @@ def test_a_scaling_of_the_gradients_changes_those_of_the_factors_alone() -> None
 @pytest.mark.parametrize(
     ("update", "inputs"),
     [
-        (lambda *given: low_rank_update(*given, torch.ones(2, 1, 1)), low_rank_inputs((True, True, True))),
+        (lambda x, a, b: low_rank_update(x, a, b, torch.ones(2, 1, 1)), low_rank_inputs((True, True, True))),
         (apply_vera, vera_inputs((True, True, True))),
     ],
     ids=["low_rank", "vera"],
@@ -89,7 +89,7 @@ def test_a_second_derivative_is_refused_instead_of_being_wrong(
     gradients = torch.autograd.grad(update(*inputs).square().sum(), trained, create_graph=True)
     for gradient in gradients:
         with pytest.raises(RuntimeError, match="once_differentiable"):
-            gradient.sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
+            gradient.sum().backward(retain_graph=True)
 
 
 def test_float32_factors_under_a_bfloat16_input_get_float32_gradients() -> None:

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
+from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, largest_difference, small_method
 from torch import Tensor
 
 from loragrid_methods.engine.adapter_stack import DrawClock
 from loragrid_methods.engine.low_rank import member_dropout, stable_seed
 from loragrid_methods.lora import LoRA
-from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, largest_difference, small_method
 
 
 def test_lora_plus_at_ratio_one_is_lora_to_the_bit() -> None:
@@ -19,7 +19,7 @@ def test_lora_plus_at_ratio_one_is_lora_to_the_bit() -> None:
     assert largest_difference(plus.member_tensors(0), lora.member_tensors(0)) == 0
 
 
-def test_lora_plus_moves_B_and_decays_it_ratio_times_as_much_in_one_step() -> None:  # noqa: N802
+def test_lora_plus_moves_B_and_decays_it_ratio_times_as_much_in_one_step() -> None:
     """The first step of AdamW is lr x (sign(g) + decay x weight): linear in the learning rate."""
     moved = []
     for name, fields in (("lora", {}), ("lora_plus", {"lr_ratio": 7.0})):
@@ -46,7 +46,7 @@ def test_the_scaling_is_alpha_over_rank_or_over_its_root(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["lora_fa", "lora_fa_projected"])
-def test_nothing_can_make_lora_fas_A_train(name: str) -> None:  # noqa: N802
+def test_nothing_can_make_lora_fas_A_train(name: str) -> None:
     """PEFT's freeze is undone by disabling or reloading an adapter; a buffer has nothing to undo."""
     run = PackRun(TinyModel(), [Member(method=small_method(name)), Member(method=small_method(name), seed=1)])
     start = run.pack.state_tensors()
@@ -69,7 +69,7 @@ def test_nothing_can_make_lora_fas_A_train(name: str) -> None:  # noqa: N802
         run.base.train(mode)
         assert trainable() == expected
     run.base.eval()
-    run.pack.load_state_tensors({key: tensor.clone() for key, tensor in run.pack.state_tensors().items()})
+    run.pack.after_load()
     run.step()
     for stack in run.pack.stacks():
         stack.requires_grad_(True)

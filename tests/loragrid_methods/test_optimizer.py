@@ -36,7 +36,7 @@ def build(generator: torch.Generator, dtype: torch.dtype, **settings: Any) -> Me
         )
         for name, start, members, columns, multipliers in LAYOUT
     ]
-    given = {
+    given: dict[str, Any] = {
         "weight_decay": torch.tensor(WEIGHT_DECAYS, dtype=torch.float64),
         "clip_norm": torch.tensor(CLIP_NORMS, dtype=torch.float64),
         "beta1": 0.9,

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, in_order, largest_difference, small_method
 
 from loragrid_methods import get_method, method_names
 from loragrid_methods.engine.pack import AdapterPack, member_order
-from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, in_order, largest_difference, small_method
 
 PACKABLE = [name for name in method_names() if get_method(name).packable]
 SAME_DRAW = ("lora", "lora_plus", "lora_fa", "lora_fa_projected", "delta_lora")
@@ -138,7 +138,7 @@ def test_padded_entries_stay_exactly_zero_and_get_no_moments() -> None:
 
 
 @pytest.mark.parametrize("name", SAME_DRAW)
-def test_one_seed_draws_one_A_whatever_the_method_and_the_pack(name: str) -> None:  # noqa: N802
+def test_one_seed_draws_one_A_whatever_the_method_and_the_pack(name: str) -> None:
     def draw(members: list[tuple[str, int, int]], wanted: int) -> dict[str, torch.Tensor]:
         pack = AdapterPack(TinyModel(), [(small_method(n, rank=r), seed) for n, r, seed in members])
         stacks, index = pack.member_stacks(wanted)

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tests.loragrid_methods.pack_training import small_method
 from torch import nn
 
 from loragrid_methods import LayerShape, ParameterCount
 from loragrid_methods.engine.pack import AdapterPack
 from loragrid_methods.engine.targets import adaptable_layers
-from tests.loragrid_methods.pack_training import small_method
 
 QUERY_VALUE = ("query", "value")
 Q_V = ("q_proj", "v_proj")
@@ -66,7 +66,7 @@ def configuration(model: str) -> Any:
 def layers_of(model: str) -> tuple[LayerShape, ...]:
     """The adaptable layers of the model, built on the meta device without a single weight."""
     with torch.device("meta"):
-        built: nn.Module = transformers.AutoModel.from_config(configuration(model))
+        built: nn.Module = transformers.AutoModel.from_config(configuration(model))  # type: ignore[no-untyped-call]
     assert all(parameter.is_meta for parameter in built.parameters())
     return tuple(adaptable_layers(built))
 
@@ -106,7 +106,7 @@ def test_the_counts_are_those_of_the_tensors_that_are_built(
     model: str, targets: tuple[str, ...], name: str, rank: int, trainable: int
 ) -> None:
     with torch.device("meta"):
-        base = transformers.AutoModel.from_config(configuration(model))
+        base = transformers.AutoModel.from_config(configuration(model))  # type: ignore[no-untyped-call]
     method = small_method(name, rank=rank, target_modules=targets)
     built = type(method).build_stacks([method], [0], adaptable_layers(base), base)
     assert sum(p.numel() for stack in built.values() for p in stack.parameters()) == trainable
@@ -114,7 +114,7 @@ def test_the_counts_are_those_of_the_tensors_that_are_built(
 
 def test_the_head_is_not_adapted() -> None:
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(configuration("llama-3.2-3b"))
+        model = transformers.AutoModelForCausalLM.from_config(configuration("llama-3.2-3b"))  # type: ignore[no-untyped-call]
     method = small_method("lora", rank=1)
     assert len(method.target_layers(adaptable_layers(model, model.get_output_embeddings()))) == 7 * 28
     assert len(method.target_layers(adaptable_layers(model))) == 7 * 28 + 1

@@ -1,6 +1,6 @@
 """On the same weights ours computes what PEFT computes: outputs, gradients, and the steps of PEFT's own optimizers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +8,6 @@ import pytest
 import torch
 from peft import LoraConfig, VeraConfig, get_peft_model
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
-from torch import Tensor
-from transformers import AutoModelForCausalLM
-
 from tests.loragrid_methods.pack_training import (
     LINEAR_LAYERS,
     Member,
@@ -20,6 +17,8 @@ from tests.loragrid_methods.pack_training import (
     small_method,
     token_ids,
 )
+from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 GPT2_LAYERS = ("c_attn", "c_fc", "c_proj")
 LORA_LIKE = [
@@ -34,12 +33,14 @@ NUM_STEPS = 5
 
 
 @pytest.fixture(params=["nn.Linear", "Conv1D"])
-def base_of(request: pytest.FixtureRequest, tiny_gpt2_dir: Path) -> Iterator[Any]:
+def base_of(request: pytest.FixtureRequest, tiny_gpt2_dir: Path) -> Callable[[], Any]:
     """A function that makes the base anew, in float64: our tiny model or GPT-2, whose weights are stored (in, out)."""
-    if request.param == "nn.Linear":
-        yield TinyModel
-    else:
-        yield lambda: AutoModelForCausalLM.from_pretrained(tiny_gpt2_dir, dtype=torch.float64).eval()
+
+    def load_gpt2() -> Any:
+        model: Any = AutoModelForCausalLM.from_pretrained(tiny_gpt2_dir, dtype=torch.float64)
+        return model.eval()
+
+    return TinyModel if request.param == "nn.Linear" else load_gpt2
 
 
 def targets_of(base: Any) -> tuple[str, ...]:
@@ -85,14 +86,16 @@ def assert_close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-12) -> None
 
 
 @pytest.mark.parametrize(("name", "fields"), LORA_LIKE, ids=lambda value: value if isinstance(value, str) else "")
-def test_outputs_and_gradients_of_low_rank_methods_are_pefts(base_of: Any, name: str, fields: dict[str, Any]) -> None:
+def test_outputs_and_gradients_of_low_rank_methods_are_pefts(
+    base_of: Callable[[], Any], name: str, fields: dict[str, Any]
+) -> None:
     base = base_of()
     run = PackRun(base, [Member(method=small_method(name, target_modules=targets_of(base), **fields))])
     randomise(run, "lora_B")
     reference = base_of()
     model = peft_lora(reference, run)
     losses = peft_losses(model, reference, 0)
-    losses.sum().backward()  # type: ignore[no-untyped-call]
+    losses.sum().backward()
     assert_close(run.backward(), losses.detach())
     ids = token_ids(reference, 0, 0)
     assert_close(base(input_ids=ids).logits, model(input_ids=ids).logits)
@@ -103,7 +106,7 @@ def test_outputs_and_gradients_of_low_rank_methods_are_pefts(base_of: Any, name:
             assert_close(parameter.grad[0], getattr(theirs, factor)["default"].weight.grad)
 
 
-def test_outputs_and_gradients_of_vera_are_pefts(base_of: Any) -> None:
+def test_outputs_and_gradients_of_vera_are_pefts(base_of: Callable[[], Any]) -> None:
     base, reference = base_of(), base_of()
     targets = targets_of(base)
     run = PackRun(base, [Member(method=small_method("vera", rank=6, projection_seed=11, target_modules=targets))])
@@ -117,7 +120,7 @@ def test_outputs_and_gradients_of_vera_are_pefts(base_of: Any) -> None:
         for key, tensor in stack.member_tensors(0).items():
             getattr(layer, key)["default"].data.copy_(tensor)
     losses = peft_losses(model, reference, 0)
-    losses.sum().backward()  # type: ignore[no-untyped-call]
+    losses.sum().backward()
     assert_close(run.backward(), losses.detach())
     for name, stack in run.pack.member_stacks(0)[0].items():
         layer = model.get_submodule(f"base_model.model.{name}")
@@ -142,7 +145,7 @@ def test_veras_draw_and_start_are_pefts_to_the_bit(rank: int) -> None:
 
 @pytest.mark.parametrize(("alpha", "rslora"), [(4.0, False), (6.0, False), (3.0, True)])
 def test_steps_of_projected_lora_fa_are_those_of_pefts_lorafa_optimizer(
-    base_of: Any, alpha: float, rslora: bool
+    base_of: Callable[[], Any], alpha: float, rslora: bool
 ) -> None:
     """In float64, which PEFT's bfloat16 autocast leaves alone.
 
@@ -160,7 +163,7 @@ def test_steps_of_projected_lora_fa_are_those_of_pefts_lorafa_optimizer(
     for step in range(NUM_STEPS):
         losses = peft_losses(model, reference, step)
         optimizer.zero_grad()
-        losses.sum().backward()  # type: ignore[no-untyped-call]
+        losses.sum().backward()
         optimizer.step()
         assert_close(run.step(), losses.detach(), tolerance=1e-6)
     for name, held in held_by_layer(run).items():
@@ -189,7 +192,7 @@ def test_the_projection_solves_what_the_paper_asks_to_the_last_digits() -> None:
         assert_close(gradient[0], expected[name])
 
 
-def test_steps_of_lora_plus_are_those_of_pefts_loraplus_optimizer(base_of: Any) -> None:
+def test_steps_of_lora_plus_are_those_of_pefts_loraplus_optimizer(base_of: Callable[[], Any]) -> None:
     base, reference = base_of(), base_of()
     method = small_method("lora_plus", lr_ratio=5.0, target_modules=targets_of(base))
     run = PackRun(base, [Member(method=method, lr=0.01, weight_decay=0.1)], schedule=lambda step: 1.0)
@@ -202,7 +205,7 @@ def test_steps_of_lora_plus_are_those_of_pefts_loraplus_optimizer(base_of: Any) 
     for step in range(NUM_STEPS):
         losses = peft_losses(model, reference, step)
         optimizer.zero_grad()
-        losses.sum().backward()  # type: ignore[no-untyped-call]
+        losses.sum().backward()
         optimizer.step()
         assert_close(run.step(), losses.detach())
     for name, held in held_by_layer(run).items():

@@ -45,6 +45,9 @@ class AdapterStack(nn.Module):
     def after_step(self, completed: int) -> None:
         """React to an update; `completed` is the number of optimizer steps done."""
 
+    def after_load(self) -> None:
+        """React to saved values copied into the stack's tensors, before anything is computed with them."""
+
     def bind(self) -> None:
         """Called once, when the pack has moved the parameters into its flat buffers."""
 

@@ -79,6 +79,11 @@ class Method(ABC):
         """The hyperparameters, in the order of their definition."""
         return tuple(field.name for field in fields(cls))
 
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Name -> default of every hyperparameter."""
+        return {field.name: field.default for field in fields(cls)}
+
     def hyperparameters(self) -> dict[str, Any]:
         """Name -> value of every hyperparameter."""
         return {name: getattr(self, name) for name in self.field_names()}

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from loragrid_methods.engine.adapter_stack import DrawClock
 
@@ -30,6 +31,7 @@ class LowRankUpdate(torch.autograd.Function):
         return (z * scaling.to(x.dtype)) @ b.to(x.dtype).mT
 
     @staticmethod
+    @once_differentiable  # z is a constant to a second backward, which would be wrong without a word
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """g (M, T, out) -> gradients in the shapes of x, a and b."""
         x, z, a, b, scaling, gradient_scaling = ctx.saved_tensors

@@ -117,6 +117,12 @@ class AdapterPack:
             for name, tensor in stack.state_dict().items()
         }
 
+    @torch.no_grad()
+    def after_load(self) -> None:
+        """Tell every stack that saved values have been copied into `state_tensors`."""
+        for stack in self.stacks():
+            stack.after_load()
+
     def detach(self) -> None:
         """Put the base's own layers back where adapted ones stand."""
         for name, layer in self.adapted.items():

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from loragrid_methods.engine.pack import AdapterPack
@@ -46,7 +47,10 @@ def peft_adapter(pack: AdapterPack, member: int, base_name: str) -> tuple[dict[s
         "peft_version": PEFT_FORMAT_VERSION,
         "inference_mode": True,
     }
-    return config, {key: tensor.detach().contiguous().cpu() for key, tensor in tensors.items()}
+    # Copies: training may go on, and a member of a pack of one is a view of its live weights.
+    return config, {
+        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()
+    }
 
 
 def weight_updates(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
