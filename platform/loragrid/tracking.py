@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Metric, Param, RunTag, ViewType
@@ -76,6 +77,20 @@ def tracking_ui_command(uri: str, host: str = "127.0.0.1", port: int = 5000) -> 
         command += ["--artifacts-destination", (path.parent / "artifacts").as_uri()]
     # One server process is enough for one reader, and starts at once.
     return [*command, "--workers", "1"]
+
+
+def experiment_page(server: str, experiment_id: str) -> str:
+    """The address of an experiment's table of runs, for a server such as http://127.0.0.1:5000.
+
+    Without its last part MLflow opens a page about traces of language-model calls, where no run is to be seen.
+    """
+    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+
+
+def comparison_page(server: str, experiment_id: str, run_ids: Sequence[str]) -> str:
+    """The address of MLflow's page that lays runs side by side."""
+    runs, experiments = quote(json.dumps(list(run_ids))), quote(json.dumps([experiment_id]))
+    return f"{server.rstrip('/')}/#/compare-runs?runs={runs}&experiments={experiments}&workflowType=machine_learning"
 
 
 def sqlite_path(uri: str) -> Path | None:
@@ -241,9 +256,7 @@ class Recorder:
     def _find_or_create_experiment(self, artifact_location: str | None) -> str:
         existing: Experiment | None = self._client.get_experiment_by_name(self.experiment_name)
         if existing is None:
-            # Without its kind, MLflow's pages open an experiment as one about traces of language-model calls.
-            tags = {"mlflow.experimentKind": "custom_model_development"}
-            return str(self._client.create_experiment(self.experiment_name, artifact_location, tags))
+            return str(self._client.create_experiment(self.experiment_name, artifact_location))
         if existing.lifecycle_stage != LifecycleStage.ACTIVE:
             raise ValueError(
                 f"MLflow experiment {self.experiment_name!r} is deleted in {self.tracking_uri}; choose another name or "

