@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from loragrid_methods.engine.adapter_stack import AdapterStack, per_member
 from loragrid_methods.engine.contract import Card, Method, ParameterCount, require
-from loragrid_methods.engine.low_rank import draw_lora_A, low_rank_update
+from loragrid_methods.engine.low_rank import draw_lora_A, low_rank_update, rank_class
 from loragrid_methods.engine.targets import ALL_LINEAR, LayerShape, select_layers
 
 
@@ -61,8 +61,12 @@ class DeltaLoRA(Method):
         """The number of completed steps after which (A, B) is the reference: K + 1."""
         return self.start_step + 1
 
+    def check_steps(self, steps: int) -> None:
+        allowed = f"0 to {steps - 2} with {steps} training steps; later than that W never moves and this is LoRA"
+        require(self.snapshot_step < steps, self.name, "start_step", self.start_step, allowed)
+
     def stack_key(self) -> Hashable:
-        return ("delta_lora", self.target_modules)
+        return ("delta_lora", rank_class(self.rank), self.target_modules)
 
     def target_layers(self, layers: Sequence[LayerShape]) -> list[LayerShape]:
         return select_layers(self.target_modules, layers)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from loragrid_methods.engine.adapter_stack import AdapterStack, per_member
 from loragrid_methods.engine.contract import Card, Method, ParameterCount, require
-from loragrid_methods.engine.low_rank import draw_lora_A, low_rank_update, member_dropout
+from loragrid_methods.engine.low_rank import draw_lora_A, low_rank_update, member_dropout, rank_class
 from loragrid_methods.engine.targets import ALL_LINEAR, LayerShape, select_layers
 
 
@@ -51,7 +51,7 @@ class LoRA(Method):
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     def stack_key(self) -> Hashable:
-        return ("lora", self.dropout, self.target_modules)
+        return ("lora", rank_class(self.rank), self.dropout, self.target_modules)
 
     def target_layers(self, layers: Sequence[LayerShape]) -> list[LayerShape]:
         return select_layers(self.target_modules, layers)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from loragrid_methods.engine.adapter_stack import AdapterStack
 from loragrid_methods.engine.contract import Card, ParameterCount
+from loragrid_methods.engine.low_rank import rank_class
 from loragrid_methods.engine.targets import LayerShape
 from loragrid_methods.lora import LoRA, LoRAStack
 
@@ -30,7 +31,7 @@ class LoRAFA(LoRA):
     )
 
     def stack_key(self) -> Hashable:
-        return ("lora_fa", self.dropout, self.target_modules)
+        return ("lora_fa", rank_class(self.rank), self.dropout, self.target_modules)
 
     @classmethod
     def build_stacks(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from loragrid_methods.engine.adapter_stack import AdapterStack
 from loragrid_methods.engine.contract import Card
+from loragrid_methods.engine.low_rank import rank_class
 from loragrid_methods.engine.targets import LayerShape
 from loragrid_methods.lora_fa import LoRAFA, LoRAFAStack
 
@@ -34,7 +35,7 @@ class LoRAFAProjected(LoRAFA):
     )
 
     def stack_key(self) -> Hashable:
-        return ("lora_fa_projected", self.dropout, self.target_modules)
+        return ("lora_fa_projected", rank_class(self.rank), self.dropout, self.target_modules)
 
     @classmethod
     def build_stacks(

@@ -31,6 +31,7 @@ def load_checkpoint(model: PackModel, folder: Path) -> None:
         raise ValueError(f"{folder}: the checkpoint is of a pack with other trials")
     for name, tensor in own.items():
         tensor.copy_(saved[name])
+    model.pack.after_load()
     model.completed = int(json.loads((folder / PROGRESS).read_text())["completed"])
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import ray
 from ray import tune
 
 from loragrid.config import Experiment
@@ -36,7 +37,7 @@ def trainable(experiment: Experiment) -> Callable[[dict[str, Any]], None]:
         pack = pack_at(experiment, config, tune.get_context().get_trial_id())
         trial = pack.trials[0]
         data = load_data(trial.data, trial.model, load_tokenizer(trial.model))
-        drive_pack(pack, data, place(experiment.workers, cluster_nodes()), storage)
+        drive_pack(pack, ray.put(data), place(experiment.workers, cluster_nodes()), storage)
 
     return lightweight(train_point)  # type: ignore[no-any-return]
 

@@ -1,28 +1,37 @@
 """Runs one pack on Ray: a `TorchTrainer` inside a Tune trial, reporting back to Tune."""
 
-import ray
+import os
+from typing import TYPE_CHECKING
+
 from ray.train import CheckpointConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from loragrid.data import TokenizedData
+from loragrid.messages import WorkerTask
 from loragrid.placement import Placement
 from loragrid.planning import Pack
-from loragrid.worker import WorkerTask, run_worker
+
+if TYPE_CHECKING:
+    import ray
+
+    from loragrid.data import TokenizedData
+
+# A worker waits until its report was fetched; Ray's own two seconds would be longer than most packs' steps.
+FETCH_REPORTS_EVERY_SECONDS = "0.1"
 
 
-def drive_pack(pack: Pack, data: TokenizedData, placement: Placement, storage_path: str) -> None:
+def drive_pack(pack: Pack, data: "ray.ObjectRef[TokenizedData]", placement: Placement, storage_path: str) -> None:
     """Train the pack to its end; its updates reach Tune one by one.
 
     Must be called in a Tune trial. Raises what the workers raised.
     """
-    task = WorkerTask(pack=pack, data=ray.put(data), threads=placement.threads)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", FETCH_REPORTS_EVERY_SECONDS)
     resources = {"CPU": placement.cpus_per_worker}
     if placement.use_gpu:
         resources["GPU"] = 1.0
     trainer = TorchTrainer(
-        run_worker,
-        train_loop_config=task,  # type: ignore[arg-type]  # any object is handed on as it is
+        _work,
+        train_loop_config=WorkerTask(pack=pack, data=data, threads=placement.threads),  # type: ignore[arg-type]  # any object is handed on as it is
         scaling_config=ScalingConfig(
             num_workers=placement.num_workers, use_gpu=placement.use_gpu, resources_per_worker=resources
         ),
@@ -35,3 +44,11 @@ def drive_pack(pack: Pack, data: TokenizedData, placement: Placement, storage_pa
         ),
     )
     trainer.fit()
+
+
+def _work(task: WorkerTask) -> None:
+    # Imported here, in the worker: the Tune trial and Train's controller hold this function too, and would pay the
+    # seconds and the memory that importing the models takes.
+    from loragrid.worker import run_worker
+
+    run_worker(task)

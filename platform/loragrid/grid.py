@@ -148,6 +148,10 @@ def _build_trial(experiment: Experiment, place: int, axes: Mapping[str, Any]) ->
     sections: dict[str, Any] = {
         section: _changed(getattr(experiment, section), _below(section, values), section) for section in AXIS_SECTIONS
     }
+    try:
+        method.check_steps(sections["training"].steps)
+    except ValueError as error:
+        raise ExperimentError([Problem(key=f"methods.{place}", what=str(error))]) from None
     seed = values["seed"]
     return Trial(trial_id=_trial_id(method, seed, **sections), method=method, seed=seed, **sections)
 

@@ -10,8 +10,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from loragrid.messages import PackUpdate
 from loragrid.planning import Pack
-from loragrid.worker import PackUpdate
 
 PLAIN_LINE_SECONDS = 10.0
 

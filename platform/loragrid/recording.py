@@ -11,10 +11,10 @@ from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
 
 from loragrid.convergence import Convergence
 from loragrid.grid import Trial
+from loragrid.messages import ADAPTERS, PackUpdate
 from loragrid.planning import Pack, count_parameters
 from loragrid.progress import SweepProgress
 from loragrid.tracking import Recorder, card_tags
-from loragrid.worker import ADAPTERS, PackUpdate
 
 
 @dataclass(kw_only=True)
@@ -139,7 +139,9 @@ class RecordingCallback(Callback):
                 trial_id, {f"time/{phase}_seconds": seconds for phase, seconds in update.seconds.items()}
             )
             if trial_id in update.diverged_at:
-                self._end(member, "FAILED", f"diverged: loss or gradient not finite at step {update.diverged_at[trial_id]}")
+                self._end(
+                    member, "FAILED", f"diverged: loss or gradient not finite at step {update.diverged_at[trial_id]}"
+                )
         if checkpoint_path is not None:
             with Checkpoint(checkpoint_path).as_directory() as folder:
                 for member in pack.trials:

@@ -92,21 +92,39 @@ def _tune_packs(
     storage: Path,
     name: str,
 ) -> None:
-    def train_pack(config: dict[str, Any], packs: Mapping[str, Pack], tokenized: TokenizedByConfig) -> None:
-        pack = packs[config["pack"]]
-        data = tokenized[(pack.trials[0].model, pack.trials[0].data)]
-        drive_pack(pack, data, placement, str(storage / name))
+    # References: what lies in Ray's object store goes from there to the workers, and nowhere else.
+    rows = {key: ray.put(data) for key, data in tokenized.items()}
 
-    tuner = tune.Tuner(
-        lightweight(tune.with_parameters(train_pack, packs=packs, tokenized=tokenized)),
-        param_space={"pack": tune.grid_search(list(packs))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=max(1, placement.num_packs)),
-        run_config=tune.RunConfig(name=name, storage_path=str(storage), callbacks=[callback], verbose=0),
-    )
+    def train_pack(config: dict[str, Any], packs: Mapping[str, Pack], rows: Mapping[Any, Any]) -> None:
+        pack = packs[config["pack"]]
+        drive_pack(pack, rows[(pack.trials[0].model, pack.trials[0].data)], placement, str(storage / name))
+
     try:
-        tuner.fit()
+        with quiet_tune():
+            tune.Tuner(
+                lightweight(tune.with_parameters(train_pack, packs=packs, rows=rows)),
+                param_space={"pack": tune.grid_search(list(packs))},
+                tune_config=tune.TuneConfig(max_concurrent_trials=max(1, placement.num_packs)),
+                run_config=tune.RunConfig(name=name, storage_path=str(storage), callbacks=[callback], verbose=0),
+            ).fit()
     finally:
         callback.close()
+
+
+@contextmanager
+def quiet_tune() -> Iterator[None]:
+    """Within, Tune writes no result files and no tables: MLflow and the live display take their place."""
+    switches = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+    before = {name: os.environ.get(name) for name in switches}
+    os.environ.update(switches)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def lightweight(trainable: Any) -> Any:
@@ -168,8 +186,6 @@ def connected_to_ray(address: str | None) -> Iterator[bool]:
         yield False
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    # Tune's own result files and its table on the terminal: MLflow and the live display take their place.
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
@@ -205,4 +221,3 @@ def check_placement(experiment: Experiment, placement: Placement, is_local: bool
             f"allowed: as many as there are {kind}s, or a cluster (--address)"
         )
     console.print(f"waiting for the cluster to grow: a pack needs {need}", style="yellow")
-

@@ -24,9 +24,7 @@ from loragrid.glossary import sweep_note
 Scalar = str | int | float | bool | None
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
-# What MLflow takes in one `log_batch` call and in one value.
-MAX_METRICS_PER_BATCH = 1000
-MAX_PARAMETERS_PER_BATCH = 100
+# What MLflow takes in one value; a longer one it would refuse.
 MAX_PARAMETER_LENGTH = 6000
 MAX_TAG_LENGTH = 8000
 
@@ -216,15 +214,14 @@ class Recorder:
         None, NaN and infinity are left out: what was not measured is missing, and SQL would store infinity as 1.8e308.
         """
         now = self._clock()
-        self._log_metrics(
-            trial_id,
-            [
-                Metric(key, float(value), round(1000 * (record.get("timestamp") or now)), _step(record))
-                for record in records
-                for key, value in record.items()
-                if key not in ("step", "timestamp") and value is not None and math.isfinite(value)
-            ],
-        )
+        metrics = [
+            Metric(key, float(value), round(1000 * (record.get("timestamp") or now)), _step(record))
+            for record in records
+            for key, value in record.items()
+            if key not in ("step", "timestamp") and value is not None and math.isfinite(value)
+        ]
+        # The client itself splits what is more than MLflow takes at once.
+        self._client.log_batch(self._run_id(trial_id), metrics=metrics, synchronous=True)
 
     def log_summary(self, trial_id: str, metrics: Mapping[str, float | None]) -> None:
         """Figures that a trial has once; None and NaN are left out."""
@@ -269,16 +266,8 @@ class Recorder:
         cut_tags = {key: _cut(value, MAX_TAG_LENGTH) for key, value in {**source, **tags}.items()}
         run = self._client.create_run(self.experiment_id, round(1000 * self._clock()), cut_tags, name)
         params = [Param(key, _cut(format_parameter(value), MAX_PARAMETER_LENGTH)) for key, value in parameters.items()]
-        for start in range(0, len(params), MAX_PARAMETERS_PER_BATCH):
-            batch = params[start : start + MAX_PARAMETERS_PER_BATCH]
-            self._client.log_batch(run.info.run_id, params=batch, synchronous=True)
+        self._client.log_batch(run.info.run_id, params=params, synchronous=True)
         return str(run.info.run_id)
-
-    def _log_metrics(self, trial_id: str, metrics: Sequence[Metric]) -> None:
-        run_id = self._run_id(trial_id)
-        for start in range(0, len(metrics), MAX_METRICS_PER_BATCH):
-            batch = metrics[start : start + MAX_METRICS_PER_BATCH]
-            self._client.log_batch(run_id, metrics=batch, synchronous=True)
 
     def _log_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         cut = [RunTag(key, _cut(value, MAX_TAG_LENGTH)) for key, value in tags.items()]

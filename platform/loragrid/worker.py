@@ -3,7 +3,6 @@
 import tempfile
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +18,13 @@ from loragrid.checkpoint import load_checkpoint, save_checkpoint
 from loragrid.data import TokenizedData
 from loragrid.export import export_member
 from loragrid.measurement import Stopwatch
+from loragrid.messages import ADAPTERS, PackUpdate, WorkerTask
 from loragrid.models import load_base
 from loragrid.planning import Pack
 from loragrid.solo import measure_solo
 from loragrid.training import LoopSettings, PackModel, Report, SumOverWorkers, one_worker, train
 
-ADAPTERS = "adapters"
 NUM_REPORTS = 50
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerTask:
-    """All a worker is given. `data` is a reference into Ray's object store: rows are tokenised once per sweep."""
-
-    pack: Pack
-    data: "ray.ObjectRef[TokenizedData]"
-    threads: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class PackUpdate:
-    """What a pack tells the sweep's driver; every mapping is keyed by trial id."""
-
-    phase: str
-    completed: int = 0
-    steps: int = 0
-    records: Mapping[str, list[dict[str, float]]] = field(default_factory=dict)
-    diverged_at: Mapping[str, int] = field(default_factory=dict)
-    figures: Mapping[str, dict[str, float]] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    finished: bool = False
 
 
 def run_worker(task: WorkerTask) -> None:

@@ -167,6 +167,15 @@ def test_csv_and_json_say_what_the_table_says(uri: str) -> None:
     assert "curves" not in json.loads(comparison.to_json())["trials"][0]
 
 
-def test_sorting_puts_the_lowest_loss_first_and_the_unfinished_last(uri: str) -> None:
-    table = load_comparison("quickstart", uri).table
-    assert list(sort_by_final_loss(table)["trial_id"]) == ["lora_plus-b", "lora-a", "full-d", "lora_plus-c"]
+def test_sorting_puts_the_lowest_loss_first_then_the_finished_without_one_then_the_others() -> None:
+    rows = [
+        ("failed-low", "FAILED", 0.5),
+        ("none", "FINISHED", None),
+        ("killed", "KILLED", 0.25),
+        ("high", "FINISHED", 3.0),
+        ("low", "FINISHED", 1.0),
+    ]
+    table = pd.DataFrame(rows, columns=["trial_id", "status", "eval/final_loss"])
+    assert list(sort_by_final_loss(table)["trial_id"]) == ["low", "high", "none", "failed-low", "killed"]
+    without_losses = table[["trial_id", "status"]]
+    assert list(sort_by_final_loss(without_losses)["trial_id"]) == ["none", "high", "low", "failed-low", "killed"]

@@ -277,7 +277,7 @@ def test_eval_rows_can_come_from_a_file_of_their_own(
 
 
 def test_the_same_rows_give_the_same_tokens_from_every_kind_of_file(load: Loader, tmp_path: Path) -> None:
-    rows = [{"prompt": f'A, "{n}"\nand 007?', "completion": " NA"} for n in range(9)]
+    rows = [{"prompt": f'A, "{n}"\nand 007?', "completion": "NA"} for n in range(9)]
     with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["prompt", "completion"])
         writer.writeheader()

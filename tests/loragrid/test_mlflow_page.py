@@ -145,6 +145,6 @@ def test_mlflows_pages_show_both_methods_and_their_metrics_side_by_side_and_the_
 
         browser.get(experiment_page(server, recorder.experiment_id))
         WebDriverWait(browser, PAGE_TIMEOUT_SECONDS).until(
-            lambda _: all(part in page_text() for part in ("Training runs", "matching runs", "first")),
+            lambda _: all(part in page_text() for part in ("3 matching runs", "New run", "first")),
             f"the experiment does not open on its table of runs: {browser.current_url}",
         )

@@ -79,6 +79,10 @@ def test_nothing_can_make_lora_fas_A_train(name: str) -> None:
     run.step()
     run.pack.detach()
     assert not trainable()
+    again = PackRun(run.base, run.members)
+    again.step()
+    assert trainable() == expected
+    again.pack.detach()
     assert all(torch.equal(tensor, drawn[key]) for key, tensor in start.items() if key.endswith("lora_A"))
 
 

@@ -114,6 +114,13 @@ class Method(ABC):
         `num_base_parameters` is the size of the whole base, for a method that trains it.
         """
 
+    def check_steps(self, steps: int) -> None:
+        """Refuse a training in which the method would not be itself.
+
+        Raises:
+            ValueError: `steps` optimizer steps are too few for what defines the method to happen.
+        """
+
     def learning_rate_multiplier(self, parameter_name: str) -> float:
         """Factor on the member's learning rate for one of the stack's parameters."""
         return 1.0

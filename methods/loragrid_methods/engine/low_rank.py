@@ -55,6 +55,18 @@ def low_rank_update(x: Tensor, a: Tensor, b: Tensor, scaling: Tensor, gradient_s
     return update
 
 
+def rank_class(rank: int) -> int:
+    """The smallest power of 8 that is at least `rank`: members of one class share stacks.
+
+    A stack pads its members to its largest rank. Sharing saves kernels, padding costs arithmetic and optimizer memory:
+    a member of rank 1 must not be padded to another's 256.
+    """
+    power = 1
+    while power < rank:
+        power *= 8
+    return power
+
+
 def draw_lora_A(seeds: Sequence[int], ranks: Sequence[int], layer: str, in_features: int) -> Tensor:
     """Each member's A ~ U(-1/sqrt(in), 1/sqrt(in)), zero-padded to the largest rank: (M, r_max, in) float32.
 

@@ -1,0 +1,210 @@
+"""What the tests of the training share: trials on a tiny model, and packs of them in the real loop."""
+
+import copy
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from loragrid.assembly import build_batches, build_model
+from loragrid.checkpoint import load_checkpoint
+from loragrid.config import DataConfig, ModelConfig, PackConfig, TrainingConfig
+from loragrid.data import TokenizedData, load_data
+from loragrid.grid import Trial
+from loragrid.models import load_base, load_tokenizer
+from loragrid.planning import group_into_packs
+from loragrid.training import LoopSettings, PackModel, Report, SumOverWorkers, one_worker, train
+from loragrid_methods import get_method, method_names
+
+torch.set_num_threads(1)
+
+NUM_EVAL = 10
+"""No multiple of any batch size in use: the last evaluation batch is always filled up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A tiny base and its rows. GPT-2 is exact in float64; Llama computes its norms in float32."""
+
+    model: ModelConfig
+    data: DataConfig
+    rows: TokenizedData
+    _base: PreTrainedModel
+
+    def base(self) -> PreTrainedModel:
+        """A base of one's own."""
+        return copy.deepcopy(self._base)
+
+    def trial(
+        self, name: str, fields: Mapping[str, Any] | None = None, *, seed: int = 0, **training: Any
+    ) -> Trial:
+        """A trial of a method with some hyperparameters (small ones otherwise) and training settings."""
+        method = get_method(name)
+        small = {"rank": 3, "start_step": 1} | dict(fields or {})
+        return Trial(
+            trial_id=f"{name}-{sorted((fields or {}).items())}-{seed}-{sorted(training.items())}",
+            method=method(**{key: value for key, value in small.items() if key in method.field_names()}),
+            seed=seed,
+            model=self.model,
+            data=self.data,
+            training=TrainingConfig(**{"steps": 8, "batch_size": 4, "lr": 0.01} | training),
+        )
+
+
+def make_setup(model_folder: Path, rows_file: Path, dtype: str, **data: Any) -> Setup:
+    """The base in `model_folder` and the rows in `rows_file`, tokenized."""
+    model = ModelConfig(name=str(model_folder), dtype=dtype)  # type: ignore[arg-type]
+    config = DataConfig(**{"name": str(rows_file), "max_length": 96, "num_eval": NUM_EVAL} | data)
+    rows = load_data(config, model, load_tokenizer(model))
+    return Setup(model=model, data=config, rows=rows, _base=load_base(model))
+
+
+def mixed_trials(setup: Setup, **training: Any) -> list[Trial]:
+    """Trials of all packable methods, no two with equal settings, in the order of their one pack."""
+    choices: list[tuple[str, dict[str, Any]]] = [
+        (name, {"rank": rank}) for name in method_names() if get_method(name).packable for rank in (2, 5)
+    ]
+    choices += [("lora", {"rank": rank, "dropout": 0.3}) for rank in (3, 4)]
+    trials = [
+        setup.trial(
+            name,
+            fields,
+            **{
+                "seed": index % 3,
+                "lr": 0.002 * (1 + index % 5),
+                "schedule": ("cosine", "linear", "constant")[index % 3],
+                "warmup_steps": index % 4,
+                "weight_decay": 0.1 * (index % 3),
+                "clip_norm": (0.05, None, 1.0, 0.2)[index % 4],
+            }
+            | training,
+        )
+        for index, (name, fields) in enumerate(choices)
+    ]
+    (pack,) = group_into_packs(trials, PackConfig(max_members=len(trials)))
+    return list(pack.trials)
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What a run of the loop leaves: the model, every report, and the records of every member by step."""
+
+    model: PackModel
+    reports: list[Report] = field(default_factory=list)
+    records: list[dict[int, dict[str, float]]] = field(default_factory=list)
+
+    def curve(self, member: int, key: str) -> dict[int, float]:
+        """Step -> figure, where there is one."""
+        return {step: record[key] for step, record in self.records[member].items() if key in record}
+
+    def weights(self, member: int) -> dict[str, Tensor]:
+        """Copies of everything one member holds."""
+        stacks, index = self.model.pack.member_stacks(member)
+        return {
+            f"{layer}.{name}": tensor.clone()
+            for layer, stack in stacks.items()
+            for name, tensor in stack.member_tensors(index).items()
+        }
+
+
+def run_pack(
+    setup: Setup,
+    trials: Sequence[Trial],
+    *,
+    base: PreTrainedModel | None = None,
+    prepare: Callable[[PackModel], None] = lambda model: None,
+    on_report: Callable[[Report, PackModel], None] = lambda report, model: None,
+    report_every: int = 3,
+    eval_every: int | None = 3,
+    checkpoint_every: int | None = None,
+    worker: int = 0,
+    num_workers: int = 1,
+    sum_over_workers: SumOverWorkers = one_worker,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Run:
+    """Train the trials as one pack to their end; `prepare` may change the model before."""
+    run = Run(model=build_model(trials, setup.base() if base is None else base), records=[{} for _ in trials])
+    run.model.pack.clock.worker = worker
+    prepare(run.model)
+
+    def keep(report: Report) -> None:
+        run.reports.append(report)
+        for by_step, records in zip(run.records, report.records, strict=True):
+            for record in records:
+                assert int(record["step"]) not in by_step, "a step is reported once"
+                by_step[int(record["step"])] = record
+        on_report(report, run.model)
+
+    train(
+        run.model,
+        build_batches(trials, setup.rows, torch.device("cpu"), worker=worker, num_workers=num_workers),
+        LoopSettings(
+            steps=trials[0].training.steps,
+            report_every=report_every,
+            eval_every=eval_every,
+            checkpoint_every=checkpoint_every,
+        ),
+        keep,
+        sum_over_workers=sum_over_workers,
+        clock=clock,
+    )
+    return run
+
+
+def resume(setup: Setup, trials: Sequence[Trial], folder: Path) -> Run:
+    """Go on from a checkpoint in a fresh pack."""
+    return run_pack(setup, trials, prepare=lambda model: load_checkpoint(model, folder))
+
+
+def largest_difference(ours: Mapping[Any, Any], theirs: Mapping[Any, Any], *, relative: bool = False) -> float:
+    """The largest difference between figures or tensors of the same names; infinity where one is not finite."""
+    assert ours.keys() == theirs.keys()
+    largest = 0.0
+    for key in ours:
+        a, b = (torch.as_tensor(value, dtype=torch.float64) for value in (ours[key], theirs[key]))
+        difference = ((a - b).abs() / (b.abs() if relative else 1.0)).max().item() if a.numel() else 0.0
+        largest = max(largest, difference if math.isfinite(difference) else math.inf)
+    return largest
+
+
+def bit_equal(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
+    """Whether all tensors are the same to the bit; the names must be the same."""
+    assert ours.keys() == theirs.keys()
+    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def train_as_worker(worker: int, num_workers: int, model_folder: str, rows_file: str, folder: str) -> None:
+    """The body of one of several real processes: train `mixed_trials`, leave figures and weights in `folder`."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=worker, world_size=num_workers
+    )
+    setup = make_setup(Path(model_folder), Path(rows_file), "float64")
+    results = []
+    for trials in worker_packs(setup):
+        run = run_pack(
+            setup,
+            trials,
+            worker=worker,
+            num_workers=num_workers,
+            sum_over_workers=lambda tensor: torch.distributed.all_reduce(tensor),
+        )
+        weights = [run.weights(member) for member in range(len(trials))]
+        results.append({"records": run.records, "weights": weights})
+    torch.save(results, Path(folder) / f"{worker}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def worker_packs(setup: Setup) -> list[list[Trial]]:
+    """The packs that several workers train: every packable method without dropout, and full fine-tuning."""
+    # Dropout draws its masks per worker, so that two workers do not repeat one worker's.
+    mixed = [trial for trial in mixed_trials(setup, batch_size=8) if not trial.method.hyperparameters().get("dropout")]
+    return [mixed, [setup.trial("full", batch_size=8, lr=0.001)]]
