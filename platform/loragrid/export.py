@@ -4,14 +4,14 @@ import json
 from pathlib import Path
 
 import torch
-from loragrid_methods.engine.peft_format import peft_adapter, weight_updates
-from loragrid_methods.engine.targets import is_conv1d
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from loragrid.config import ModelConfig
 from loragrid.models import load_base, load_tokenizer
 from loragrid.training import PackModel
+from loragrid_methods.engine.peft_format import peft_adapter, weight_updates
+from loragrid_methods.engine.targets import is_conv1d
 
 ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -39,13 +39,15 @@ def merge_adapter(base: PreTrainedModel, folder: Path) -> None:
     """Add the adapter in `folder` to the weights of `base`, computed in float64 and rounded once.
 
     Raises:
-        ValueError: the adapter names a layer the base does not have.
+        ValueError: the adapter names a layer the base does not have; the base is left as it was.
     """
     config = json.loads((folder / ADAPTER_CONFIG).read_text())
     layers = dict(base.named_modules())
-    for name, update in weight_updates(config, load_file(folder / ADAPTER_TENSORS)).items():
+    updates = weight_updates(config, load_file(folder / ADAPTER_TENSORS))
+    for name in updates:
         if name not in layers:
             raise ValueError(f"{folder}: the adapter has a layer {name!r}, the model has not")
+    for name, update in updates.items():
         layer = layers[name]
         weight = layer.weight
         assert isinstance(weight, torch.Tensor)

@@ -50,6 +50,8 @@ def _cpus_per_worker(num_workers: int, use_gpu: bool, nodes: Sequence[Node]) -> 
     if use_gpu:
         shares = [node.num_cpus // node.num_gpus for node in nodes if node.num_gpus]
         return max(1.0, min(shares, default=1.0))
+    if not nodes:
+        return 1.0
     # As many workers per machine as it takes to spread the pack over all machines.
     per_node = math.ceil(num_workers / len(nodes))
     return max(1.0, min(node.num_cpus for node in nodes) // per_node)

@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from loragrid_methods import LayerShape, ParameterCount
-from loragrid_methods.engine.pack import member_order
-from loragrid_methods.engine.targets import adaptable_layers
-
 from loragrid.config import MEMBER_TRAINING_KEYS, Experiment, ModelConfig, PackConfig
 from loragrid.grid import Trial, expand
 from loragrid.models import load_meta_model
+from loragrid_methods import LayerShape, ParameterCount
+from loragrid_methods.engine.pack import member_order
+from loragrid_methods.engine.targets import adaptable_layers
 
 # Beyond this many tokens in a step a GPU is full, and more members in a pack gain nothing.
 TOKENS_PER_STEP = 16_384
@@ -111,10 +110,10 @@ def group_into_packs(trials: Sequence[Trial], config: PackConfig) -> list[Pack]:
     packs: list[Pack] = []
     for group in groups.values():
         ordered = [group[index] for index in member_order([trial.method for trial in group])]
-        most = max_members(ordered[0], config)
-        size = math.ceil(len(ordered) / math.ceil(len(ordered) / most))
-        for start in range(0, len(ordered), size):
-            packs.append(Pack(pack_id=f"pack-{len(packs):03d}", trials=tuple(ordered[start : start + size])))
+        num_packs = math.ceil(len(ordered) / max_members(ordered[0], config))
+        for index in range(num_packs):
+            start, end = (len(ordered) * cut // num_packs for cut in (index, index + 1))
+            packs.append(Pack(pack_id=f"pack-{len(packs):03d}", trials=tuple(ordered[start:end])))
     return packs
 
 

@@ -94,7 +94,8 @@ class SweepProgress:
         """A pack has failed."""
         self.num_ended += 1
         self._packs.pop(pack.pack_id, None)
-        self.console.print(f"[bold red]{pack.pack_id} failed:[/] {reason}", highlight=False)
+        # A reason is not markup: "[/tmp/file]" in it would be taken for a tag.
+        self.console.print(Text(f"{pack.pack_id} failed:", style="bold red"), Text(reason))
 
     def _line(self, pack_id: str, text: str, *, at_once: bool) -> None:
         if self._live is not None:
@@ -125,7 +126,7 @@ class SweepProgress:
         table.add_column("trial")
         table.add_column("train loss", justify="right")
         table.add_column("eval loss", justify="right")
-        for trial_id in state.losses or state.eval_losses:
+        for trial_id in state.eval_losses | state.losses:
             table.add_row(
                 self._names[trial_id],
                 _number(state.losses.get(trial_id)),

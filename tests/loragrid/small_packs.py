@@ -43,9 +43,7 @@ class Setup:
         """A base of one's own."""
         return copy.deepcopy(self._base)
 
-    def trial(
-        self, name: str, fields: Mapping[str, Any] | None = None, *, seed: int = 0, **training: Any
-    ) -> Trial:
+    def trial(self, name: str, fields: Mapping[str, Any] | None = None, *, seed: int = 0, **training: Any) -> Trial:
         """A trial of a method with some hyperparameters (small ones otherwise) and training settings."""
         method = get_method(name)
         small = {"rank": 3, "start_step": 1} | dict(fields or {})

@@ -102,9 +102,7 @@ def test_a_checkpoint_is_safetensors_and_json_alone(exact: Setup, tmp_path: Path
     [[("lora", 3), ("lora", 3)], [("lora", 5)], [("lora_fa", 3)], [("vera", 3)], [("frozen", 3)]],
     ids=["more members", "another rank", "fewer trained tensors", "other tensors", "none"],
 )
-def test_a_checkpoint_of_other_trials_is_refused(
-    exact: Setup, tmp_path: Path, others: list[tuple[str, int]]
-) -> None:
+def test_a_checkpoint_of_other_trials_is_refused(exact: Setup, tmp_path: Path, others: list[tuple[str, int]]) -> None:
     save_checkpoint(build_model([exact.trial("lora", {"rank": 3})], exact.base()), tmp_path)
     trials = [exact.trial(name, {"rank": rank}, seed=seed) for seed, (name, rank) in enumerate(others)]
     model = build_model(trials, exact.base())

@@ -165,6 +165,18 @@ def test_a_second_sweep_goes_into_the_same_experiment(uri: str) -> None:
     assert recorders[0].experiment_id == recorders[1].experiment_id
 
 
+def test_sweeps_are_numbered_and_a_number_is_never_given_twice(recorder: Recorder) -> None:
+    client = MlflowClient(tracking_uri=recorder.tracking_uri)
+    names = []
+    for _ in range(3):
+        names.append(recorder.next_sweep_name())
+        run_id = recorder.start_sweep(names[-1], {}, {})
+        recorder.start_trial(f"lora-{len(names)}", {}, {})
+        recorder.end_sweep("FINISHED")
+        client.delete_run(run_id)
+    assert names == [f"{recorder.experiment_name}-{number}" for number in (1, 2, 3)]
+
+
 def test_a_deleted_experiment_is_named_with_the_way_to_restore_it(uri: str) -> None:
     recorder = Recorder("gone", uri)
     MlflowClient(tracking_uri=uri).delete_experiment(recorder.experiment_id)

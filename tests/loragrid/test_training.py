@@ -41,9 +41,7 @@ def mixed_run(exact: Setup) -> Run:
     return run_pack(exact, mixed_trials(exact))
 
 
-def test_a_mixed_pack_has_every_packable_method_and_different_settings_and_curves(
-    exact: Setup, mixed_run: Run
-) -> None:
+def test_a_mixed_pack_has_every_packable_method_and_different_settings_and_curves(exact: Setup, mixed_run: Run) -> None:
     trials = mixed_trials(exact)
     names = {trial.method.name for trial in trials}
     assert names == {name for name in method_names() if get_method(name).packable}

@@ -114,7 +114,7 @@ class Method(ABC):
         `num_base_parameters` is the size of the whole base, for a method that trains it.
         """
 
-    def check_steps(self, steps: int) -> None:
+    def check_steps(self, steps: int) -> None:  # noqa: B027  # a hook with a default, not an abstract method
         """Refuse a training in which the method would not be itself.
 
         Raises:

