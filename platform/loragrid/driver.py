@@ -31,7 +31,7 @@ def drive_pack(pack: Pack, data: "ray.ObjectRef[TokenizedData]", placement: Plac
         resources["GPU"] = 1.0
     trainer = TorchTrainer(
         _work,
-        train_loop_config=WorkerTask(pack=pack, data=data, threads=placement.threads),  # type: ignore[arg-type]  # any object is handed on as it is
+        train_loop_config={"task": WorkerTask(pack=pack, data=data, threads=placement.threads)},
         scaling_config=ScalingConfig(
             num_workers=placement.num_workers, use_gpu=placement.use_gpu, resources_per_worker=resources
         ),
@@ -40,15 +40,16 @@ def drive_pack(pack: Pack, data: "ray.ObjectRef[TokenizedData]", placement: Plac
             name=pack.pack_id,
             storage_path=storage_path,
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=[TuneReportCallback()],
+            # mypy sees the RunConfig of Ray Train's first version.
+            callbacks=[TuneReportCallback()],  # type: ignore[list-item, no-untyped-call]
         ),
     )
     trainer.fit()
 
 
-def _work(task: WorkerTask) -> None:
+def _work(config: dict[str, WorkerTask]) -> None:
     # Imported here, in the worker: the Tune trial and Train's controller hold this function too, and would pay the
     # seconds and the memory that importing the models takes.
     from loragrid.worker import run_worker
 
-    run_worker(task)
+    run_worker(config["task"])

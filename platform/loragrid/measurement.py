@@ -44,6 +44,7 @@ def wait_for(device: torch.device) -> None:
 def reset_peak_memory(device: torch.device) -> None:
     """Start a new peak: of the allocator on a GPU, of the process's resident set (Linux) on a CPU."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what earlier work left in the allocator's cache is no part of the new peak
         torch.cuda.reset_peak_memory_stats(device)
         return
     clear = Path("/proc/self/clear_refs")
@@ -84,8 +85,9 @@ def count_saved_bytes(model: nn.Module) -> Iterator[list[int]]:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in resident:
             # Holding the tensor keeps its address from being used again before the count is done.
-            kept.setdefault(storage.data_ptr(), tensor)
-        return tensor
+            kept.setdefault(storage.data_ptr(), tensor.detach())
+        # Not the tensor itself: an operation that saves its own output would hold itself alive for ever.
+        return tensor.detach()
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         yield result

@@ -4,9 +4,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from loragrid.axes import varying_axes
 from loragrid.planning import Plan
-
-SHOWN = {"method.rank": "rank", "method.lr_ratio": "lr ratio", "training.lr": "lr", "seed": "seed"}
 
 
 def render_plan(plan: Plan) -> RenderableType:
@@ -15,16 +14,17 @@ def render_plan(plan: Plan) -> RenderableType:
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("trial", no_wrap=True)
     table.add_column("method", no_wrap=True)
-    for heading in [*SHOWN.values(), "trainable", "stored", "pack"]:
+    axes = varying_axes([trial.parameters() for trial in plan.trials])
+    for heading in [*axes, "trainable", "stored", "pack"]:
         table.add_column(heading, justify="right", no_wrap=True)
     pack_of = {trial.trial_id: pack.pack_id for pack in plan.packs for trial in pack.trials}
     for trial in plan.trials:
         parameters, count = trial.parameters(), plan.counts[trial.trial_id]
-        axes = ["" if parameters.get(key) is None else f"{parameters[key]:g}" for key in SHOWN]
+        point = ["" if parameters.get(path) is None else str(parameters[path]) for path in axes.values()]
         table.add_row(
             trial.trial_id,
             trial.method.name,
-            *axes,
+            *point,
             f"{count.trainable:,}",
             f"{count.stored:,}",
             pack_of[trial.trial_id],

@@ -1,10 +1,13 @@
 """Carries what packs report into MLflow and onto the screen: the Tune callback of a sweep's driver process."""
 
+import tempfile
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ray import cloudpickle
 from ray.train import Checkpoint
 from ray.tune import Callback
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
@@ -46,7 +49,7 @@ class RecordingCallback(Callback):
         self._closed = False
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tune writes its callbacks into its own experiment state, which LoraGrid never reads back: MLflow is the record.
+        # Tune writes its callbacks into its own experiment state, which LoraGrid never reads: MLflow is the record.
         return {}
 
     def close(self) -> None:
@@ -110,9 +113,12 @@ class RecordingCallback(Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A pack failed: every trial of it that had not ended is FAILED with the reason."""
         pack = self._packs[trial.trial_id]
-        reason = failure_reason(trial.get_pickled_error(), trial.error_file)
+        error = _error_of(trial)
+        reason = failure_reason(error)
         for member in pack.trials:
             if member.trial_id not in self.outcome.statuses:
+                if error is not None:
+                    self._log_traceback(member, error)
                 self._end(member, "FAILED", reason)
         if self.progress:
             self.progress.failed(pack, reason)
@@ -152,6 +158,11 @@ class RecordingCallback(Callback):
             if member.trial_id not in self.outcome.statuses:
                 self._end(member, "FINISHED")
 
+    def _log_traceback(self, trial: Trial, error: BaseException) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            (Path(name) / "traceback.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            self.recorder.log_artifacts(trial.trial_id, Path(name), "failure")
+
     def _summarise(self, trial: Trial) -> None:
         self.recorder.log_summary(trial.trial_id, self._convergence[trial.trial_id].summary())
 
@@ -162,7 +173,15 @@ class RecordingCallback(Callback):
             self.outcome.reasons[trial.trial_id] = reason
 
 
-def failure_reason(error: BaseException | None, error_file: str | None) -> str:
+def _error_of(trial: Any) -> BaseException | None:
+    """What a Tune trial raised. Tune's own accessor looks where the file is copied to later."""
+    if trial.pickled_error_file is None:
+        return None
+    error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    return error if isinstance(error, BaseException) else None
+
+
+def failure_reason(error: BaseException | None) -> str:
     """What went wrong in a worker, in one line: the innermost cause, without Ray's wrapping."""
     causes: list[BaseException] = []
     while error is not None and error not in causes:
@@ -175,4 +194,4 @@ def failure_reason(error: BaseException | None, error_file: str | None) -> str:
         if text:
             # Ray's own wrappers carry the remote traceback as text, whose last line is the exception itself.
             return text.splitlines()[-1]
-    return f"unknown; see {error_file}" if error_file else "unknown"
+    return "unknown"

@@ -37,21 +37,21 @@ def measure_solo(
         losses = model.losses(batches.training(0))
     del losses
     train_step(model, batches.training(0), one_worker)
-    seconds, tokens = [], 0
+    seconds, tokens_per_second = [], []
     for step in range(1, num_steps + 1):
         # The table of learning rates may be shorter than the measurement is long.
         model.completed = 0
         batch = batches.training(step)
-        tokens += batches.tokens(step, 0)
         wait_for(base.device)
         start = clock()
         train_step(model, batch, one_worker)
         wait_for(base.device)
         seconds.append(clock() - start)
+        tokens_per_second.append(batches.tokens(step, 0) / seconds[-1])
     figures = peak_memory(base.device)
     model.pack.detach()
     return figures | {
         "memory/saved_activation_bytes": float(saved[0]),
         "time/step_seconds": statistics.median(seconds),
-        "throughput/tokens_per_second": tokens / sum(seconds),
+        "throughput/tokens_per_second": statistics.median(tokens_per_second),
     }

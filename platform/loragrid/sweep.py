@@ -60,8 +60,8 @@ def run(
     """Run every trial of the experiment and record it; a trial that fails leaves the others alone.
 
     `address` is a running Ray cluster's ("auto" finds the one of this machine); None uses the cluster this process is
-    connected to or was submitted to (`RAY_ADDRESS`), and otherwise starts one for the sweep. `name` is the sweep's; by default the
-    experiment's with the next free number.
+    connected to or was submitted to (`RAY_ADDRESS`), and otherwise starts one for the sweep. `name` is the sweep's; by
+    default the experiment's with the next free number.
 
     Raises:
         ValueError: the request cannot be carried out; nothing was started.
@@ -113,13 +113,17 @@ def _tune_packs(
 
 @contextmanager
 def quiet_tune() -> Iterator[None]:
-    """Within, Tune writes no result files and no tables: MLflow and the live display take their place."""
+    """Within, Tune writes no result files, tables and tracebacks: MLflow and the live display take their place."""
     switches = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
     before = {name: os.environ.get(name) for name in switches}
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
     os.environ.update(switches)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
+        logger.setLevel(level)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
@@ -198,7 +202,7 @@ def connected_to_ray(address: str | None) -> Iterator[bool]:
 
 def cluster_nodes() -> list[Node]:
     """The machines of the connected cluster that are alive."""
-    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     nodes = [Node(num_cpus=found.get("CPU", 0.0), num_gpus=found.get("GPU", 0.0)) for found in resources]
     return [node for node in nodes if node.num_cpus]
 

@@ -85,6 +85,18 @@ def experiment_page(server: str, experiment_id: str) -> str:
     return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
 
 
+def experiment_pages(uri: str, server: str) -> dict[str, str]:
+    """Name -> address on `server` of every experiment in the store, the latest first."""
+    with quiet_store():
+        experiments = MlflowClient(tracking_uri=uri).search_experiments(order_by=["last_update_time DESC"])
+    # MLflow makes an empty experiment 0, "Default", in every store.
+    return {
+        experiment.name: experiment_page(server, experiment.experiment_id)
+        for experiment in experiments
+        if experiment.experiment_id != "0"
+    }
+
+
 def comparison_page(server: str, experiment_id: str, run_ids: Sequence[str]) -> str:
     """The address of MLflow's page that lays runs side by side."""
     runs, experiments = quote(json.dumps(list(run_ids))), quote(json.dumps([experiment_id]))

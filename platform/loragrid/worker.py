@@ -17,6 +17,7 @@ from loragrid.assembly import build_batches, build_model, check_logits
 from loragrid.checkpoint import load_checkpoint, save_checkpoint
 from loragrid.data import TokenizedData
 from loragrid.export import export_member
+from loragrid.grid import Trial
 from loragrid.measurement import Stopwatch
 from loragrid.messages import ADAPTERS, PackUpdate, WorkerTask
 from loragrid.models import load_base
@@ -73,7 +74,9 @@ def run_worker(task: WorkerTask) -> None:
 
 
 def _load(task: WorkerTask, device: torch.device) -> PreTrainedModel:
-    return load_base(task.pack.trials[0].model).to(device)  # type: ignore[arg-type]
+    base = load_base(task.pack.trials[0].model)
+    base.to(device)  # type: ignore[arg-type]  # transformers narrows torch's own signature
+    return base
 
 
 def _measure(
@@ -84,20 +87,18 @@ def _measure(
     num_steps = trials[0].training.measure_steps
     if num_steps == 0:
         return base
-    same_shape: dict[object, list[str]] = {}
-    first = {}
+    same_shape: dict[object, list[Trial]] = {}
     for trial in trials:
         # LoRA+ differs from LoRA in its learning rates alone: equal layers and sizes cost the same.
-        key = (trial.method.stack_key(), trial.method.peft_config().get("r"))
-        same_shape.setdefault(key, []).append(trial.trial_id)
-        first.setdefault(key, trial)
-    for index, (key, trial_ids) in enumerate(same_shape.items()):
-        method = first[key].method
+        shape = (trial.method.stack_key(), trial.method.peft_config().get("r"))
+        same_shape.setdefault(shape, []).append(trial)
+    for index, alike in enumerate(same_shape.values()):
+        method = alike[0].method
         rank = method.hyperparameters().get("rank")
         label = method.name if rank is None else f"{method.name} rank {rank}"
         reporter.phase(f"measuring {label} alone ({index + 1} of {len(same_shape)})")
-        figures = measure_solo(first[key], base, data, num_steps=num_steps, num_workers=num_workers)
-        reporter.send(PackUpdate(phase="measured", figures={trial_id: figures for trial_id in trial_ids}))
+        figures = measure_solo(alike[0], base, data, num_steps=num_steps, num_workers=num_workers)
+        reporter.send(PackUpdate(phase="measured", figures={trial.trial_id: figures for trial in alike}))
         if not method.packable:
             device = base.device
             del base
@@ -160,6 +161,8 @@ class _Reporter:
         for trial_id, records in update.records.items():
             for record in records:
                 for key, losses in self._latest.items():
-                    losses.update({trial_id: loss for loss in [record.get(key.replace("_", "/"))] if loss is not None})
+                    loss = record.get(key.replace("_", "/"))
+                    if loss is not None:
+                        losses[trial_id] = loss
         lowest = {key: min(losses.values()) for key, losses in self._latest.items() if losses}
         return {"update": update, "step": update.completed, **lowest}

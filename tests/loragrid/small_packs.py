@@ -60,7 +60,7 @@ class Setup:
 def make_setup(model_folder: Path, rows_file: Path, dtype: str, **data: Any) -> Setup:
     """The base in `model_folder` and the rows in `rows_file`, tokenized."""
     model = ModelConfig(name=str(model_folder), dtype=dtype)  # type: ignore[arg-type]
-    config = DataConfig(**{"name": str(rows_file), "max_length": 96, "num_eval": NUM_EVAL} | data)
+    config = DataConfig.model_validate({"name": str(rows_file), "max_length": 96, "num_eval": NUM_EVAL} | data)
     rows = load_data(config, model, load_tokenizer(model))
     return Setup(model=model, data=config, rows=rows, _base=load_base(model))
 

@@ -70,7 +70,7 @@ def test_a_member_that_diverged_before_the_checkpoint_stays_so_and_the_others_go
 
     def poison(model: PackModel) -> None:
         stacks, member = model.pack.member_stacks(0)
-        next(iter(stacks.values())).lora_B.data[member, 0, 0] = float("nan")
+        next(iter(stacks.values())).get_parameter("lora_B").data[member, 0, 0] = float("nan")
 
     def save(report: Report, model: PackModel) -> None:
         if report.completed == HALF:

@@ -3,6 +3,7 @@
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,14 +29,12 @@ def setup(request: pytest.FixtureRequest, tiny_gpt2_dir: Path, tiny_llama_dir: P
 
 @pytest.fixture(scope="module")
 def run(setup: Setup) -> Run:
-    trials = [
-        setup.trial(
-            name, {"rank": 3 + member % 2, "alpha": 5.0} | ({"alpha": 5.0, "rslora": True} if member == 1 else {})
-        )
-        if name not in ("vera", "frozen")
-        else setup.trial(name, lr=0.1)
-        for member, name in enumerate(NAMES)
-    ]
+    fields: dict[str, dict[str, Any]] = {
+        "lora": {"rank": 3, "alpha": 5.0},
+        "lora_plus": {"rank": 4, "alpha": 5.0, "rslora": True},
+        "delta_lora": {"rank": 4, "alpha": 5.0},
+    }
+    trials = [setup.trial(name, fields.get(name), lr=0.1 if name == "vera" else 0.01) for name in NAMES]
     return run_pack(setup, trials)
 
 
@@ -92,8 +91,8 @@ def test_into_a_bfloat16_base_an_adapter_is_added_exactly_and_rounded_once(
     for name in names:
         a, b = tensors[f"{name}.lora_A.weight"].double(), tensors[f"{name}.lora_B.weight"].double()
         layer = name.removeprefix("base_model.model.")
-        exact = base.get_submodule(layer).weight.double() + 7.0 / 3 * (b @ a)
-        assert torch.equal(merged.get_submodule(layer).weight, exact.bfloat16())
+        exact = base.get_parameter(f"{layer}.weight").double() + 7.0 / 3 * (b @ a)
+        assert torch.equal(merged.get_parameter(f"{layer}.weight"), exact.bfloat16())
 
 
 def test_full_fine_tuning_is_written_as_a_model_that_transformers_loads(setup: Setup, tmp_path: Path) -> None:

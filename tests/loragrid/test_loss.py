@@ -88,10 +88,13 @@ def test_on_padded_rows_it_is_the_loss_of_the_models_own_logits_on_each_row_with
     assert counts[0] != counts[1]
 
     base = setup.base()
-    weights = [base.transformer.h[0].mlp.c_fc.weight.requires_grad_(), base.transformer.ln_f.weight.requires_grad_()]
+    names = ("transformer.h.0.mlp.c_fc.weight", "transformer.ln_f.weight")
+    weights = [base.get_parameter(name).requires_grad_() for name in names]
+    head = base.get_submodule("lm_head")
+    assert isinstance(head, nn.Linear)
     hidden = base.base_model(input_ids=rows.input_ids, use_cache=False).last_hidden_state
     labelled = labelled_hidden_states(hidden, rows.label_positions)
-    ours = member_losses(labelled, rows.label_targets, counts.double(), base.get_output_embeddings())
+    ours = member_losses(labelled, rows.label_targets, counts.double(), head)
     our_gradients = torch.autograd.grad(ours.sum(), weights)
 
     sums = torch.zeros(num_members, dtype=torch.float64)

@@ -9,9 +9,9 @@ from rich.console import Console
 
 from loragrid.config import DataConfig, ModelConfig, TrainingConfig
 from loragrid.grid import Trial
+from loragrid.messages import PackUpdate
 from loragrid.planning import Pack
 from loragrid.progress import PLAIN_LINE_SECONDS, SweepProgress
-from loragrid.worker import PackUpdate
 from loragrid_methods import get_method
 
 STEPS = 100

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import torch
-import torch.multiprocessing
 from tests.loragrid.small_packs import largest_difference, make_setup, run_pack, train_as_worker, worker_packs
+from torch.multiprocessing.spawn import start_processes
 
 NUM_WORKERS = 2
 
@@ -13,7 +13,7 @@ def test_two_workers_with_four_rows_each_train_and_evaluate_as_one_with_eight(
     tiny_gpt2_dir: Path, chat_jsonl: Path, tmp_path: Path
 ) -> None:
     arguments = (NUM_WORKERS, str(tiny_gpt2_dir), str(chat_jsonl), str(tmp_path))
-    torch.multiprocessing.spawn(train_as_worker, arguments, nprocs=NUM_WORKERS)  # type: ignore[no-untyped-call]
+    start_processes(train_as_worker, arguments, nprocs=NUM_WORKERS, start_method="spawn")
     workers = [torch.load(tmp_path / f"{worker}.pt") for worker in range(NUM_WORKERS)]
     setup = make_setup(tiny_gpt2_dir, chat_jsonl, "float64")
     for pack, trials in enumerate(worker_packs(setup)):

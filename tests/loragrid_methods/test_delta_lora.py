@@ -169,6 +169,24 @@ def test_the_snapshot_is_taken_once_after_K_plus_one_steps() -> None:
     assert not torch.equal(history[3][f"{name}.lora_B"], history[2][f"{name}.lora_B"])
 
 
+def test_a_start_so_late_that_W_never_moves_is_refused() -> None:
+    """The latest start that is accepted is the latest with which W has moved at the end."""
+    for start_step, moves in ((2, True), (3, False)):
+        method = small_method("delta_lora", start_step=start_step)
+        run = PackRun(TinyModel(), [Member(method=method)])
+        run.train(4)
+        held = run.member_tensors(0)
+        name = "blocks.0.q_proj"
+        product = held[f"{name}.lora_B"] @ held[f"{name}.lora_A"]
+        moved = held[f"{name}.started"] * (product - held[f"{name}.reference_B"] @ held[f"{name}.reference_A"])
+        assert bool(moved.count_nonzero()) == moves
+        if moves:
+            method.check_steps(4)
+        else:
+            with pytest.raises(ValueError, match=r"delta_lora\.start_step: 3 is not possible; allowed: 0 to 2 with 4"):
+                method.check_steps(4)
+
+
 @pytest.mark.parametrize(
     ("field", "value"), [("rank", 0), ("alpha", math.nan), ("delta_scale", -1.0), ("start_step", -1)]
 )

@@ -16,6 +16,12 @@ from loragrid_methods import get_method, method_names
 from loragrid_methods.engine.peft_format import peft_adapter, weight_updates
 
 EXPORTABLE = [name for name in method_names() if small_method(name).peft_config()]
+VARIANTS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in EXPORTABLE] + [
+    ("lora", {"rslora": True, "alpha": 5.0}),
+    ("lora_fa", {"rslora": True, "dropout": 0.2}),
+    ("vera", {"projection_seed": 4, "d_initial": 0.3}),
+    ("delta_lora", {"delta_scale": 0.5, "alpha": 3.0, "start_step": 9}),
+]
 OTHERS = [name for name in method_names() if name not in EXPORTABLE]
 NUM_STEPS = 4
 
@@ -56,10 +62,13 @@ def save_adapter(run: PackRun, member: int, folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-@pytest.mark.parametrize("name", EXPORTABLE)
+@pytest.mark.parametrize(("name", "fields"), VARIANTS, ids=str)
 @pytest.mark.parametrize("position", [0, 1], ids=["alone", "in a pack"])
-def test_peft_loads_the_export_with_equal_logits(folder: Path, tmp_path: Path, name: str, position: int) -> None:
-    run = trained(load_base(folder), [name] * (position + 1), torch.float32)
+def test_peft_loads_the_export_with_equal_logits(
+    folder: Path, tmp_path: Path, name: str, fields: dict[str, Any], position: int
+) -> None:
+    run = trained(load_base(folder), [name] * (position + 1), torch.float32, **fields)
+    run.pack.train(False)
     save_adapter(run, position, tmp_path)
     ids = token_ids(run.base, 99, 0)
     base = load_base(folder)
@@ -111,13 +120,16 @@ def test_an_export_does_not_change_when_training_goes_on() -> None:
         assert all(torch.equal(tensor, copies[key]) for key, tensor in tensors.items()), name
 
 
-@pytest.mark.parametrize("name", EXPORTABLE)
+@pytest.mark.parametrize(("name", "fields"), VARIANTS, ids=str)
 @pytest.mark.parametrize("kind", ["nn.Linear", "Conv1D"])
-def test_merging_the_updates_into_the_base_gives_the_packs_logits(tiny_gpt2_dir: Path, name: str, kind: str) -> None:
+def test_merging_the_updates_into_the_base_gives_the_packs_logits(
+    tiny_gpt2_dir: Path, name: str, fields: dict[str, Any], kind: str
+) -> None:
     def fresh() -> Any:
         return TinyModel() if kind == "nn.Linear" else load_base(tiny_gpt2_dir, torch.float64)
 
-    run = trained(fresh(), [name, name], torch.float64)
+    run = trained(fresh(), [name, name], torch.float64, **fields)
+    run.pack.train(False)
     ids = token_ids(run.base, 99, 0)
     for member in range(2):
         merged = fresh()

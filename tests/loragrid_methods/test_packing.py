@@ -19,6 +19,7 @@ def mixed_members() -> list[Member]:
     methods += [
         small_method("lora", rank=2, target_modules=("q_proj", "v_proj")),
         small_method("lora", rank=7, rslora=True, alpha=3.0),
+        small_method("lora", rank=11),
         small_method("lora", rank=3, dropout=0.3),
         small_method("lora_plus", rank=1, lr_ratio=5.0, target_modules=("q_proj", "v_proj")),
         small_method("lora_plus", rank=6, lr_ratio=2.0),
@@ -26,6 +27,7 @@ def mixed_members() -> list[Member]:
         small_method("lora_fa", rank=2),
         small_method("lora_fa_projected", rank=3),
         small_method("vera", rank=9),
+        small_method("vera", d_initial=0.3),
         small_method("vera", rank=4, projection_seed=5, d_initial=0.3),
         small_method("vera", rank=4, target_modules=("k_proj",)),
         small_method("delta_lora", rank=2, start_step=4, delta_scale=0.5),
@@ -156,6 +158,15 @@ def test_one_seed_draws_one_A_whatever_the_method_and_the_pack(name: str) -> Non
     assert not any(torch.equal(a, other_seed[layer]) for layer, a in reference.items())
     layers = list(reference.values())
     assert not torch.equal(layers[0], layers[1]), "every layer has a draw of its own"
+
+
+@pytest.mark.parametrize("name", SAME_DRAW)
+def test_ranks_of_one_class_share_a_stack_and_none_is_padded_to_eight_times_its_own(name: str) -> None:
+    ranks = (1, 2, 8, 9, 64, 65)
+    pack = AdapterPack(TinyModel(), [(small_method(name, rank=rank), 0) for rank in ranks])
+    stacks = [next(iter(stacks.values())).ranks for _, stacks in pack.groups]
+    assert stacks == [(1,), (2, 8), (9, 64), (65,)]
+    assert all(max(group) < 8 * min(group) for group in stacks)
 
 
 def test_a_method_that_writes_the_base_is_refused_in_a_pack_of_two() -> None:

@@ -96,8 +96,8 @@ def test_what_an_adapter_file_must_hold_is_counted_too() -> None:
     lora, lora_fa, delta = (count("llama-7b", SEVEN, name, 64) for name in ("lora", "lora_fa", "delta_lora"))
     assert lora.stored == lora_fa.stored == lora.trainable
     assert delta.stored == 2 * lora.stored
-    vera = count("llama-7b", SEVEN, "vera", 256)
-    assert vera.shared == 256 * (11008 + 11008)
+    vera = count("gpt2-medium", ("c_attn",), "vera", 256)
+    assert vera.shared == 256 * (1024 + 3 * 1024)
     assert vera.stored == vera.trainable + vera.shared
 
 
