@@ -7,6 +7,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from loragrid.callback import RecordingCallback
 from loragrid.config import Experiment
 from loragrid.data import load_data
 from loragrid.driver import drive_pack
@@ -15,7 +16,6 @@ from loragrid.grid import trial_from_axes
 from loragrid.models import load_tokenizer
 from loragrid.placement import place
 from loragrid.planning import Pack
-from loragrid.recording import RecordingCallback
 from loragrid.sweep import cluster_nodes, lightweight, open_recorder, storage_folder, sweep_parameters
 from loragrid.tracking import QUESTION_TAG
 

@@ -13,6 +13,7 @@ import ray
 from ray import tune
 from rich.console import Console
 
+from loragrid.callback import RecordingCallback, SweepOutcome
 from loragrid.comparison import Comparison, load_comparison
 from loragrid.config import DataConfig, Experiment, ModelConfig
 from loragrid.data import TokenizedData, load_data
@@ -22,7 +23,6 @@ from loragrid.models import load_tokenizer
 from loragrid.placement import Node, Placement, place
 from loragrid.planning import Pack, Plan, plan
 from loragrid.progress import SweepProgress
-from loragrid.recording import RecordingCallback, SweepOutcome
 from loragrid.tracking import QUESTION_TAG, Recorder, default_tracking_uri
 
 # What a Tune trial's process was seen to hold: Ray, torch and transformers imported, nothing loaded.

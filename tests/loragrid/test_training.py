@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from loragrid.assembly import build_batches, build_model, check_logits
 from loragrid.grid import Trial
+from loragrid.schedule import factor
 from loragrid.training import PackModel, evaluate, one_worker
 from loragrid_methods import get_method, method_names
 
@@ -69,6 +70,35 @@ def test_in_float64_every_members_curves_in_a_mixed_pack_are_those_it_has_alone(
         for key in FIGURES:
             assert largest_difference(mixed_run.curve(member, key), alone.curve(0, key)) <= 1e-10, trial.trial_id
         assert largest_difference(mixed_run.weights(member), alone.weights(0)) <= 1e-10, trial.trial_id
+
+
+@pytest.mark.parametrize("name", [name for name in method_names() if name != "frozen"])
+def test_the_loop_is_torchs_own_adamw_and_clipping_with_the_methods_hooks_in_between(exact: Setup, name: str) -> None:
+    trial = exact.trial(name, seed=1, weight_decay=0.1, clip_norm=0.2, warmup_steps=2, batch_size=2)
+    run = run_pack(exact, [trial])
+
+    model = build_model([trial], exact.base())
+    batches = build_batches([trial], exact.rows, torch.device("cpu"))
+    named = [pair for stack in model.pack.stacks() for pair in stack.named_parameters()]
+    optimizer = torch.optim.AdamW([{"params": [parameter]} for _, parameter in named], weight_decay=0.1)
+    for step in range(STEPS):
+        batch = batches.training(step)
+        logits = model.base(input_ids=batch.input_ids).logits
+        predicted = logits.gather(1, batch.label_positions.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
+        loss = F.cross_entropy(predicted.flatten(0, 1), batch.label_targets.flatten())
+        assert run.curve(0, "train/loss")[step + 1] == pytest.approx(loss.item(), abs=1e-10)
+        model.optimizer.zero_gradients()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_([parameter for _, parameter in named], 0.2)
+        assert run.curve(0, "train/grad_norm")[step + 1] == pytest.approx(norm.item(), abs=1e-10)
+        model.pack.before_step()
+        for (parameter_name, _), group in zip(named, optimizer.param_groups, strict=True):
+            multiplier = trial.method.learning_rate_multiplier(parameter_name)
+            group["lr"] = trial.training.lr * factor(trial.training, step) * multiplier
+        optimizer.step()
+        model.pack.after_step(step + 1)
+    hand_written = Run(model=model).weights(0)
+    assert largest_difference(run.weights(0), hand_written) <= 1e-10
 
 
 def test_in_float32_every_members_loss_curves_in_a_mixed_pack_are_those_it_has_alone(single: Setup) -> None:

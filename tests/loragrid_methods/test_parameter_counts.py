@@ -66,7 +66,7 @@ def configuration(model: str) -> Any:
 def layers_of(model: str) -> tuple[LayerShape, ...]:
     """The adaptable layers of the model, built on the meta device without a single weight."""
     with torch.device("meta"):
-        built: nn.Module = transformers.AutoModel.from_config(configuration(model))  # type: ignore[no-untyped-call]
+        built: nn.Module = transformers.AutoModel.from_config(configuration(model))
     assert all(parameter.is_meta for parameter in built.parameters())
     return tuple(adaptable_layers(built))
 
@@ -106,7 +106,7 @@ def test_the_counts_are_those_of_the_tensors_that_are_built(
     model: str, targets: tuple[str, ...], name: str, rank: int, trainable: int
 ) -> None:
     with torch.device("meta"):
-        base = transformers.AutoModel.from_config(configuration(model))  # type: ignore[no-untyped-call]
+        base = transformers.AutoModel.from_config(configuration(model))
     method = small_method(name, rank=rank, target_modules=targets)
     built = type(method).build_stacks([method], [0], adaptable_layers(base), base)
     assert sum(p.numel() for stack in built.values() for p in stack.parameters()) == trainable
@@ -114,7 +114,7 @@ def test_the_counts_are_those_of_the_tensors_that_are_built(
 
 def test_the_head_is_not_adapted() -> None:
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(configuration("llama-3.2-3b"))  # type: ignore[no-untyped-call]
+        model = transformers.AutoModelForCausalLM.from_config(configuration("llama-3.2-3b"))
     method = small_method("lora", rank=1)
     assert len(method.target_layers(adaptable_layers(model, model.get_output_embeddings()))) == 7 * 28
     assert len(method.target_layers(adaptable_layers(model))) == 7 * 28 + 1
