@@ -24,8 +24,9 @@ def trainable(experiment: Experiment) -> Callable[[dict[str, Any]], None]:
     """A Tune trainable whose config is one point of the experiment, as axis paths.
 
     For instance `{"method.name": "lora", "method.rank": 8, "training.lr": 1e-3, "seed": 0}`; what a point leaves out
-    comes from the experiment. Reports `step`, `train_loss` and `eval_loss` (every `training.eval_every` steps), so any
-    searcher and scheduler of Tune can drive it. Give it to a `tune.Tuner` of your own; add `recording(experiment)` to
+    comes from the experiment. Every report has `step` and the latest `train_loss` and `eval_loss` (evaluated every
+    `training.eval_every` steps; infinite once the trial has diverged), so any searcher and scheduler of Tune can drive
+    it. Give it to a `tune.Tuner` of your own; add `recording(experiment)` to
     the callbacks of its `RunConfig` to have the trials in MLflow.
 
     Raises (in the Tune trial):
@@ -37,7 +38,8 @@ def trainable(experiment: Experiment) -> Callable[[dict[str, Any]], None]:
         pack = pack_at(experiment, config, tune.get_context().get_trial_id())
         trial = pack.trials[0]
         data = load_data(trial.data, trial.model, load_tokenizer(trial.model))
-        drive_pack(pack, ray.put(data), place(experiment.workers, cluster_nodes()), storage)
+        placement = place(experiment.workers, cluster_nodes())
+        drive_pack(pack, ray.put(data), placement, storage, losses_in_every_report=True)
 
     return lightweight(train_point)  # type: ignore[no-any-return]
 

@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 FETCH_REPORTS_EVERY_SECONDS = "0.1"
 
 
-def drive_pack(pack: Pack, data: "ray.ObjectRef[TokenizedData]", placement: Placement, storage_path: str) -> None:
+def drive_pack(
+    pack: Pack,
+    data: "ray.ObjectRef[TokenizedData]",
+    placement: Placement,
+    storage_path: str,
+    *,
+    losses_in_every_report: bool = False,
+) -> None:
     """Train the pack to its end; its updates reach Tune one by one.
 
     Must be called in a Tune trial. Raises what the workers raised.
@@ -29,9 +36,10 @@ def drive_pack(pack: Pack, data: "ray.ObjectRef[TokenizedData]", placement: Plac
     resources = {"CPU": placement.cpus_per_worker}
     if placement.use_gpu:
         resources["GPU"] = 1.0
+    task = WorkerTask(pack=pack, data=data, threads=placement.threads, losses_in_every_report=losses_in_every_report)
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"task": WorkerTask(pack=pack, data=data, threads=placement.threads)},
+        train_loop_config={"task": task},
         scaling_config=ScalingConfig(
             num_workers=placement.num_workers, use_gpu=placement.use_gpu, resources_per_worker=resources
         ),

@@ -1,7 +1,7 @@
 """What a sweep and its workers send each other; quick to import, for every process it passes through must do so."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from loragrid.planning import Pack
@@ -16,11 +16,17 @@ ADAPTERS = "adapters"
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerTask:
-    """All a worker is given. `data` is a reference into Ray's object store: rows are tokenised once per sweep."""
+    """All a worker is given.
+
+    data: a reference into Ray's object store; rows are tokenised once per sweep.
+    losses_in_every_report: hold updates back until there are losses to report with them: a `Tuner` with a metric
+    takes no report without it.
+    """
 
     pack: Pack
     data: "ray.ObjectRef[TokenizedData]"
     threads: int
+    losses_in_every_report: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,3 +41,11 @@ class PackUpdate:
     figures: Mapping[str, dict[str, float]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     finished: bool = False
+
+    def after(self, earlier: "PackUpdate") -> "PackUpdate":
+        """This update and what an earlier one had to say, as one."""
+        records = {
+            trial_id: [*earlier.records.get(trial_id, []), *self.records.get(trial_id, [])]
+            for trial_id in {**earlier.records, **self.records}
+        }
+        return replace(self, records=records, figures={**earlier.figures, **self.figures})

@@ -4,7 +4,6 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import ray.train
 import ray.train.torch
@@ -26,6 +25,8 @@ from loragrid.solo import measure_solo
 from loragrid.training import LoopSettings, PackModel, Report, SumOverWorkers, one_worker, train
 
 NUM_REPORTS = 50
+LOSSES = {"train_loss": "train/loss", "eval_loss": "eval/loss"}
+"""Tune's key of a loss -> ours. Tune's searchers cannot read a key with a slash."""
 
 
 def run_worker(task: WorkerTask) -> None:
@@ -38,7 +39,7 @@ def run_worker(task: WorkerTask) -> None:
     device = ray.train.torch.get_device()
     trials = task.pack.trials
     training = trials[0].training
-    reporter = _Reporter(task.pack, worker)
+    reporter = _Reporter(task.pack, worker, hold_back=task.losses_in_every_report)
     stopwatch = Stopwatch()
 
     with stopwatch.phase("setup"):
@@ -119,10 +120,12 @@ def _sum_over_workers(num_workers: int) -> SumOverWorkers:
 class _Reporter:
     """Sends updates through Ray Train; every worker must send the same number of them, worker 0's arrive."""
 
-    def __init__(self, pack: Pack, worker: int) -> None:
+    def __init__(self, pack: Pack, worker: int, *, hold_back: bool) -> None:
         self.pack, self.worker = pack, worker
         self.steps = pack.trials[0].training.steps
-        self._latest: dict[str, dict[str, float]] = {"train_loss": {}, "eval_loss": {}}
+        self._hold_back = hold_back
+        self._held: PackUpdate | None = None
+        self._latest: dict[str, dict[str, float]] = {name: {} for name in LOSSES}
 
     def phase(self, name: str) -> None:
         self.send(PackUpdate(phase=name, steps=self.steps))
@@ -154,15 +157,22 @@ class _Reporter:
             self.send(update, ray.train.Checkpoint.from_directory(folder))
 
     def send(self, update: PackUpdate, checkpoint: "ray.train.Checkpoint | None" = None) -> None:
-        ray.train.report(self._metrics(update), checkpoint=checkpoint)
+        if self._held is not None:
+            update, self._held = update.after(self._held), None
+        losses = self._lowest_losses(update)
+        if self._hold_back and checkpoint is None and losses.keys() != LOSSES.keys():
+            self._held = update
+            return
+        ray.train.report({"update": update, "step": update.completed, **losses}, checkpoint=checkpoint)
 
-    def _metrics(self, update: PackUpdate) -> dict[str, Any]:
-        """The update, and beside it what Tune's schedulers and searchers read: the members' lowest latest losses."""
+    def _lowest_losses(self, update: PackUpdate) -> dict[str, float]:
+        """What Tune's schedulers and searchers read: the lowest of the members' latest losses, by Tune's key."""
         for trial_id, records in update.records.items():
             for record in records:
-                for key, losses in self._latest.items():
-                    loss = record.get(key.replace("_", "/"))
-                    if loss is not None:
-                        losses[trial_id] = loss
-        lowest = {key: min(losses.values()) for key, losses in self._latest.items() if losses}
-        return {"update": update, "step": update.completed, **lowest}
+                for name, key in LOSSES.items():
+                    if key in record:
+                        self._latest[name][trial_id] = record[key]
+        for trial_id in update.diverged_at:
+            for losses in self._latest.values():
+                losses[trial_id] = float("inf")
+        return {name: min(losses.values()) for name, losses in self._latest.items() if losses}

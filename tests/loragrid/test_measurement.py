@@ -119,6 +119,7 @@ def test_what_was_counted_is_freed_with_its_graph() -> None:
     assert freed() is None
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the resident set's peak is Linux's")
 def test_the_peak_of_the_process_rises_with_an_allocation_and_can_be_started_anew() -> None:
     reset_peak_memory(CPU)
     before = peak_memory(CPU)["memory/peak_resident_bytes"]

@@ -21,7 +21,7 @@ def rates_of_transformers(schedule: str, warmup_steps: int) -> list[float]:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = {
         "constant": lambda: get_constant_schedule(optimizer),
-        "linear": lambda: get_linear_schedule_with_warmup(optimizer, warmup_steps, STEPS),  # type: ignore[no-untyped-call]
+        "linear": lambda: get_linear_schedule_with_warmup(optimizer, warmup_steps, STEPS),
         "cosine": lambda: get_cosine_schedule_with_warmup(optimizer, warmup_steps, STEPS),
     }[schedule]()
     rates = []
