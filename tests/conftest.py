@@ -63,7 +63,7 @@ def tiny_tokenizer() -> "PreTrainedTokenizerFast":
         show_progress=False,
     )
     tokenizer.train_from_iterator([row["prompt"] + row["completion"] for row in chat_rows()], trainer)
-    wrapped: PreTrainedTokenizerFast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    wrapped: PreTrainedTokenizerFast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<|pad|>", bos_token="<|start|>", eos_token="<|end|>"
     )
     wrapped.chat_template = CHAT_TEMPLATE

@@ -49,7 +49,11 @@ def _find_run(client: MlflowClient, run_id: str, tracking_uri: str) -> Run:
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     # A trial id has no character that could end the quotes; anything else finds nothing.
     trial_id = "".join(character for character in run_id if character.isalnum() or character in "-_.")
-    runs = client.search_runs(experiments, f"tags.`{TRIAL_TAG}` = '{trial_id}'", order_by=["attributes.start_time DESC"])
+    runs = client.search_runs(
+        experiments, f"tags.`{TRIAL_TAG}` = '{trial_id}'", order_by=["attributes.start_time DESC"]
+    )
     if not runs:
-        raise ValueError(f"{run_id}: no such run or trial in {tracking_uri}; `loragrid compare NAME --csv` lists both ids")
+        raise ValueError(
+            f"{run_id}: no such run or trial in {tracking_uri}; `loragrid compare NAME --csv` lists both ids"
+        )
     return runs[0]

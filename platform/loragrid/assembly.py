@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-from loragrid_methods.engine.optimizer import MemberAdamW
-from loragrid_methods.engine.pack import AdapterPack
 from transformers import PreTrainedModel
 
 from loragrid.batches import PackBatches
@@ -12,6 +10,8 @@ from loragrid.data import TokenizedData
 from loragrid.grid import Trial
 from loragrid.schedule import learning_rates
 from loragrid.training import PackModel
+from loragrid_methods.engine.optimizer import MemberAdamW
+from loragrid_methods.engine.pack import AdapterPack
 
 
 def build_model(trials: Sequence[Trial], base: PreTrainedModel) -> PackModel:

@@ -49,9 +49,7 @@ class PackBatches:
         rows = self.data.train
         share = self.batch_size // self.num_workers
         mine = slice(self.worker * share, (self.worker + 1) * share)
-        chosen = {
-            seed: batch_indices(len(rows), self.batch_size, seed, step) for seed in dict.fromkeys(self.seeds)
-        }
+        chosen = {seed: batch_indices(len(rows), self.batch_size, seed, step) for seed in dict.fromkeys(self.seeds)}
         counts = {seed: (rows.label_targets[indices] != IGNORED).sum() for seed, indices in chosen.items()}
         return self._batch(
             rows.select(torch.cat([chosen[seed][mine] for seed in self.seeds])),

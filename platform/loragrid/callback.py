@@ -74,7 +74,10 @@ class RecordingCallback(Callback):
         """A pack starts: its trials' runs open, with parameters, counts and the method's card."""
         if trial.trial_id in self._packs:
             return
-        pack = self.pack_of(trial.config, trial.trial_id)
+        try:
+            pack = self.pack_of(trial.config, trial.trial_id)
+        except ValueError:
+            return  # not a trial of the experiment: the Tune trial raises the same, and fails alone
         self._packs[trial.trial_id] = pack
         for member in pack.trials:
             self._start(member, pack)
@@ -102,7 +105,9 @@ class RecordingCallback(Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A pack ended; what it did not finish was stopped early by the sweep's scheduler."""
-        pack = self._packs[trial.trial_id]
+        pack = self._packs.get(trial.trial_id)
+        if pack is None:
+            return
         for member in pack.trials:
             if member.trial_id not in self.outcome.statuses:
                 self._summarise(member)
@@ -112,7 +117,9 @@ class RecordingCallback(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A pack failed: every trial of it that had not ended is FAILED with the reason."""
-        pack = self._packs[trial.trial_id]
+        pack = self._packs.get(trial.trial_id)
+        if pack is None:
+            return
         error = _error_of(trial)
         reason = failure_reason(error)
         for member in pack.trials:

@@ -76,6 +76,6 @@ def _chunks(hidden: Tensor, targets: Tensor, head: nn.Linear) -> Iterator[tuple[
 
 
 def _row_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of each row in float32 or better, 0 where there is no label: logits (N, V), targets (N,) -> (N,)."""
+    """Cross-entropy of each row in float32 or better, 0 without a label: logits (N, V), targets (N,) -> (N,)."""
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(precise, targets, ignore_index=IGNORED, reduction="none")

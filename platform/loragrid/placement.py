@@ -33,7 +33,7 @@ class Placement:
 def place(workers: WorkersConfig, nodes: Sequence[Node]) -> Placement:
     """Size the workers to the cluster.
 
-    A GPU worker takes one GPU and its share of the machine's CPUs; the CPU workers of one pack share one machine's CPUs.
+    A GPU worker takes one GPU and its share of the machine's CPUs; CPU workers of one pack share a machine's CPUs.
     """
     use_gpu = any(node.num_gpus for node in nodes) if workers.use_gpu == "auto" else workers.use_gpu
     cpus = workers.cpus_per_worker or _cpus_per_worker(workers.num_workers, use_gpu, nodes)

@@ -138,7 +138,7 @@ class SweepProgress:
 def _describe(parameters: Mapping[str, object]) -> str:
     """A trial in a few words: its method, rank, ratio, learning rate and seed."""
     shown = [("method.rank", "rank"), ("method.lr_ratio", "ratio"), ("training.lr", "lr"), ("seed", "seed")]
-    words = [f"{name} {parameters[key]:g}" for key, name in shown if isinstance(parameters.get(key), int | float)]  # type: ignore[str-format]
+    words = [f"{name} {parameters[key]:g}" for key, name in shown if isinstance(parameters.get(key), int | float)]
     return " ".join([str(parameters["method.name"]), *words])
 
 

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import re
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +29,9 @@ from loragrid.tracking import QUESTION_TAG, Recorder, default_tracking_uri
 
 # What a Tune trial's process was seen to hold: Ray, torch and transformers imported, nothing loaded.
 TUNE_TRIAL_BYTES = 500 * 2**20
+
+CONNECT_SECONDS = 10.0
+_HOST_AND_PORT = re.compile(r"[^:/]+:\d{1,5}")
 
 TokenizedByConfig = Mapping[tuple[ModelConfig, DataConfig], TokenizedData]
 
@@ -191,8 +196,12 @@ def connected_to_ray(address: str | None) -> Iterator[bool]:
         return
     address = address or os.environ.get("RAY_ADDRESS")
     try:
+        if address and _HOST_AND_PORT.fullmatch(address):
+            # Ray itself would try for ten minutes.
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
+    except (OSError, OverflowError) as error:
         raise ValueError(f"--address {address}: no Ray cluster answers there ({error})") from error
     try:
         yield address is None

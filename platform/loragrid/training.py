@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from loragrid_methods.engine.optimizer import MemberAdamW
-from loragrid_methods.engine.pack import AdapterPack
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from loragrid.batches import Batch, PackBatches
 from loragrid.loss import labelled_hidden_states, member_losses
 from loragrid.measurement import Stopwatch
+from loragrid_methods.engine.optimizer import MemberAdamW
+from loragrid_methods.engine.pack import AdapterPack
 
 
 class SumOverWorkers(Protocol):
@@ -87,7 +87,12 @@ def _sum_gradients_and_losses(gradients: Tensor, losses: Tensor, sum_over_worker
 
 @torch.no_grad()
 def evaluate(
-    model: PackModel, batches: Sequence[Batch], num_labels: int, sum_over_workers: SumOverWorkers, *, frozen: bool = False
+    model: PackModel,
+    batches: Sequence[Batch],
+    num_labels: int,
+    sum_over_workers: SumOverWorkers,
+    *,
+    frozen: bool = False,
 ) -> Tensor:
     """The mean loss over the evaluation rows, (M,); (1,) of the bare base with `frozen`.
 
@@ -171,9 +176,7 @@ def train(
 
     if model.completed == 0:
         with stopwatch.phase("eval"):
-            base_loss = evaluate(
-                model, batches.evaluation(1), batches.num_eval_labels, sum_over_workers, frozen=True
-            )
+            base_loss = evaluate(model, batches.evaluation(1), batches.num_eval_labels, sum_over_workers, frozen=True)
             pending.evaluations.append((0, base_loss.expand(model.pack.num_members)))
         flush(checkpoint_due=False, finished=False)
     while model.completed < settings.steps:
@@ -194,16 +197,12 @@ def train(
             flush(checkpoint_due=checkpoint_due, finished=finished)
 
 
-def _records(
-    pending: _Pending, learning_rates: Tensor, diverged_at: list[int | None]
-) -> list[list[dict[str, float]]]:
+def _records(pending: _Pending, learning_rates: Tensor, diverged_at: list[int | None]) -> list[list[dict[str, float]]]:
     """The pending figures as records by member; notes in `diverged_at` who left the finite numbers, and when."""
     records: list[dict[int, dict[str, float]]] = [{} for _ in diverged_at]
     for step, result in pending.steps:
         rates = learning_rates[step - 1].tolist()
-        for member, (loss, norm) in enumerate(
-            zip(result.losses.tolist(), result.gradient_norms.tolist(), strict=True)
-        ):
+        for member, (loss, norm) in enumerate(zip(result.losses.tolist(), result.gradient_norms.tolist(), strict=True)):
             if diverged_at[member] is None and not (_finite(loss) and _finite(norm)):
                 diverged_at[member] = step
             if diverged_at[member] is None:

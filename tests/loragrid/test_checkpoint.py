@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.loragrid.small_packs import Run, Setup, bit_equal, make_setup, mixed_trials, resume, run_pack
 
 from loragrid.assembly import build_model
 from loragrid.checkpoint import load_checkpoint, save_checkpoint
 from loragrid.grid import Trial
 from loragrid.training import PackModel, Report
+from tests.loragrid.small_packs import Run, Setup, bit_equal, make_setup, mixed_trials, resume, run_pack
 
 HALF, STEPS = 4, 8
 

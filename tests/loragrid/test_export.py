@@ -9,13 +9,13 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tests.loragrid.small_packs import Run, Setup, make_setup, run_pack
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loragrid.config import ModelConfig
 from loragrid.export import ADAPTER_CONFIG, ADAPTER_TENSORS, export_member, export_merged, merge_adapter
 from loragrid.models import load_base, load_tokenizer
+from tests.loragrid.small_packs import Run, Setup, make_setup, run_pack
 
 NAMES = ("lora", "lora_plus", "lora_fa", "lora_fa_projected", "vera", "delta_lora", "frozen")
 ADAPTERS = [name for name in NAMES if name != "frozen"]

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.loragrid.small_packs import Setup, make_setup
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from loragrid import loss
 from loragrid.loss import IGNORED, labelled_hidden_states, member_losses
 from loragrid.measurement import count_saved_bytes
+from tests.loragrid.small_packs import Setup, make_setup
 
 MEMBERS, ROWS, LABELS, WIDTH, VOCABULARY = 3, 4, 6, 8, 19
 

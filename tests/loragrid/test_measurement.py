@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.loragrid.small_packs import Setup, make_setup
 from torch import Tensor, nn
 
 from loragrid.batches import PackBatches
@@ -22,6 +21,7 @@ from loragrid.measurement import (
 from loragrid.solo import measure_solo
 from loragrid_methods import get_method, method_names
 from loragrid_methods.engine.pack import AdapterPack
+from tests.loragrid.small_packs import Setup, make_setup
 
 CPU = torch.device("cpu")
 WIDTH_IN, WIDTH_OUT, RANK, TOKENS = 40, 24, 3, 35

@@ -111,15 +111,15 @@ def test_loading_leaves_random_numbers_and_logging_as_they_were(tiny_llama_dir: 
     state, verbosity = torch.random.get_rng_state(), logging.get_verbosity()
     had_bars = logging.is_progress_bar_enabled()
     try:
-        logging.set_verbosity_info()  # type: ignore[no-untyped-call]
-        logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        logging.set_verbosity_info()
+        logging.enable_progress_bar()
         load_base(saved_config(tiny_llama_dir))
         assert torch.equal(torch.random.get_rng_state(), state)
         assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (20, True)
     finally:
         logging.set_verbosity(verbosity)
         if not had_bars:
-            logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+            logging.disable_progress_bar()
 
 
 def test_loading_prints_nothing(tiny_llama_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.loragrid.small_packs import Setup, make_setup
 
 from loragrid.assembly import build_model
 from loragrid.config import Experiment, PackConfig, experiment_from_mapping
@@ -14,6 +13,7 @@ from loragrid.grid import expand
 from loragrid.planning import TOKENS_PER_STEP, Pack, base_shape, count_parameters, group_into_packs, plan
 from loragrid_methods import method_names
 from loragrid_methods.engine.pack import member_order
+from tests.loragrid.small_packs import Setup, make_setup
 
 SMOLLM2_PARAMETERS = 134_515_008
 ONE_PACK = PackConfig(max_members=1000)

@@ -5,6 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
+
+from loragrid.assembly import build_batches, build_model, check_logits
+from loragrid.grid import Trial
+from loragrid.schedule import factor
+from loragrid.training import PackModel, evaluate, one_worker
+from loragrid_methods import get_method, method_names
 from tests.loragrid.small_packs import (
     NUM_EVAL,
     Run,
@@ -15,13 +22,6 @@ from tests.loragrid.small_packs import (
     mixed_trials,
     run_pack,
 )
-from torch.nn import functional as F
-
-from loragrid.assembly import build_batches, build_model, check_logits
-from loragrid.grid import Trial
-from loragrid.schedule import factor
-from loragrid.training import PackModel, evaluate, one_worker
-from loragrid_methods import get_method, method_names
 
 STEPS = 8
 LOSSES = ("train/loss", "eval/loss")

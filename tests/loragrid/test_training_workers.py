@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import torch
-from tests.loragrid.small_packs import largest_difference, make_setup, run_pack, train_as_worker, worker_packs
 from torch.multiprocessing.spawn import start_processes
+
+from tests.loragrid.small_packs import largest_difference, make_setup, run_pack, train_as_worker, worker_packs
 
 NUM_WORKERS = 2
 

@@ -5,6 +5,10 @@ import math
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from loragrid_methods.delta_lora import DeltaLoRA
 from tests.loragrid_methods.pack_training import (
     LINEAR_LAYERS,
     Member,
@@ -16,10 +20,6 @@ from tests.loragrid_methods.pack_training import (
     small_method,
     token_ids,
 )
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-from loragrid_methods.delta_lora import DeltaLoRA
 
 NUM_STEPS, START_STEP = 120, 30
 LR, WEIGHT_DECAY, CLIP_NORM = 0.01, 0.1, 0.3

@@ -8,12 +8,12 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import save_file
-from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, small_method, token_ids
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from loragrid_methods import get_method, method_names
 from loragrid_methods.engine.peft_format import peft_adapter, weight_updates
+from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, small_method, token_ids
 
 EXPORTABLE = [name for name in method_names() if small_method(name).peft_config()]
 VARIANTS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in EXPORTABLE] + [

@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
+
+from loragrid_methods import LayerShape, get_method
 from tests.loragrid_methods.pack_training import (
     Member,
     PackRun,
@@ -11,9 +14,6 @@ from tests.loragrid_methods.pack_training import (
     small_method,
     token_ids,
 )
-from torch import nn
-
-from loragrid_methods import LayerShape, get_method
 
 FULL = Member(method=small_method("full"), lr=0.01, weight_decay=0.1, clip_norm=0.5)
 

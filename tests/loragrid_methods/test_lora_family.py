@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, largest_difference, small_method
 from torch import Tensor
 
 from loragrid_methods.engine.adapter_stack import DrawClock
 from loragrid_methods.engine.low_rank import member_dropout, stable_seed
 from loragrid_methods.lora import LoRA
+from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, largest_difference, small_method
 
 
 def test_lora_plus_at_ratio_one_is_lora_to_the_bit() -> None:

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, in_order, largest_difference, small_method
 
 from loragrid_methods import get_method, method_names
 from loragrid_methods.engine.pack import AdapterPack, member_order
+from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, in_order, largest_difference, small_method
 
 PACKABLE = [name for name in method_names() if get_method(name).packable]
 SAME_DRAW = ("lora", "lora_plus", "lora_fa", "lora_fa_projected", "delta_lora")

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tests.loragrid_methods.pack_training import small_method
 from torch import nn
 
 from loragrid_methods import LayerShape, ParameterCount
 from loragrid_methods.engine.pack import AdapterPack
 from loragrid_methods.engine.targets import adaptable_layers
+from tests.loragrid_methods.pack_training import small_method
 
 QUERY_VALUE = ("query", "value")
 Q_V = ("q_proj", "v_proj")

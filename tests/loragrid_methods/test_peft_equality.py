@@ -8,6 +8,9 @@ import pytest
 import torch
 from peft import LoraConfig, VeraConfig, get_peft_model
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
 from tests.loragrid_methods.pack_training import (
     LINEAR_LAYERS,
     Member,
@@ -17,8 +20,6 @@ from tests.loragrid_methods.pack_training import (
     small_method,
     token_ids,
 )
-from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 GPT2_LAYERS = ("c_attn", "c_fc", "c_proj")
 LORA_LIKE = [

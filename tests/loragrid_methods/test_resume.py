@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, in_order, small_method
 from torch import Tensor
 
 from loragrid_methods import get_method, method_names
+from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, in_order, small_method
 
 NUM_STEPS = 4
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.loragrid_methods.pack_training import small_method
 from torch import Tensor, nn
 
 from loragrid_methods.engine.pack import AdapterPack
+from tests.loragrid_methods.pack_training import small_method
 
 NUM_TOKENS, WIDTH, RANK = 64, 48, 4
 OUT_FEATURES = (40, 24, 56)

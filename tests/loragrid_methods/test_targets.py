@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 from peft import LoraConfig, get_peft_model
-from tests.loragrid_methods.pack_training import TinyModel
 from transformers import AutoModelForCausalLM
 
 from loragrid_methods import LayerShape
 from loragrid_methods.engine.targets import adaptable_layers, select_layers
+from tests.loragrid_methods.pack_training import TinyModel
 
 LAYERS = [
     LayerShape(name=f"blocks.{block}.{name}", in_features=4, out_features=4)
