@@ -1,6 +1,7 @@
 """Draws the loss curves of a comparison into one picture."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,8 @@ def plot_loss_curves(comparison: Comparison, path: Path) -> Path:
         alignment="left",
         ncols=math.ceil(len(labels) / 32),
     )
-    heading = comparison.question or comparison.experiment_name
+    # Short lines: the legend stands beside the heading.
+    heading = textwrap.fill(comparison.question or comparison.experiment_name, 80)
     figure.suptitle(heading, x=0.01, ha="left", fontsize=13, fontweight="bold")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
@@ -164,13 +166,16 @@ def _draw_panel(
 
 
 def _limit_height(panel: "Axes", means: Sequence["pd.Series[float]"]) -> int:
-    """Keeps a diverging trial from pressing all others flat; gives the number of curves that are cut off."""
-    if not means:
+    """Keeps trials that diverge (end above where all began) from pressing the others flat; how many leave the frame.
+
+    A jump that all trials share, at a hard batch, is no divergence and stays in the picture.
+    """
+    start = max((float(mean.iloc[0]) for mean in means), default=0.0)
+    calm = [mean for mean in means if mean.iloc[-1] <= start]
+    if not calm:
         return 0
-    values = pd.concat(list(means))
-    high = max(float(values.quantile(0.9)), *(float(mean.iloc[0]) for mean in means))
-    low = float(values.min())
-    top = high + 0.25 * (high - low)
+    low, high = min(float(mean.min()) for mean in calm), max(float(mean.max()) for mean in calm)
+    top = max(high, start) + 0.25 * (max(high, start) - low)
     num_outside = sum(bool(mean.max() > top) for mean in means)
     if num_outside:
         panel.set_ylim(low - 0.05 * (top - low), top)

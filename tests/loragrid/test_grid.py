@@ -257,8 +257,9 @@ def test_the_quickstart_compares_the_five_methods_in_twelve_trials() -> None:
         ("lora_plus", 16, 16.0, 1e-3),
     ]
     delta = next(trial for trial in trials if trial.method.name == "delta_lora")
-    assert delta.parameters()["method.start_step"] == 5
-    assert (delta.training.steps, delta.training.batch_size, delta.data.max_length) == (20, 4, 48)
+    # W moves after steps 6 to 12. Float32: bfloat16 would take two CPUs without it many times as long.
+    assert (delta.parameters()["method.start_step"], delta.training.steps) == (4, 12)
+    assert delta.model.dtype == "float32"
 
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)

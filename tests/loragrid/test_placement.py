@@ -1,9 +1,15 @@
 """Workers are sized to the cluster, and no more packs are started than it can hold."""
 
-import pytest
+from pathlib import Path
 
-from loragrid.config import WorkersConfig
+import pytest
+import torch
+from rich.console import Console
+
+from loragrid.config import Experiment, WorkersConfig
 from loragrid.placement import Node, Placement, place
+from loragrid.planning import plan
+from loragrid.sweep import warn_of_slow_arithmetic
 
 
 def cluster(*machines: tuple[float, float]) -> list[Node]:
@@ -83,3 +89,33 @@ def test_a_cluster_without_machines_holds_nothing_yet(use_gpu: bool) -> None:
 @pytest.mark.parametrize(("cpus", "threads"), [(0.5, 1), (1, 1), (2.9, 2), (16, 16)])
 def test_a_worker_runs_no_more_threads_than_it_has_cpus_and_at_least_one(cpus: float, threads: int) -> None:
     assert placed(cpus=cpus).threads == threads
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capability", "gpu", "warned"),
+    [
+        ("bfloat16", "AVX2", False, True),
+        ("bfloat16", "DEFAULT", False, True),
+        ("bfloat16", "AVX512", False, False),
+        ("bfloat16", "AVX2", True, False),
+        ("float32", "AVX2", False, False),
+    ],
+)
+def test_a_processor_without_bfloat16_is_named_before_it_computes_in_it(
+    monkeypatch: pytest.MonkeyPatch, tiny_llama_dir: Path, dtype: str, capability: str, gpu: bool, warned: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    the_plan = plan(
+        Experiment(
+            name="types",
+            model={"name": str(tiny_llama_dir), "dtype": dtype},
+            data={"name": "chitchat"},
+            training={"steps": 3},
+            methods=["lora"],
+        )
+    )
+    console = Console(record=True, width=200)
+    warn_of_slow_arithmetic(the_plan, placed(gpu=gpu), console)
+    text = console.export_text()
+    assert ("--set model.dtype=float32" in text) is warned
+    assert (capability in text) is warned

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from loragrid.comparison import Comparison
 from loragrid.figures import format_bytes, format_count, format_seconds, format_value
-from loragrid.loss_curves import group_by_setting
+from loragrid.loss_curves import _limit_height, group_by_setting
 from loragrid.report import plot_loss_curves, render_table
 
 
@@ -176,3 +176,17 @@ def test_a_diverging_trial_does_not_press_the_others_flat(tmp_path: Path) -> Non
         return int(rows.max() - rows.min())
 
     assert height_of_the_first_line(flat) > 0.6 * height_of_the_first_line(calm)
+
+
+def test_a_jump_that_all_trials_share_stays_in_the_picture_and_a_trial_that_diverges_is_counted() -> None:
+    from matplotlib.figure import Figure
+
+    together = [pd.Series([5.0, 9.0, 4.0, 3.0]), pd.Series([5.0, 9.5, 4.5, 3.5])]
+    panel = Figure().subplots()
+    for curve in together:
+        panel.plot(curve.index, curve)
+    assert _limit_height(panel, together) == 0
+    assert panel.get_ylim()[1] > 9.5
+    assert _limit_height(panel, [*together, pd.Series([5.0, 50.0, 400.0])]) == 1
+    assert 9.5 < panel.get_ylim()[1] < 50
+    assert _limit_height(panel, []) == 0

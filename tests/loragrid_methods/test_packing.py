@@ -161,12 +161,12 @@ def test_one_seed_draws_one_A_whatever_the_method_and_the_pack(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", SAME_DRAW)
-def test_ranks_of_one_class_share_a_stack_and_none_is_padded_to_eight_times_its_own(name: str) -> None:
-    ranks = (1, 2, 8, 9, 64, 65)
+def test_ranks_up_to_16_share_a_stack_and_none_above_is_padded_to_four_times_its_own(name: str) -> None:
+    ranks = (1, 2, 8, 16, 17, 64, 65)
     pack = AdapterPack(TinyModel(), [(small_method(name, rank=rank), 0) for rank in ranks])
     stacks = [next(iter(stacks.values())).ranks for _, stacks in pack.groups]
-    assert stacks == [(1,), (2, 8), (9, 64), (65,)]
-    assert all(max(group) < 8 * min(group) for group in stacks)
+    assert stacks == [(1, 2, 8, 16), (17, 64), (65,)]
+    assert all(max(group) < 4 * min(group) for group in stacks[1:])
 
 
 def test_a_method_that_writes_the_base_is_refused_in_a_pack_of_two() -> None:

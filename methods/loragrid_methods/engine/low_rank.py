@@ -56,14 +56,15 @@ def low_rank_update(x: Tensor, a: Tensor, b: Tensor, scaling: Tensor, gradient_s
 
 
 def rank_class(rank: int) -> int:
-    """The smallest power of 8 that is at least `rank`: members of one class share stacks.
+    """16, 64, 256, ...: the first that is at least `rank`. Members of one class share stacks.
 
     A stack pads its members to its largest rank. Sharing saves kernels, padding costs arithmetic and optimizer memory:
-    a member of rank 1 must not be padded to another's 256.
+    up to 16, the width of a matrix unit's tile, padding is as good as free; a member of rank 4 must not be padded to
+    another's 256.
     """
-    power = 1
+    power = 16
     while power < rank:
-        power *= 8
+        power *= 4
     return power
 
 
