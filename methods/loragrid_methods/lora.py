@@ -50,6 +50,9 @@ class LoRA(Method):
         """s, the factor on B A."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
+    def capture_obstacle(self) -> str:
+        return f"{self.name}.dropout: its masks are drawn anew by the host at every step" if self.dropout else ""
+
     def stack_key(self) -> Hashable:
         return ("lora", rank_class(self.rank), self.dropout, self.target_modules)
 

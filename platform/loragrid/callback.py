@@ -98,6 +98,9 @@ class RecordingCallback(Callback):
         for trial_id, figures in update.figures.items():
             self.recorder.log_summary(trial_id, figures)
             self._convergence[trial_id].step_seconds = figures.get("time/step_seconds")
+        if update.tags:
+            for member in pack.trials:
+                self.recorder.tag_trial(member.trial_id, update.tags)
         if update.finished:
             self._finish(pack, update, result.get(CHECKPOINT_PATH_KEY))
         if self.progress:

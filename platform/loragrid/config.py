@@ -12,6 +12,7 @@ from loragrid.config_sections import (
     MEMBER_TRAINING_KEYS,
     OBSERVATION_KEYS,
     DataConfig,
+    EngineConfig,
     ModelConfig,
     PackConfig,
     Section,
@@ -34,6 +35,7 @@ __all__ = [
     "MEMBER_TRAINING_KEYS",
     "OBSERVATION_KEYS",
     "DataConfig",
+    "EngineConfig",
     "Experiment",
     "ExperimentError",
     "MethodConfig",
@@ -110,6 +112,7 @@ class Experiment(Section):
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     workers: WorkersConfig = WorkersConfig()
     pack: PackConfig = PackConfig()
+    engine: EngineConfig = EngineConfig()
     tracking: TrackingConfig = TrackingConfig()
     storage: StorageConfig = StorageConfig()
 
@@ -127,6 +130,7 @@ class Experiment(Section):
             grid: Mapping[str, Sequence[Any]] = ...,
             workers: WorkersConfig | Mapping[str, Any] = ...,
             pack: PackConfig | Mapping[str, Any] = ...,
+            engine: EngineConfig | Mapping[str, Any] = ...,
             tracking: TrackingConfig | Mapping[str, Any] = ...,
             storage: StorageConfig | Mapping[str, Any] = ...,
         ) -> None: ...

@@ -172,6 +172,14 @@ class PackConfig(Section):
     max_members: Annotated[Literal["auto"] | Count, Field(description="auto, or a whole number from 1 on")] = "auto"
 
 
+class EngineConfig(Section):
+    """How steps run on a GPU: eager, graph (captured as a CUDA graph), compiled (and captured), or what pays: auto."""
+
+    mode: Annotated[
+        Literal["auto", "eager", "graph", "compiled"], Field(description="auto, eager, graph, compiled")
+    ] = "auto"
+
+
 class TrackingConfig(Section):
     """Where MLflow keeps the record; null: MLFLOW_TRACKING_URI, else an SQLite file under `storage.path`."""
 

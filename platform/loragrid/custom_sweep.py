@@ -39,7 +39,14 @@ def trainable(experiment: Experiment) -> Callable[[dict[str, Any]], None]:
         trial = pack.trials[0]
         data = load_data(trial.data, trial.model, load_tokenizer(trial.model))
         placement = place(experiment.workers, cluster_nodes())
-        drive_pack(pack, ray.put(data), placement, storage, losses_in_every_report=True)
+        drive_pack(
+            pack,
+            ray.put(data),
+            placement,
+            storage,
+            engine_mode=experiment.engine.mode,
+            losses_in_every_report=True,
+        )
 
     return lightweight(train_point)  # type: ignore[no-any-return]
 

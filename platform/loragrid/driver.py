@@ -7,6 +7,7 @@ from ray.train import CheckpointConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from loragrid.engine_choice import RequestedMode
 from loragrid.messages import WorkerTask
 from loragrid.placement import Placement
 from loragrid.planning import Pack
@@ -26,6 +27,7 @@ def drive_pack(
     placement: Placement,
     storage_path: str,
     *,
+    engine_mode: RequestedMode = "auto",
     losses_in_every_report: bool = False,
 ) -> None:
     """Train the pack to its end; its updates reach Tune one by one.
@@ -36,7 +38,13 @@ def drive_pack(
     resources = {"CPU": placement.cpus_per_worker}
     if placement.use_gpu:
         resources["GPU"] = 1.0
-    task = WorkerTask(pack=pack, data=data, threads=placement.threads, losses_in_every_report=losses_in_every_report)
+    task = WorkerTask(
+        pack=pack,
+        data=data,
+        threads=placement.threads,
+        engine_mode=engine_mode,
+        losses_in_every_report=losses_in_every_report,
+    )
     trainer = TorchTrainer(
         _work,
         train_loop_config={"task": task},

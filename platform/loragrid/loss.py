@@ -1,7 +1,7 @@
 """The members' losses from hidden states: logits of labelled positions only, in chunks, never all at once."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +12,48 @@ CHUNK_ROWS = 2048
 IGNORED = -100
 
 
+class ScoreRows(Protocol):
+    """From logits to losses and their gradient.
+
+    logits (N, V), targets (N,) with -100 where there is no label, weights (N,), 0 there -> (weighted cross-entropy of
+    each row (N,) in float32 or better, the gradient of their sum in the logits, (N, V) in the logits' type).
+    """
+
+    def __call__(self, logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+def score_rows(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """`ScoreRows` with torch's own kernels, in place where it can be."""
+    losses = _row_losses(logits, targets)
+    weights = weights.to(losses.dtype)
+    scores = logits.to(losses.dtype).softmax(-1)
+    scores.scatter_add_(1, targets.clamp(min=0).unsqueeze(1), -torch.ones_like(scores[:, :1]))
+    scores.mul_(weights.unsqueeze(1))
+    return losses * weights, scores.to(logits.dtype)
+
+
+def fusible_score_rows(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """`ScoreRows` written for a compiler: two passes over the logits, nothing of their size in float32."""
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    weights = weights.to(precise.dtype)
+    labels = targets.clamp(min=0).unsqueeze(1)
+    largest = precise.amax(1, keepdim=True)
+    total = (precise - largest).exp().sum(1, keepdim=True)
+    losses = (total.log() + largest - precise.gather(1, labels)).squeeze(1)
+    is_label = torch.arange(logits.shape[1], device=logits.device) == labels
+    softmax = (precise - largest).exp() / total
+    gradient = torch.where(is_label, softmax - 1.0, softmax) * weights.unsqueeze(1)
+    return losses * weights, gradient.to(logits.dtype)
+
+
 def labelled_hidden_states(hidden: Tensor, label_positions: Tensor) -> Tensor:
     """hidden (R, L, d), label_positions (R, C) -> (R, C, d), the states whose next token is a label."""
     return hidden.gather(1, label_positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
 
 
-def member_losses(hidden: Tensor, targets: Tensor, num_labels: Tensor, head: nn.Linear) -> Tensor:
+def member_losses(
+    hidden: Tensor, targets: Tensor, num_labels: Tensor, head: nn.Linear, score: ScoreRows = score_rows
+) -> Tensor:
     """Every member's summed cross-entropy over its labels, divided by its `num_labels`: (M,) float32 or better.
 
     hidden (M * R, C, d), targets (M * R, C) with -100 where there is no label, num_labels (M,). The caller gives the
@@ -30,7 +66,7 @@ def member_losses(hidden: Tensor, targets: Tensor, num_labels: Tensor, head: nn.
     if head.weight.requires_grad:
         losses = torch.cat([_row_losses(logits, rows) for logits, rows in _chunks(flat, flat_targets, head)])
         return (losses * weights).view(num_members, -1).sum(1)
-    summed: Tensor = _FrozenHeadLoss.apply(flat, flat_targets, weights, head, num_members)  # type: ignore[no-untyped-call]
+    summed: Tensor = _FrozenHeadLoss.apply(flat, flat_targets, weights, head, num_members, score)  # type: ignore[no-untyped-call]
     return summed
 
 
@@ -42,20 +78,26 @@ class _FrozenHeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, targets: Tensor, weights: Tensor, head: nn.Linear, num_members: int
+        ctx: Any,
+        hidden: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        head: nn.Linear,
+        num_members: int,
+        score: ScoreRows,
     ) -> Tensor:
         needs_gradient = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if needs_gradient else None
         losses, start = [], 0
         for logits, rows in _chunks(hidden, targets, head):
-            chunk_losses = _row_losses(logits, rows)
-            chunk_weights = weights[start : start + len(rows)].to(chunk_losses.dtype)
-            losses.append(chunk_losses * chunk_weights)
-            if gradient is not None:
-                scores = logits.to(chunk_losses.dtype).softmax(-1)
-                scores.scatter_add_(1, rows.clamp(min=0).unsqueeze(1), -torch.ones_like(scores[:, :1]))
-                scores.mul_(chunk_weights.unsqueeze(1))
-                gradient[start : start + len(rows)] = scores.to(head.weight.dtype) @ head.weight
+            chunk_weights = weights[start : start + len(rows)]
+            if gradient is None:
+                chunk_losses = _row_losses(logits, rows)
+                losses.append(chunk_losses * chunk_weights.to(chunk_losses.dtype))
+            else:
+                chunk_losses, scores = score(logits, rows, chunk_weights)
+                losses.append(chunk_losses)
+                gradient[start : start + len(rows)] = scores @ head.weight
             start += len(rows)
         if gradient is not None:
             ctx.save_for_backward(gradient)
@@ -67,7 +109,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
         (gradient,) = ctx.saved_tensors
         rows_per_member = len(gradient) // len(g)
         factors = g.repeat_interleave(rows_per_member).unsqueeze(1)
-        return gradient * factors.to(gradient.dtype), None, None, None, None
+        return gradient * factors.to(gradient.dtype), None, None, None, None, None
 
 
 def _chunks(hidden: Tensor, targets: Tensor, head: nn.Linear) -> Iterator[tuple[Tensor, Tensor]]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from loragrid.engine_choice import RequestedMode
 from loragrid.planning import Pack
 
 if TYPE_CHECKING:
@@ -26,12 +27,13 @@ class WorkerTask:
     pack: Pack
     data: "ray.ObjectRef[TokenizedData]"
     threads: int
+    engine_mode: RequestedMode = "auto"
     losses_in_every_report: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackUpdate:
-    """What a pack tells the sweep's driver; every mapping is keyed by trial id."""
+    """What a pack tells the sweep's driver; every mapping is keyed by trial id, but `tags` are for all its trials."""
 
     phase: str
     completed: int = 0
@@ -40,6 +42,7 @@ class PackUpdate:
     diverged_at: Mapping[str, int] = field(default_factory=dict)
     figures: Mapping[str, dict[str, float]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
     finished: bool = False
 
     def after(self, earlier: "PackUpdate") -> "PackUpdate":
@@ -48,4 +51,9 @@ class PackUpdate:
             trial_id: [*earlier.records.get(trial_id, []), *self.records.get(trial_id, [])]
             for trial_id in {**earlier.records, **self.records}
         }
-        return replace(self, records=records, figures={**earlier.figures, **self.figures})
+        return replace(
+            self,
+            records=records,
+            figures={**earlier.figures, **self.figures},
+            tags={**earlier.tags, **self.tags},
+        )

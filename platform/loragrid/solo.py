@@ -9,6 +9,8 @@ from transformers import PreTrainedModel
 
 from loragrid.assembly import build_batches, build_model
 from loragrid.data import TokenizedData
+from loragrid.engine import STEPS_BEFORE_CAPTURE, Engine
+from loragrid.engine_choice import EngineChoice
 from loragrid.grid import Trial
 from loragrid.measurement import count_saved_bytes, peak_memory, reset_peak_memory, wait_for
 from loragrid.training import one_worker, train_step
@@ -21,12 +23,13 @@ def measure_solo(
     *,
     num_steps: int,
     num_workers: int = 1,
+    engine: Engine | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Metric key -> figure of one member alone on this worker, with one worker's share of its batch.
 
-    One step is not timed: it warms up and counts the saved bytes. `base` is given back without adapters; a method
-    that trains the base leaves it changed, and its caller must load it again.
+    The first step is not timed, nor are those that `engine` takes before it replays a graph. `base` is given back
+    without adapters; a method that trains the base leaves it changed, and its caller must load it again.
     """
     batch_size = trial.training.batch_size // num_workers
     share = replace(trial, training=trial.training.model_copy(update={"batch_size": batch_size}))
@@ -36,7 +39,10 @@ def measure_solo(
     with count_saved_bytes(base) as saved:
         losses = model.losses(batches.training(0))
     del losses
-    train_step(model, batches.training(0), one_worker)
+    compute = engine or Engine(EngineChoice(mode="eager", reason="engine.mode"))
+    for _ in range(1 if compute.choice.mode == "eager" else STEPS_BEFORE_CAPTURE + 1):
+        model.completed = 0
+        train_step(model, batches.training(0), one_worker, compute)
     seconds, tokens_per_second = [], []
     for step in range(1, num_steps + 1):
         # The table of learning rates may be shorter than the measurement is long.
@@ -44,7 +50,7 @@ def measure_solo(
         batch = batches.training(step)
         wait_for(base.device)
         start = clock()
-        train_step(model, batch, one_worker)
+        train_step(model, batch, one_worker, compute)
         wait_for(base.device)
         seconds.append(clock() - start)
         tokens_per_second.append(batches.tokens(step, 0) / seconds[-1])

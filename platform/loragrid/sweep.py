@@ -21,6 +21,7 @@ from loragrid.comparison import Comparison, load_comparison
 from loragrid.config import DataConfig, Experiment, ModelConfig
 from loragrid.data import TokenizedData, load_data
 from loragrid.driver import drive_pack
+from loragrid.engine_choice import RequestedMode
 from loragrid.environment import environment_tags
 from loragrid.models import load_tokenizer
 from loragrid.placement import Node, Placement, place
@@ -87,7 +88,9 @@ def run(
             callback = RecordingCallback(
                 recorder, lambda config, _: packs[config["pack"]], environment_tags(), progress
             )
-            _tune_packs(packs, tokenized, placement, callback, storage_folder(experiment) / "ray", name)
+            _tune_packs(
+                packs, tokenized, placement, experiment.engine.mode, callback, storage_folder(experiment) / "ray", name
+            )
     return SweepResult(plan=the_plan, name=name, tracking_uri=recorder.tracking_uri, outcome=callback.outcome)
 
 
@@ -95,6 +98,7 @@ def _tune_packs(
     packs: Mapping[str, Pack],
     tokenized: TokenizedByConfig,
     placement: Placement,
+    engine_mode: RequestedMode,
     callback: RecordingCallback,
     storage: Path,
     name: str,
@@ -104,7 +108,8 @@ def _tune_packs(
 
     def train_pack(config: dict[str, Any], packs: Mapping[str, Pack], rows: Mapping[Any, Any]) -> None:
         pack = packs[config["pack"]]
-        drive_pack(pack, rows[(pack.trials[0].model, pack.trials[0].data)], placement, str(storage / name))
+        data = rows[(pack.trials[0].model, pack.trials[0].data)]
+        drive_pack(pack, data, placement, str(storage / name), engine_mode=engine_mode)
 
     try:
         with quiet_tune():

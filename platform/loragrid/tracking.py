@@ -239,6 +239,9 @@ class Recorder:
         """Figures that a trial has once; None and NaN are left out."""
         self.log_records(trial_id, [{**metrics, "step": 0}])
 
+    def tag_trial(self, trial_id: str, tags: Mapping[str, str]) -> None:
+        self._log_tags(self._run_id(trial_id), tags)
+
     def log_artifacts(self, trial_id: str, folder: Path, artifact_path: str) -> None:
         self._client.log_artifacts(self._run_id(trial_id), str(folder), artifact_path)
 

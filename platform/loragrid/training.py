@@ -4,17 +4,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from loragrid.batches import Batch, PackBatches
-from loragrid.loss import labelled_hidden_states, member_losses
+from loragrid.loss import ScoreRows, labelled_hidden_states, member_losses, score_rows
 from loragrid.measurement import Stopwatch
 from loragrid_methods.engine.optimizer import MemberAdamW
 from loragrid_methods.engine.pack import AdapterPack
+
+if TYPE_CHECKING:  # a step needs torch and transformers alone, not what reads files and configurations
+    from loragrid.batches import Batch, PackBatches
 
 
 class SumOverWorkers(Protocol):
@@ -39,12 +41,14 @@ class PackModel:
     active: Tensor
     """(M,) bool; a member that diverged is inactive and keeps its weights from then on"""
     completed: int = 0
+    score_rows: ScoreRows = score_rows
 
-    def losses(self, batch: Batch) -> Tensor:
+    def losses(self, batch: "Batch") -> Tensor:
         """The members' mean losses over their own labels, (M,); this worker's share where there are several."""
         hidden = self.base.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
         labelled = labelled_hidden_states(hidden, batch.label_positions)
-        return member_losses(labelled, batch.label_targets, batch.num_labels, self.base.get_output_embeddings())
+        head = self.base.get_output_embeddings()
+        return member_losses(labelled, batch.label_targets, batch.num_labels, head, self.score_rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +59,16 @@ class StepResult:
     gradient_norms: Tensor
 
 
-def train_step(model: PackModel, batch: Batch, sum_over_workers: SumOverWorkers) -> StepResult:
-    """One optimizer step of all members. Never waits for the device.
+class ComputeStep(Protocol):
+    """Runs the part of a step that has static shapes: from the batch (and learning rates (M,)) to changed weights."""
+
+    def __call__(
+        self, model: PackModel, batch: "Batch", rates: Tensor, sum_over_workers: SumOverWorkers
+    ) -> StepResult: ...
+
+
+def compute_step(model: PackModel, batch: "Batch", rates: Tensor, sum_over_workers: SumOverWorkers) -> StepResult:
+    """Forward, loss, backward, clipping and update of all members. Never waits for the device, never looks at a value.
 
     The sum of the members' losses gives every member the gradient it would have alone, because no row of one member
     meets a row of another. Losses travel with the gradients: one all-reduce per step.
@@ -70,10 +82,18 @@ def train_step(model: PackModel, batch: Batch, sum_over_workers: SumOverWorkers)
     norms = optimizer.clip_gradients()
     pack.before_step()
     model.active &= losses.isfinite() & norms.isfinite()
-    optimizer.step(model.learning_rates[model.completed], model.active)
-    model.completed += 1
-    pack.after_step(model.completed)
+    optimizer.step(rates, model.active)
     return StepResult(losses=losses, gradient_norms=norms)
+
+
+def train_step(
+    model: PackModel, batch: "Batch", sum_over_workers: SumOverWorkers, compute: ComputeStep = compute_step
+) -> StepResult:
+    """One optimizer step of all members and what follows it (Delta-LoRA's snapshot)."""
+    result = compute(model, batch, model.learning_rates[model.completed], sum_over_workers)
+    model.completed += 1
+    model.pack.after_step(model.completed)
+    return result
 
 
 def _sum_gradients_and_losses(gradients: Tensor, losses: Tensor, sum_over_workers: SumOverWorkers) -> Tensor:
@@ -88,7 +108,7 @@ def _sum_gradients_and_losses(gradients: Tensor, losses: Tensor, sum_over_worker
 @torch.no_grad()
 def evaluate(
     model: PackModel,
-    batches: Sequence[Batch],
+    batches: Sequence["Batch"],
     num_labels: int,
     sum_over_workers: SumOverWorkers,
     *,
@@ -102,7 +122,8 @@ def evaluate(
     device = model.active.device
     total = torch.zeros(1 if frozen else model.pack.num_members, dtype=torch.float64, device=device)
     model.pack.train(False)
-    with model.pack.disabled() if frozen else nullcontext():
+    # Compiled layers are compiled for training; they evaluate uncompiled.
+    with torch.compiler.set_stance("force_eager"), model.pack.disabled() if frozen else nullcontext():
         for batch in batches:
             total += model.losses(batch)
     model.pack.train(True)
@@ -142,11 +163,12 @@ class _Pending:
 
 def train(
     model: PackModel,
-    batches: PackBatches,
+    batches: "PackBatches",
     settings: LoopSettings,
     report: Callable[[Report], None],
     *,
     sum_over_workers: SumOverWorkers = one_worker,
+    compute: ComputeStep = compute_step,
     clock: Callable[[], float] = time.perf_counter,
 ) -> None:
     """Train from `model.completed` to the end, calling `report` in every worker at the same steps.
@@ -184,7 +206,7 @@ def train(
             batch = batches.training(model.completed)
             model.pack.clock.step = model.completed
         with stopwatch.phase("train"):
-            pending.steps.append((model.completed + 1, train_step(model, batch, sum_over_workers)))
+            pending.steps.append((model.completed + 1, train_step(model, batch, sum_over_workers, compute)))
         done, finished = model.completed, model.completed == settings.steps
         if finished or (settings.eval_every and done % settings.eval_every == 0):
             with stopwatch.phase("eval"):

@@ -3,6 +3,7 @@
 import tempfile
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import ray.train
@@ -13,8 +14,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loragrid.assembly import build_batches, build_model, check_logits
+from loragrid.attention import use_causal_attention
 from loragrid.checkpoint import load_checkpoint, save_checkpoint
 from loragrid.data import TokenizedData
+from loragrid.engine import Engine, compile_layers, fuse_pieces
+from loragrid.engine_choice import EngineChoice, choose_mode, flops_of_step
 from loragrid.export import export_member
 from loragrid.grid import Trial
 from loragrid.measurement import Stopwatch
@@ -44,14 +48,19 @@ def run_worker(task: WorkerTask) -> None:
 
     with stopwatch.phase("setup"):
         reporter.phase("loading the base")
-        base = _load(task, device)
         data: TokenizedData = ray.get(task.data)
         batches = build_batches(trials, data, device, worker=worker, num_workers=num_workers)
+        base, choice = _load(task, device, data, num_workers)
         check_logits(base, batches)
     with stopwatch.phase("measure"):
-        base = _measure(task, base, data, num_workers, reporter)
+        base = _measure(task, base, choice, data, num_workers, reporter)
     with stopwatch.phase("setup"):
         model = build_model(trials, base)
+        if choice.mode != "eager":
+            fuse_pieces(model)
+        if choice.mode == "compiled":
+            compile_layers(base)
+        engine = Engine(choice)
         model.pack.clock.worker = worker
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is not None:
@@ -69,21 +78,47 @@ def run_worker(task: WorkerTask) -> None:
         model,
         batches,
         settings,
-        lambda report: reporter.training(report, model, stopwatch.seconds()),
+        lambda report: reporter.training(report, model, engine.tags(), stopwatch.seconds()),
         sum_over_workers=_sum_over_workers(num_workers),
+        compute=engine,
     )
 
 
-def _load(task: WorkerTask, device: torch.device) -> PreTrainedModel:
-    base = load_base(task.pack.trials[0].model)
+def _load(
+    task: WorkerTask, device: torch.device, data: TokenizedData, num_workers: int
+) -> tuple[PreTrainedModel, EngineChoice]:
+    """The base on its device, and how its steps will be run there."""
+    trials = task.pack.trials
+    base = load_base(trials[0].model)
     base.to(device)  # type: ignore[arg-type]  # transformers narrows torch's own signature
-    return base
+    if device.type != "cuda":
+        return base, EngineChoice(mode="eager", reason="no GPU")
+    obstacles = [trial.method.capture_obstacle() for trial in trials]
+    if num_workers > 1:
+        obstacles.append("several workers: their all-reduce is not captured")
+    obstacles.append(use_causal_attention(base, data.evaluation.input_ids[:2].to(device)))
+    num_tokens = len(trials) * trials[0].training.batch_size * data.train.input_ids.shape[1]
+    choice = choose_mode(
+        task.engine_mode,
+        num_steps=trials[0].training.steps,
+        flops_per_step=flops_of_step(base.num_parameters(), num_tokens),
+        obstacle=next(filter(None, obstacles), ""),
+    )
+    return base, choice
 
 
 def _measure(
-    task: WorkerTask, base: PreTrainedModel, data: TokenizedData, num_workers: int, reporter: "_Reporter"
+    task: WorkerTask,
+    base: PreTrainedModel,
+    choice: EngineChoice,
+    data: TokenizedData,
+    num_workers: int,
+    reporter: "_Reporter",
 ) -> PreTrainedModel:
-    """Report the solo figures of every trial, measured once for those of equal shape; the base as it was."""
+    """Report the solo figures of every trial, measured once for those of equal shape; the base as it was.
+
+    Nothing is compiled for them: a pack that will be is measured as a graph.
+    """
     trials = task.pack.trials
     num_steps = trials[0].training.measure_steps
     if num_steps == 0:
@@ -98,12 +133,13 @@ def _measure(
         rank = method.hyperparameters().get("rank")
         label = method.name if rank is None else f"{method.name} rank {rank}"
         reporter.phase(f"measuring {label} alone ({index + 1} of {len(same_shape)})")
-        figures = measure_solo(alike[0], base, data, num_steps=num_steps, num_workers=num_workers)
+        engine = Engine(choice if choice.mode == "eager" else replace(choice, mode="graph"))
+        figures = measure_solo(alike[0], base, data, num_steps=num_steps, num_workers=num_workers, engine=engine)
         reporter.send(PackUpdate(phase="measured", figures={trial.trial_id: figures for trial in alike}))
         if not method.packable:
             device = base.device
             del base
-            base = _load(task, device)
+            base, _ = _load(task, device, data, num_workers)
     return base
 
 
@@ -125,12 +161,15 @@ class _Reporter:
         self.steps = pack.trials[0].training.steps
         self._hold_back = hold_back
         self._held: PackUpdate | None = None
+        self._tags: Mapping[str, str] = {}
         self._latest: dict[str, dict[str, float]] = {name: {} for name in LOSSES}
 
     def phase(self, name: str) -> None:
         self.send(PackUpdate(phase=name, steps=self.steps))
 
-    def training(self, report: Report, model: PackModel, setup_seconds: Mapping[str, float]) -> None:
+    def training(
+        self, report: Report, model: PackModel, tags: Mapping[str, str], setup_seconds: Mapping[str, float]
+    ) -> None:
         ids = [trial.trial_id for trial in self.pack.trials]
         update = PackUpdate(
             phase="training",
@@ -141,8 +180,10 @@ class _Reporter:
                 trial_id: step for trial_id, step in zip(ids, report.diverged_at, strict=True) if step is not None
             },
             seconds={**setup_seconds, **report.seconds},
+            tags={} if tags == self._tags else tags,
             finished=report.finished,
         )
+        self._tags = tags
         if not report.checkpoint_due or self.worker != 0:
             self.send(update)
             return

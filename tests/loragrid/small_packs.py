@@ -21,7 +21,16 @@ from loragrid.data import TokenizedData, load_data
 from loragrid.grid import Trial
 from loragrid.models import load_base, load_tokenizer
 from loragrid.planning import group_into_packs
-from loragrid.training import LoopSettings, PackModel, Report, SumOverWorkers, one_worker, train
+from loragrid.training import (
+    ComputeStep,
+    LoopSettings,
+    PackModel,
+    Report,
+    SumOverWorkers,
+    compute_step,
+    one_worker,
+    train,
+)
 from loragrid_methods import get_method, method_names
 
 torch.set_num_threads(1)
@@ -126,6 +135,7 @@ def run_pack(
     worker: int = 0,
     num_workers: int = 1,
     sum_over_workers: SumOverWorkers = one_worker,
+    compute: ComputeStep = compute_step,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Run:
     """Train the trials as one pack to their end; `prepare` may change the model before."""
@@ -143,7 +153,7 @@ def run_pack(
 
     train(
         run.model,
-        build_batches(trials, setup.rows, torch.device("cpu"), worker=worker, num_workers=num_workers),
+        build_batches(trials, setup.rows, run.model.base.device, worker=worker, num_workers=num_workers),
         LoopSettings(
             steps=trials[0].training.steps,
             report_every=report_every,
@@ -152,6 +162,7 @@ def run_pack(
         ),
         keep,
         sum_over_workers=sum_over_workers,
+        compute=compute,
         clock=clock,
     )
     return run

@@ -1,5 +1,6 @@
 """A whole sweep: packs on Ray, the record in MLflow, and the same numbers however the work is spread."""
 
+import importlib.metadata
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,7 +159,9 @@ def test_a_run_has_the_paths_of_the_file_as_parameters_and_the_methods_card_vers
     }
     assert expected.items() <= run.data.params.items()
     assert "Delta-LoRA" in run.data.tags["loragrid.card.title"]
-    assert run.data.tags["loragrid.version.torch"] == torch.__version__
+    assert run.data.tags["loragrid.version.torch"] == importlib.metadata.version("torch")
+    assert run.data.tags["loragrid.engine"] == "eager"
+    assert run.data.tags["loragrid.engine.reason"] == "no GPU"
 
 
 def test_parameters_are_counted_as_the_papers_count_them(runs: dict[str, Run], tiny_gpt2_dir: Path) -> None:

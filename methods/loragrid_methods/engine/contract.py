@@ -121,6 +121,10 @@ class Method(ABC):
             ValueError: `steps` optimizer steps are too few for what defines the method to happen.
         """
 
+    def capture_obstacle(self) -> str:
+        """Why a step of this method cannot be captured as a CUDA graph; "" where it can."""
+        return ""
+
     def learning_rate_multiplier(self, parameter_name: str) -> float:
         """Factor on the member's learning rate for one of the stack's parameters."""
         return 1.0

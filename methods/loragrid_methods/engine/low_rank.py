@@ -15,19 +15,18 @@ from loragrid_methods.engine.adapter_stack import DrawClock
 class LowRankUpdate(torch.autograd.Function):
     """y = scaling (x A^T) B^T for M members, with z = x A^T.
 
-    With u = g B the gradients are dx = scaling u A, dA = gradient_scaling u^T x, dB = gradient_scaling g^T z.
+    With u = g B the gradients are dx = scaling u A, dA = gradient_scaling u^T x, dB = gradient_scaling g^T z;
+    `gradient_scaling` None is `scaling` (no compiler takes the same tensor twice).
     Kept for backward besides the factors: x only where A trains, z only where B trains. The product is computed in
     the type of x; a float32 A under a bfloat16 base is rounded here, so no float32 copy of x is ever made.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, scaling: Tensor, gradient_scaling: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, scaling: Tensor, gradient_scaling: Tensor | None) -> Tensor:
         """x (M, T, in), a (M, r, in), b (M, out, r), both scalings (M, 1, 1) -> (M, T, out)."""
         z = x @ a.to(x.dtype).mT
         trains_a, trains_b = ctx.needs_input_grad[1:3]
-        ctx.save_for_backward(
-            x if trains_a else None, z if trains_b else None, a, b, scaling.detach(), gradient_scaling.detach()
-        )
+        ctx.save_for_backward(x if trains_a else None, z if trains_b else None, a, b, scaling, gradient_scaling)
         return (z * scaling.to(x.dtype)) @ b.to(x.dtype).mT
 
     @staticmethod
@@ -35,6 +34,7 @@ class LowRankUpdate(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """g (M, T, out) -> gradients in the shapes of x, a and b."""
         x, z, a, b, scaling, gradient_scaling = ctx.saved_tensors
+        gradient_scaling = scaling if gradient_scaling is None else gradient_scaling
         need_x, need_a, need_b = ctx.needs_input_grad[:3]
         grad_x = grad_a = grad_b = None
         if need_x or need_a:
@@ -50,7 +50,6 @@ class LowRankUpdate(torch.autograd.Function):
 
 def low_rank_update(x: Tensor, a: Tensor, b: Tensor, scaling: Tensor, gradient_scaling: Tensor | None = None) -> Tensor:
     """`LowRankUpdate` with the gradients' scaling equal to the output's unless it is given; shapes as there."""
-    gradient_scaling = scaling if gradient_scaling is None else gradient_scaling
     update: Tensor = LowRankUpdate.apply(x, a, b, scaling, gradient_scaling)  # type: ignore[no-untyped-call]
     return update
 

@@ -3,7 +3,7 @@
 After Loshchilov & Hutter 2019 (arXiv 1711.05101), in the order of operations of `torch.optim.AdamW`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +49,8 @@ class MemberAdamW:
         self.first_moments = [torch.zeros_like(block.weights) for block in self.blocks]
         self.second_moments = [torch.zeros_like(block.weights) for block in self.blocks]
         self.num_steps = torch.zeros_like(weight_decay)
+        self.update: Callable[..., None] = adamw_update
+        """An engine may put a fused one in its place."""
 
     @torch.no_grad()
     def clip_gradients(self) -> Tensor:
@@ -74,16 +76,20 @@ class MemberAdamW:
         rate = torch.where(active, learning_rate, torch.zeros_like(learning_rate))
         for block, first, second in zip(self.blocks, self.first_moments, self.second_moments, strict=True):
             dtype, members = block.weights.dtype, block.members
-            gradient = block.gradients
-            first.lerp_(gradient, 1 - self.beta1)
-            second.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
             rates = rate[members].unsqueeze(1) * block.multiplier.to(rate.dtype)
-            decay = 1 - rates * self.weight_decay[members].unsqueeze(1)
-            denominator = second.sqrt().div_(correction2[members].unsqueeze(1).to(dtype)).add_(self.epsilon)
-            update = first.div(denominator).mul_((rates / correction1[members].unsqueeze(1)).to(dtype))
-            # A product with a zero rate would still carry a NaN into an inactive member.
-            update = torch.where(active[members].unsqueeze(1), update, torch.zeros_like(update))
-            block.weights.mul_(decay.to(dtype)).sub_(update)
+            self.update(
+                block.weights,
+                block.gradients,
+                first,
+                second,
+                decay=(1 - rates * self.weight_decay[members].unsqueeze(1)).to(dtype),
+                scale=(rates / correction1[members].unsqueeze(1)).to(dtype),
+                correction2=correction2[members].unsqueeze(1).to(dtype),
+                active=active[members].unsqueeze(1),
+                beta1=self.beta1,
+                beta2=self.beta2,
+                epsilon=self.epsilon,
+            )
 
     def zero_gradients(self) -> None:
         """Set every gradient to zero, in place: the stacks' `.grad` are views of the blocks'."""
@@ -97,3 +103,26 @@ class MemberAdamW:
             tensors[f"first_moment.{index}"] = self.first_moments[index]
             tensors[f"second_moment.{index}"] = self.second_moments[index]
         return tensors
+
+
+def adamw_update(
+    weights: Tensor,
+    gradients: Tensor,
+    first: Tensor,
+    second: Tensor,
+    *,
+    decay: Tensor,
+    scale: Tensor,
+    correction2: Tensor,
+    active: Tensor,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+) -> None:
+    """AdamW on one block in place: weights, gradients and moments (m, P); all else (m, 1)."""
+    first.lerp_(gradients, 1 - beta1)
+    second.mul_(beta2).addcmul_(gradients, gradients, value=1 - beta2)
+    denominator = second.sqrt().div_(correction2).add_(epsilon)
+    update = first.div(denominator).mul_(scale)
+    # A product with a zero rate would still carry a NaN into an inactive member.
+    weights.mul_(decay).sub_(torch.where(active, update, torch.zeros_like(update)))

@@ -1,0 +1,208 @@
+"""Times one optimizer step of LoraGrid's engine against PEFT, after showing that both compute the same.
+
+    PYTHONPATH=platform:methods:. python -m benchmarks.engine_step --model llama-3.2-1b --out results.md
+
+Needs a CUDA GPU, torch, transformers and peft; no network, no Ray, no MLflow.
+"""
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers
+
+from benchmarks.packs import build_pack, lora, mixed
+from benchmarks.peft_loop import PeftLoop, step_milliseconds
+from benchmarks.shapes import random_base, random_rows, shape_config
+from loragrid.attention import use_causal_attention
+from loragrid.engine import STEPS_BEFORE_CAPTURE, Engine, compile_layers, fuse_pieces
+from loragrid.engine_choice import EngineChoice, Mode, flops_of_step
+from loragrid.training import PackModel, one_worker, train_step
+from loragrid_methods import Method
+
+DEVICE = torch.device("cuda")
+LENGTH = 512
+NUM_TIMED = 9
+CURVE_STEPS = 200
+
+
+def gradient_errors(model: str) -> tuple[float, float]:
+    """Relative error of (LoraGrid's, PEFT's) bfloat16 gradients at step 0 against PEFT in float32, B not zero."""
+    rows = random_rows(shape_config(model).vocab_size, 1, 2, LENGTH, DEVICE, seed=1)
+    own = build_pack(random_base(model, DEVICE, torch.bfloat16), lora(), 1)
+    with torch.no_grad():
+        for parameter in own.pack.trainable_parameters():
+            if not parameter.any():
+                parameter.uniform_(-0.02, 0.02)
+    own.losses(rows).sum().backward()  # type: ignore[arg-type]
+
+    def peft_gradients(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        loop = PeftLoop(random_base(model, DEVICE, dtype), at_its_best=False, autocast=dtype == torch.bfloat16)
+        copy_weights(own, loop)
+        loop.loss(rows).backward()
+        return {name: tensor.grad.clone() for name, tensor in loop.lora_tensors().items() if tensor.grad is not None}
+
+    reference, theirs = peft_gradients(torch.float32), peft_gradients(torch.bfloat16)
+    ours = {
+        f"{layer}.{name}": tensor.grad[0]
+        for layer, stack in own.pack.member_stacks(0)[0].items()
+        for name, tensor in stack.named_parameters()
+        if tensor.grad is not None
+    }
+
+    def error(gradients: dict[str, torch.Tensor]) -> float:
+        assert gradients.keys() == reference.keys()
+        wrong = sum(float((gradients[key].double() - reference[key].double()).square().sum()) for key in reference)
+        whole = sum(float(tensor.double().square().sum()) for tensor in reference.values())
+        return math.sqrt(wrong / whole)
+
+    return error(ours), error(theirs)
+
+
+def copy_weights(own: PackModel, loop: PeftLoop) -> None:
+    """Give PEFT's layers the adapters of member 0."""
+    stacks, _ = own.pack.member_stacks(0)
+    with torch.no_grad():
+        for name, tensor in loop.lora_tensors().items():
+            layer, _, kind = name.rpartition(".")
+            tensor.copy_(stacks[layer].get_parameter(kind)[0])
+
+
+def curve_difference(model: str) -> float:
+    """The largest relative difference between the loss curves of PEFT (P2) and of LoraGrid as a graph, 200 steps."""
+    vocabulary = shape_config(model).vocab_size
+    own = prepared(model, lora(), "graph", CURVE_STEPS)
+    loop = PeftLoop(random_base(model, DEVICE, torch.bfloat16), at_its_best=False)
+    copy_weights(own, loop)
+    engine = Engine(EngineChoice(mode="graph", reason="benchmark"))
+    ours, theirs = [], []
+    for step in range(CURVE_STEPS):
+        rows = random_rows(vocabulary, 1, 1, LENGTH, DEVICE, seed=step % 20)
+        ours.append(train_step(own, rows, one_worker, engine).losses[0])  # type: ignore[arg-type]
+        theirs.append(loop.step(rows))
+    assert engine.choice.mode == "graph", engine.choice.reason
+    a, b = torch.stack(ours).double(), torch.stack(theirs).double()
+    return float(((a - b).abs() / b).max())
+
+
+def prepared(model: str, methods: list[Method], mode: Mode, num_steps: int) -> PackModel:
+    """A pack on a fresh base with the engine's attention, its layers compiled in that mode."""
+    base = random_base(model, DEVICE, torch.bfloat16)
+    if mode != "eager":
+        rows = random_rows(shape_config(model).vocab_size, 1, 1, LENGTH, DEVICE, seed=2)
+        obstacle = use_causal_attention(base, rows.input_ids)
+        assert not obstacle, obstacle
+    own = build_pack(base, methods, num_steps)
+    if mode != "eager":
+        fuse_pieces(own)
+    if mode == "compiled":
+        torch._dynamo.reset()
+        compile_layers(base)
+    return own
+
+
+def time_own(model: str, methods: list[Method], num_rows: int, mode: Mode) -> tuple[list[float], float]:
+    """(Milliseconds of the timed steps, seconds before the first of them)."""
+    num_warm = STEPS_BEFORE_CAPTURE + 2
+    own = prepared(model, methods, mode, num_warm + NUM_TIMED)
+    rows = random_rows(shape_config(model).vocab_size, len(methods), num_rows, LENGTH, DEVICE, seed=3)
+    engine = Engine(EngineChoice(mode=mode, reason="benchmark"))
+
+    def step() -> object:
+        return train_step(own, rows, one_worker, engine)  # type: ignore[arg-type]
+
+    start = time.perf_counter()
+    for _ in range(num_warm):
+        step()
+    torch.cuda.synchronize()
+    ready = time.perf_counter() - start
+    times = step_milliseconds(step, 0, NUM_TIMED)
+    assert engine.choice.mode == mode, engine.choice.reason
+    return times, ready
+
+
+def time_peft(model: str, num_rows: int, *, at_its_best: bool) -> tuple[list[float], float]:
+    """As `time_own`, of one trial of PEFT."""
+    torch._dynamo.reset()
+    loop = PeftLoop(random_base(model, DEVICE, torch.bfloat16), at_its_best=at_its_best)
+    rows = random_rows(shape_config(model).vocab_size, 1, num_rows, LENGTH, DEVICE, seed=3)
+    start = time.perf_counter()
+    for _ in range(4):
+        loop.step(rows)
+    torch.cuda.synchronize()
+    ready = time.perf_counter() - start
+    return step_milliseconds(lambda: loop.step(rows), 0, NUM_TIMED), ready
+
+
+def measured_limit() -> float:
+    """FLOP/s of an 8192^3 bfloat16 matrix product on this card."""
+    a, b = (torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
+    return 2 * 8192**3 / (statistics.median(step_milliseconds(lambda: a @ b, 3, 10)) / 1e3)
+
+
+def main() -> None:
+    """Run the gates and the cases; write a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="llama-3.2-1b")
+    parser.add_argument("--modes", nargs="+", default=["eager", "graph", "compiled"])
+    parser.add_argument("--rows", nargs="+", type=int, default=[1, 4, 16], help="rows of 512 tokens per step")
+    parser.add_argument("--members", type=int, default=16, help="members of the mixed pack; 0: none")
+    parser.add_argument("--baselines", nargs="*", default=["P2", "P3"])
+    parser.add_argument("--no-gates", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("engine_step.md"))
+    options = parser.parse_args()
+    limit, num_parameters = measured_limit(), random_base(options.model, DEVICE, torch.bfloat16).num_parameters()
+    lines = [
+        f"{torch.cuda.get_device_name()}; torch {torch.__version__}, transformers {transformers.__version__}; "
+        f"{options.model}, {num_parameters:,} parameters; LoRA r 16 on 7 linears, bf16 base, fp32 adapters, AdamW, "
+        f"clip 1.0; bf16 8192^3 product {limit / 1e12:.0f} TFLOP/s; medians of {NUM_TIMED} steps",
+        "",
+    ]
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        lines.append(line)
+        options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    say("")
+    if not options.no_gates:
+        ours, theirs = gradient_errors(options.model)
+        say(f"gradient error at step 0 against float32: LoraGrid {ours:.2e}, PEFT {theirs:.2e} ({ours / theirs:.2f}x)")
+        say(f"loss curves over {CURVE_STEPS} steps: at most {curve_difference(options.model):.1e} apart (relative)\n")
+    say("| tokens/step | engine | ms/step | min-max | tokens/s | of the limit | GiB alloc. | GiB res. | s before |")
+    say("|---|---|---|---|---|---|---|---|---|")
+
+    def row(label: str, shape: str, num_tokens: int, measure: Callable[[], tuple[list[float], float]]) -> None:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        try:
+            times, ready = measure()
+        except (RuntimeError, AssertionError) as error:
+            say(f"| {shape} | {label} | failed: {type(error).__name__}: {str(error).splitlines()[0][:300]} |")
+            return
+        median = statistics.median(times)
+        part = flops_of_step(num_parameters, num_tokens) / (median / 1e3) / limit
+        peak = (torch.cuda.max_memory_allocated() / 2**30, torch.cuda.max_memory_reserved() / 2**30)
+        say(
+            f"| {shape} | {label} | {median:.1f} | {min(times):.1f}-{max(times):.1f} | "
+            f"{num_tokens / median * 1e3:,.0f} | {part:.2f} | {peak[0]:.1f} | {peak[1]:.1f} | {ready:.0f} |"
+        )
+
+    for num_rows in options.rows:
+        shape, num_tokens = f"{num_rows}×{LENGTH}", num_rows * LENGTH
+        for name in options.baselines:
+            row(name, shape, num_tokens, lambda: time_peft(options.model, num_rows, at_its_best=name == "P3"))  # noqa: B023
+        for mode in options.modes:
+            row(mode, shape, num_tokens, lambda: time_own(options.model, lora(), num_rows, mode))  # noqa: B023
+    if options.members:
+        shape, num_tokens = f"{options.members} × 1×{LENGTH}", options.members * LENGTH
+        for mode in options.modes:
+            row(f"{mode}, mixed", shape, num_tokens, lambda: time_own(options.model, mixed(options.members), 1, mode))  # noqa: B023
+
+
+if __name__ == "__main__":
+    main()

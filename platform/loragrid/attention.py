@@ -1,0 +1,64 @@
+"""Causal attention without a mask: with right padding, no labelled token ever sees what the mask would hide."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+
+NAME = "loragrid_causal"
+
+# A bfloat16 hidden state has 8 bits: two kernels that sum in another order differ in the last of them.
+TOLERANCES = {torch.bfloat16: 3e-2, torch.float32: 1e-5, torch.float64: 1e-10}
+
+
+def causal_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Fused causal attention: query (B, H, L, d), key and value (B, K, L, d) with K dividing H -> (B, L, H, d).
+
+    transformers makes no mask for an attention it has no mask function for, so nothing is built, expanded or
+    synchronized in a step, and keys and values are never repeated.
+    """
+    assert attention_mask is None, "transformers must not build a mask"
+    grouped = query.shape[1] != key.shape[1]
+    y = F.scaled_dot_product_attention(
+        query, key, value, dropout_p=dropout, scale=scaling, is_causal=True, enable_gqa=grouped
+    )
+    return y.transpose(1, 2).contiguous(), None
+
+
+@torch.no_grad()
+def use_causal_attention(base: PreTrainedModel, input_ids: Tensor) -> str:
+    """Let `base` use `causal_attention`; "" where it does, else why it keeps its own.
+
+    Tried on `input_ids` (B, L), rows as they are trained: a sliding window shorter than L, soft-capping, attention
+    sinks or anything else that changes the hidden states beyond rounding leaves the model as it was.
+    """
+    AttentionInterface.register(NAME, causal_attention)
+    before = base.config._attn_implementation
+
+    def hidden_states() -> Tensor:
+        hidden: Tensor = base.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        return hidden.double()
+
+    expected = hidden_states()
+    try:
+        base.set_attn_implementation(NAME)
+        difference = float((hidden_states() - expected).norm() / expected.norm())
+    except (ValueError, TypeError, AssertionError, RuntimeError) as error:
+        base.set_attn_implementation(before)
+        return f"{type(base).__name__} cannot use another attention ({error})"
+    if not difference <= TOLERANCES[base.dtype]:
+        base.set_attn_implementation(before)
+        return f"{type(base).__name__}'s attention is not plain causal (hidden states differ by {difference:.1e})"
+    return ""

@@ -1,0 +1,102 @@
+"""Runs the steps of a pack: kernel by kernel, or captured once as a CUDA graph and replayed."""
+
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from loragrid.engine_choice import EngineChoice
+from loragrid.loss import fusible_score_rows
+from loragrid.training import PackModel, StepResult, SumOverWorkers, compute_step, one_worker
+from loragrid_methods.engine.optimizer import adamw_update
+
+if TYPE_CHECKING:
+    from loragrid.batches import Batch
+
+# Real steps run before the capture: they make cuBLAS's workspaces and the compiled kernels, which a capture cannot.
+STEPS_BEFORE_CAPTURE = 3
+
+
+class Engine:
+    """`compute_step` in the mode of `choice`.
+
+    A captured step is replayed on the same tensors, so batches must keep their shapes; learning rates, stop marks and
+    step counts are tensors, and a capture outlives every schedule. What must not be captured (evaluation, checkpoints,
+    what follows a step) runs outside and finds the same tensors. Where a capture fails the steps go on eagerly, and
+    `choice` says why.
+    """
+
+    def __init__(self, choice: EngineChoice) -> None:
+        self.choice = choice
+        self._num_before = 0
+        self._captured: _Captured | None = None
+        self._stream: torch.cuda.Stream | None = None
+
+    def __call__(self, model: PackModel, batch: "Batch", rates: Tensor, sum_over_workers: SumOverWorkers) -> StepResult:
+        """As `compute_step`."""
+        if self.choice.mode == "eager":
+            return compute_step(model, batch, rates, sum_over_workers)
+        assert sum_over_workers is one_worker, "several workers are never captured"
+        if self._num_before < STEPS_BEFORE_CAPTURE:
+            self._num_before += 1
+            return self._compute_beside(model, batch, rates)
+        if self._captured is None:
+            try:
+                self._captured, self._stream = _Captured(model, batch, rates), None
+            except RuntimeError as error:
+                torch.cuda.synchronize()
+                reason = f"the step could not be captured: {str(error).splitlines()[0]}"
+                self.choice = EngineChoice(mode="eager", reason=reason)
+                return compute_step(model, batch, rates, sum_over_workers)
+        return self._captured.replay(batch, rates)
+
+    def _compute_beside(self, model: PackModel, batch: "Batch", rates: Tensor) -> StepResult:
+        """A step on a stream of its own, as steps before a capture must be; on one for all: each has its own memory."""
+        stream = self._stream = self._stream or torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            result = compute_step(model, batch, rates, one_worker)
+        torch.cuda.current_stream().wait_stream(stream)
+        return result
+
+    def tags(self) -> dict[str, str]:
+        """How the steps are run, as MLflow tags."""
+        return {"loragrid.engine": self.choice.mode, "loragrid.engine.reason": self.choice.reason}
+
+
+class _Captured:
+    """One step as a CUDA graph, with the tensors it reads and writes. Capturing computes nothing."""
+
+    def __init__(self, model: PackModel, batch: "Batch", rates: Tensor) -> None:
+        self.batch = type(batch)(**{field.name: getattr(batch, field.name).clone() for field in fields(batch)})
+        self.rates = rates.clone()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # a graph has a memory pool of its own
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.result = compute_step(model, self.batch, self.rates, one_worker)
+
+    def replay(self, batch: "Batch", rates: Tensor) -> StepResult:
+        for field in fields(batch):
+            getattr(self.batch, field.name).copy_(getattr(batch, field.name))
+        self.rates.copy_(rates)
+        self.graph.replay()
+        return StepResult(losses=self.result.losses.clone(), gradient_norms=self.result.gradient_norms.clone())
+
+
+def fuse_pieces(model: PackModel) -> None:
+    """Compile what is one long row of elementwise kernels otherwise, in seconds: softmax with its gradient, AdamW."""
+    model.score_rows = torch.compile(fusible_score_rows, dynamic=False)
+    model.optimizer.update = torch.compile(adamw_update, dynamic=False)
+
+
+def compile_layers(base: PreTrainedModel) -> None:
+    """Compile every decoder layer by itself: layers of equal shapes share one compilation."""
+    # Layers differ in nothing but their weights; the first time through, each kind of adapter set is compiled.
+    torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
+    for module in base.base_model.modules():
+        if isinstance(module, GradientCheckpointingLayer):  # what transformers derives every model's layers from
+            module.compile(dynamic=False)

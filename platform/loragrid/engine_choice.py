@@ -1,0 +1,42 @@
+"""Decides how a pack's steps are run: kernel by kernel, as a CUDA graph, or compiled and then as a graph."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Mode = Literal["eager", "graph", "compiled"]
+RequestedMode = Literal["auto", "eager", "graph", "compiled"]
+
+# The cost model of `auto`, read off an H100 with Llama-3.2-1B shapes (benchmarks/results/): what compiling a mixed
+# pack's decoder layers takes, what a graph of uncompiled kernels reaches, and the part of a step that compiling saves.
+COMPILE_SECONDS = 60.0
+GRAPH_FLOPS_PER_SECOND = 250e12
+COMPILED_SAVES = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineChoice:
+    """The mode a pack's steps run in, and why."""
+
+    mode: Mode
+    reason: str
+
+
+def choose_mode(requested: RequestedMode, *, num_steps: int, flops_per_step: float, obstacle: str = "") -> EngineChoice:
+    """The mode on a GPU: `requested`, or what `auto` comes to; eager where `obstacle` says what forbids a capture.
+
+    `auto` compiles where the compiler's time is less than what it takes off all steps together.
+    """
+    if requested == "eager":
+        return EngineChoice(mode="eager", reason="engine.mode")
+    if obstacle:
+        return EngineChoice(mode="eager", reason=obstacle)
+    if requested != "auto":
+        return EngineChoice(mode=requested, reason="engine.mode")
+    saved = COMPILED_SAVES * num_steps * flops_per_step / GRAPH_FLOPS_PER_SECOND
+    reason = f"compiling takes about {COMPILE_SECONDS:.0f} s and saves about {saved:.0f} s"
+    return EngineChoice(mode="compiled" if saved > COMPILE_SECONDS else "graph", reason=reason)
+
+
+def flops_of_step(num_base_parameters: int, num_tokens: int) -> float:
+    """4 N per token: forward and the gradient of the inputs, 2 N each; a frozen base has no gradient of its weights."""
+    return 4.0 * num_base_parameters * num_tokens
