@@ -3,8 +3,10 @@
 import os
 from typing import TYPE_CHECKING
 
+import ray
 from ray.train import CheckpointConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from loragrid.engine_choice import RequestedMode
@@ -13,8 +15,6 @@ from loragrid.placement import Placement
 from loragrid.planning import Pack
 
 if TYPE_CHECKING:
-    import ray
-
     from loragrid.data import TokenizedData
 
 # A worker waits until its report was fetched; Ray's own two seconds would be longer than most packs' steps.
@@ -35,6 +35,7 @@ def drive_pack(
     Must be called in a Tune trial. Raises what the workers raised.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", FETCH_REPORTS_EVERY_SECONDS)
+    _tell_address_to_cleaner()
     resources = {"CPU": placement.cpus_per_worker}
     if placement.use_gpu:
         resources["GPU"] = 1.0
@@ -61,6 +62,17 @@ def drive_pack(
         ),
     )
     trainer.fit()
+
+
+def _tell_address_to_cleaner() -> None:
+    """Let Train's own cleaner find this cluster, or a stopped pack keeps its CPUs and GPUs.
+
+    It frees them once the pack's controller is gone, and asks for that at the address that the last `ray start` on this
+    machine wrote down: not this cluster, where there are two of them or where that one was killed. Ray 2.60 has no
+    setting for it; what stands in this set reaches the controller, and from there the cleaner.
+    """
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
 
 
 def _work(config: dict[str, WorkerTask]) -> None:

@@ -1,6 +1,7 @@
 """Runs the steps of a pack: kernel by kernel, or captured once as a CUDA graph and replayed."""
 
 from dataclasses import fields
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,7 +34,6 @@ class Engine:
         self.choice = choice
         self._num_before = 0
         self._captured: _Captured | None = None
-        self._stream: torch.cuda.Stream | None = None
 
     def __call__(self, model: PackModel, batch: "Batch", rates: Tensor, sum_over_workers: SumOverWorkers) -> StepResult:
         """As `compute_step`."""
@@ -45,7 +45,7 @@ class Engine:
             return self._compute_beside(model, batch, rates)
         if self._captured is None:
             try:
-                self._captured, self._stream = _Captured(model, batch, rates), None
+                self._captured = _Captured(model, batch, rates)
             except RuntimeError as error:
                 torch.cuda.synchronize()
                 reason = f"the step could not be captured: {str(error).splitlines()[0]}"
@@ -54,8 +54,8 @@ class Engine:
         return self._captured.replay(batch, rates)
 
     def _compute_beside(self, model: PackModel, batch: "Batch", rates: Tensor) -> StepResult:
-        """A step on a stream of its own, as steps before a capture must be; on one for all: each has its own memory."""
-        stream = self._stream = self._stream or torch.cuda.Stream()
+        """A step on the stream of the capture, as steps before one must be."""
+        stream = _capture_stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             result = compute_step(model, batch, rates, one_worker)
@@ -76,7 +76,7 @@ class _Captured:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # a graph has a memory pool of its own
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, stream=_capture_stream()):
             self.result = compute_step(model, self.batch, self.rates, one_worker)
 
     def replay(self, batch: "Batch", rates: Tensor) -> StepResult:
@@ -85,6 +85,12 @@ class _Captured:
         self.rates.copy_(rates)
         self.graph.replay()
         return StepResult(losses=self.result.losses.clone(), gradient_norms=self.result.gradient_norms.clone())
+
+
+@cache
+def _capture_stream() -> torch.cuda.Stream:
+    """One for the whole process: every stream keeps a cuBLAS workspace and an allocator's pool of its own for ever."""
+    return torch.cuda.Stream()
 
 
 def fuse_pieces(model: PackModel) -> None:

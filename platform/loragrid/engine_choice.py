@@ -1,7 +1,10 @@
 """Decides how a pack's steps are run: kernel by kernel, as a CUDA graph, or compiled and then as a graph."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
+
+from loragrid_methods import Method
 
 Mode = Literal["eager", "graph", "compiled"]
 RequestedMode = Literal["auto", "eager", "graph", "compiled"]
@@ -35,6 +38,13 @@ def choose_mode(requested: RequestedMode, *, num_steps: int, flops_per_step: flo
     saved = COMPILED_SAVES * num_steps * flops_per_step / GRAPH_FLOPS_PER_SECOND
     reason = f"compiling takes about {COMPILE_SECONDS:.0f} s and saves about {saved:.0f} s"
     return EngineChoice(mode="compiled" if saved > COMPILE_SECONDS else "graph", reason=reason)
+
+
+def capture_obstacle(methods: Iterable[Method], num_workers: int) -> str:
+    """What keeps the steps of these members from being captured, as far as shapes and settings tell; "" for nothing."""
+    if num_workers > 1:
+        return "workers.num_workers: the all-reduce of several workers is not captured"
+    return next(filter(None, (method.capture_obstacle() for method in methods)), "")
 
 
 def flops_of_step(num_base_parameters: int, num_tokens: int) -> float:

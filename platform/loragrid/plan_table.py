@@ -34,4 +34,13 @@ def render_plan(plan: Plan) -> RenderableType:
         f"{len(plan.trials)} trials in {len(plan.packs)} packs; {first.model.name} ({first.model.dtype}), "
         f"{first.data.name}, {training.steps} steps of {training.batch_size} rows"
     )
-    return Group(Text(experiment.question, style="bold"), Text(facts), table)
+    engines: dict[str, list[str]] = {}
+    for pack in plan.packs:
+        choice = plan.gpu_engine(pack)
+        engines.setdefault(f"{choice.mode} ({choice.reason})", []).append(pack.pack_id)
+    lines = [Text(f"steps on a GPU, {_first_and_last(packs)}: {engine}") for engine, packs in engines.items()]
+    return Group(Text(experiment.question, style="bold"), Text(facts), *lines, table)
+
+
+def _first_and_last(pack_ids: list[str]) -> str:
+    return pack_ids[0] if len(pack_ids) == 1 else f"{pack_ids[0]} to {pack_ids[-1]} ({len(pack_ids)} packs)"

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 from loragrid.config import MEMBER_TRAINING_KEYS, Experiment, ModelConfig, PackConfig
+from loragrid.engine_choice import EngineChoice, capture_obstacle, choose_mode, flops_of_step
 from loragrid.grid import Trial, expand
 from loragrid.models import load_meta_model
 from loragrid_methods import LayerShape, ParameterCount
@@ -41,6 +42,17 @@ class Plan:
     counts: Mapping[str, ParameterCount]
     packs: tuple[Pack, ...]
 
+    def gpu_engine(self, pack: Pack) -> EngineChoice:
+        """How the pack's steps are run where its workers have GPUs; on CPUs they are always eager."""
+        first, experiment = pack.trials[0], self.experiment
+        num_tokens = len(pack.trials) * first.training.batch_size * first.data.max_length
+        return choose_mode(
+            experiment.engine.mode,
+            num_steps=first.training.steps,
+            flops_per_step=flops_of_step(base_shape(first.model).num_parameters, num_tokens),
+            obstacle=capture_obstacle((trial.method for trial in pack.trials), experiment.workers.num_workers),
+        )
+
     def to_dict(self) -> dict[str, object]:
         """The plan as JSON can hold it."""
         pack_of = {trial.trial_id: pack.pack_id for pack in self.packs for trial in pack.trials}
@@ -59,7 +71,12 @@ class Plan:
                 for trial in self.trials
             ],
             "packs": [
-                {"pack_id": pack.pack_id, "trials": [trial.trial_id for trial in pack.trials]} for pack in self.packs
+                {
+                    "pack_id": pack.pack_id,
+                    "trials": [trial.trial_id for trial in pack.trials],
+                    "gpu_engine": asdict(self.gpu_engine(pack)),
+                }
+                for pack in self.packs
             ],
         }
 

@@ -18,7 +18,7 @@ from loragrid.attention import use_causal_attention
 from loragrid.checkpoint import load_checkpoint, save_checkpoint
 from loragrid.data import TokenizedData
 from loragrid.engine import Engine, compile_layers, fuse_pieces
-from loragrid.engine_choice import EngineChoice, choose_mode, flops_of_step
+from loragrid.engine_choice import EngineChoice, capture_obstacle, choose_mode, flops_of_step
 from loragrid.export import export_member
 from loragrid.grid import Trial
 from loragrid.measurement import Stopwatch
@@ -93,16 +93,15 @@ def _load(
     base.to(device)  # type: ignore[arg-type]  # transformers narrows torch's own signature
     if device.type != "cuda":
         return base, EngineChoice(mode="eager", reason="no GPU")
-    obstacles = [trial.method.capture_obstacle() for trial in trials]
-    if num_workers > 1:
-        obstacles.append("several workers: their all-reduce is not captured")
-    obstacles.append(use_causal_attention(base, data.evaluation.input_ids[:2].to(device)))
+    obstacle = capture_obstacle((trial.method for trial in trials), num_workers)
+    # Also for eager steps: no mask is built, no key or value is repeated.
+    own_attention = use_causal_attention(base, data.evaluation.input_ids[:2].to(device))
     num_tokens = len(trials) * trials[0].training.batch_size * data.train.input_ids.shape[1]
     choice = choose_mode(
         task.engine_mode,
         num_steps=trials[0].training.steps,
         flops_per_step=flops_of_step(base.num_parameters(), num_tokens),
-        obstacle=next(filter(None, obstacles), ""),
+        obstacle=obstacle or own_attention,
     )
     return base, choice
 

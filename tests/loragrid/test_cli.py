@@ -182,7 +182,10 @@ def test_a_plan_as_json_starts_no_ray_and_writes_nothing(write: Callable[..., Pa
     plan = json.loads(done.stdout)
     assert [trial["parameters"]["method.name"] for trial in plan["trials"]] == ["lora", "vera"]
     assert [trial["trainable"] for trial in plan["trials"]] == [8192, 624]
-    assert plan["packs"] == [{"pack_id": "pack-000", "trials": [trial["trial_id"] for trial in plan["trials"]]}]
+    (pack,) = plan["packs"]
+    assert pack["pack_id"] == "pack-000"
+    assert pack["trials"] == [trial["trial_id"] for trial in plan["trials"]]
+    assert pack["gpu_engine"]["mode"] == "graph"
     assert not (tmp_path / "store").exists()
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from mlflow import MlflowClient
+from ray._common.utils import get_ray_address_file
 
 pytestmark = pytest.mark.end_to_end
 
@@ -41,7 +42,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHON"))}
     environment |= {"PATH": path, "RAY_AUTH_MODE": "token", "OMP_NUM_THREADS": "1"}
-    arguments = [f"--port={free_port()}", f"--dashboard-port={dashboard}", "--num-cpus=2", "--num-gpus=0"]
+    port = free_port()
+    arguments = [f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2", "--num-gpus=0"]
     # --block keeps the head's processes below this one, which ends them when it is told to end.
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -61,6 +63,10 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
             process.wait(60)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
+        # What `ray stop` would do, which ends every Ray on the machine.
+        noted = Path(get_ray_address_file(None))
+        if noted.exists() and noted.read_text().strip().endswith(f":{port}"):
+            noted.unlink()
 
 
 def _wait_for_port(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
