@@ -6,6 +6,7 @@ Needs a CUDA GPU, torch, transformers and peft; no network, no Ray, no MLflow.
 """
 
 import argparse
+import gc
 import math
 import statistics
 import time
@@ -21,6 +22,8 @@ from benchmarks.shapes import random_base, random_rows, shape_config
 from loragrid.attention import use_causal_attention
 from loragrid.engine import STEPS_BEFORE_CAPTURE, Engine, compile_layers, fuse_pieces
 from loragrid.engine_choice import EngineChoice, Mode, flops_of_step
+from loragrid.measurement import count_saved_bytes
+from loragrid.memory_estimate import estimate_memory
 from loragrid.training import PackModel, one_worker, train_step
 from loragrid_methods import Method
 
@@ -38,7 +41,7 @@ def gradient_errors(model: str) -> tuple[float, float]:
         for parameter in own.pack.trainable_parameters():
             if not parameter.any():
                 parameter.uniform_(-0.02, 0.02)
-    own.losses(rows).sum().backward()  # type: ignore[arg-type]
+    own.losses(rows).sum().backward()
 
     def peft_gradients(dtype: torch.dtype) -> dict[str, torch.Tensor]:
         loop = PeftLoop(random_base(model, DEVICE, dtype), at_its_best=False, autocast=dtype == torch.bfloat16)
@@ -82,11 +85,33 @@ def curve_difference(model: str) -> float:
     ours, theirs = [], []
     for step in range(CURVE_STEPS):
         rows = random_rows(vocabulary, 1, 1, LENGTH, DEVICE, seed=step % 20)
-        ours.append(train_step(own, rows, one_worker, engine).losses[0])  # type: ignore[arg-type]
+        ours.append(train_step(own, rows, one_worker, engine).losses[0])
         theirs.append(loop.step(rows))
     assert engine.choice.mode == "graph", engine.choice.reason
     a, b = torch.stack(ours).double(), torch.stack(theirs).double()
     return float(((a - b).abs() / b).max())
+
+
+def saved_bytes(model: str) -> dict[str, float]:
+    """Bytes per token and layer that one LoRA trial's forward leaves for backward, by engine."""
+    config = shape_config(model)
+    rows = random_rows(config.vocab_size, 1, 1, LENGTH, DEVICE, seed=4)
+    found: dict[str, float] = {}
+
+    def count(label: str, base: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> None:
+        loss()  # what is compiled now is not compiled under the count
+        with count_saved_bytes(base) as saved:
+            loss()
+        found[label] = saved[0] / LENGTH / config.num_hidden_layers
+
+    for label, at_its_best in (("P2", False), ("P3", True)):
+        loop = PeftLoop(random_base(model, DEVICE, torch.bfloat16), at_its_best=at_its_best)
+        count(label, loop.model, lambda: loop.loss(rows))  # noqa: B023
+    modes: tuple[Mode, ...] = ("eager", "compiled")
+    for mode in modes:
+        own = prepared(model, lora(), mode, 1)
+        count(mode, own.base, lambda: own.losses(rows))  # noqa: B023
+    return found
 
 
 def prepared(model: str, methods: list[Method], mode: Mode, num_steps: int) -> PackModel:
@@ -113,7 +138,7 @@ def time_own(model: str, methods: list[Method], num_rows: int, mode: Mode) -> tu
     engine = Engine(EngineChoice(mode=mode, reason="benchmark"))
 
     def step() -> object:
-        return train_step(own, rows, one_worker, engine)  # type: ignore[arg-type]
+        return train_step(own, rows, one_worker, engine)
 
     start = time.perf_counter()
     for _ in range(num_warm):
@@ -123,6 +148,12 @@ def time_own(model: str, methods: list[Method], num_rows: int, mode: Mode) -> tu
     times = step_milliseconds(step, 0, NUM_TIMED)
     assert engine.choice.mode == mode, engine.choice.reason
     return times, ready
+
+
+def estimated_bytes(model: str, methods: list[Method], num_rows: int, mode: Mode) -> float:
+    """What `loragrid plan` says that such a pack holds at its peak."""
+    base = random_base(model, torch.device("meta"), torch.bfloat16)
+    return float(estimate_memory(base, methods, num_rows=num_rows, length=LENGTH, mode=mode).total)
 
 
 def time_peft(model: str, num_rows: int, *, at_its_best: bool) -> tuple[list[float], float]:
@@ -172,11 +203,21 @@ def main() -> None:
     if not options.no_gates:
         ours, theirs = gradient_errors(options.model)
         say(f"gradient error at step 0 against float32: LoraGrid {ours:.2e}, PEFT {theirs:.2e} ({ours / theirs:.2f}x)")
+        kept = ", ".join(f"{label} {size:,.0f}" for label, size in saved_bytes(options.model).items())
+        say(f"saved activations, bytes per token and layer, LoRA: {kept}")
         say(f"loss curves over {CURVE_STEPS} steps: at most {curve_difference(options.model):.1e} apart (relative)\n")
-    say("| tokens/step | engine | ms/step | min-max | tokens/s | of the limit | GiB alloc. | GiB res. | s before |")
-    say("|---|---|---|---|---|---|---|---|---|")
+    say("| tokens/step | engine | ms/step | min-max | tokens/s | of the limit | GiB | plan | reserved | s before |")
+    say("|---|---|---|---|---|---|---|---|---|---|")
 
-    def row(label: str, shape: str, num_tokens: int, measure: Callable[[], tuple[list[float], float]]) -> None:
+    def row(
+        label: str,
+        shape: str,
+        num_tokens: int,
+        measure: Callable[[], tuple[list[float], float]],
+        estimated: float = 0.0,
+    ) -> None:
+        torch._dynamo.reset()  # compiled code holds on to the models that it was compiled for
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         try:
@@ -187,9 +228,11 @@ def main() -> None:
         median = statistics.median(times)
         part = flops_of_step(num_parameters, num_tokens) / (median / 1e3) / limit
         peak = (torch.cuda.max_memory_allocated() / 2**30, torch.cuda.max_memory_reserved() / 2**30)
+        estimate = f"{estimated / 2**30:.1f}" if estimated else ""
         say(
             f"| {shape} | {label} | {median:.1f} | {min(times):.1f}-{max(times):.1f} | "
-            f"{num_tokens / median * 1e3:,.0f} | {part:.2f} | {peak[0]:.1f} | {peak[1]:.1f} | {ready:.0f} |"
+            f"{num_tokens / median * 1e3:,.0f} | {part:.2f} | {peak[0]:.1f} | {estimate} | {peak[1]:.1f} | "
+            f"{ready:.0f} |"
         )
 
     for num_rows in options.rows:
@@ -197,11 +240,14 @@ def main() -> None:
         for name in options.baselines:
             row(name, shape, num_tokens, lambda: time_peft(options.model, num_rows, at_its_best=name == "P3"))  # noqa: B023
         for mode in options.modes:
-            row(mode, shape, num_tokens, lambda: time_own(options.model, lora(), num_rows, mode))  # noqa: B023
+            estimated = estimated_bytes(options.model, lora(), num_rows, mode)
+            row(mode, shape, num_tokens, lambda: time_own(options.model, lora(), num_rows, mode), estimated)  # noqa: B023
     if options.members:
         shape, num_tokens = f"{options.members} × 1×{LENGTH}", options.members * LENGTH
         for mode in options.modes:
-            row(f"{mode}, mixed", shape, num_tokens, lambda: time_own(options.model, mixed(options.members), 1, mode))  # noqa: B023
+            methods = mixed(options.members)
+            estimated = estimated_bytes(options.model, methods, 1, mode)
+            row(f"{mode}, mixed", shape, num_tokens, lambda: time_own(options.model, methods, 1, mode), estimated)  # noqa: B023
 
 
 if __name__ == "__main__":

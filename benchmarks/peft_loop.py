@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from benchmarks.packs import ALPHA, CLIP_NORM, LEARNING_RATE, RANK
-from benchmarks.shapes import SEVEN_LINEARS, Rows
+from benchmarks.shapes import SEVEN_LINEARS
 from loragrid.loss import labelled_hidden_states, member_losses
+from loragrid.training import Batch
 
 
 class PeftLoop:
@@ -38,7 +39,7 @@ class PeftLoop:
                 if isinstance(module, GradientCheckpointingLayer):
                     module.compile(dynamic=False)
 
-    def loss(self, rows: Rows) -> Tensor:
+    def loss(self, rows: Batch) -> Tensor:
         """The mean loss over all labels."""
         context = torch.autocast("cuda", dtype=torch.bfloat16) if self.autocast else nullcontext()
         with context:
@@ -49,7 +50,7 @@ class PeftLoop:
         labelled = labelled_hidden_states(hidden, rows.label_positions)
         return member_losses(labelled, rows.label_targets, rows.num_labels, self.base.get_output_embeddings()).sum()
 
-    def step(self, rows: Rows) -> Tensor:
+    def step(self, rows: Batch) -> Tensor:
         """One optimizer step; the loss before it, still on the device."""
         self.optimizer.zero_grad()
         loss = self.loss(rows)

@@ -1,12 +1,12 @@
 """Models of real shapes with random weights, and random rows: what a step costs does not depend on the values."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel, Qwen3Config
+
+from loragrid.training import Batch
 
 SEVEN_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -55,20 +55,12 @@ def random_base(name: str, device: torch.device, dtype: torch.dtype) -> PreTrain
     return base
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """Rows (M * R, L) of M members; every token but the first is a label. Fields as of `loragrid.batches.Batch`."""
-
-    input_ids: Tensor
-    label_positions: Tensor
-    label_targets: Tensor
-    num_labels: Tensor
-
-
-def random_rows(vocabulary: int, num_members: int, num_rows: int, length: int, device: torch.device, seed: int) -> Rows:
+def random_rows(
+    vocabulary: int, num_members: int, num_rows: int, length: int, device: torch.device, seed: int
+) -> Batch:
     """`num_rows` rows of `length` tokens for each member; all members see the same ones, as trials of one seed do."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, vocabulary, (num_rows, length), generator=generator).repeat(num_members, 1).to(device)
     positions = torch.arange(length - 1, device=device).expand(len(ids), -1).contiguous()
     labels = torch.full((num_members,), float(num_rows * (length - 1)), dtype=torch.float64, device=device)
-    return Rows(input_ids=ids, label_positions=positions, label_targets=ids[:, 1:].contiguous(), num_labels=labels)
+    return Batch(input_ids=ids, label_positions=positions, label_targets=ids[:, 1:].contiguous(), num_labels=labels)

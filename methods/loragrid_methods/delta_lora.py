@@ -130,8 +130,8 @@ class DeltaLoRAStack(AdapterStack):
 
     def forward(self, x: Tensor) -> Tensor:
         current, reference = self.scales()
-        update = low_rank_update(x, self.lora_A, self.lora_B, current, gradient_scaling=self.scaling)
-        return update + low_rank_update(x, self.reference_A, self.reference_B, reference)
+        moved = (self.reference_A, self.reference_B, reference)
+        return low_rank_update(x, self.lora_A, self.lora_B, current, gradient_scaling=self.scaling, fixed=moved)
 
     def after_step(self, completed: int) -> None:
         for member, snapshot_step in enumerate(self.snapshot_steps):

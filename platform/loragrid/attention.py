@@ -37,6 +37,12 @@ def causal_attention(
     return y.transpose(1, 2).contiguous(), None
 
 
+def allow_padding_without_mask(base: PreTrainedModel) -> None:
+    """Switch off the warning of some models (GPT-2), which waits for the device to look at the padding."""
+    # Rows are padded on the right and attention is causal: no labelled token sees the padding.
+    object.__setattr__(base.base_model, "warn_if_padding_and_no_attention_mask", lambda *_: None)
+
+
 @torch.no_grad()
 def use_causal_attention(base: PreTrainedModel, input_ids: Tensor) -> str:
     """Let `base` use `causal_attention`; "" where it does, else why it keeps its own.
@@ -45,6 +51,7 @@ def use_causal_attention(base: PreTrainedModel, input_ids: Tensor) -> str:
     sinks or anything else that changes the hidden states beyond rounding leaves the model as it was.
     """
     AttentionInterface.register(NAME, causal_attention)
+    allow_padding_without_mask(base)
     before = base.config._attn_implementation
 
     def hidden_states() -> Tensor:

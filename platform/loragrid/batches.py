@@ -1,27 +1,13 @@
 """The rows of every member's every step: a pure function of seed and step, cut for one worker."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from loragrid.data import TokenizedData, TokenRows, batch_indices
 from loragrid.loss import IGNORED
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """The rows of M members, member by member, in static shapes.
-
-    input_ids (M * R, L); label_positions and label_targets (M * R, C), -100 where there is no label; num_labels (M,)
-    float64, the labels of the whole step over all workers (ones where sums are wanted).
-    """
-
-    input_ids: Tensor
-    label_positions: Tensor
-    label_targets: Tensor
-    num_labels: Tensor
+from loragrid.training import Batch
 
 
 class PackBatches:

@@ -1,8 +1,8 @@
-"""Carries what packs report into MLflow and onto the screen: the Tune callback of a sweep's driver process."""
+"""Carries what lanes report into MLflow and onto the screen: the Tune callback of a sweep's driver process."""
 
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
 
 from loragrid.convergence import Convergence
 from loragrid.grid import Trial
-from loragrid.messages import ADAPTERS, PackUpdate
-from loragrid.planning import Pack, count_parameters
+from loragrid.messages import ADAPTERS, STOPPED_EARLY, PackUpdate, TrialEnd
+from loragrid.planning import Lane, Pack, count_parameters
 from loragrid.progress import SweepProgress
 from loragrid.tracking import Recorder, card_tags
 
@@ -27,25 +27,34 @@ class SweepOutcome:
     statuses: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
 
+    def is_as_planned(self, trial_id: str) -> bool:
+        """Whether the trial finished, or was stopped early as the experiment asks."""
+        return self.statuses.get(trial_id) == "FINISHED" or self.reasons.get(trial_id, "").startswith(STOPPED_EARLY)
+
 
 class RecordingCallback(Callback):
-    """Opens a run for every trial of a pack that starts, writes what arrives, and ends the runs with the right status.
+    """Opens a run for every trial whose pack starts, writes what arrives, and ends the runs with the right status.
 
-    `pack_of` turns a Tune trial's config and id into the pack it trains.
+    `lane_of` turns a Tune trial's config and id into the lane it trains. `several_rounds`: the sweep closes the record
+    itself, for Tune runs more than once.
     """
 
     def __init__(
         self,
         recorder: Recorder,
-        pack_of: Callable[[Mapping[str, Any], str], Pack],
+        lane_of: Callable[[Mapping[str, Any], str], Lane],
         environment: Mapping[str, str],
         progress: SweepProgress | None = None,
+        *,
+        several_rounds: bool = False,
     ) -> None:
-        self.recorder, self.pack_of, self.environment = recorder, pack_of, environment
-        self.progress = progress
+        self.recorder, self.lane_of, self.environment = recorder, lane_of, environment
+        self.progress, self.several_rounds = progress, several_rounds
         self.outcome = SweepOutcome()
-        self._packs: dict[str, Pack] = {}
+        self._lanes: dict[str, Lane] = {}
+        self._trials: dict[str, Trial] = {}  # those whose runs were opened
         self._convergence: dict[str, Convergence] = {}
+        self._checkpoints: dict[str, str] = {}
         self._closed = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -57,130 +66,135 @@ class RecordingCallback(Callback):
         if self._closed:
             return
         self._closed = True
-        interrupted = False
-        for pack in self._packs.values():
-            for member in pack.trials:
-                if member.trial_id not in self.outcome.statuses:
-                    interrupted = True
-                    self._end(member, "KILLED", "interrupted")
+        open_trials = [trial for trial in self._trials.values() if trial.trial_id not in self.outcome.statuses]
+        for trial in open_trials:
+            self._end(trial, TrialEnd(status="KILLED", reason="interrupted"))
         failed = "FAILED" in self.outcome.statuses.values()
-        self.recorder.end_sweep("KILLED" if interrupted else "FAILED" if failed else "FINISHED")
+        self.recorder.end_sweep("KILLED" if open_trials else "FAILED" if failed else "FINISHED")
+
+    def is_started(self, pack: Pack) -> bool:
+        """Whether any trial of the pack has a run."""
+        return any(trial.trial_id in self._trials for trial in pack.trials)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         """Tune is done."""
-        self.close()
+        if not self.several_rounds:
+            self.close()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A pack starts: its trials' runs open, with parameters, counts and the method's card."""
-        if trial.trial_id in self._packs:
+        """A lane starts."""
+        if trial.trial_id in self._lanes:
             return
         try:
-            pack = self.pack_of(trial.config, trial.trial_id)
+            lane = self.lane_of(trial.config, trial.trial_id)
         except ValueError:
             return  # not a trial of the experiment: the Tune trial raises the same, and fails alone
-        self._packs[trial.trial_id] = pack
-        for member in pack.trials:
-            self._start(member, pack)
+        self._lanes[trial.trial_id] = lane
+        self._start(lane.packs[0].trials, lane.packs[0].pack_id)
         if self.progress:
-            self.progress.started(pack)
+            self.progress.starting(lane)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """An update of a pack: records, figures, adapters."""
+        """An update of a pack: records, figures, ends, adapters."""
         update = result.get("update")
         if not isinstance(update, PackUpdate):
             return
-        pack = self._packs[trial.trial_id]
+        lane = self._lanes[trial.trial_id]
+        mentioned = set(update.trial_ids)
+        self._start([member for member in lane.trials if member.trial_id in mentioned], update.pack_id)
         for trial_id, records in update.records.items():
             self.recorder.log_records(trial_id, records)
             self._convergence[trial_id].add(records)
         for trial_id, figures in update.figures.items():
             self.recorder.log_summary(trial_id, figures)
-            self._convergence[trial_id].step_seconds = figures.get("time/step_seconds")
-        if update.tags:
-            for member in pack.trials:
-                self.recorder.tag_trial(member.trial_id, update.tags)
-        if update.finished:
-            self._finish(pack, update, result.get(CHECKPOINT_PATH_KEY))
+            if "time/step_seconds" in figures:
+                self._convergence[trial_id].step_seconds = figures["time/step_seconds"]
+        for trial_id, tags in update.tags.items():
+            self.recorder.tag_trial(trial_id, tags)
+        self._record_adapters(trial.trial_id, update, result.get(CHECKPOINT_PATH_KEY))
+        for trial_id, end in update.ended.items():
+            self._end(self._trials[trial_id], end)
         if self.progress:
-            self.progress.updated(pack, update)
+            self.progress.updated(update)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A pack ended; what it did not finish was stopped early by the sweep's scheduler."""
-        pack = self._packs.get(trial.trial_id)
-        if pack is None:
+        """A lane ended; what it did not end itself was stopped early by the sweep's scheduler."""
+        lane = self._lanes.get(trial.trial_id)
+        if lane is None:
             return
-        for member in pack.trials:
-            if member.trial_id not in self.outcome.statuses:
-                self._summarise(member)
-                self._end(member, "KILLED", "stopped early by the sweep's scheduler")
+        for member in self._open(lane):
+            self._end(member, TrialEnd(status="KILLED", reason=f"{STOPPED_EARLY} by the sweep's scheduler"))
         if self.progress:
-            self.progress.ended(pack)
+            self.progress.ended(lane)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A pack failed: every trial of it that had not ended is FAILED with the reason."""
-        pack = self._packs.get(trial.trial_id)
-        if pack is None:
+        """A lane failed: every trial of it that was begun and had not ended is FAILED with the reason."""
+        lane = self._lanes.get(trial.trial_id)
+        if lane is None:
             return
         error = _error_of(trial)
         reason = failure_reason(error)
-        for member in pack.trials:
-            if member.trial_id not in self.outcome.statuses:
-                if error is not None:
-                    self._log_traceback(member, error)
-                self._end(member, "FAILED", reason)
+        text = "" if error is None else "".join(traceback.format_exception(error))
+        for member in self._open(lane):
+            self._end(member, TrialEnd(status="FAILED", reason=reason, traceback=text))
         if self.progress:
-            self.progress.failed(pack, reason)
+            self.progress.failed(lane, reason)
 
-    def _start(self, trial: Trial, pack: Pack) -> None:
-        tags = {"loragrid.pack": pack.pack_id, **self.environment, **card_tags(trial.method.card)}
-        self.recorder.start_trial(trial.trial_id, trial.parameters(), tags)
-        counts = count_parameters(trial)
+    def _open(self, lane: Lane) -> list[Trial]:
+        started = [trial for trial in lane.trials if trial.trial_id in self._trials]
+        return [trial for trial in started if trial.trial_id not in self.outcome.statuses]
+
+    def _start(self, trials: Sequence[Trial], pack_id: str) -> None:
+        """Open the runs of trials that have none: parameters, counts and the method's card."""
+        for trial in trials:
+            if trial.trial_id in self._trials:
+                continue
+            self._trials[trial.trial_id] = trial
+            tags = {"loragrid.pack": pack_id, **self.environment, **card_tags(trial.method.card)}
+            self.recorder.start_trial(trial.trial_id, trial.parameters(), tags)
+            counts = count_parameters(trial)
+            self.recorder.log_summary(
+                trial.trial_id,
+                {
+                    "parameters/trainable": counts.trainable,
+                    "parameters/stored": counts.stored,
+                    "parameters/shared": counts.shared,
+                },
+            )
+            self._convergence[trial.trial_id] = Convergence(threshold=trial.training.loss_threshold)
+
+    def _record_adapters(self, tune_trial_id: str, update: PackUpdate, path: str | None) -> None:
+        """Record the adapters that came with an update, and delete the lane's checkpoint before this one."""
+        if path is None or path == self._checkpoints.get(tune_trial_id):
+            return
+        with Checkpoint(path).as_directory() as folder:
+            for trial_id in update.ended:
+                adapter = Path(folder) / ADAPTERS / trial_id
+                if adapter.is_dir():
+                    self.recorder.log_artifacts(trial_id, adapter, "adapter")
+        before = self._checkpoints.get(tune_trial_id)
+        if before is not None:
+            old = Checkpoint(before)
+            assert old.filesystem is not None
+            old.filesystem.delete_dir(old.path)
+        self._checkpoints[tune_trial_id] = path
+
+    def _end(self, trial: Trial, end: TrialEnd) -> None:
+        if end.traceback:
+            with tempfile.TemporaryDirectory() as name:
+                (Path(name) / "traceback.txt").write_text(end.traceback, encoding="utf-8")
+                self.recorder.log_artifacts(trial.trial_id, Path(name), "failure")
         self.recorder.log_summary(
             trial.trial_id,
-            {
-                "parameters/trainable": counts.trainable,
-                "parameters/stored": counts.stored,
-                "parameters/shared": counts.shared,
-            },
+            self._convergence[trial.trial_id].summary()
+            | {f"time/{phase}_seconds": seconds for phase, seconds in end.seconds.items()},
         )
-        self._convergence[trial.trial_id] = Convergence(threshold=trial.training.loss_threshold)
-
-    def _finish(self, pack: Pack, update: PackUpdate, checkpoint_path: str | None) -> None:
-        for member in pack.trials:
-            trial_id = member.trial_id
-            self._summarise(member)
-            self.recorder.log_summary(
-                trial_id, {f"time/{phase}_seconds": seconds for phase, seconds in update.seconds.items()}
-            )
-            if trial_id in update.diverged_at:
-                self._end(
-                    member, "FAILED", f"diverged: loss or gradient not finite at step {update.diverged_at[trial_id]}"
-                )
-        if checkpoint_path is not None:
-            with Checkpoint(checkpoint_path).as_directory() as folder:
-                for member in pack.trials:
-                    adapter = Path(folder) / ADAPTERS / member.trial_id
-                    if adapter.is_dir():
-                        self.recorder.log_artifacts(member.trial_id, adapter, "adapter")
-        for member in pack.trials:
-            if member.trial_id not in self.outcome.statuses:
-                self._end(member, "FINISHED")
-
-    def _log_traceback(self, trial: Trial, error: BaseException) -> None:
-        with tempfile.TemporaryDirectory() as name:
-            (Path(name) / "traceback.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-            self.recorder.log_artifacts(trial.trial_id, Path(name), "failure")
-
-    def _summarise(self, trial: Trial) -> None:
-        self.recorder.log_summary(trial.trial_id, self._convergence[trial.trial_id].summary())
-
-    def _end(self, trial: Trial, status: Any, reason: str = "") -> None:
-        self.recorder.end_trial(trial.trial_id, status, reason)
-        self.outcome.statuses[trial.trial_id] = status
-        if reason:
-            self.outcome.reasons[trial.trial_id] = reason
+        self.recorder.end_trial(trial.trial_id, end.status, end.reason)
+        self.outcome.statuses[trial.trial_id] = end.status
+        if end.reason:
+            self.outcome.reasons[trial.trial_id] = end.reason
 
 
 def _error_of(trial: Any) -> BaseException | None:

@@ -1,43 +1,36 @@
-"""The state of a half-trained pack on disk: safetensors and JSON, nothing that runs code when it is read."""
+"""Members' states on disk: safetensors and JSON, nothing that runs code when it is read."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from loragrid.training import PackModel
+from loragrid.member_state import MemberState
 
 TENSORS, PROGRESS = "state.safetensors", "progress.json"
 
 
-def save_checkpoint(model: PackModel, folder: Path) -> None:
-    """Write everything the pack needs to go on; batches and dropout follow from the step and the seeds."""
-    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in _state(model).items()}
+def save_checkpoint(states: Mapping[str, MemberState], folder: Path) -> None:
+    """Write the states of half-trained trials, by trial id."""
+    tensors = {
+        f"{trial_id}/{name}": tensor.contiguous()
+        for trial_id, state in states.items()
+        for name, tensor in state.tensors.items()
+    }
     save_file(tensors, folder / TENSORS)
-    (folder / PROGRESS).write_text(json.dumps({"completed": model.completed}))
+    progress = {trial_id: {"completed": state.completed, "active": state.active} for trial_id, state in states.items()}
+    (folder / PROGRESS).write_text(json.dumps(progress))
 
 
-@torch.no_grad()
-def load_checkpoint(model: PackModel, folder: Path) -> None:
-    """Put a saved state into a freshly assembled pack of the same trials.
-
-    Raises:
-        ValueError: the checkpoint is of other trials.
-    """
-    saved, own = load_file(folder / TENSORS), _state(model)
-    if saved.keys() != own.keys() or any(saved[name].shape != own[name].shape for name in own):
-        raise ValueError(f"{folder}: the checkpoint is of a pack with other trials")
-    for name, tensor in own.items():
-        tensor.copy_(saved[name])
-    model.pack.after_load()
-    model.completed = int(json.loads((folder / PROGRESS).read_text())["completed"])
-
-
-def _state(model: PackModel) -> dict[str, Tensor]:
+def load_checkpoint(folder: Path) -> dict[str, MemberState]:
+    """The states that `save_checkpoint` wrote, by trial id."""
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in load_file(folder / TENSORS).items():
+        trial_id, _, name = key.partition("/")
+        tensors.setdefault(trial_id, {})[name] = tensor
     return {
-        **{f"pack.{name}": tensor for name, tensor in model.pack.state_tensors().items()},
-        **{f"optimizer.{name}": tensor for name, tensor in model.optimizer.state_tensors().items()},
-        "active": model.active,
+        trial_id: MemberState(tensors=tensors.get(trial_id, {}), **progress)
+        for trial_id, progress in json.loads((folder / PROGRESS).read_text()).items()
     }

@@ -12,6 +12,7 @@ from loragrid.config_sections import (
     MEMBER_TRAINING_KEYS,
     OBSERVATION_KEYS,
     DataConfig,
+    EarlyStoppingConfig,
     EngineConfig,
     ModelConfig,
     PackConfig,
@@ -35,6 +36,7 @@ __all__ = [
     "MEMBER_TRAINING_KEYS",
     "OBSERVATION_KEYS",
     "DataConfig",
+    "EarlyStoppingConfig",
     "EngineConfig",
     "Experiment",
     "ExperimentError",
@@ -113,6 +115,7 @@ class Experiment(Section):
     workers: WorkersConfig = WorkersConfig()
     pack: PackConfig = PackConfig()
     engine: EngineConfig = EngineConfig()
+    early_stopping: EarlyStoppingConfig | None = None
     tracking: TrackingConfig = TrackingConfig()
     storage: StorageConfig = StorageConfig()
 
@@ -131,6 +134,7 @@ class Experiment(Section):
             workers: WorkersConfig | Mapping[str, Any] = ...,
             pack: PackConfig | Mapping[str, Any] = ...,
             engine: EngineConfig | Mapping[str, Any] = ...,
+            early_stopping: EarlyStoppingConfig | Mapping[str, Any] | None = ...,
             tracking: TrackingConfig | Mapping[str, Any] = ...,
             storage: StorageConfig | Mapping[str, Any] = ...,
         ) -> None: ...
@@ -152,7 +156,7 @@ class Experiment(Section):
         return axes
 
     @model_validator(mode="after")
-    def _check_axes_and_workers(self) -> "Experiment":
+    def _check_across_sections(self) -> "Experiment":
         problems = [problem for axis, values in self.grid.items() for problem in self._axis_problems(axis, values)]
         num_workers = self.workers.num_workers
         for size in self.grid.get("training.batch_size", (self.training.batch_size,)):
@@ -161,6 +165,12 @@ class Experiment(Section):
                 problems.append(
                     Problem(key="workers.num_workers", value=num_workers, what=what, allowed=f"a divisor of {size}")
                 )
+        grace_steps = self.early_stopping.grace_steps if self.early_stopping else 0
+        for steps in self.grid.get("training.steps", (self.training.steps,)):
+            if isinstance(steps, int) and grace_steps >= steps:
+                what = f"no trial of {steps} steps would ever be stopped"
+                key, allowed = "early_stopping.grace_steps", f"a whole number from 1 to {steps - 1}"
+                problems.append(Problem(key=key, value=grace_steps, what=what, allowed=allowed))
         if problems:
             raise ExperimentError(problems)
         return self

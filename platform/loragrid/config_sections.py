@@ -180,6 +180,20 @@ class EngineConfig(Section):
     ] = "auto"
 
 
+class EarlyStoppingConfig(Section):
+    """Trials that fall behind end early: at `grace_steps`, and at every `reduction_factor` times that, one in
+    `reduction_factor` goes on.
+
+    metric: what they are compared by, eval/loss or train/loss. Trials of the same model and data are compared; where
+    `pack.max_members` is 1 with all others of the sweep by Tune's ASHA, otherwise with those in the same workers.
+    """
+
+    kind: Annotated[Literal["successive_halving"], Field(description="successive_halving")] = "successive_halving"
+    metric: Annotated[Literal["eval/loss", "train/loss"], Field(description="eval/loss, train/loss")] = "eval/loss"
+    grace_steps: Count
+    reduction_factor: Annotated[int, Field(strict=True, ge=2, le=1000, description="a whole number from 2 to 1000")] = 3
+
+
 class TrackingConfig(Section):
     """Where MLflow keeps the record; null: MLFLOW_TRACKING_URI, else an SQLite file under `storage.path`."""
 

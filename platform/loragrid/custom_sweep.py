@@ -10,13 +10,14 @@ from ray import tune
 from loragrid.callback import RecordingCallback
 from loragrid.config import Experiment
 from loragrid.data import load_data
-from loragrid.driver import drive_pack
+from loragrid.driver import drive_lane
 from loragrid.environment import environment_tags
 from loragrid.grid import trial_from_axes
 from loragrid.models import load_tokenizer
 from loragrid.placement import place
-from loragrid.planning import Pack
-from loragrid.sweep import cluster_nodes, lightweight, open_recorder, storage_folder, sweep_parameters
+from loragrid.planning import Lane, Pack
+from loragrid.rounds import lightweight
+from loragrid.sweep import cluster_nodes, open_recorder, storage_folder, sweep_parameters
 from loragrid.tracking import QUESTION_TAG
 
 
@@ -29,33 +30,36 @@ def trainable(experiment: Experiment) -> Callable[[dict[str, Any]], None]:
     it. Give it to a `tune.Tuner` of your own; add `recording(experiment)` to
     the callbacks of its `RunConfig` to have the trials in MLflow.
 
-    Raises (in the Tune trial):
-        ValueError: a point that is no trial.
+    Raises:
+        ValueError: the experiment stops trials early, which is the `Tuner`'s business here; in the Tune trial: a point
+            that is no trial.
     """
+    if experiment.early_stopping is not None:
+        raise ValueError("early_stopping: give your Tuner a scheduler instead; allowed here: null")
     storage = str(storage_folder(experiment) / "ray" / experiment.name)
 
     def train_point(config: dict[str, Any]) -> None:
-        pack = pack_at(experiment, config, tune.get_context().get_trial_id())
-        trial = pack.trials[0]
+        lane = lane_at(experiment, config, tune.get_context().get_trial_id())
+        trial = lane.trials[0]
         data = load_data(trial.data, trial.model, load_tokenizer(trial.model))
-        placement = place(experiment.workers, cluster_nodes())
-        drive_pack(
-            pack,
-            ray.put(data),
-            placement,
+        drive_lane(
+            lane,
+            {(trial.model, trial.data): ray.put(data)},
+            place(experiment.workers, cluster_nodes()),
             storage,
             engine_mode=experiment.engine.mode,
-            losses_in_every_report=True,
+            by_tune=True,
         )
 
     return lightweight(train_point)  # type: ignore[no-any-return]
 
 
-def pack_at(experiment: Experiment, axes: Mapping[str, Any], tune_trial_id: str) -> Pack:
-    """The pack of one for a point; a searcher may come to a point twice, so Tune's id is part of the trial's."""
+def lane_at(experiment: Experiment, axes: Mapping[str, Any], tune_trial_id: str) -> Lane:
+    """A lane of the one trial at a point; a searcher may come to a point twice, so Tune's id is part of the trial's."""
     trial = trial_from_axes(experiment, axes)
     trial_id = f"{trial.trial_id}-{tune_trial_id}"
-    return Pack(pack_id=trial_id, trials=(replace(trial, trial_id=trial_id),))
+    pack = Pack(pack_id=trial_id, trials=(replace(trial, trial_id=trial_id),))
+    return Lane(lane_id=trial_id, packs=(pack,))
 
 
 def recording(experiment: Experiment, name: str | None = None) -> RecordingCallback:
@@ -65,5 +69,5 @@ def recording(experiment: Experiment, name: str | None = None) -> RecordingCallb
         name or recorder.next_sweep_name(), sweep_parameters(experiment), {QUESTION_TAG: experiment.question}
     )
     return RecordingCallback(
-        recorder, lambda config, tune_trial_id: pack_at(experiment, config, tune_trial_id), environment_tags()
+        recorder, lambda config, tune_trial_id: lane_at(experiment, config, tune_trial_id), environment_tags()
     )

@@ -1,7 +1,6 @@
-"""Runs one pack on Ray: a `TorchTrainer` inside a Tune trial, reporting back to Tune."""
+"""Runs one lane on Ray: a `TorchTrainer` inside a Tune trial, reporting back to Tune."""
 
 import os
-from typing import TYPE_CHECKING
 
 import ray
 from ray.train import CheckpointConfig, RunConfig, ScalingConfig
@@ -9,28 +8,27 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from loragrid.config import EarlyStoppingConfig
 from loragrid.engine_choice import RequestedMode
-from loragrid.messages import WorkerTask
+from loragrid.messages import RowsByConfig, WorkerTask
 from loragrid.placement import Placement
-from loragrid.planning import Pack
-
-if TYPE_CHECKING:
-    from loragrid.data import TokenizedData
+from loragrid.planning import Lane
 
 # A worker waits until its report was fetched; Ray's own two seconds would be longer than most packs' steps.
 FETCH_REPORTS_EVERY_SECONDS = "0.1"
 
 
-def drive_pack(
-    pack: Pack,
-    data: "ray.ObjectRef[TokenizedData]",
+def drive_lane(
+    lane: Lane,
+    rows: RowsByConfig,
     placement: Placement,
     storage_path: str,
     *,
     engine_mode: RequestedMode = "auto",
-    losses_in_every_report: bool = False,
+    early_stopping: EarlyStoppingConfig | None = None,
+    by_tune: bool = False,
 ) -> None:
-    """Train the pack to its end; its updates reach Tune one by one.
+    """Train the lane's packs to their ends; their updates reach Tune one by one.
 
     Must be called in a Tune trial. Raises what the workers raised.
     """
@@ -40,11 +38,12 @@ def drive_pack(
     if placement.use_gpu:
         resources["GPU"] = 1.0
     task = WorkerTask(
-        pack=pack,
-        data=data,
+        lane=lane,
+        rows=rows,
         threads=placement.threads,
         engine_mode=engine_mode,
-        losses_in_every_report=losses_in_every_report,
+        early_stopping=early_stopping,
+        by_tune=by_tune,
     )
     trainer = TorchTrainer(
         _work,
@@ -54,9 +53,10 @@ def drive_pack(
         ),
         torch_config=TorchConfig(backend="nccl" if placement.use_gpu else "gloo"),
         run_config=RunConfig(
-            name=pack.pack_id,
+            name=lane.lane_id,
             storage_path=storage_path,
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            # All: who records the adapters in them deletes them, and may be some packs behind.
+            checkpoint_config=CheckpointConfig(num_to_keep=None),
             # mypy sees the RunConfig of Ray Train's first version.
             callbacks=[TuneReportCallback()],  # type: ignore[list-item, no-untyped-call]
         ),
@@ -65,9 +65,9 @@ def drive_pack(
 
 
 def _tell_address_to_cleaner() -> None:
-    """Let Train's own cleaner find this cluster, or a stopped pack keeps its CPUs and GPUs.
+    """Let Train's own cleaner find this cluster, or a stopped lane keeps its CPUs and GPUs.
 
-    It frees them once the pack's controller is gone, and asks for that at the address that the last `ray start` on this
+    It frees them once the lane's controller is gone, and asks for that at the address that the last `ray start` on this
     machine wrote down: not this cluster, where there are two of them or where that one was killed. Ray 2.60 has no
     setting for it; what stands in this set reaches the controller, and from there the cleaner.
     """

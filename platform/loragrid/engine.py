@@ -1,21 +1,18 @@
 """Runs the steps of a pack: kernel by kernel, or captured once as a CUDA graph and replayed."""
 
+from collections.abc import Iterator
 from dataclasses import fields
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from loragrid.engine_choice import EngineChoice
 from loragrid.loss import fusible_score_rows
-from loragrid.training import PackModel, StepResult, SumOverWorkers, compute_step, one_worker
+from loragrid.training import Batch, PackModel, StepResult, SumOverWorkers, compute_step, one_worker
 from loragrid_methods.engine.optimizer import adamw_update
-
-if TYPE_CHECKING:
-    from loragrid.batches import Batch
 
 # Real steps run before the capture: they make cuBLAS's workspaces and the compiled kernels, which a capture cannot.
 STEPS_BEFORE_CAPTURE = 3
@@ -35,7 +32,7 @@ class Engine:
         self._num_before = 0
         self._captured: _Captured | None = None
 
-    def __call__(self, model: PackModel, batch: "Batch", rates: Tensor, sum_over_workers: SumOverWorkers) -> StepResult:
+    def __call__(self, model: PackModel, batch: Batch, rates: Tensor, sum_over_workers: SumOverWorkers) -> StepResult:
         """As `compute_step`."""
         if self.choice.mode == "eager":
             return compute_step(model, batch, rates, sum_over_workers)
@@ -46,14 +43,16 @@ class Engine:
         if self._captured is None:
             try:
                 self._captured = _Captured(model, batch, rates)
+            except torch.OutOfMemoryError:
+                raise  # a smaller pack may be captured
             except RuntimeError as error:
-                torch.cuda.synchronize()
+                _recover_from_failed_capture()
                 reason = f"the step could not be captured: {str(error).splitlines()[0]}"
                 self.choice = EngineChoice(mode="eager", reason=reason)
                 return compute_step(model, batch, rates, sum_over_workers)
         return self._captured.replay(batch, rates)
 
-    def _compute_beside(self, model: PackModel, batch: "Batch", rates: Tensor) -> StepResult:
+    def _compute_beside(self, model: PackModel, batch: Batch, rates: Tensor) -> StepResult:
         """A step on the stream of the capture, as steps before one must be."""
         stream = _capture_stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -70,8 +69,8 @@ class Engine:
 class _Captured:
     """One step as a CUDA graph, with the tensors it reads and writes. Capturing computes nothing."""
 
-    def __init__(self, model: PackModel, batch: "Batch", rates: Tensor) -> None:
-        self.batch = type(batch)(**{field.name: getattr(batch, field.name).clone() for field in fields(batch)})
+    def __init__(self, model: PackModel, batch: Batch, rates: Tensor) -> None:
+        self.batch = Batch(**{field.name: getattr(batch, field.name).clone() for field in fields(batch)})
         self.rates = rates.clone()
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # a graph has a memory pool of its own
@@ -79,12 +78,19 @@ class _Captured:
         with torch.cuda.graph(self.graph, stream=_capture_stream()):
             self.result = compute_step(model, self.batch, self.rates, one_worker)
 
-    def replay(self, batch: "Batch", rates: Tensor) -> StepResult:
+    def replay(self, batch: Batch, rates: Tensor) -> StepResult:
         for field in fields(batch):
             getattr(self.batch, field.name).copy_(getattr(batch, field.name))
         self.rates.copy_(rates)
         self.graph.replay()
         return StepResult(losses=self.result.losses.clone(), gradient_norms=self.result.gradient_norms.clone())
+
+
+def _recover_from_failed_capture() -> None:
+    """Let the device's random generator draw again: it believes to be captured until a capture succeeds."""
+    torch.cuda.synchronize()
+    with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=_capture_stream()):
+        torch.zeros(1, device="cuda")
 
 
 @cache
@@ -95,14 +101,31 @@ def _capture_stream() -> torch.cuda.Stream:
 
 def fuse_pieces(model: PackModel) -> None:
     """Compile what is one long row of elementwise kernels otherwise, in seconds: softmax with its gradient, AdamW."""
+    _allow_recompilations()
     model.score_rows = torch.compile(fusible_score_rows, dynamic=False)
-    model.optimizer.update = torch.compile(adamw_update, dynamic=False)
+    # Blocks of all sizes share one compilation.
+    model.optimizer.update = torch.compile(adamw_update, dynamic=True)
 
 
 def compile_layers(base: PreTrainedModel) -> None:
     """Compile every decoder layer by itself: layers of equal shapes share one compilation."""
-    # Layers differ in nothing but their weights; the first time through, each kind of adapter set is compiled.
-    torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
+    _allow_recompilations()
+    for layer in _decoder_layers(base):
+        layer.compile(dynamic=False)
+
+
+def uncompile_layers(base: PreTrainedModel) -> None:
+    """Let every decoder layer run kernel by kernel again."""
+    for layer in _decoder_layers(base):
+        layer._compiled_call_impl = None  # what `Module.compile` sets, and has no opposite for
+
+
+def _decoder_layers(base: PreTrainedModel) -> Iterator[nn.Module]:
     for module in base.base_model.modules():
         if isinstance(module, GradientCheckpointingLayer):  # what transformers derives every model's layers from
-            module.compile(dynamic=False)
+            yield module
+
+
+def _allow_recompilations() -> None:
+    """One per kind of adapter set and per shape; beyond its limit torch would run eagerly without a word."""
+    torch._dynamo.config.recompile_limit = max(256, torch._dynamo.config.recompile_limit)

@@ -9,9 +9,11 @@ from loragrid_methods import Method
 Mode = Literal["eager", "graph", "compiled"]
 RequestedMode = Literal["auto", "eager", "graph", "compiled"]
 
-# The cost model of `auto`, read off an H100 with Llama-3.2-1B shapes (benchmarks/results/): what compiling a mixed
-# pack's decoder layers takes, what a graph of uncompiled kernels reaches, and the part of a step that compiling saves.
-COMPILE_SECONDS = 45.0
+# The cost model of `auto`, read off an H100 and an H200 with Llama-3.2-1B shapes (benchmarks/results/): the seconds
+# that compiling the decoder layers takes, and more for every kind of stack in them (13 s for LoRA alone, 43 to 48 for
+# four kinds, 83 for eight); what a graph of uncompiled kernels reaches; the part of a step that compiling saves.
+COMPILE_SECONDS = 3.0
+COMPILE_SECONDS_PER_STACK = 10.0
 GRAPH_FLOPS_PER_SECOND = 210e12
 COMPILED_SAVES = 0.38
 
@@ -24,10 +26,13 @@ class EngineChoice:
     reason: str
 
 
-def choose_mode(requested: RequestedMode, *, num_steps: int, flops_per_step: float, obstacle: str = "") -> EngineChoice:
+def choose_mode(
+    requested: RequestedMode, *, num_steps: int, flops_per_step: float, num_stacks: int, obstacle: str = ""
+) -> EngineChoice:
     """The mode on a GPU: `requested`, or what `auto` comes to; eager where `obstacle` says what forbids a capture.
 
-    `auto` compiles where the compiler's time is less than what it takes off all steps together.
+    `auto` compiles where the compiler's time is less than what it takes off all steps together. `num_stacks`: the kinds
+    of stacks that would have to be compiled; 0 where that was done for an equal pack.
     """
     if requested == "eager":
         return EngineChoice(mode="eager", reason="engine.mode")
@@ -35,9 +40,12 @@ def choose_mode(requested: RequestedMode, *, num_steps: int, flops_per_step: flo
         return EngineChoice(mode="eager", reason=obstacle)
     if requested != "auto":
         return EngineChoice(mode=requested, reason="engine.mode")
+    if num_stacks == 0:
+        return EngineChoice(mode="compiled", reason="compiled for the pack before")
+    cost = COMPILE_SECONDS + num_stacks * COMPILE_SECONDS_PER_STACK
     saved = COMPILED_SAVES * num_steps * flops_per_step / GRAPH_FLOPS_PER_SECOND
-    reason = f"compiling takes about {COMPILE_SECONDS:.0f} s and saves about {saved:.0f} s"
-    return EngineChoice(mode="compiled" if saved > COMPILE_SECONDS else "graph", reason=reason)
+    reason = f"compiling takes about {cost:.0f} s and saves about {saved:.0f} s"
+    return EngineChoice(mode="compiled" if saved > cost else "graph", reason=reason)
 
 
 def capture_obstacle(methods: Iterable[Method], num_workers: int) -> str:

@@ -71,21 +71,28 @@ def available_memory() -> int:
     return int(psutil.virtual_memory().available)
 
 
+def free_device_memory(device: torch.device) -> int:
+    """Bytes that torch can still allocate on a GPU: free ones, and those it holds without using them."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
 @contextmanager
 def count_saved_bytes(model: nn.Module) -> Iterator[list[int]]:
     """Within, count the bytes that autograd keeps for backward; the list's one entry is the exact sum at the end.
 
     A storage kept by several operations counts once; weights and buffers of `model`, which live anyway, do not count.
     """
-    resident = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    # Storages by identity, not by address: on the meta device, where shapes can be counted too, all addresses are 0.
+    resident = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
     kept: dict[int, Tensor] = {}
     result: list[int] = []
 
     def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in resident:
-            # Holding the tensor keeps its address from being used again before the count is done.
-            kept.setdefault(storage.data_ptr(), tensor.detach())
+        storage = tensor.untyped_storage()._cdata
+        if storage not in resident:
+            # Holding the tensor keeps its storage from being freed, and another from being made in its place.
+            kept.setdefault(storage, tensor.detach())
         # Not the tensor itself: an operation that saves its own output would hold itself alive for ever.
         return tensor.detach()
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from loragrid.config import DataConfig, EarlyStoppingConfig, ModelConfig
 from loragrid.engine_choice import RequestedMode
-from loragrid.planning import Pack
+from loragrid.planning import Lane
 
 if TYPE_CHECKING:
     import ray
@@ -13,47 +14,71 @@ if TYPE_CHECKING:
     from loragrid.data import TokenizedData
 
 ADAPTERS = "adapters"
+STOPPED_EARLY = "stopped early"
+"""How the reason of a trial begins that fell behind."""
+
+RowsByConfig = Mapping[tuple[ModelConfig, DataConfig], "ray.ObjectRef[TokenizedData]"]
+"""References into Ray's object store: rows are tokenised once per sweep, and go from there to the workers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerTask:
     """All a worker is given.
 
-    data: a reference into Ray's object store; rows are tokenised once per sweep.
-    losses_in_every_report: hold updates back until there are losses to report with them: a `Tuner` with a metric
-    takes no report without it.
+    by_tune: Tune decides over the trial (a scheduler, a searcher): updates are held back until there are losses to
+    report with them, for a `Tuner` with a metric takes no report without it, and no trial is stopped here.
     """
 
-    pack: Pack
-    data: "ray.ObjectRef[TokenizedData]"
+    lane: Lane
+    rows: RowsByConfig
     threads: int
     engine_mode: RequestedMode = "auto"
-    losses_in_every_report: bool = False
+    early_stopping: EarlyStoppingConfig | None = None
+    by_tune: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialEnd:
+    """How a trial ended, by MLflow's status, and the seconds that its packs spent by phase."""
+
+    status: Literal["FINISHED", "FAILED", "KILLED"]
+    reason: str = ""
+    traceback: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackUpdate:
-    """What a pack tells the sweep's driver; every mapping is keyed by trial id, but `tags` are for all its trials."""
+    """What a lane tells the sweep's driver of the pack it is training; every mapping is keyed by trial id.
 
+    steps: where this pack's training ends. done: this was the pack's last update.
+    """
+
+    pack_id: str
+    trial_ids: tuple[str, ...]
     phase: str
     completed: int = 0
     steps: int = 0
     records: Mapping[str, list[dict[str, float]]] = field(default_factory=dict)
-    diverged_at: Mapping[str, int] = field(default_factory=dict)
     figures: Mapping[str, dict[str, float]] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    tags: Mapping[str, str] = field(default_factory=dict)
-    finished: bool = False
+    tags: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    ended: Mapping[str, TrialEnd] = field(default_factory=dict)
+    done: bool = False
 
     def after(self, earlier: "PackUpdate") -> "PackUpdate":
-        """This update and what an earlier one had to say, as one."""
+        """This update and what an earlier one of the same pack had to say, as one."""
         records = {
             trial_id: [*earlier.records.get(trial_id, []), *self.records.get(trial_id, [])]
             for trial_id in {**earlier.records, **self.records}
+        }
+        tags = {
+            trial_id: {**earlier.tags.get(trial_id, {}), **self.tags.get(trial_id, {})}
+            for trial_id in {**earlier.tags, **self.tags}
         }
         return replace(
             self,
             records=records,
             figures={**earlier.figures, **self.figures},
-            tags={**earlier.tags, **self.tags},
+            tags=tags,
+            ended={**earlier.ended, **self.ended},
         )

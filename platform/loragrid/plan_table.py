@@ -1,10 +1,14 @@
 """A plan as a table for the terminal."""
 
+from dataclasses import asdict
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from loragrid.axes import varying_axes
+from loragrid.early_stopping import rung_steps
+from loragrid.memory_estimate import MemoryEstimate
 from loragrid.planning import Plan
 
 
@@ -39,7 +43,31 @@ def render_plan(plan: Plan) -> RenderableType:
         choice = plan.gpu_engine(pack)
         engines.setdefault(f"{choice.mode} ({choice.reason})", []).append(pack.pack_id)
     lines = [Text(f"steps on a GPU, {_first_and_last(packs)}: {engine}") for engine, packs in engines.items()]
+    for pack in plan.largest_packs():
+        lines.append(
+            Text(f"memory on a GPU, {pack.pack_id} ({len(pack.trials)} trials): {_memory(plan.gpu_memory(pack))}")
+        )
+    if experiment.early_stopping is not None:
+        lines.append(Text(f"early stopping: {_rungs(plan)}"))
     return Group(Text(experiment.question, style="bold"), Text(facts), *lines, table)
+
+
+def _memory(estimate: MemoryEstimate | None) -> str:
+    if estimate is None:
+        return "not known: this model's steps depend on values"
+    parts = [f"{name} {size / 2**30:.1f}" for name, size in asdict(estimate).items() if size >= 2**30 / 20]
+    return f"about {estimate.total / 2**30:.1f} GiB ({', '.join(parts)})"
+
+
+def _rungs(plan: Plan) -> str:
+    """How many of the trials that compete train how far, as far as that is known beforehand."""
+    config = plan.experiment.early_stopping
+    assert config is not None
+    rungs = rung_steps(config, plan.trials[0].training.steps)
+    return (
+        f"one in {config.reduction_factor} by {config.metric} goes on at step "
+        f"{', '.join(str(rung) for rung in rungs[:-1])}; the last end at {rungs[-1]}"
+    )
 
 
 def _first_and_last(pack_ids: list[str]) -> str:

@@ -1,5 +1,6 @@
 """Groups trials into packs and counts what they will train, before anything is started."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,6 +9,7 @@ from functools import lru_cache
 from loragrid.config import MEMBER_TRAINING_KEYS, Experiment, ModelConfig, PackConfig
 from loragrid.engine_choice import EngineChoice, capture_obstacle, choose_mode, flops_of_step
 from loragrid.grid import Trial, expand
+from loragrid.memory_estimate import MemoryEstimate, estimate_memory
 from loragrid.models import load_meta_model
 from loragrid_methods import LayerShape, ParameterCount
 from loragrid_methods.engine.pack import member_order
@@ -23,6 +25,19 @@ class Pack:
 
     pack_id: str
     trials: tuple[Trial, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lane:
+    """Packs that one set of workers trains one after another: one Tune trial, one `TorchTrainer`."""
+
+    lane_id: str
+    packs: tuple[Pack, ...]
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """The trials of all its packs."""
+        return tuple(trial for pack in self.packs for trial in pack.trials)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +65,43 @@ class Plan:
             experiment.engine.mode,
             num_steps=first.training.steps,
             flops_per_step=flops_of_step(base_shape(first.model).num_parameters, num_tokens),
+            num_stacks=len({trial.method.stack_key() for trial in pack.trials}),
             obstacle=capture_obstacle((trial.method for trial in pack.trials), experiment.workers.num_workers),
         )
 
+    def largest_packs(self) -> list[Pack]:
+        """Of all packs of trials that could share a base, the one that trains the most parameters."""
+        largest: dict[object, Pack] = {}
+        for pack in self.packs:
+            first = pack.trials[0]
+            key = sharing_key(first) if first.method.packable else (first.method.name, first.model, first.data)
+            if key not in largest or self._num_trainable(pack) > self._num_trainable(largest[key]):
+                largest[key] = pack
+        return list(largest.values())
+
+    def gpu_memory(self, pack: Pack) -> MemoryEstimate | None:
+        """What a worker with a GPU holds at the peak of the pack's steps; takes seconds for a base of 1B.
+
+        None where shapes alone do not tell.
+        """
+        first = pack.trials[0]
+        try:
+            return estimate_memory(
+                load_meta_model(first.model),
+                [trial.method for trial in pack.trials],
+                num_rows=first.training.batch_size // self.experiment.workers.num_workers,
+                length=first.data.max_length,
+                mode=self.gpu_engine(pack).mode,
+            )
+        except NotImplementedError:
+            return None
+
+    def _num_trainable(self, pack: Pack) -> int:
+        return sum(self.counts[trial.trial_id].trainable for trial in pack.trials)
+
     def to_dict(self) -> dict[str, object]:
         """The plan as JSON can hold it."""
+        memory = {pack.pack_id: self.gpu_memory(pack) for pack in self.largest_packs()}
         pack_of = {trial.trial_id: pack.pack_id for pack in self.packs for trial in pack.trials}
         return {
             "name": self.experiment.name,
@@ -78,6 +125,11 @@ class Plan:
                 }
                 for pack in self.packs
             ],
+            "gpu_memory_bytes": {
+                pack_id: asdict(estimate) | {"total": estimate.total}
+                for pack_id, estimate in memory.items()
+                if estimate is not None
+            },
         }
 
 
@@ -124,14 +176,40 @@ def group_into_packs(trials: Sequence[Trial], config: PackConfig) -> list[Pack]:
     groups: dict[object, list[Trial]] = {}
     for trial in trials:
         groups.setdefault(sharing_key(trial), []).append(trial)
-    packs: list[Pack] = []
-    for group in groups.values():
-        ordered = [group[index] for index in member_order([trial.method for trial in group])]
-        num_packs = math.ceil(len(ordered) / max_members(ordered[0], config))
-        for index in range(num_packs):
-            start, end = (len(ordered) * cut // num_packs for cut in (index, index + 1))
-            packs.append(Pack(pack_id=f"pack-{len(packs):03d}", trials=tuple(ordered[start:end])))
-    return packs
+    cuts = [part for group in groups.values() for part in cut_evenly(group, max_members(group[0], config))]
+    return [Pack(pack_id=f"pack-{index:03d}", trials=part) for index, part in enumerate(cuts)]
+
+
+def cut_evenly(trials: Sequence[Trial], most: int) -> list[tuple[Trial, ...]]:
+    """Trials that can share a base in as few parts of at most `most` as possible, equal methods side by side."""
+    ordered = [trials[index] for index in member_order([trial.method for trial in trials])]
+    num_parts = math.ceil(len(ordered) / most)
+    cuts = [len(ordered) * cut // num_parts for cut in range(num_parts + 1)]
+    return [tuple(ordered[start:end]) for start, end in itertools.pairwise(cuts)]
+
+
+def assign_lanes(packs: Sequence[Pack], num_places: int, *, first: int = 0) -> list[Lane]:
+    """The packs as `num_places` lanes of nearly equal work, those that share a base in a row; ids count from `first`.
+
+    Work is counted in rows times steps. With as many places as packs, every pack has a lane of its own.
+    """
+    loads = [0] * max(1, min(num_places, len(packs)))
+    chosen: list[list[Pack]] = [[] for _ in loads]
+    for pack in sorted(packs, key=_work, reverse=True):
+        lightest = loads.index(min(loads))
+        loads[lightest] += _work(pack)
+        chosen[lightest].append(pack)
+    in_order = [sorted(lane, key=lambda pack: pack.pack_id) for lane in chosen]
+    return [
+        Lane(lane_id=lane[0].pack_id if len(lane) == 1 else f"lane-{first + index}", packs=tuple(lane))
+        for index, lane in enumerate(in_order)
+        if lane
+    ]
+
+
+def _work(pack: Pack) -> int:
+    training = pack.trials[0].training
+    return len(pack.trials) * training.batch_size * training.steps
 
 
 def sharing_key(trial: Trial) -> object:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loragrid.messages import PackUpdate
-from loragrid.planning import Pack
+from loragrid.planning import Lane
 
 PLAIN_LINE_SECONDS = 10.0
 
@@ -23,7 +23,8 @@ class _PackState:
     completed: int = 0
     losses: dict[str, float] = field(default_factory=dict)
     eval_losses: dict[str, float] = field(default_factory=dict)
-    training_since: float | None = None
+    # Step and time of the first and the latest report with steps: what came before it (compiling) does not come again.
+    first_report: tuple[int, float] | None = None
     seconds_left: float | None = None
     last_line: float = float("-inf")
 
@@ -31,9 +32,9 @@ class _PackState:
 class SweepProgress:
     """Follows the packs of a sweep; use it as a context manager."""
 
-    def __init__(self, num_packs: int, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        self.num_packs, self.console, self._clock = num_packs, console, clock
-        self.num_ended = 0
+    def __init__(self, num_trials: int, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self.num_trials, self.console, self._clock = num_trials, console, clock
+        self._ended: set[str] = set()
         self._start = clock()
         self._packs: dict[str, _PackState] = {}
         self._names: dict[str, str] = {}
@@ -51,51 +52,72 @@ class SweepProgress:
         if self._live is not None:
             self._live.stop()
 
-    def started(self, pack: Pack) -> None:
-        """A pack has been placed."""
-        self._packs[pack.pack_id] = _PackState(phase="starting workers", steps=pack.trials[0].training.steps)
-        self._names |= {trial.trial_id: _describe(trial.parameters()) for trial in pack.trials}
-        self._line(pack.pack_id, f"{len(pack.trials)} trials, starting workers", at_once=True)
+    def starting(self, lane: Lane) -> None:
+        """A lane has been placed."""
+        first = lane.packs[0]
+        self._packs[first.pack_id] = _PackState(phase="starting workers", steps=first.trials[0].training.steps)
+        self._names |= {trial.trial_id: _describe(trial.parameters()) for trial in lane.trials}
+        self._line(first.pack_id, f"{_trials(len(first.trials))}, starting workers", at_once=True)
 
-    def updated(self, pack: Pack, update: PackUpdate) -> None:
+    def updated(self, update: PackUpdate) -> None:
         """A pack has reported."""
-        state = self._packs[pack.pack_id]
-        if update.phase == "measured":
-            return
+        state = self._packs.get(update.pack_id)
+        if state is None:
+            state = self._packs[update.pack_id] = _PackState(phase="", steps=update.steps)
+            self._line(update.pack_id, _trials(len(update.trial_ids)), at_once=True)
+        self._ended |= update.ended.keys()
+        if update.phase not in ("measured", "ended", "waiting"):
+            self._show(state, update)
+        if update.done:
+            del self._packs[update.pack_id]
+            stopped = [end for end in update.ended.values() if end.status != "FINISHED"]
+            for reason in dict.fromkeys(end.reason for end in stopped if end.status == "FAILED"):
+                self.console.print(Text(f"{update.pack_id} failed:", style="bold red"), Text(reason))
+            behind = f", {_trials(len(stopped))} stopped" if stopped and update.phase == "ended" else ""
+            text = f"done{behind} ({len(self._ended)} of {self.num_trials} trials)"
+            self._line(update.pack_id, text, at_once=True)
+
+    def _show(self, state: _PackState, update: PackUpdate) -> None:
         new_phase = state.phase != update.phase
         state.phase, state.completed = update.phase, update.completed
-        if update.phase == "training" and state.training_since is None:
-            state.training_since = self._clock()
+        state.steps = update.steps or state.steps
         for trial_id, records in update.records.items():
             for record in records:
                 if "train/loss" in record:
                     state.losses[trial_id] = record["train/loss"]
                 if "eval/loss" in record:
                     state.eval_losses[trial_id] = record["eval/loss"]
-        if update.completed and state.training_since is not None:
-            per_step = (self._clock() - state.training_since) / update.completed
-            state.seconds_left = per_step * (update.steps - update.completed)
         text = update.phase
         if update.completed:
-            text = f"step {update.completed}/{update.steps}"
+            self._estimate(state, update)
+            text = f"step {update.completed}/{state.steps}"
             if state.losses:
                 text += f", train loss {min(state.losses.values()):.3f} to {max(state.losses.values()):.3f}"
             if state.seconds_left is not None:
                 text += f", {_duration(state.seconds_left)} left"
-        self._line(pack.pack_id, text, at_once=new_phase or update.finished)
+        self._line(update.pack_id, text, at_once=new_phase or update.done)
 
-    def ended(self, pack: Pack) -> None:
-        """A pack's trials have ended."""
-        self.num_ended += 1
-        self._packs.pop(pack.pack_id, None)
-        self._line(pack.pack_id, f"done ({self.num_ended} of {self.num_packs} packs)", at_once=True)
+    def _estimate(self, state: _PackState, update: PackUpdate) -> None:
+        now = self._clock()
+        if state.first_report is None:
+            state.first_report = (update.completed, now)
+            return
+        step, since = state.first_report
+        if update.completed > step:
+            state.seconds_left = (now - since) / (update.completed - step) * (state.steps - update.completed)
 
-    def failed(self, pack: Pack, reason: str) -> None:
-        """A pack has failed."""
-        self.num_ended += 1
-        self._packs.pop(pack.pack_id, None)
+    def ended(self, lane: Lane) -> None:
+        """A lane's trials have ended."""
+        self._ended |= {trial.trial_id for trial in lane.trials}
+        for pack in lane.packs:
+            self._packs.pop(pack.pack_id, None)
+
+    def failed(self, lane: Lane, reason: str) -> None:
+        """A lane has failed."""
+        for pack in lane.packs:
+            self._packs.pop(pack.pack_id, None)
         # A reason is not markup: "[/tmp/file]" in it would be taken for a tag.
-        self.console.print(Text(f"{pack.pack_id} failed:", style="bold red"), Text(reason))
+        self.console.print(Text(f"{lane.lane_id} failed:", style="bold red"), Text(reason))
 
     def _line(self, pack_id: str, text: str, *, at_once: bool) -> None:
         if self._live is not None:
@@ -110,7 +132,7 @@ class SweepProgress:
 
     def _render(self) -> RenderableType:
         elapsed = _duration(self._clock() - self._start)
-        head = Text(f"{self.num_ended} of {self.num_packs} packs done, {elapsed} so far", style="bold")
+        head = Text(f"{len(self._ended)} of {self.num_trials} trials done, {elapsed} so far", style="bold")
         if not self._packs:
             return Group(head, Text("starting Ray's workers ...", style="dim"))
         return Group(head, *(self._render_pack(pack_id, state) for pack_id, state in self._packs.items()))
@@ -140,6 +162,10 @@ def _describe(parameters: Mapping[str, object]) -> str:
     shown = [("method.rank", "rank"), ("method.lr_ratio", "ratio"), ("training.lr", "lr"), ("seed", "seed")]
     words = [f"{name} {parameters[key]:g}" for key, name in shown if isinstance(parameters.get(key), int | float)]
     return " ".join([str(parameters["method.name"]), *words])
+
+
+def _trials(count: int) -> str:
+    return "1 trial" if count == 1 else f"{count} trials"
 
 
 def _number(value: float | None) -> str:

@@ -1,41 +1,32 @@
-"""Runs an experiment: packs on Ray Tune, as many at once as the cluster can hold, recorded in MLflow as they go."""
+"""Runs an experiment: its rows tokenised, Ray connected, its lanes on Ray Tune, the record in MLflow."""
 
 import logging
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import ray
 import torch
-from ray import tune
 from rich.console import Console
 
-from loragrid.callback import RecordingCallback, SweepOutcome
+from loragrid.callback import SweepOutcome
 from loragrid.comparison import Comparison, load_comparison
 from loragrid.config import DataConfig, Experiment, ModelConfig
 from loragrid.data import TokenizedData, load_data
-from loragrid.driver import drive_pack
-from loragrid.engine_choice import RequestedMode
-from loragrid.environment import environment_tags
 from loragrid.models import load_tokenizer
 from loragrid.placement import Node, Placement, place
-from loragrid.planning import Pack, Plan, plan
+from loragrid.planning import Plan, plan
 from loragrid.progress import SweepProgress
+from loragrid.rounds import Rounds
 from loragrid.tracking import QUESTION_TAG, Recorder, default_tracking_uri
-
-# What a Tune trial's process was seen to hold: Ray, torch and transformers imported, nothing loaded.
-TUNE_TRIAL_BYTES = 500 * 2**20
 
 CONNECT_SECONDS = 10.0
 _HOST_AND_PORT = re.compile(r"[^:/]+:\d{1,5}")
-
-TokenizedByConfig = Mapping[tuple[ModelConfig, DataConfig], TokenizedData]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +40,8 @@ class SweepResult:
 
     @property
     def succeeded(self) -> bool:
-        """Whether every trial of the plan finished."""
-        return all(self.outcome.statuses.get(trial.trial_id) == "FINISHED" for trial in self.plan.trials)
+        """Whether every trial of the plan finished, or was stopped early as the experiment asks."""
+        return all(self.outcome.is_as_planned(trial.trial_id) for trial in self.plan.trials)
 
     def comparison(self) -> Comparison:
         """The sweep as MLflow holds it."""
@@ -83,73 +74,12 @@ def run(
         check_placement(experiment, placement, is_local, console)
         warn_of_slow_arithmetic(the_plan, placement, console)
         recorder.start_sweep(name, sweep_parameters(experiment), {QUESTION_TAG: experiment.question})
-        packs = {pack.pack_id: pack for pack in the_plan.packs}
-        with SweepProgress(len(packs), console) as progress:
-            callback = RecordingCallback(
-                recorder, lambda config, _: packs[config["pack"]], environment_tags(), progress
-            )
-            _tune_packs(
-                packs, tokenized, placement, experiment.engine.mode, callback, storage_folder(experiment) / "ray", name
-            )
-    return SweepResult(plan=the_plan, name=name, tracking_uri=recorder.tracking_uri, outcome=callback.outcome)
-
-
-def _tune_packs(
-    packs: Mapping[str, Pack],
-    tokenized: TokenizedByConfig,
-    placement: Placement,
-    engine_mode: RequestedMode,
-    callback: RecordingCallback,
-    storage: Path,
-    name: str,
-) -> None:
-    # References: what lies in Ray's object store goes from there to the workers, and nowhere else.
-    rows = {key: ray.put(data) for key, data in tokenized.items()}
-
-    def train_pack(config: dict[str, Any], packs: Mapping[str, Pack], rows: Mapping[Any, Any]) -> None:
-        pack = packs[config["pack"]]
-        data = rows[(pack.trials[0].model, pack.trials[0].data)]
-        drive_pack(pack, data, placement, str(storage / name), engine_mode=engine_mode)
-
-    try:
-        with quiet_tune():
-            tune.Tuner(
-                lightweight(tune.with_parameters(train_pack, packs=packs, rows=rows)),
-                param_space={"pack": tune.grid_search(list(packs))},
-                tune_config=tune.TuneConfig(max_concurrent_trials=max(1, placement.num_packs)),
-                run_config=tune.RunConfig(name=name, storage_path=str(storage), callbacks=[callback], verbose=0),
-            ).fit()
-    finally:
-        callback.close()
-
-
-@contextmanager
-def quiet_tune() -> Iterator[None]:
-    """Within, Tune writes no result files, tables and tracebacks: MLflow and the live display take their place."""
-    switches = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
-    before = {name: os.environ.get(name) for name in switches}
-    logger = logging.getLogger("ray.tune")
-    level = logger.level
-    os.environ.update(switches)
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def lightweight(trainable: Any) -> Any:
-    """A Tune trial that takes no CPU: it only waits for its `TorchTrainer`, whose workers bring their own resources.
-
-    One that held a CPU could keep its own workers from ever being placed. Tune refuses a trial that takes nothing, so
-    it takes the memory that its process uses.
-    """
-    return tune.with_resources(trainable, tune.PlacementGroupFactory([{"memory": TUNE_TRIAL_BYTES}]))
+        rows = {key: ray.put(data) for key, data in tokenized.items()}
+        with SweepProgress(len(the_plan.trials), console) as progress:
+            outcome = Rounds(
+                the_plan, rows, placement, recorder, name, storage_folder(experiment) / "ray", progress
+            ).run()
+    return SweepResult(plan=the_plan, name=name, tracking_uri=recorder.tracking_uri, outcome=outcome)
 
 
 def tokenize(the_plan: Plan, console: Console) -> dict[tuple[ModelConfig, DataConfig], TokenizedData]:

@@ -16,7 +16,7 @@ from loragrid_methods.engine.optimizer import MemberAdamW
 from loragrid_methods.engine.pack import AdapterPack
 
 if TYPE_CHECKING:  # a step needs torch and transformers alone, not what reads files and configurations
-    from loragrid.batches import Batch, PackBatches
+    from loragrid.batches import PackBatches
 
 
 class SumOverWorkers(Protocol):
@@ -27,6 +27,20 @@ class SumOverWorkers(Protocol):
 
 def one_worker(tensor: Tensor) -> None:
     """The sum over a single worker."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """The rows of M members, member by member, in static shapes.
+
+    input_ids (M * R, L); label_positions and label_targets (M * R, C), -100 where there is no label; num_labels (M,)
+    float64, the labels of the whole step over all workers (ones where sums are wanted).
+    """
+
+    input_ids: Tensor
+    label_positions: Tensor
+    label_targets: Tensor
+    num_labels: Tensor
 
 
 @dataclass(kw_only=True)
@@ -43,7 +57,7 @@ class PackModel:
     completed: int = 0
     score_rows: ScoreRows = score_rows
 
-    def losses(self, batch: "Batch") -> Tensor:
+    def losses(self, batch: Batch) -> Tensor:
         """The members' mean losses over their own labels, (M,); this worker's share where there are several."""
         hidden = self.base.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
         labelled = labelled_hidden_states(hidden, batch.label_positions)
@@ -63,11 +77,11 @@ class ComputeStep(Protocol):
     """Runs the part of a step that has static shapes: from the batch (and learning rates (M,)) to changed weights."""
 
     def __call__(
-        self, model: PackModel, batch: "Batch", rates: Tensor, sum_over_workers: SumOverWorkers
+        self, model: PackModel, batch: Batch, rates: Tensor, sum_over_workers: SumOverWorkers
     ) -> StepResult: ...
 
 
-def compute_step(model: PackModel, batch: "Batch", rates: Tensor, sum_over_workers: SumOverWorkers) -> StepResult:
+def compute_step(model: PackModel, batch: Batch, rates: Tensor, sum_over_workers: SumOverWorkers) -> StepResult:
     """Forward, loss, backward, clipping and update of all members. Never waits for the device, never looks at a value.
 
     The sum of the members' losses gives every member the gradient it would have alone, because no row of one member
@@ -87,7 +101,7 @@ def compute_step(model: PackModel, batch: "Batch", rates: Tensor, sum_over_worke
 
 
 def train_step(
-    model: PackModel, batch: "Batch", sum_over_workers: SumOverWorkers, compute: ComputeStep = compute_step
+    model: PackModel, batch: Batch, sum_over_workers: SumOverWorkers, compute: ComputeStep = compute_step
 ) -> StepResult:
     """One optimizer step of all members and what follows it (Delta-LoRA's snapshot)."""
     result = compute(model, batch, model.learning_rates[model.completed], sum_over_workers)
@@ -108,7 +122,7 @@ def _sum_gradients_and_losses(gradients: Tensor, losses: Tensor, sum_over_worker
 @torch.no_grad()
 def evaluate(
     model: PackModel,
-    batches: Sequence["Batch"],
+    batches: Sequence[Batch],
     num_labels: int,
     sum_over_workers: SumOverWorkers,
     *,
@@ -133,12 +147,13 @@ def evaluate(
 
 @dataclass(frozen=True, kw_only=True)
 class LoopSettings:
-    """When the loop reports, evaluates and saves; all in steps."""
+    """When the loop ends, reports, evaluates and saves; all in steps. At `milestones` it evaluates and reports."""
 
     steps: int
     report_every: int
     eval_every: int | None
     checkpoint_every: int | None
+    milestones: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,14 +223,15 @@ def train(
         with stopwatch.phase("train"):
             pending.steps.append((model.completed + 1, train_step(model, batch, sum_over_workers, compute)))
         done, finished = model.completed, model.completed == settings.steps
-        if finished or (settings.eval_every and done % settings.eval_every == 0):
+        milestone = finished or done in settings.milestones
+        if milestone or (settings.eval_every and done % settings.eval_every == 0):
             with stopwatch.phase("eval"):
                 losses = evaluate(
                     model, batches.evaluation(model.pack.num_members), batches.num_eval_labels, sum_over_workers
                 )
                 pending.evaluations.append((done, losses))
         checkpoint_due = finished or bool(settings.checkpoint_every and done % settings.checkpoint_every == 0)
-        if checkpoint_due or done % settings.report_every == 0:
+        if milestone or checkpoint_due or done % settings.report_every == 0:
             flush(checkpoint_due=checkpoint_due, finished=finished)
 
 

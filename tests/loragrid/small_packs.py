@@ -19,6 +19,7 @@ from loragrid.checkpoint import load_checkpoint
 from loragrid.config import DataConfig, ModelConfig, PackConfig, TrainingConfig
 from loragrid.data import TokenizedData, load_data
 from loragrid.grid import Trial
+from loragrid.member_state import put_member
 from loragrid.models import load_base, load_tokenizer
 from loragrid.planning import group_into_packs
 from loragrid.training import (
@@ -169,8 +170,16 @@ def run_pack(
 
 
 def resume(setup: Setup, trials: Sequence[Trial], folder: Path) -> Run:
-    """Go on from a checkpoint in a fresh pack."""
-    return run_pack(setup, trials, prepare=lambda model: load_checkpoint(model, folder))
+    """Go on from a checkpoint in a fresh pack, whatever pack it was saved from."""
+
+    def put(model: PackModel) -> None:
+        states = load_checkpoint(folder)
+        for member, trial in enumerate(trials):
+            put_member(model, member, states[trial.trial_id])
+            model.completed = states[trial.trial_id].completed
+        model.pack.after_load()
+
+    return run_pack(setup, trials, prepare=put)
 
 
 def largest_difference(ours: Mapping[Any, Any], theirs: Mapping[Any, Any], *, relative: bool = False) -> float:

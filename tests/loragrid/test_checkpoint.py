@@ -1,15 +1,26 @@
 """A pack that is saved and continued in a fresh process's place ends with the same bits."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 from loragrid.assembly import build_model
-from loragrid.checkpoint import load_checkpoint, save_checkpoint
+from loragrid.checkpoint import save_checkpoint
 from loragrid.grid import Trial
+from loragrid.member_state import put_member, take_member
 from loragrid.training import PackModel, Report
-from tests.loragrid.small_packs import Run, Setup, bit_equal, make_setup, mixed_trials, resume, run_pack
+from tests.loragrid.small_packs import (
+    Run,
+    Setup,
+    bit_equal,
+    largest_difference,
+    make_setup,
+    mixed_trials,
+    resume,
+    run_pack,
+)
 
 HALF, STEPS = 4, 8
 
@@ -24,12 +35,16 @@ def exact(tiny_gpt2_dir: Path, chat_jsonl: Path) -> Setup:
     return make_setup(tiny_gpt2_dir, chat_jsonl, "float64")
 
 
+def save_all(model: PackModel, trials: Sequence[Trial], folder: Path) -> None:
+    save_checkpoint({trial.trial_id: take_member(model, member) for member, trial in enumerate(trials)}, folder)
+
+
 def whole_run(setup: Setup, trials: list[Trial], folder: Path, step: int = HALF) -> Run:
     """Train to the end and save after `step` steps on the way."""
 
     def save(report: Report, model: PackModel) -> None:
         if report.checkpoint_due and report.completed == step:
-            save_checkpoint(model, folder)
+            save_all(model, trials, folder)
 
     return run_pack(setup, trials, on_report=save, checkpoint_every=step)
 
@@ -74,7 +89,7 @@ def test_a_member_that_diverged_before_the_checkpoint_stays_so_and_the_others_go
 
     def save(report: Report, model: PackModel) -> None:
         if report.completed == HALF:
-            save_checkpoint(model, tmp_path)
+            save_all(model, trials, tmp_path)
 
     whole = run_pack(exact, trials, prepare=poison, on_report=save, report_every=HALF)
     continued = resume(exact, trials, tmp_path)
@@ -92,18 +107,28 @@ def test_saving_changes_nothing(exact: Setup, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_is_safetensors_and_json_alone(exact: Setup, tmp_path: Path) -> None:
-    save_checkpoint(build_model([exact.trial("lora")], exact.base()), tmp_path)
+    trials = [exact.trial("lora")]
+    save_all(build_model(trials, exact.base()), trials, tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json"}
 
 
-@pytest.mark.parametrize(
-    "others",
-    [[("lora", 3), ("lora", 3)], [("lora", 5)], [("lora_fa", 3)], [("vera", 3)], [("frozen", 3)]],
-    ids=["more members", "another rank", "fewer trained tensors", "other tensors", "none"],
-)
-def test_a_checkpoint_of_other_trials_is_refused(exact: Setup, tmp_path: Path, others: list[tuple[str, int]]) -> None:
-    save_checkpoint(build_model([exact.trial("lora", {"rank": 3})], exact.base()), tmp_path)
-    trials = [exact.trial(name, {"rank": rank}, seed=seed) for seed, (name, rank) in enumerate(others)]
-    model = build_model(trials, exact.base())
-    with pytest.raises(ValueError, match="the checkpoint is of a pack with other trials"):
-        load_checkpoint(model, tmp_path)
+def test_members_go_on_in_packs_of_other_members_and_ranks(exact: Setup, tmp_path: Path) -> None:
+    trials = mixed_trials(exact)
+    whole = whole_run(exact, trials, tmp_path)
+    for part in (trials[::2], trials[1::2][:1]):
+        continued = resume(exact, part, tmp_path)
+        for member, trial in enumerate(part):
+            before = trials.index(trial)
+            for key in ("train/loss", "eval/loss"):
+                ours, theirs = continued.curve(member, key), whole.curve(before, key)
+                assert largest_difference(ours, {at: theirs[at] for at in ours}) <= 1e-10
+            assert largest_difference(continued.weights(member), whole.weights(before)) <= 1e-10
+
+
+@pytest.mark.parametrize("other", [("lora", 5), ("lora_fa", 3), ("vera", 3), ("frozen", 3)])
+def test_another_trials_state_is_refused(exact: Setup, other: tuple[str, int]) -> None:
+    state = take_member(build_model([exact.trial("lora", {"rank": 3})], exact.base()), 0)
+    name, rank = other
+    model = build_model([exact.trial(name, {"rank": rank})], exact.base())
+    with pytest.raises(ValueError, match="the saved state is another trial's"):
+        put_member(model, 0, state)

@@ -10,7 +10,7 @@ import pytest
 from loragrid.assembly import build_model
 from loragrid.config import Experiment, PackConfig, experiment_from_mapping
 from loragrid.grid import expand
-from loragrid.planning import TOKENS_PER_STEP, Pack, base_shape, count_parameters, group_into_packs, plan
+from loragrid.planning import TOKENS_PER_STEP, Pack, assign_lanes, base_shape, count_parameters, group_into_packs, plan
 from loragrid_methods import method_names
 from loragrid_methods.engine.pack import member_order
 from tests.loragrid.small_packs import Setup, make_setup
@@ -208,3 +208,21 @@ def test_a_plan_as_json_names_every_trial_its_pack_and_its_counts(setup: Setup) 
         [written["trials"][2]["trial_id"]],
         [written["trials"][3]["trial_id"]],
     ]
+
+
+def test_packs_are_shared_out_over_the_places_by_their_work_and_stay_in_order() -> None:
+    packs = packs_of(experiment(["full", "lora"], {"seed": list(range(9))}), PackConfig(max_members=3))
+    assert sizes(packs) == [1] * 9 + [3, 3, 3]
+    lanes = assign_lanes(packs, 2, first=5)
+    assert [lane.lane_id for lane in lanes] == ["lane-5", "lane-6"]
+    assert [len(lane.trials) for lane in lanes] == [9, 9]
+    assert sorted(pack.pack_id for lane in lanes for pack in lane.packs) == [pack.pack_id for pack in packs]
+    for lane in lanes:
+        assert [pack.pack_id for pack in lane.packs] == sorted(pack.pack_id for pack in lane.packs)
+
+
+@pytest.mark.parametrize("num_places", [3, 8])
+def test_with_a_place_for_every_pack_each_has_a_lane_of_its_own_and_gives_it_its_name(num_places: int) -> None:
+    packs = packs_of(experiment(["lora"], {"seed": [0, 1, 2]}), PackConfig(max_members=1))
+    lanes = assign_lanes(packs, num_places)
+    assert [(lane.lane_id, lane.packs) for lane in lanes] == [(pack.pack_id, (pack,)) for pack in packs]

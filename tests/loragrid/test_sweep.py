@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -103,8 +104,6 @@ def artifact(result: lg.SweepResult, run: Run, folder: Path) -> Path:
 
 def free_cpus() -> Iterator[float]:
     """What Ray has free, again and again for ten seconds: workers take a moment to go."""
-    import ray
-
     for _ in range(100):
         yield ray.available_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
         time.sleep(0.1)
@@ -286,3 +285,44 @@ def test_two_workers_give_the_curves_of_one(packed: lg.SweepResult, settings: di
     for point, value in spread.items():
         assert value == pytest.approx(one[point], rel=1e-8), point
     assert any(free == 2.0 for free in free_cpus())
+
+
+def test_two_packs_follow_each_other_in_one_worker_and_those_behind_are_stopped_at_the_rung(
+    settings: dict[str, Any],
+) -> None:
+    experiment = lg.Experiment(
+        name="halving",
+        methods=[{"name": "lora", "grid": {"lr": [1e-6, 1e-2, 1e-5, 1e-4]}}, "full"],
+        early_stopping={"grace_steps": 3, "reduction_factor": 4},
+        pack={"max_members": 2},
+        **settings | {"workers": {"cpus_per_worker": 2}},
+    )
+    result = lg.run(experiment)
+    table = result.to_pandas().set_index("trial_id")
+    assert result.succeeded
+    (trainer,) = (Path(settings["storage"]["path"]) / "ray" / "halving-1").glob("lane-*")
+    assert len(list(trainer.glob("checkpoint_2*"))) == 1, "what was recorded is deleted"
+    lora = table[table["method"] == "lora"].set_index("lr")
+    assert dict(lora["status"]) == {1e-2: "FINISHED", 1e-4: "KILLED", 1e-5: "KILLED", 1e-6: "KILLED"}
+    second = lora.to_dict("index")[1e-4]
+    reason = f"stopped early at rung 1 (step 3): eval/loss {second['eval/final_loss']:.4g} is number 2 of 4, 1 go on"
+    assert second["reason"] == reason
+    assert list(table[table["method"] == "full"]["status"]) == ["FINISHED"]
+    points = curves(result)
+    last = {trial_id: max(step for other, _, step in points if other == trial_id) for trial_id in table.index}
+    assert sorted(last.values()) == [3, 3, 3, STEPS, STEPS]
+
+
+def test_trials_that_train_alone_are_stopped_early_by_tunes_asha(settings: dict[str, Any]) -> None:
+    experiment = lg.Experiment(
+        name="asha-from-yaml",
+        methods=[{"name": "lora", "grid": {"lr": [1e-2, 1e-6]}}],
+        early_stopping={"grace_steps": 2, "reduction_factor": 2},
+        pack={"max_members": 1},
+        **settings | {"workers": {"cpus_per_worker": 2}},
+    )
+    result = lg.run(experiment)
+    table = result.to_pandas().set_index("lr")
+    assert dict(table["status"]) == {1e-2: "FINISHED", 1e-6: "KILLED"}
+    assert table["reason"].to_dict()[1e-6] == "stopped early by the sweep's scheduler"
+    assert result.succeeded

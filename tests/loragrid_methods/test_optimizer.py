@@ -33,6 +33,7 @@ def build(generator: torch.Generator, dtype: torch.dtype, **settings: Any) -> Me
             weights=random(generator, members, columns, dtype=dtype),
             gradients=torch.zeros(members, columns, dtype=dtype),
             multiplier=torch.tensor(multipliers, dtype=torch.float64).unsqueeze(1),
+            shapes={"": torch.Size((members, columns))},
         )
         for name, start, members, columns, multipliers in LAYOUT
     ]

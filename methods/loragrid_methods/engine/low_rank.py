@@ -13,44 +13,79 @@ from loragrid_methods.engine.adapter_stack import DrawClock
 
 
 class LowRankUpdate(torch.autograd.Function):
-    """y = scaling (x A^T) B^T for M members, with z = x A^T.
+    """y = scaling (x A^T) B^T for M members, with z = x A^T; with a fixed second pair also + fixed_scaling (x C^T) D^T.
 
-    With u = g B the gradients are dx = scaling u A, dA = gradient_scaling u^T x, dB = gradient_scaling g^T z;
-    `gradient_scaling` None is `scaling` (no compiler takes the same tensor twice).
+    With u = g B the gradients are dx = scaling u A (+ fixed_scaling (g D) C), dA = gradient_scaling u^T x,
+    dB = gradient_scaling g^T z; `gradient_scaling` None is `scaling` (no compiler takes the same tensor twice).
     Kept for backward besides the factors: x only where A trains, z only where B trains. The product is computed in
-    the type of x; a float32 A under a bfloat16 base is rounded here, so no float32 copy of x is ever made.
+    the type of x; a float32 A under a bfloat16 base is rounded here, so no float32 copy of x is ever made. Both pairs
+    are multiplied as one of the rank of both, which reads x and writes y once.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, scaling: Tensor, gradient_scaling: Tensor | None) -> Tensor:
-        """x (M, T, in), a (M, r, in), b (M, out, r), both scalings (M, 1, 1) -> (M, T, out)."""
-        z = x @ a.to(x.dtype).mT
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        a: Tensor,
+        b: Tensor,
+        scaling: Tensor,
+        gradient_scaling: Tensor | None,
+        c: Tensor | None,
+        d: Tensor | None,
+        fixed_scaling: Tensor | None,
+    ) -> Tensor:
+        """x (M, T, in), a and c (M, r, in), b and d (M, out, r), all scalings (M, 1, 1) -> (M, T, out)."""
+        down, up, factors = _both(a, c, 1, x.dtype), _both(b, d, 2, x.dtype), _factors(a, scaling, c, fixed_scaling)
+        z = x @ down.mT
         trains_a, trains_b = ctx.needs_input_grad[1:3]
-        ctx.save_for_backward(x if trains_a else None, z if trains_b else None, a, b, scaling, gradient_scaling)
-        return (z * scaling.to(x.dtype)) @ b.to(x.dtype).mT
+        own_z = z if c is None else z[..., : a.shape[1]].contiguous()
+        ctx.save_for_backward(
+            x if trains_a else None, own_z if trains_b else None, a, b, scaling, gradient_scaling, c, d, fixed_scaling
+        )
+        return (z * factors.to(x.dtype)) @ up.mT
 
     @staticmethod
     @once_differentiable  # z is a constant to a second backward, which would be wrong without a word
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """g (M, T, out) -> gradients in the shapes of x, a and b."""
-        x, z, a, b, scaling, gradient_scaling = ctx.saved_tensors
+        x, z, a, b, scaling, gradient_scaling, c, d, fixed_scaling = ctx.saved_tensors
         gradient_scaling = scaling if gradient_scaling is None else gradient_scaling
         need_x, need_a, need_b = ctx.needs_input_grad[:3]
         grad_x = grad_a = grad_b = None
         if need_x or need_a:
-            u = g @ b.to(g.dtype)
+            u = g @ (_both(b, d, 2, g.dtype) if need_x else b.to(g.dtype))
             if need_x:
-                grad_x = (u * scaling.to(g.dtype)) @ a.to(g.dtype)
+                grad_x = (u * _factors(a, scaling, c, fixed_scaling).to(g.dtype)) @ _both(a, c, 1, g.dtype)
             if need_a:
-                grad_a = (u.mT @ x).to(a.dtype) * gradient_scaling.to(a.dtype)
+                grad_a = (u[..., : a.shape[1]].mT @ x).to(a.dtype) * gradient_scaling.to(a.dtype)
         if need_b:
             grad_b = (g.mT @ z).to(b.dtype) * gradient_scaling.to(b.dtype)
-        return grad_x, grad_a, grad_b, None, None
+        return grad_x, grad_a, grad_b, None, None, None, None, None
 
 
-def low_rank_update(x: Tensor, a: Tensor, b: Tensor, scaling: Tensor, gradient_scaling: Tensor | None = None) -> Tensor:
-    """`LowRankUpdate` with the gradients' scaling equal to the output's unless it is given; shapes as there."""
-    update: Tensor = LowRankUpdate.apply(x, a, b, scaling, gradient_scaling)  # type: ignore[no-untyped-call]
+def _both(trained: Tensor, fixed: Tensor | None, rank_axis: int, dtype: torch.dtype) -> Tensor:
+    """The factors side by side along their ranks."""
+    return trained.to(dtype) if fixed is None else torch.cat([trained.to(dtype), fixed.to(dtype)], rank_axis)
+
+
+def _factors(a: Tensor, scaling: Tensor, c: Tensor | None, fixed_scaling: Tensor | None) -> Tensor:
+    """What every column of z is multiplied with: (M, 1, 1), or (M, 1, r of both)."""
+    if c is None or fixed_scaling is None:
+        return scaling
+    return torch.cat([scaling.expand(-1, -1, a.shape[1]), fixed_scaling.expand(-1, -1, c.shape[1])], 2)
+
+
+def low_rank_update(
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scaling: Tensor,
+    gradient_scaling: Tensor | None = None,
+    fixed: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> Tensor:
+    """`LowRankUpdate`; the gradients' scaling is the output's unless given, `fixed` is (C, D, their scaling)."""
+    c, d, fixed_scaling = fixed or (None, None, None)
+    update: Tensor = LowRankUpdate.apply(x, a, b, scaling, gradient_scaling, c, d, fixed_scaling)  # type: ignore[no-untyped-call]
     return update
 
 

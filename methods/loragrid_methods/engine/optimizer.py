@@ -3,7 +3,7 @@
 After Loshchilov & Hutter 2019 (arXiv 1711.05101), in the order of operations of `torch.optim.AdamW`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,8 @@ class ParameterBlock:
     """All parameters of one name (say `lora_B`) of the members that share stacks, over all layers.
 
     `weights` and `gradients` are (m, P) with m members from `start` on; the stacks' own tensors are views of them.
-    `multiplier` (m, 1) is each member's factor on its learning rate.
+    `multiplier` (m, 1) is each member's factor on its learning rate. `shapes` are the parameters' own, (m, ...), by
+    layer name in the order of P.
     """
 
     name: str
@@ -23,11 +24,18 @@ class ParameterBlock:
     weights: Tensor
     gradients: Tensor
     multiplier: Tensor
+    shapes: Mapping[str, torch.Size]
 
     @property
     def members(self) -> slice:
         """The block's members within the pack."""
         return slice(self.start, self.start + self.weights.shape[0])
+
+    def views(self, flat: Tensor) -> dict[str, Tensor]:
+        """Layer name -> view of `flat` (m, P) in the shape of that layer's parameter."""
+        widths = [shape.numel() // shape[0] for shape in self.shapes.values()]
+        pieces = flat.split(widths, dim=1)
+        return {layer: piece.view(shape) for (layer, shape), piece in zip(self.shapes.items(), pieces, strict=True)}
 
 
 class MemberAdamW:
@@ -103,6 +111,14 @@ class MemberAdamW:
             tensors[f"first_moment.{index}"] = self.first_moments[index]
             tensors[f"second_moment.{index}"] = self.second_moments[index]
         return tensors
+
+    def member_moments(self, member: int) -> Iterator[tuple[str, str, str, Tensor]]:
+        """(moment's name, layer, parameter's name, one member's moment without member axis, padding included)."""
+        for block, first, second in zip(self.blocks, self.first_moments, self.second_moments, strict=True):
+            if member in range(block.members.start, block.members.stop):
+                for kind, flat in (("first_moment", first), ("second_moment", second)):
+                    for layer, moment in block.views(flat).items():
+                        yield kind, layer, block.name, moment[member - block.start]
 
 
 def adamw_update(

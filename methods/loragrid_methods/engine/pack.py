@@ -141,38 +141,40 @@ class AdapterPack:
 
     def _flatten(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, list[ParameterBlock]]:
         """Move all parameters into blocks (m, P) and give them gradients in one buffer, which one all-reduce sums."""
-        named: list[tuple[int, str, list[nn.Parameter]]] = []
+        named: list[tuple[int, str, dict[str, nn.Parameter]]] = []
         for start, stacks in self.groups:
-            by_name: dict[str, list[nn.Parameter]] = {}
-            for stack in stacks.values():
+            by_name: dict[str, dict[str, nn.Parameter]] = {}
+            for layer, stack in stacks.items():
                 for name, parameter in stack.named_parameters():
-                    by_name.setdefault(name, []).append(parameter)
+                    by_name.setdefault(name, {})[layer] = parameter
             named += [(start, name, parameters) for name, parameters in by_name.items()]
         buffer = torch.zeros(
-            sum(p.numel() for _, _, parameters in named for p in parameters), device=device, dtype=dtype
+            sum(p.numel() for _, _, parameters in named for p in parameters.values()), device=device, dtype=dtype
         )
         blocks, offset = [], 0
         for start, name, parameters in named:
-            num_members = parameters[0].shape[0]
-            size = sum(parameter.numel() for parameter in parameters)
+            shapes = {layer: parameter.shape for layer, parameter in parameters.items()}
+            num_members = next(iter(shapes.values()))[0]
+            size = sum(shape.numel() for shape in shapes.values())
             gradients = buffer[offset : offset + size].view(num_members, -1)
-            weights = torch.empty_like(gradients)
-            column = 0
-            for parameter in parameters:
-                width = parameter.numel() // num_members
-                view = weights[:, column : column + width].view(parameter.shape)
-                view.copy_(parameter.data)
-                parameter.data = view
-                parameter.grad = gradients[:, column : column + width].view(parameter.shape)
-                column += width
             multiplier = torch.tensor(
                 [[self.methods[start + m].learning_rate_multiplier(name)] for m in range(num_members)],
                 device=device,
                 dtype=torch.float64,
             )
-            blocks.append(
-                ParameterBlock(name=name, start=start, weights=weights, gradients=gradients, multiplier=multiplier)
+            block = ParameterBlock(
+                name=name,
+                start=start,
+                weights=torch.empty_like(gradients),
+                gradients=gradients,
+                multiplier=multiplier,
+                shapes=shapes,
             )
+            weights, grads = block.views(block.weights), block.views(gradients)
+            for layer, parameter in parameters.items():
+                weights[layer].copy_(parameter.data)
+                parameter.data, parameter.grad = weights[layer], grads[layer]
+            blocks.append(block)
             offset += size
         return buffer, blocks
 

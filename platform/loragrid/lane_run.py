@@ -1,0 +1,79 @@
+"""Runs a lane: pack after pack, rung after rung; a pack that fails is halved until the trial at fault stands alone."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+from loragrid.config import EarlyStoppingConfig
+from loragrid.early_stopping import rung_steps, survivors
+from loragrid.failure import Failure, process_can_go_on
+from loragrid.messages import STOPPED_EARLY, TrialEnd
+from loragrid.pack_trainer import PackTrainer
+from loragrid.planning import Pack, cut_evenly, sharing_key
+
+
+def run_lane(packs: Sequence[Pack], trainer: PackTrainer, early_stopping: EarlyStoppingConfig | None) -> None:
+    """Train every trial of `packs` to its end, or to the rung at which it falls behind.
+
+    With successive halving all packs that can share a base train up to a rung before any goes on: those who go on are
+    packed anew, so that they take the rows of those who fell behind.
+    """
+    for _, cohort in itertools.groupby(packs, lambda pack: sharing_key(pack.trials[0])):
+        waiting = list(cohort)
+        steps = waiting[0].trials[0].training.steps
+        rungs = rung_steps(early_stopping, steps)
+        most = max(len(pack.trials) for pack in waiting)
+        for number, rung in enumerate(rungs, start=1):
+            for pack in waiting:
+                _train_or_halve(pack, rung, trainer)
+            if early_stopping is not None and rung < steps:
+                _stop_those_behind(waiting, trainer, early_stopping, number, rung)
+                going_on = [trial for pack in waiting for trial in pack.trials if trial.trial_id in trainer.states]
+                waiting = [
+                    Pack(pack_id=f"{waiting[0].pack_id}-rung{number}.{index}", trials=part)
+                    for index, part in enumerate(cut_evenly(going_on, most))
+                ]
+
+
+def _stop_those_behind(
+    packs: Sequence[Pack], trainer: PackTrainer, config: EarlyStoppingConfig, number: int, rung: int
+) -> None:
+    """End the trials that are not among the best at this rung."""
+    losses = trainer.reports.latest(trainer.states, config.metric)
+    best = survivors(losses, config.reduction_factor)
+    places = {trial_id: place for place, trial_id in enumerate(sorted(losses, key=losses.__getitem__), start=1)}
+    for pack in packs:
+        ended = {
+            trial.trial_id: TrialEnd(
+                status="KILLED",
+                reason=f"{STOPPED_EARLY} at rung {number} (step {rung}): {config.metric} "
+                f"{losses[trial.trial_id]:.4g} is number {places[trial.trial_id]} of {len(losses)}, {len(best)} go on",
+            )
+            for trial in pack.trials
+            if trial.trial_id in losses and trial.trial_id not in best
+        }
+        trainer.end(pack, ended, {"loragrid.rung": str(number)})
+
+
+def _train_or_halve(pack: Pack, until: int, trainer: PackTrainer) -> None:
+    """Train a pack; where that fails, its halves, from where the pack began; where a trial fails alone, end it."""
+    try:
+        trainer.train(pack, until)
+        return
+    except Exception as error:
+        if not (trainer.isolate_failures and process_can_go_on(error)):
+            raise
+        failure = Failure.of(error)
+    # Only here, where the exception and the frames it held are gone, is the pack's memory free.
+    trainer.release()
+    if len(pack.trials) == 1:
+        trainer.end(pack, {pack.trials[0].trial_id: failure.end()}, failure.tags())
+        return
+    for half in _halves(pack):
+        trainer.reports.split(half, f"{pack.pack_id} of {len(pack.trials)} trials was halved: {failure.reason}")
+        _train_or_halve(half, until, trainer)
+
+
+def _halves(pack: Pack) -> Iterator[Pack]:
+    size = (len(pack.trials) + 1) // 2
+    for index, start in enumerate((0, size)):
+        yield Pack(pack_id=f"{pack.pack_id}.{index}", trials=pack.trials[start : start + size])

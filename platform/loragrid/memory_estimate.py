@@ -1,0 +1,185 @@
+"""What a pack will need on a GPU: its step is run on the meta device, where tensors have shapes and no data."""
+
+import warnings
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AttentionInterface, PreTrainedModel
+
+from loragrid.attention import allow_padding_without_mask
+from loragrid.engine_choice import Mode
+from loragrid.loss import score_rows
+from loragrid.training import Batch, PackModel, compute_step, one_worker
+from loragrid_methods import Method
+from loragrid_methods.engine.optimizer import MemberAdamW, adamw_update
+from loragrid_methods.engine.pack import AdapterPack
+
+ATTENTION = "loragrid_shapes"
+# What a compiled step holds of what a captured one does: the compiler computes parts of the activations again.
+COMPILED_KEEPS = 0.75
+# torch's allocator hands out memory in blocks of this size.
+BLOCK_BYTES = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryEstimate:
+    """Bytes that torch has allocated at the peak of a pack's training step, by what holds them.
+
+    adapters: weights and buffers. optimizer: gradients and moments. activations: what forward leaves for backward.
+    passing: what else lives at the peak (logits, gradients on their way).
+    """
+
+    base: int
+    adapters: int
+    optimizer: int
+    activations: int
+    passing: int
+
+    @property
+    def total(self) -> int:
+        """The peak."""
+        return self.base + self.adapters + self.optimizer + self.activations + self.passing
+
+
+def estimate_memory(
+    base: PreTrainedModel,
+    methods: Sequence[Method],
+    *,
+    num_rows: int,
+    length: int,
+    mode: Mode = "eager",
+) -> MemoryEstimate:
+    """The peak of one step of a pack of `methods`, each member with `num_rows` rows of `length` tokens.
+
+    `base` is a model on the meta device, which is given back as it was. Every token counts as a label. Evaluation holds
+    less and is not counted; nor are CUDA's context and what the allocator cannot use of its blocks.
+
+    Raises:
+        NotImplementedError: the model looks at values, which tensors without data do not have.
+    """
+    assert base.device.type == "meta"
+    attention = base.config._attn_implementation
+    AttentionInterface.register(ATTENTION, _attention_of_shapes)
+    allow_padding_without_mask(base)
+    base.set_attn_implementation(ATTENTION)
+    base_bytes = _bytes_of([*base.parameters(), *base.buffers()])
+    with torch.device("meta"):
+        model = _model_of_shapes(base, methods, mode)
+    try:
+        with torch.device("meta"):
+            rows = Batch(
+                input_ids=torch.zeros(len(methods) * num_rows, length, dtype=torch.long),
+                label_positions=torch.zeros(len(methods) * num_rows, length - 1, dtype=torch.long),
+                label_targets=torch.zeros(len(methods) * num_rows, length - 1, dtype=torch.long),
+                num_labels=torch.ones(len(methods), dtype=torch.float64),
+            )
+            with _LiveBytes() as live, warnings.catch_warnings():
+                # Members share flat buffers, so a gradient is a view with the buffer's strides: correct.
+                warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+                losses = model.losses(rows)
+                activations = live.now
+                del losses
+                compute_step(model, rows, model.learning_rates[0], one_worker)
+        stacks = [tensor for stack in model.pack.stacks() for tensor in (*stack.parameters(), *stack.buffers())]
+        optimizer = [*model.optimizer.first_moments, *model.optimizer.second_moments, model.pack.gradient_buffer]
+        kept = COMPILED_KEEPS if mode == "compiled" else 1.0
+        return MemoryEstimate(
+            base=base_bytes,
+            adapters=_bytes_of(stacks),
+            optimizer=_bytes_of(optimizer),
+            activations=round(kept * activations),
+            passing=live.peak - activations,
+        )
+    except RuntimeError as error:
+        raise NotImplementedError(f"{type(base).__name__} has no step of shapes alone ({error})") from error
+    finally:
+        model.pack.detach()
+        base.set_attn_implementation(attention)
+
+
+def _model_of_shapes(base: PreTrainedModel, methods: Sequence[Method], mode: Mode) -> PackModel:
+    """The pack on the meta device; fused pieces, which allocate nothing but their results, by stand-ins that do so."""
+    members = [(method, 0) for method in methods]
+    dtype = torch.promote_types(base.dtype, torch.float32)
+    pack = AdapterPack(base, members, output_layer=base.get_output_embeddings(), dtype=dtype)
+    pack.train()
+    vector = torch.ones(len(methods), dtype=torch.float64)
+    optimizer = MemberAdamW(pack.blocks, weight_decay=vector, clip_norm=vector, beta1=0.9, beta2=0.999, epsilon=1e-8)
+    optimizer.update = adamw_update if mode == "eager" else lambda *_, **__: None
+    return PackModel(
+        base=base,
+        pack=pack,
+        optimizer=optimizer,
+        learning_rates=vector.unsqueeze(0),
+        active=torch.ones(len(methods), dtype=torch.bool),
+        score_rows=score_rows if mode == "eager" else _fused_scores_of_shapes,
+    )
+
+
+def _fused_scores_of_shapes(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(weights), torch.empty_like(logits)
+
+
+def _bytes_of(tensors: Sequence[Tensor]) -> int:
+    """The bytes of all storages behind the tensors, each once."""
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Within, counts the bytes of all storages that were made there and are still alive: `now`, and their `peak`."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._alive: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        given = {
+            tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)
+        }
+        for tensor in tree_leaves(results):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in given:
+                self._count(tensor.untyped_storage())
+        return results
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._alive:
+            return
+        size = -(-storage.nbytes() // BLOCK_BYTES) * BLOCK_BYTES
+        self._alive[key] = size
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.now -= self._alive.pop(key)
+
+
+def _attention_of_shapes(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The kernel that a GPU runs, by name: on the meta device torch would choose another, which keeps more."""
+    if query.dtype in (torch.bfloat16, torch.float16):
+        y = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, dropout, True, scale=scaling)[0]
+    else:
+        y = nn.functional.scaled_dot_product_attention(
+            query, key, value, scale=scaling, is_causal=True, enable_gqa=query.shape[1] != key.shape[1]
+        )
+    return y.transpose(1, 2).contiguous(), None

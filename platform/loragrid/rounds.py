@@ -1,0 +1,150 @@
+"""Runs lanes as Tune trials, as many at once as the cluster holds; what a lane that failed had not begun runs again."""
+
+import itertools
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+
+from loragrid.callback import RecordingCallback, SweepOutcome
+from loragrid.config import Experiment
+from loragrid.driver import drive_lane
+from loragrid.environment import environment_tags
+from loragrid.grid import expand
+from loragrid.messages import RowsByConfig
+from loragrid.placement import Placement
+from loragrid.planning import Lane, Pack, Plan, assign_lanes
+from loragrid.progress import SweepProgress
+from loragrid.tracking import Recorder
+
+# What a Tune trial's process was seen to hold: Ray, torch and transformers imported, nothing loaded.
+TUNE_TRIAL_BYTES = 500 * 2**20
+
+
+class Rounds:
+    """Assigns the plan's packs to lanes and tunes over those; packs that a failed lane had not begun come again."""
+
+    def __init__(
+        self,
+        the_plan: Plan,
+        rows: RowsByConfig,
+        placement: Placement,
+        recorder: Recorder,
+        name: str,
+        storage: Path,
+        progress: SweepProgress,
+    ) -> None:
+        self.plan, self.rows, self.placement = the_plan, rows, placement
+        self.storage, self.name = storage, name
+        self.lanes: dict[str, Lane] = {}
+        self.callback = RecordingCallback(
+            recorder,
+            lambda config, _: self.lanes[config["lane"]],
+            environment_tags(),
+            progress,
+            several_rounds=True,
+        )
+
+    def run(self) -> SweepOutcome:
+        """Every pack to its end; each round ends at least one."""
+        try:
+            waiting: list[Pack] = list(self.plan.packs)
+            for number in itertools.count():
+                lanes = assign_lanes(waiting, self._num_lanes(len(waiting)), first=len(self.lanes))
+                self.lanes |= {lane.lane_id: lane for lane in lanes}
+                self._tune(lanes, number)
+                waiting = [pack for pack in waiting if not self.callback.is_started(pack)]
+                if not waiting:
+                    break
+        finally:
+            self.callback.close()
+        return self.callback.outcome
+
+    def _num_lanes(self, num_packs: int) -> int:
+        """As many lanes as the cluster has places; one per pack where a pack must not wait for another's workers.
+
+        Trials that must train alone want processes of their own, several workers cannot go on after one's failure, and
+        a cluster without a place yet will grow by nobody knows how many.
+        """
+        alone = self.plan.experiment.pack.max_members == 1 or self.placement.num_workers > 1
+        return num_packs if alone else self.placement.num_packs or num_packs
+
+    def _tune(self, lanes: Sequence[Lane], number: int) -> None:
+        experiment, placement, storage = self.plan.experiment, self.placement, str(self.storage / self.name)
+        early_stopping = experiment.early_stopping
+        by_tune = early_stopping is not None and experiment.pack.max_members == 1
+
+        def train_lane(config: dict[str, Any], lanes: Mapping[str, Lane], rows: RowsByConfig) -> None:
+            drive_lane(
+                lanes[config["lane"]],
+                rows,
+                placement,
+                storage,
+                engine_mode=experiment.engine.mode,
+                early_stopping=early_stopping,
+                by_tune=by_tune,
+            )
+
+        name = self.name if number == 0 else f"{self.name}.{number}"
+        with quiet_tune():
+            tune.Tuner(
+                lightweight(
+                    tune.with_parameters(train_lane, lanes={lane.lane_id: lane for lane in lanes}, rows=self.rows)
+                ),
+                param_space={"lane": tune.grid_search([lane.lane_id for lane in lanes])},
+                tune_config=tune.TuneConfig(
+                    max_concurrent_trials=max(1, placement.num_packs),
+                    scheduler=asha(experiment) if by_tune else None,
+                ),
+                run_config=tune.RunConfig(
+                    name=name, storage_path=str(self.storage), callbacks=[self.callback], verbose=0
+                ),
+            ).fit()
+
+
+def asha(experiment: Experiment) -> ASHAScheduler:
+    """`early_stopping` for trials that train alone: Tune compares each with all that have been at the same rung."""
+    config = experiment.early_stopping
+    assert config is not None
+    return ASHAScheduler(
+        time_attr="step",
+        metric={"eval/loss": "eval_loss", "train/loss": "train_loss"}[config.metric],
+        mode="min",
+        grace_period=config.grace_steps,
+        reduction_factor=config.reduction_factor,
+        max_t=max(trial.training.steps for trial in expand(experiment)),
+    )
+
+
+@contextmanager
+def quiet_tune() -> Iterator[None]:
+    """Within, Tune writes no result files, tables and tracebacks: MLflow and the live display take their place."""
+    switches = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+    before = {name: os.environ.get(name) for name in switches}
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    os.environ.update(switches)
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def lightweight(trainable: Any) -> Any:
+    """A Tune trial that takes no CPU: it only waits for its `TorchTrainer`, whose workers bring their own resources.
+
+    One that held a CPU could keep its own workers from ever being placed. Tune refuses a trial that takes nothing, so
+    it takes the memory that its process uses.
+    """
+    return tune.with_resources(trainable, tune.PlacementGroupFactory([{"memory": TUNE_TRIAL_BYTES}]))

@@ -1,0 +1,119 @@
+"""The base that a worker keeps on its device from pack to pack, with what is known and compiled of it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from transformers import PreTrainedModel
+
+from loragrid.assembly import build_batches, check_logits
+from loragrid.attention import use_causal_attention
+from loragrid.config import DataConfig, ModelConfig
+from loragrid.data import TokenizedData
+from loragrid.engine import Engine, compile_layers, fuse_pieces, uncompile_layers
+from loragrid.engine_choice import EngineChoice, RequestedMode, capture_obstacle, choose_mode, flops_of_step
+from loragrid.grid import Trial
+from loragrid.memory_estimate import MemoryEstimate, estimate_memory
+from loragrid.models import load_base, load_meta_model
+from loragrid.training import PackModel
+
+
+class WarmBase:
+    """Loads a base when another is asked for, or after a method wrote the last one; decides how packs run on it."""
+
+    def __init__(self, device: torch.device, engine_mode: RequestedMode, num_workers: int) -> None:
+        self.device = device
+        self._engine_mode, self._num_workers = engine_mode, num_workers
+        self._base: PreTrainedModel | None = None
+        self._loaded: tuple[ModelConfig, DataConfig] | None = None
+        self._attention_obstacle = ""
+        self._compiled_for: object = None
+        self._estimates: dict[object, MemoryEstimate | None] = {}
+
+    def has(self, trial: Trial) -> bool:
+        """Whether the trial's base is there."""
+        return self._base is not None and self._loaded == (trial.model, trial.data)
+
+    def load(self, trial: Trial, data: TokenizedData) -> PreTrainedModel:
+        """The trial's base on the device.
+
+        Raises:
+            ValueError: it cannot be loaded, or does something to its logits that the loss would miss.
+        """
+        if self._base is not None and self.has(trial):
+            return self._base
+        self.release()
+        base = load_base(trial.model)
+        base.to(self.device)  # type: ignore[arg-type]  # transformers narrows torch's own signature
+        # Also for eager steps: no mask is built, no key or value is repeated.
+        rows = data.evaluation.input_ids[:2].to(self.device)
+        self._attention_obstacle = use_causal_attention(base, rows) if self.device.type == "cuda" else ""
+        check_logits(base, build_batches([trial], data, self.device, num_workers=self._num_workers))
+        self._base, self._loaded = base, (trial.model, trial.data)
+        return base
+
+    def release(self) -> None:
+        """Forget the base: a method wrote it, or another takes its place."""
+        self._base = self._loaded = self._compiled_for = None
+
+    def choose_mode(self, trials: Sequence[Trial], length: int, num_steps: int) -> EngineChoice:
+        """How `num_steps` steps of a pack with rows of `length` tokens are run."""
+        if self.device.type != "cuda":
+            return EngineChoice(mode="eager", reason="no GPU")
+        assert self._base is not None
+        obstacle = capture_obstacle((trial.method for trial in trials), self._num_workers)
+        num_tokens = len(trials) * trials[0].training.batch_size * length
+        composition = _composition(trials)
+        return choose_mode(
+            self._engine_mode,
+            num_steps=num_steps,
+            flops_per_step=flops_of_step(self._base.num_parameters(), num_tokens),
+            num_stacks=0 if self._compiled_for == composition else len(set(composition)),
+            obstacle=obstacle or self._attention_obstacle,
+        )
+
+    def engine_alone(self, trial: Trial, length: int) -> Engine:
+        """The engine that measures a trial by itself: nothing is compiled for it."""
+        assert self._base is not None
+        choice = self.choose_mode([trial], length, trial.training.steps)
+        uncompile_layers(self._base)
+        return Engine(choice if choice.mode == "eager" else replace(choice, mode="graph"))
+
+    def engine(self, model: PackModel, trials: Sequence[Trial], choice: EngineChoice) -> Engine:
+        """The engine of a pack, with what it compiles; packs of equal composition share what the first compiled."""
+        if choice.mode != "eager":
+            fuse_pieces(model)
+        composition = _composition(trials)
+        if choice.mode != "compiled":
+            uncompile_layers(model.base)
+            return Engine(choice)
+        if self._compiled_for != composition:
+            torch._dynamo.reset()
+            self._compiled_for = composition
+        compile_layers(model.base)
+        return Engine(choice)
+
+    def estimate(self, trials: Sequence[Trial], length: int, choice: EngineChoice) -> MemoryEstimate | None:
+        """What the pack will hold on a GPU at its peak; None on a CPU, and where shapes alone do not tell."""
+        if self.device.type != "cuda":
+            return None
+        num_rows = trials[0].training.batch_size // self._num_workers
+        sizes = tuple((trial.method.stack_key(), trial.method.hyperparameters().get("rank")) for trial in trials)
+        key = (trials[0].model, sizes, num_rows, length, choice.mode)
+        if key not in self._estimates:
+            try:
+                self._estimates[key] = estimate_memory(
+                    load_meta_model(trials[0].model),
+                    [trial.method for trial in trials],
+                    num_rows=num_rows,
+                    length=length,
+                    mode=choice.mode,
+                )
+            except NotImplementedError:
+                self._estimates[key] = None
+        return self._estimates[key]
+
+
+def _composition(trials: Sequence[Trial]) -> tuple[object, ...]:
+    """What packs must have in common to run the same compiled code."""
+    return tuple(trial.method.stack_key() for trial in trials)

@@ -1,0 +1,323 @@
+"""A lane's packs in one worker: one base for all, trials that fall behind stopped, and a failure that stays its own."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import pytest
+import torch
+from torch import nn
+
+from loragrid.config import DataConfig, EarlyStoppingConfig, ModelConfig
+from loragrid.data import TokenizedData
+from loragrid.engine_choice import RequestedMode
+from loragrid.grid import Trial
+from loragrid.lane_run import run_lane
+from loragrid.messages import ADAPTERS, PackUpdate, TrialEnd
+from loragrid.pack_trainer import PackTrainer
+from loragrid.planning import Pack, cut_evenly
+from loragrid_methods.engine.adapter_stack import AdapterStack
+from loragrid_methods.engine.targets import LayerShape
+from loragrid_methods.lora import LoRA
+from tests.loragrid.small_packs import Setup, largest_difference, make_setup, mixed_trials, run_pack
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def setup(tiny_gpt2_dir: Path, chat_jsonl: Path) -> Setup:
+    return make_setup(tiny_gpt2_dir, chat_jsonl, "float64")
+
+
+@dataclass(kw_only=True)
+class Seen:
+    """Everything a lane sent, put together."""
+
+    updates: list[PackUpdate] = field(default_factory=list)
+    exported: set[str] = field(default_factory=set)
+
+    def __call__(self, update: PackUpdate, folder: Path | None = None) -> None:
+        self.updates.append(update)
+        if folder is not None and (folder / ADAPTERS).is_dir():
+            self.exported |= {path.name for path in (folder / ADAPTERS).iterdir()}
+
+    @property
+    def ended(self) -> dict[str, TrialEnd]:
+        ends = [item for update in self.updates for item in update.ended.items()]
+        assert len(ends) == len(dict(ends)), "a trial ends once"
+        return dict(ends)
+
+    @property
+    def figures(self) -> dict[str, dict[str, float]]:
+        return {trial_id: found for update in self.updates for trial_id, found in update.figures.items()}
+
+    def records(self, trial: Trial) -> dict[int, dict[str, float]]:
+        found = [record for update in self.updates for record in update.records.get(trial.trial_id, [])]
+        by_step = {int(record["step"]): record for record in found}
+        assert len(by_step) == len(found), "a step is reported once"
+        return by_step
+
+    def tags(self, trial: Trial) -> dict[str, str]:
+        return {key: value for update in self.updates for key, value in update.tags.get(trial.trial_id, {}).items()}
+
+    def num_loaded(self) -> int:
+        return sum(update.phase == "loading the base" for update in self.updates)
+
+
+def lane(
+    setup: Setup, packs: Sequence[Sequence[Trial]], early_stopping: EarlyStoppingConfig | None = None, **settings: Any
+) -> Seen:
+    """Run the packs in this process, as a worker would."""
+
+    def rows_of(model: ModelConfig, data: DataConfig) -> TokenizedData:
+        assert (model, data) == (setup.model, setup.data)
+        return setup.rows
+
+    seen = Seen()
+    device = torch.device("cpu")
+    trainer = PackTrainer(rows_of, seen, device, early_stopping=early_stopping, **{"isolate_failures": True} | settings)
+    named = [Pack(pack_id=f"pack-{index:03d}", trials=tuple(trials)) for index, trials in enumerate(packs)]
+    run_lane(named, trainer, early_stopping)
+    return seen
+
+
+def assert_as_alone(setup: Setup, seen: Seen, trial: Trial, steps: int = STEPS) -> None:
+    """The trial's curves up to `steps` are those of a pack of one that nothing happened to."""
+    alone, ours = run_pack(setup, [trial], eval_every=None).records[0], seen.records(trial)
+    assert set(ours) == set(range(steps + 1))
+    for key in ("train/loss", "train/grad_norm", "train/learning_rate"):
+        difference = largest_difference(
+            {step: ours[step][key] for step in range(1, steps + 1)},
+            {step: alone[step][key] for step in range(1, steps + 1)},
+        )
+        assert difference <= 1e-10, (trial.trial_id, key)
+    assert abs(ours[0]["eval/loss"] - alone[0]["eval/loss"]) <= 1e-10
+    if steps == STEPS:
+        assert abs(ours[steps]["eval/loss"] - alone[steps]["eval/loss"]) <= 1e-10
+
+
+def test_packs_follow_each_other_on_one_copy_of_the_base_and_every_trial_is_what_it_is_alone(setup: Setup) -> None:
+    trials = mixed_trials(setup, measure_steps=1)
+    seen = lane(setup, cut_evenly(trials, 5))
+    assert {end.status for end in seen.ended.values()} == {"FINISHED"}
+    assert set(seen.ended) == set(seen.figures) == {trial.trial_id for trial in trials}
+    assert seen.num_loaded() == 1
+    assert seen.exported == {trial.trial_id for trial in trials if trial.method.name != "frozen"}
+    assert all(end.seconds["train"] > 0 for end in seen.ended.values())
+    for trial in trials:
+        assert_as_alone(setup, seen, trial)
+
+
+def test_trials_of_one_shape_in_several_packs_are_measured_once(setup: Setup) -> None:
+    trials = [setup.trial("lora", seed=seed, measure_steps=1) for seed in range(3)]
+    seen = lane(setup, [[trial] for trial in trials])
+    assert sum(update.phase.startswith("measuring") for update in seen.updates) == 1
+    assert len({tuple(figures.values()) for figures in seen.figures.values()}) == 1
+
+
+def test_after_a_method_that_writes_the_base_it_is_loaded_again(setup: Setup) -> None:
+    full, lora = setup.trial("full", lr=1e-3, measure_steps=1), setup.trial("lora", measure_steps=0)
+    seen = lane(setup, [[full], [lora]])
+    assert seen.num_loaded() == 3  # for the measurement, for the training, for LoRA
+    assert_as_alone(setup, seen, full)
+    assert_as_alone(setup, seen, lora)
+
+
+def halving(metric: str = "eval/loss", grace_steps: int = 2, reduction_factor: int = 2) -> EarlyStoppingConfig:
+    return EarlyStoppingConfig.model_validate(
+        {"metric": metric, "grace_steps": grace_steps, "reduction_factor": reduction_factor}
+    )
+
+
+@pytest.mark.parametrize("metric", ["eval/loss", "train/loss"])
+def test_successive_halving_lets_the_best_of_all_packs_go_on_and_changes_nothing_for_them(
+    setup: Setup, metric: str
+) -> None:
+    rates = [1e-5, 0.02, 1e-4, 0.01, 1e-3, 1e-6, 0.005, 1e-7]
+    trials = [
+        setup.trial(("lora", "delta_lora", "vera")[index % 3], lr=rate, measure_steps=0, weight_decay=0.1)
+        for index, rate in enumerate(rates)
+    ]
+    seen = lane(setup, cut_evenly(trials, 3), halving(metric))
+    stopped_at = {
+        trial.trial_id: STEPS if seen.ended[trial.trial_id].status == "FINISHED" else max(seen.records(trial))
+        for trial in trials
+    }
+    assert sorted(stopped_at.values()) == [2] * 4 + [4] * 2 + [STEPS] * 2
+    assert seen.exported == {trial_id for trial_id, step in stopped_at.items() if step == STEPS}
+    for rung in (2, 4):
+        there = {
+            trial.trial_id: seen.records(trial)[rung][metric] for trial in trials if stopped_at[trial.trial_id] >= rung
+        }
+        best = sorted(there, key=there.__getitem__)[: len(there) // 2]
+        assert {trial_id for trial_id in there if stopped_at[trial_id] > rung} == set(best)
+    for trial in trials:
+        assert_as_alone(setup, seen, trial, stopped_at[trial.trial_id])
+    first = next(trial for trial in trials if stopped_at[trial.trial_id] == 2)
+    end = seen.ended[first.trial_id]
+    assert (end.status, seen.tags(first)["loragrid.rung"]) == ("KILLED", "1")
+    assert end.reason.startswith(f"stopped early at rung 1 (step 2): {metric} ")
+    assert end.reason.endswith("of 8, 4 go on")
+    assert seen.num_loaded() == 1
+
+
+def test_those_who_go_on_share_a_pack_and_take_the_rows_of_those_who_fell_behind(setup: Setup) -> None:
+    trials = [setup.trial("lora", lr=10.0**-power, measure_steps=0) for power in range(2, 8)]
+    seen = lane(setup, cut_evenly(trials, 2), halving(grace_steps=4, reduction_factor=3))
+    after = {update.trial_ids for update in seen.updates if update.phase == "training" and update.completed > 4}
+    assert after == {tuple(trial.trial_id for trial in trials[:2])}
+
+
+def test_a_member_that_diverged_fails_is_not_compared_and_leaves_the_others_alone(setup: Setup) -> None:
+    trials = [setup.trial("lora", lr=rate, measure_steps=0) for rate in (1e200, 0.01, 0.001)]
+    seen = lane(setup, [trials], halving(grace_steps=4))
+    assert seen.ended[trials[0].trial_id].reason.startswith("diverged: loss or gradient not finite at step ")
+    assert seen.ended[trials[1].trial_id].status == "FINISHED"
+    assert seen.ended[trials[2].trial_id].reason.endswith("is number 2 of 2, 1 go on")
+    assert_as_alone(setup, seen, trials[1])
+
+
+class FaultyLoRA(LoRA):
+    """LoRA that fails as a real method or a full device would: for one seed, or for too many members at once."""
+
+    error: ClassVar[type[Exception]] = ZeroDivisionError
+    bad_seed: ClassVar[int] = -1
+    most_members: ClassVar[int] = 1000
+
+    @classmethod
+    def build_stacks(
+        cls, members: Sequence[Self], seeds: Sequence[int], layers: Sequence[LayerShape], base: nn.Module
+    ) -> Mapping[str, AdapterStack]:
+        if cls.bad_seed in seeds or len(seeds) > cls.most_members:
+            raise cls.error("no such luck")
+        return super().build_stacks(members, seeds, layers, base)
+
+
+def faulty_trials(setup: Setup, number: int, measure_steps: int) -> list[Trial]:
+    """LoRA trials of different seeds whose method may fail."""
+    made = [setup.trial("lora", seed=seed, measure_steps=measure_steps) for seed in range(number)]
+    method = FaultyLoRA(rank=3)
+    return [Trial(**{**vars(trial), "method": method}) for trial in made]
+
+
+@pytest.mark.parametrize("measure_steps", [0, 1])
+def test_a_trial_whose_code_raises_fails_alone_with_its_traceback(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, measure_steps: int
+) -> None:
+    monkeypatch.setattr(FaultyLoRA, "bad_seed", 3)
+    trials, other = faulty_trials(setup, 5, measure_steps), setup.trial("lora_fa", measure_steps=0)
+    seen = lane(setup, [trials, [other]])
+    ended = seen.ended
+    bad = ended.pop(trials[3].trial_id)
+    assert (bad.status, bad.reason) == ("FAILED", "no such luck")
+    assert "build_stacks" in bad.traceback
+    assert "ZeroDivisionError" in bad.traceback
+    assert {end.status for end in ended.values()} == {"FINISHED"}
+    monkeypatch.setattr(FaultyLoRA, "bad_seed", -1)
+    for trial in [*trials[:3], trials[4], other]:
+        assert_as_alone(setup, seen, trial)
+
+
+def test_a_pack_that_does_not_fit_is_halved_until_it_does_and_says_so(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FaultyLoRA, "most_members", 2)
+    monkeypatch.setattr(FaultyLoRA, "error", torch.OutOfMemoryError)
+    trials = faulty_trials(setup, 6, 0)
+    seen = lane(setup, [trials])
+    assert {end.status for end in seen.ended.values()} == {"FINISHED"}
+    assert [seen.tags(trial)["loragrid.pack"] for trial in trials] == [
+        "pack-000.0.0", "pack-000.0.0", "pack-000.0.1", "pack-000.1.0", "pack-000.1.0", "pack-000.1.1"
+    ]  # fmt: skip
+    reason = "pack-000.0 of 3 trials was halved: out_of_memory: no such luck"
+    assert seen.tags(trials[0])["loragrid.pack.split"] == reason
+    monkeypatch.undo()
+    for trial in trials:
+        assert_as_alone(setup, seen, trial)
+
+
+@pytest.mark.parametrize("measure_steps", [0, 1])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError, MemoryError, type("E", (RuntimeError,), {})], ids=["device", "python", "cpu"]
+)
+def test_a_trial_that_does_not_fit_alone_is_a_result(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, measure_steps: int, error: type[Exception]
+) -> None:
+    text = "no such luck"
+    if error.__name__ == "E":
+        text = "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory"
+    monkeypatch.setattr(FaultyLoRA, "most_members", 0)
+    monkeypatch.setattr(FaultyLoRA, "error", lambda _: error(text))
+    (trial,), other = faulty_trials(setup, 1, measure_steps), setup.trial("vera", measure_steps=0)
+    seen = lane(setup, [[trial], [other]])
+    assert seen.ended[trial.trial_id].reason == f"out_of_memory: {text}"
+    assert seen.tags(trial)["loragrid.out_of_memory"] == "true"
+    assert seen.ended[other.trial_id].status == "FINISHED"
+
+
+def test_a_failure_in_the_middle_goes_on_from_the_packs_start_and_reports_no_step_twice(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = [setup.trial("lora", seed=seed, measure_steps=0, report_every=1) for seed in range(4)]
+    calls: list[None] = []
+    original = torch.nn.functional.scaled_dot_product_attention
+
+    def fails_once(*arguments: Any, **settings: Any) -> torch.Tensor:
+        calls.append(None)
+        if len(calls) in (11, 22):  # in the third step, and in the third of the first half's second attempt
+            raise torch.OutOfMemoryError("for the moment")
+        result: torch.Tensor = original(*arguments, **settings)
+        return result
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", fails_once)
+    seen = lane(setup, [trials], halving(grace_steps=4))
+    assert len(calls) > 22
+    assert sorted(end.status for end in seen.ended.values()) == ["FINISHED"] * 2 + ["KILLED"] * 2
+    for trial in trials:
+        finished = seen.ended[trial.trial_id].status == "FINISHED"
+        assert_as_alone(setup, seen, trial, STEPS if finished else 4)
+
+
+def test_with_other_workers_waiting_a_failure_ends_the_lane(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FaultyLoRA, "bad_seed", 0)
+    with pytest.raises(ZeroDivisionError, match="no such luck"):
+        lane(setup, [faulty_trials(setup, 2, 0)], isolate_failures=False)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: its memory must run out for real")
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_on_a_gpu_without_enough_memory_a_pack_is_halved_and_every_trial_gets_its_curve(
+    tiny_llama_dir: Path, chat_jsonl: Path, mode: RequestedMode
+) -> None:
+    setup = make_setup(tiny_llama_dir, chat_jsonl, "float32")
+    trials = [setup.trial("lora", seed=seed, measure_steps=0, batch_size=64) for seed in range(48)]
+
+    def on_gpu() -> Seen:
+        seen = Seen()
+        trainer = PackTrainer(
+            lambda model, data: setup.rows,
+            seen,
+            torch.device("cuda"),
+            engine_mode=mode,
+            isolate_failures=True,
+        )
+        run_lane([Pack(pack_id="pack-000", trials=tuple(trials))], trainer, None)
+        assert {end.status for end in seen.ended.values()} == {"FINISHED"}
+        return seen
+
+    whole = on_gpu()
+    peak = whole.figures[trials[0].trial_id]["memory/pack_peak_bytes"]
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(0.75 * peak / total)
+    try:
+        halved = on_gpu()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "out_of_memory" in halved.tags(trials[0])["loragrid.pack.split"]
+    for trial in trials:
+        ours, theirs = halved.records(trial), whole.records(trial)
+        assert ours.keys() == theirs.keys()
+        for step in range(1, STEPS + 1):
+            assert ours[step]["train/loss"] == pytest.approx(theirs[step]["train/loss"], rel=1e-4)
