@@ -82,6 +82,14 @@ def test_importing_every_method_imports_torch_alone() -> None:
     assert found == "[]"
 
 
+def test_what_every_process_of_a_sweep_imports_leaves_the_models_and_the_record_out() -> None:
+    code = (
+        "import sys, loragrid.driver, loragrid.messages\n"
+        "print(sorted({'mlflow', 'datasets', 'transformers.modeling_utils'} & sys.modules.keys()))"
+    )
+    assert run_python(code, path="platform:methods") == "[]"
+
+
 def test_listing_the_methods_works_from_anywhere_on_the_path(tmp_path: Path) -> None:
     code = "import loragrid_methods; print(*loragrid_methods.method_names())"
     names = run_python(code, path=str(ROOT / "methods"), cwd=tmp_path).split()

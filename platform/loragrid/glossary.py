@@ -17,13 +17,17 @@ SUMMARY_METRICS: dict[str, str] = {
     "memory/peak_allocated_bytes": "peak of the allocated GPU memory; measured alone",
     "memory/peak_reserved_bytes": "peak of the reserved GPU memory; measured alone",
     "memory/peak_resident_bytes": "peak of the process's resident memory",
+    "memory/pack_estimated_bytes": "GPU memory that the trial's last pack was expected to allocate, from shapes alone",
+    "memory/pack_peak_bytes": "peak of the GPU memory that it did allocate",
     "time/step_seconds": "one optimizer step; measured alone",
     "throughput/tokens_per_second": "non-padding tokens trained per second; measured alone",
     "convergence/steps_to_threshold": "steps until the evaluation loss first reached the threshold",
     "convergence/seconds_to_threshold": "training seconds until then",
-    "time/setup_seconds": "loading and building before the first step",
-    "time/train_seconds": "all optimizer steps of the trial's pack",
-    "time/eval_seconds": "all evaluations of the trial's pack",
+    "time/setup_seconds": "loading and building before the first step of the trial's packs",
+    "time/measure_seconds": "measuring memory and speed of single trials before the trial's packs",
+    "time/data_seconds": "putting batches together; on a GPU also waiting for the step before",
+    "time/train_seconds": "all optimizer steps of the trial's packs, compiling included",
+    "time/eval_seconds": "all evaluations of the trial's packs",
 }
 
 

@@ -1,7 +1,7 @@
 """Runs a lane: pack after pack, rung after rung; a pack that fails is halved until the trial at fault stands alone."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from loragrid.config import EarlyStoppingConfig
 from loragrid.early_stopping import rung_steps, survivors
@@ -56,21 +56,31 @@ def _stop_those_behind(
 
 def _train_or_halve(pack: Pack, until: int, trainer: PackTrainer) -> None:
     """Train a pack; where that fails, its halves, from where the pack began; where a trial fails alone, end it."""
+    failure = _try(lambda: trainer.load(pack), trainer)
+    if failure is None:
+        failure = _try(lambda: trainer.train(pack, until), trainer)
+        if failure is None:
+            return
+        if len(pack.trials) > 1:
+            for half in _halves(pack):
+                trainer.reports.split(half, f"{pack.pack_id} of {len(pack.trials)} trials was halved: {failure.reason}")
+                _train_or_halve(half, until, trainer)
+            return
+    trainer.end(pack, {trial.trial_id: failure.end() for trial in pack.trials}, failure.tags())
+
+
+def _try(action: Callable[[], object], trainer: PackTrainer) -> Failure | None:
+    """What goes wrong, where that can stay the trials' own."""
     try:
-        trainer.train(pack, until)
-        return
+        action()
+        return None
     except Exception as error:
         if not (trainer.isolate_failures and process_can_go_on(error)):
             raise
         failure = Failure.of(error)
     # Only here, where the exception and the frames it held are gone, is the pack's memory free.
     trainer.release()
-    if len(pack.trials) == 1:
-        trainer.end(pack, {pack.trials[0].trial_id: failure.end()}, failure.tags())
-        return
-    for half in _halves(pack):
-        trainer.reports.split(half, f"{pack.pack_id} of {len(pack.trials)} trials was halved: {failure.reason}")
-        _train_or_halve(half, until, trainer)
+    return failure
 
 
 def _halves(pack: Pack) -> Iterator[Pack]:

@@ -64,6 +64,23 @@ class PackTrainer:
         self._figures: dict[object, dict[str, float]] = {}
         self._measured: set[str] = set()
 
+    def load(self, pack: Pack) -> PreTrainedModel:
+        """The pack's base on the device.
+
+        Raises:
+            ValueError: it cannot be loaded, or trained.
+        """
+        first = pack.trials[0]
+        rows = self._rows_of(first.model, first.data)
+        if self._warm.has(first):
+            return self._warm.load(first, rows)
+        self.reports.phase(pack, "loading the base")
+        stopwatch = Stopwatch()
+        with stopwatch.phase("setup"):
+            base = self._warm.load(first, rows)
+        self.reports.add_seconds(pack, stopwatch.seconds())
+        return base
+
     def train(self, pack: Pack, until: int) -> None:
         """Train the members up to step `until`; those whose training is over then are exported and end.
 
@@ -72,15 +89,13 @@ class PackTrainer:
         stopwatch = Stopwatch()
         data = self._rows_of(pack.trials[0].model, pack.trials[0].data)
         length = data.train.input_ids.shape[1]
-        with stopwatch.phase("setup"):
-            self._load(pack, data)
         with stopwatch.phase("measure"):
             trials = self._measure(pack, data, length)
         if not trials:
             return
         pack = replace(pack, trials=trials)
+        base = self.load(pack)
         with stopwatch.phase("setup"):
-            self._load(pack, data)
             start = self.states[trials[0].trial_id].completed if trials[0].trial_id in self.states else 0
             choice = self._warm.choose_mode(trials, length, until - start)
             estimate = self._warm.estimate(trials, length, choice)
@@ -88,7 +103,7 @@ class PackTrainer:
                 self._make_sure_it_fits(pack, estimate)
             reset_peak_memory(self._device)
             batches = build_batches(trials, data, self._device, worker=self._worker, num_workers=self._num_workers)
-            model = build_model(trials, self._load(pack, data))
+            model = build_model(trials, base)
             self._restore(model, trials)
             engine = self._warm.engine(model, trials, choice)
         training = trials[0].training
@@ -126,11 +141,6 @@ class PackTrainer:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
             torch.cuda.empty_cache()
-
-    def _load(self, pack: Pack, data: TokenizedData) -> PreTrainedModel:
-        if not self._warm.has(pack.trials[0]):
-            self.reports.phase(pack, "loading the base")
-        return self._warm.load(pack.trials[0], data)
 
     def _make_sure_it_fits(self, pack: Pack, estimate: MemoryEstimate) -> None:
         """Raise torch's own error where a pack of several members will not fit; one alone is given the try."""
@@ -175,7 +185,7 @@ class PackTrainer:
         self, trial: Trial, pack: Pack, data: TokenizedData, length: int, num_steps: int
     ) -> dict[str, float] | Failure:
         """The figures of the trial alone, or what went wrong."""
-        base = self._load(pack, data)
+        base = self.load(pack)
         try:
             return measure_solo(
                 trial,

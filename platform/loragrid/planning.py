@@ -5,15 +5,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from loragrid.config import MEMBER_TRAINING_KEYS, Experiment, ModelConfig, PackConfig
 from loragrid.engine_choice import EngineChoice, capture_obstacle, choose_mode, flops_of_step
 from loragrid.grid import Trial, expand
-from loragrid.memory_estimate import MemoryEstimate, estimate_memory
 from loragrid.models import load_meta_model
 from loragrid_methods import LayerShape, ParameterCount
 from loragrid_methods.engine.pack import member_order
 from loragrid_methods.engine.targets import adaptable_layers
+
+if TYPE_CHECKING:
+    from loragrid.memory_estimate import MemoryEstimate
 
 # Beyond this many tokens in a step a GPU is full, and more members in a pack gain nothing.
 TOKENS_PER_STEP = 16_384
@@ -79,11 +82,13 @@ class Plan:
                 largest[key] = pack
         return list(largest.values())
 
-    def gpu_memory(self, pack: Pack) -> MemoryEstimate | None:
+    def gpu_memory(self, pack: Pack) -> "MemoryEstimate | None":
         """What a worker with a GPU holds at the peak of the pack's steps; takes seconds for a base of 1B.
 
         None where shapes alone do not tell.
         """
+        from loragrid.memory_estimate import estimate_memory  # and transformers: every process imports plans
+
         first = pack.trials[0]
         try:
             return estimate_memory(
@@ -171,19 +176,29 @@ def base_shape(model: ModelConfig) -> BaseShape:
     )
 
 
-def group_into_packs(trials: Sequence[Trial], config: PackConfig) -> list[Pack]:
-    """Trials that can share a base, cut into packs of at most `max_members` and of nearly equal size."""
+def group_into_packs(trials: Sequence[Trial], config: PackConfig, num_places: int = 1) -> list[Pack]:
+    """Trials that can share a base, cut into packs of at most `max_members` and of nearly equal size.
+
+    With `num_places` for packs side by side, and `max_members` left open, no place stays empty while another has a
+    large pack: every group of trials is cut into its share of them.
+    """
     groups: dict[object, list[Trial]] = {}
     for trial in trials:
         groups.setdefault(sharing_key(trial), []).append(trial)
-    cuts = [part for group in groups.values() for part in cut_evenly(group, max_members(group[0], config))]
+    cuts: list[tuple[Trial, ...]] = []
+    for group in groups.values():
+        share = round(num_places * len(group) / len(trials)) if config.max_members == "auto" else 1
+        cuts += cut_evenly(group, max_members(group[0], config), at_least=share)
     return [Pack(pack_id=f"pack-{index:03d}", trials=part) for index, part in enumerate(cuts)]
 
 
-def cut_evenly(trials: Sequence[Trial], most: int) -> list[tuple[Trial, ...]]:
-    """Trials that can share a base in as few parts of at most `most` as possible, equal methods side by side."""
+def cut_evenly(trials: Sequence[Trial], most: int, *, at_least: int = 1) -> list[tuple[Trial, ...]]:
+    """Trials that can share a base in as few parts of at most `most` as possible, equal methods side by side.
+
+    `at_least`: as many parts, if there are trials enough.
+    """
     ordered = [trials[index] for index in member_order([trial.method for trial in trials])]
-    num_parts = math.ceil(len(ordered) / most)
+    num_parts = max(math.ceil(len(ordered) / most), min(at_least, len(ordered)))
     cuts = [len(ordered) * cut // num_parts for cut in range(num_parts + 1)]
     return [tuple(ordered[start:end]) for start, end in itertools.pairwise(cuts)]
 

@@ -6,7 +6,7 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +20,7 @@ from loragrid.config import DataConfig, Experiment, ModelConfig
 from loragrid.data import TokenizedData, load_data
 from loragrid.models import load_tokenizer
 from loragrid.placement import Node, Placement, place
-from loragrid.planning import Plan, plan
+from loragrid.planning import Plan, group_into_packs, plan
 from loragrid.progress import SweepProgress
 from loragrid.rounds import Rounds
 from loragrid.tracking import QUESTION_TAG, Recorder, default_tracking_uri
@@ -73,6 +73,9 @@ def run(
         placement = place(experiment.workers, cluster_nodes())
         check_placement(experiment, placement, is_local, console)
         warn_of_slow_arithmetic(the_plan, placement, console)
+        if placement.use_gpu:
+            packs = group_into_packs(the_plan.trials, experiment.pack, placement.num_packs)
+            the_plan = replace(the_plan, packs=tuple(packs))
         recorder.start_sweep(name, sweep_parameters(experiment), {QUESTION_TAG: experiment.question})
         rows = {key: ray.put(data) for key, data in tokenized.items()}
         with SweepProgress(len(the_plan.trials), console) as progress:

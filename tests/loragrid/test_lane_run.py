@@ -279,6 +279,19 @@ def test_a_failure_in_the_middle_goes_on_from_the_packs_start_and_reports_no_ste
         assert_as_alone(setup, seen, trial, STEPS if finished else 4)
 
 
+def test_a_base_that_cannot_be_loaded_fails_all_its_trials_once_and_no_others(setup: Setup) -> None:
+    missing = setup.model.model_copy(update={"name": "/nowhere/at/all"})
+    lost = [Trial(**{**vars(setup.trial("lora", seed=seed)), "model": missing}) for seed in range(3)]
+    seen, other = Seen(), setup.trial("vera", measure_steps=0)
+    trainer = PackTrainer(lambda model, data: setup.rows, seen, torch.device("cpu"), isolate_failures=True)
+    run_lane([Pack(pack_id="a", trials=tuple(lost)), Pack(pack_id="b", trials=(other,))], trainer, None)
+    reasons = {seen.ended[trial.trial_id].reason for trial in lost}
+    assert len(reasons) == 1
+    assert "/nowhere/at/all" in reasons.pop()
+    assert seen.num_loaded() == 2
+    assert seen.ended[other.trial_id].status == "FINISHED"
+
+
 def test_with_other_workers_waiting_a_failure_ends_the_lane(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FaultyLoRA, "bad_seed", 0)
     with pytest.raises(ZeroDivisionError, match="no such luck"):

@@ -8,6 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from loragrid.assembly import build_batches, build_model
+from loragrid.attention import use_causal_attention
 from loragrid.config import ModelConfig
 from loragrid.engine import STEPS_BEFORE_CAPTURE, Engine, compile_layers, fuse_pieces
 from loragrid.engine_choice import EngineChoice, Mode
@@ -158,6 +159,7 @@ def test_the_allocators_peak_on_a_gpu_is_within_15_percent(mode: Mode, compositi
         compile_layers(base)
     engine = Engine(EngineChoice(mode=mode, reason="test"))
     rows = rows_of_tokens(base, len(methods), 2, 512)
+    assert use_causal_attention(base, rows.input_ids[:1]) == ""
     for _ in range(STEPS_BEFORE_CAPTURE + 2):
         model.completed = 0
         train_step(model, rows, one_worker, engine)

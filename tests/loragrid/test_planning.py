@@ -226,3 +226,17 @@ def test_with_a_place_for_every_pack_each_has_a_lane_of_its_own_and_gives_it_its
     packs = packs_of(experiment(["lora"], {"seed": [0, 1, 2]}), PackConfig(max_members=1))
     lanes = assign_lanes(packs, num_places)
     assert [(lane.lane_id, lane.packs) for lane in lanes] == [(pack.pack_id, (pack,)) for pack in packs]
+
+
+@pytest.mark.parametrize(
+    ("num_places", "expected"), [(0, [12]), (1, [12]), (2, [6, 6]), (5, [2, 2, 2, 3, 3]), (40, [1] * 12)]
+)
+def test_no_gpu_stays_empty_while_another_has_a_large_pack(num_places: int, expected: list[int]) -> None:
+    trials = expand(experiment(["lora"], {"seed": list(range(12))}))
+    assert sorted(sizes(group_into_packs(trials, PackConfig(), num_places))) == expected
+    assert sizes(group_into_packs(trials, PackConfig(max_members=12), num_places)) == [12]
+
+
+def test_groups_of_trials_get_their_share_of_the_places() -> None:
+    trials = expand(experiment(["lora", "full"], {"seed": list(range(6))}))
+    assert sizes(group_into_packs(trials, PackConfig(), 4)) == [3, 3, 1, 1, 1, 1, 1, 1]
