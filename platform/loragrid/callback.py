@@ -52,6 +52,7 @@ class RecordingCallback(Callback):
         self.progress, self.several_rounds = progress, several_rounds
         self.outcome = SweepOutcome()
         self._lanes: dict[str, Lane] = {}
+        self._failed: list[Lane] = []
         self._trials: dict[str, Trial] = {}  # those whose runs were opened
         self._convergence: dict[str, Convergence] = {}
         self._checkpoints: dict[str, str] = {}
@@ -72,9 +73,11 @@ class RecordingCallback(Callback):
         failed = "FAILED" in self.outcome.statuses.values()
         self.recorder.end_sweep("KILLED" if open_trials else "FAILED" if failed else "FINISHED")
 
-    def is_started(self, pack: Pack) -> bool:
-        """Whether any trial of the pack has a run."""
-        return any(trial.trial_id in self._trials for trial in pack.trials)
+    def left_by_failed_lanes(self) -> list[Pack]:
+        """The packs that lanes had not begun when they failed, since the last call; none of interrupted lanes."""
+        packs = [pack for lane in self._failed for pack in lane.packs]
+        self._failed.clear()
+        return [pack for pack in packs if not any(trial.trial_id in self._trials for trial in pack.trials)]
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         """Tune is done."""
@@ -134,6 +137,7 @@ class RecordingCallback(Callback):
         lane = self._lanes.get(trial.trial_id)
         if lane is None:
             return
+        self._failed.append(lane)
         error = _error_of(trial)
         reason = failure_reason(error)
         text = "" if error is None else "".join(traceback.format_exception(error))

@@ -166,6 +166,13 @@ class Experiment(Section):
                     Problem(key="workers.num_workers", value=num_workers, what=what, allowed=f"a divisor of {size}")
                 )
         grace_steps = self.early_stopping.grace_steps if self.early_stopping else 0
+        if self.early_stopping is not None and self.pack.max_members == 1:
+            for axis in self.grid:
+                if axis.startswith(("model.", "data.")):
+                    what = "early_stopping compares all trials that train alone: their losses must be of one kind"
+                    problems.append(
+                        Problem(key=f"grid.{axis}", what=what, allowed="one value, or pack.max_members: auto")
+                    )
         for steps in self.grid.get("training.steps", (self.training.steps,)):
             if isinstance(steps, int) and grace_steps >= steps:
                 what = f"no trial of {steps} steps would ever be stopped"

@@ -5,6 +5,8 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from types import UnionType
+from typing import Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -109,7 +111,12 @@ def _problem_of(loc: tuple[int | str, ...], kind: str, value: object, message: s
 def _section_of(section: type[BaseModel], field_name: int | str) -> type[BaseModel] | None:
     field = section.model_fields.get(str(field_name))
     annotation = field.annotation if field else None
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    # A section that may be left out is a union with None.
+    alternatives = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    for alternative in alternatives:
+        if isinstance(alternative, type) and issubclass(alternative, BaseModel):
+            return alternative
+    return None
 
 
 def what_is_wrong(value: object, allowed: str) -> str:

@@ -184,8 +184,9 @@ class EarlyStoppingConfig(Section):
     """Trials that fall behind end early: at `grace_steps`, and at every `reduction_factor` times that, one in
     `reduction_factor` goes on.
 
-    metric: what they are compared by, eval/loss or train/loss. Trials of the same model and data are compared; where
-    `pack.max_members` is 1 with all others of the sweep by Tune's ASHA, otherwise with those in the same workers.
+    metric: what they are compared by, eval/loss or train/loss. Trials that can share a base are compared with those in
+    the same workers; where `pack.max_members` is 1, every trial with all others of the sweep, by Tune's ASHA. A method
+    that writes the base shares none: it is stopped by ASHA alone.
     """
 
     kind: Annotated[Literal["successive_halving"], Field(description="successive_halving")] = "successive_halving"

@@ -51,14 +51,14 @@ class Rounds:
         )
 
     def run(self) -> SweepOutcome:
-        """Every pack to its end; each round ends at least one."""
+        """Every pack to its end; a lane that fails has begun at least one, so that the rounds come to an end."""
+        waiting: list[Pack] = list(self.plan.packs)
         try:
-            waiting: list[Pack] = list(self.plan.packs)
             for number in itertools.count():
                 lanes = assign_lanes(waiting, self._num_lanes(len(waiting)), first=len(self.lanes))
                 self.lanes |= {lane.lane_id: lane for lane in lanes}
                 self._tune(lanes, number)
-                waiting = [pack for pack in waiting if not self.callback.is_started(pack)]
+                waiting = self.callback.left_by_failed_lanes()
                 if not waiting:
                     break
         finally:

@@ -375,3 +375,33 @@ def test_an_experiment_and_its_refusal_survive_the_way_between_processes(tmp_pat
     with pytest.raises(ExperimentError) as caught:
         load_experiment(write(tmp_path, FILE), ["training.lr=-1"])
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "said"),
+    [
+        (["early_stopping.grace_steps=20"], "early_stopping.grace_steps", "no trial of 20 steps would ever be stopped"),
+        (["early_stopping.reduction_factor=3"], "early_stopping.grace_steps", "is missing"),
+        (["early_stopping.grace_steps=2", "early_stopping.reduction_factor=1"], "reduction_factor", "from 2 to 1000"),
+        (["early_stopping.grace_steps=2", "early_stopping.metric=accuracy"], "metric", "eval/loss, train/loss"),
+        (["early_stopping.grace_steps=2", "early_stopping.kind=hyperband"], "kind", "successive_halving"),
+        (
+            ["early_stopping.grace_steps=2", "pack.max_members=1", "grid={model.name: [a, b]}"],
+            "grid.model.name",
+            "their losses must be of one kind",
+        ),
+    ],
+)
+def test_early_stopping_that_could_not_work_is_refused(
+    tmp_path: Path, overrides: list[str], key: str, said: str
+) -> None:
+    message = refusal(tmp_path, *overrides)
+    assert key in message
+    assert said in message
+
+
+def test_early_stopping_is_off_unless_asked_for_and_keeps_a_third(tmp_path: Path) -> None:
+    assert load_experiment(write(tmp_path, FILE)).early_stopping is None
+    asked = load_experiment(write(tmp_path, FILE), ["early_stopping={grace_steps: 2}"]).early_stopping
+    assert asked is not None
+    assert (asked.metric, asked.grace_steps, asked.reduction_factor) == ("eval/loss", 2, 3)
