@@ -13,8 +13,9 @@ from ray.tune import Callback
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
 
 from loragrid.convergence import Convergence
+from loragrid.glossary import STOPPED_EARLY
 from loragrid.grid import Trial
-from loragrid.messages import ADAPTERS, STOPPED_EARLY, PackUpdate, TrialEnd
+from loragrid.messages import ADAPTERS, PackUpdate, TrialEnd
 from loragrid.planning import Lane, Pack, count_parameters
 from loragrid.progress import SweepProgress
 from loragrid.tracking import Recorder, card_tags

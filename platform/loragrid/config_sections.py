@@ -119,6 +119,7 @@ class TrainingConfig(Section):
     steps: optimizer steps. batch_size: rows per step of one trial, over all workers.
     lr: learning rate at the top of the schedule. schedule: its course after `warmup_steps` of linear warm-up.
     weight_decay, beta1, beta2, epsilon: AdamW's. clip_norm: largest gradient norm; null never clips.
+    activation_checkpointing: keep the input of every layer alone and compute the rest again: less memory, slower steps.
     eval_every: steps; null evaluates at the start and the end only. report_every: steps; null makes about 50 reports.
     checkpoint_every: steps; null keeps none but the last. loss_threshold: eval loss whose first crossing is recorded.
     measure_steps: steps that each distinct method shape runs alone for its memory and speed; 0 measures nothing.
@@ -136,6 +137,7 @@ class TrainingConfig(Section):
     beta1: Decay = 0.9
     beta2: Decay = 0.999
     epsilon: Positive = 1e-8
+    activation_checkpointing: Switch = False
     eval_every: OptionalCount = None
     report_every: OptionalCount = None
     checkpoint_every: OptionalCount = None

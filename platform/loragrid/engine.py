@@ -1,14 +1,13 @@
 """Runs the steps of a pack: kernel by kernel, or captured once as a CUDA graph and replayed."""
 
-from collections.abc import Iterator
 from dataclasses import fields
 from functools import cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from loragrid.activation_checkpointing import decoder_layers
 from loragrid.engine_choice import EngineChoice
 from loragrid.loss import fusible_score_rows
 from loragrid.training import Batch, PackModel, StepResult, SumOverWorkers, compute_step, one_worker
@@ -110,20 +109,14 @@ def fuse_pieces(model: PackModel) -> None:
 def compile_layers(base: PreTrainedModel) -> None:
     """Compile every decoder layer by itself: layers of equal shapes share one compilation."""
     _allow_recompilations()
-    for layer in _decoder_layers(base):
+    for layer in decoder_layers(base):
         layer.compile(dynamic=False)
 
 
 def uncompile_layers(base: PreTrainedModel) -> None:
     """Let every decoder layer run kernel by kernel again."""
-    for layer in _decoder_layers(base):
+    for layer in decoder_layers(base):
         layer._compiled_call_impl = None  # what `Module.compile` sets, and has no opposite for
-
-
-def _decoder_layers(base: PreTrainedModel) -> Iterator[nn.Module]:
-    for module in base.base_model.modules():
-        if isinstance(module, GradientCheckpointingLayer):  # what transformers derives every model's layers from
-            yield module
 
 
 def _allow_recompilations() -> None:

@@ -30,6 +30,9 @@ SUMMARY_METRICS: dict[str, str] = {
     "time/eval_seconds": "all evaluations of the trial's packs",
 }
 
+STOPPED_EARLY = "stopped early"
+"""How the reason of a trial begins that fell behind and was stopped, which MLflow calls KILLED."""
+
 
 def sweep_note(question: str, experiment_name: str) -> str:
     """The description on the parent run's page, in Markdown: how to read what lies below it."""

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from loragrid.config import EarlyStoppingConfig
 from loragrid.early_stopping import rung_steps, survivors
 from loragrid.failure import Failure, process_can_go_on
-from loragrid.messages import STOPPED_EARLY, TrialEnd
+from loragrid.glossary import STOPPED_EARLY
+from loragrid.messages import TrialEnd
 from loragrid.pack_trainer import PackTrainer
 from loragrid.planning import Pack, cut_evenly, sharing_key
 
@@ -21,15 +22,17 @@ def run_lane(packs: Sequence[Pack], trainer: PackTrainer, early_stopping: EarlyS
         waiting = list(cohort)
         steps = waiting[0].trials[0].training.steps
         rungs = rung_steps(early_stopping, steps)
-        most = max(len(pack.trials) for pack in waiting)
+        most, name = max(len(pack.trials) for pack in waiting), waiting[0].pack_id
         for number, rung in enumerate(rungs, start=1):
+            trainer.reports.until = rung
             for pack in waiting:
                 _train_or_halve(pack, rung, trainer)
             if early_stopping is not None and rung < steps:
                 _stop_those_behind(waiting, trainer, early_stopping, number, rung)
+                # Named after the rung they are on their way to.
                 going_on = [trial for pack in waiting for trial in pack.trials if trial.trial_id in trainer.states]
                 waiting = [
-                    Pack(pack_id=f"{waiting[0].pack_id}-rung{number}.{index}", trials=part)
+                    Pack(pack_id=f"{name}-rung{number + 1}.{index}", trials=part)
                     for index, part in enumerate(cut_evenly(going_on, most))
                 ]
 

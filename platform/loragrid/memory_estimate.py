@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, PreTrainedModel
 
+from loragrid.activation_checkpointing import checkpoint_activations
 from loragrid.attention import allow_padding_without_mask
 from loragrid.engine_choice import Mode
 from loragrid.loss import score_rows
@@ -54,6 +55,7 @@ def estimate_memory(
     num_rows: int,
     length: int,
     mode: Mode = "eager",
+    activation_checkpointing: bool = False,
 ) -> MemoryEstimate:
     """The peak of one step of a pack of `methods`, each member with `num_rows` rows of `length` tokens.
 
@@ -67,6 +69,7 @@ def estimate_memory(
     attention = base.config._attn_implementation
     AttentionInterface.register(ATTENTION, _attention_of_shapes)
     allow_padding_without_mask(base)
+    checkpoint_activations(base, activation_checkpointing)
     base.set_attn_implementation(ATTENTION)
     base_bytes = _bytes_of([*base.parameters(), *base.buffers()])
     with torch.device("meta"):
@@ -88,7 +91,7 @@ def estimate_memory(
                 compute_step(model, rows, model.learning_rates[0], one_worker)
         stacks = [tensor for stack in model.pack.stacks() for tensor in (*stack.parameters(), *stack.buffers())]
         optimizer = [*model.optimizer.first_moments, *model.optimizer.second_moments, model.pack.gradient_buffer]
-        kept = COMPILED_KEEPS if mode == "compiled" else 1.0
+        kept = COMPILED_KEEPS if mode == "compiled" and not activation_checkpointing else 1.0
         return MemoryEstimate(
             base=base_bytes,
             adapters=_bytes_of(stacks),
@@ -101,6 +104,7 @@ def estimate_memory(
     finally:
         model.pack.detach()
         base.set_attn_implementation(attention)
+        checkpoint_activations(base, False)
 
 
 def _model_of_shapes(base: PreTrainedModel, methods: Sequence[Method], mode: Mode) -> PackModel:

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from loragrid.data import TokenizedData
 
 ADAPTERS = "adapters"
-STOPPED_EARLY = "stopped early"
-"""How the reason of a trial begins that fell behind."""
 
 RowsByConfig = Mapping[tuple[ModelConfig, DataConfig], "ray.ObjectRef[TokenizedData]"]
 """References into Ray's object store: rows are tokenised once per sweep, and go from there to the workers."""

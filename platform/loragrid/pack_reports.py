@@ -21,6 +21,8 @@ class PackReports:
 
     def __init__(self, send: SendUpdate) -> None:
         self._send = send
+        self.until = 0
+        """The step at which the packs that report stop for now."""
         self._reported_step: dict[str, int] = {}
         self._latest: dict[str, dict[str, float]] = {}
         self._tags: dict[str, dict[str, str]] = {}
@@ -28,7 +30,7 @@ class PackReports:
 
     def phase(self, pack: Pack, name: str) -> None:
         """The pack is at something that takes a while."""
-        self._send(self._update(pack, name, steps=pack.trials[0].training.steps))
+        self._send(self._update(pack, name, steps=self.until))
 
     def figures(self, pack: Pack, figures: Mapping[str, dict[str, float]]) -> None:
         """Figures that trials of the pack have once, by trial id."""
@@ -92,7 +94,7 @@ class PackReports:
             pack,
             "training",
             completed=report.completed,
-            steps=pack.trials[0].training.steps,
+            steps=self.until,
             records=records,
             tags=self._new_tags(pack, tags),
         )

@@ -163,7 +163,8 @@ class PackTrainer:
         for trial in pack.trials:
             # LoRA+ differs from LoRA in its learning rates alone: equal layers and sizes cost the same.
             shape = (trial.method.stack_key(), trial.method.peft_config().get("r"))
-            same_shape.setdefault((trial.model, trial.data, trial.training.batch_size, shape), []).append(trial)
+            settings = (trial.training.batch_size, trial.training.activation_checkpointing)
+            same_shape.setdefault((trial.model, trial.data, settings, shape), []).append(trial)
         able: set[str] = set()
         for index, (key, alike) in enumerate(same_shape.items()):
             if key not in self._figures:

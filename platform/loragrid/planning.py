@@ -97,6 +97,7 @@ class Plan:
                 num_rows=first.training.batch_size // self.experiment.workers.num_workers,
                 length=first.data.max_length,
                 mode=self.gpu_engine(pack).mode,
+                activation_checkpointing=first.training.activation_checkpointing,
             )
         except NotImplementedError:
             return None

@@ -62,19 +62,22 @@ class SweepProgress:
     def updated(self, update: PackUpdate) -> None:
         """A pack has reported."""
         state = self._packs.get(update.pack_id)
-        if state is None:
+        if state is None and update.phase == "ended":  # what its rung decided, after its last step
+            state = _PackState(phase="ended", steps=update.steps)
+        elif state is None:
             state = self._packs[update.pack_id] = _PackState(phase="", steps=update.steps)
             self._line(update.pack_id, _trials(len(update.trial_ids)), at_once=True)
         self._ended |= update.ended.keys()
         if update.phase not in ("measured", "ended", "waiting"):
             self._show(state, update)
         if update.done:
-            del self._packs[update.pack_id]
+            self._packs.pop(update.pack_id, None)
             stopped = [end for end in update.ended.values() if end.status != "FINISHED"]
             for reason in dict.fromkeys(end.reason for end in stopped if end.status == "FAILED"):
                 self.console.print(Text(f"{update.pack_id} failed:", style="bold red"), Text(reason))
             behind = f", {_trials(len(stopped))} stopped" if stopped and update.phase == "ended" else ""
-            text = f"done{behind} ({len(self._ended)} of {self.num_trials} trials)"
+            done = "done" if update.ended else f"at its rung, step {update.completed}"
+            text = f"{done}{behind} ({len(self._ended)} of {self.num_trials} trials)"
             self._line(update.pack_id, text, at_once=True)
 
     def _show(self, state: _PackState, update: PackUpdate) -> None:

@@ -1,5 +1,6 @@
 """Shows a comparison to a person: a table for the terminal and a picture of the loss curves."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from rich.text import Text
 
 from loragrid.comparison import Comparison, is_missing, sort_by_final_loss
 from loragrid.figures import format_bytes, format_count, format_seconds, format_value
+from loragrid.glossary import STOPPED_EARLY
 from loragrid.loss_curves import plot_loss_curves
 
 __all__ = ["plot_loss_curves", "render_table"]
@@ -93,6 +95,8 @@ def _fit(columns: Sequence[Column], width: int) -> tuple[list[Column], list[Colu
 
 
 def _loss_cell(row: Mapping[Any, Any], is_first: bool) -> Text:
+    if _is_stopped(row):
+        return Text("stopped", style="dim")
     if row["status"] != "FINISHED":
         return Text(row["status"].lower(), style=STATUS_STYLES.get(row["status"], ""))
     loss = row.get("eval/final_loss")
@@ -103,11 +107,15 @@ def _loss_cell(row: Mapping[Any, Any], is_first: bool) -> Text:
 
 def _title(comparison: Comparison) -> Text:
     title = Text(comparison.experiment_name, style="bold")
-    counts = comparison.table["status"].value_counts()
+    rows = comparison.table.to_dict("records")
+    num_stopped = sum(_is_stopped(row) for row in rows)
+    counts = Counter(row["status"] for row in rows if not _is_stopped(row))
     title.append(f"  {comparison.sweep}, {_count(len(comparison.table), 'trial')}", style="not bold dim")
     for status, style in STATUS_STYLES.items():
-        if counts.get(status, 0):
+        if counts[status]:
             title.append(f", {counts[status]} {status.lower()}", style=f"not bold {style}")
+    if num_stopped:
+        title.append(f", {num_stopped} stopped early", style="not bold dim")
     if comparison.question:
         title.append(f"\n{comparison.question}", style="not bold italic")
     title.append("\n")
@@ -123,12 +131,21 @@ def _caption(comparison: Comparison, left_out: Sequence[Column]) -> Text:
     if left_out:
         names = ", ".join(column.header.replace("\n", " ") for column in left_out)
         caption.append(f"no room here, but in the CSV: {names}\n", style="dim")
-    for row in comparison.table.to_dict("records"):
-        if row["status"] != "FINISHED" and row["reason"]:
+    rows = comparison.table.to_dict("records")
+    # What was asked for needs no line per trial; place and loss stand in the CSV and in MLflow.
+    rungs = Counter(row["reason"].partition(":")[0] for row in rows if _is_stopped(row))
+    for rung, number in sorted(rungs.items()):
+        caption.append(f"{_count(number, 'trial')} {rung}\n", style="dim")
+    for row in rows:
+        if row["status"] != "FINISHED" and row["reason"] and not _is_stopped(row):
             caption.append(f"{row['trial_id']} {row['status'].lower()}: ", style=STATUS_STYLES.get(row["status"], ""))
             caption.append(f"{row['reason'].strip().splitlines()[0]}\n")
     caption.rstrip()
     return Text("\n").append(caption) if caption else caption
+
+
+def _is_stopped(row: Mapping[Any, Any]) -> bool:
+    return row["status"] == "KILLED" and str(row["reason"] or "").startswith(STOPPED_EARLY)
 
 
 def _count(number: int, noun: str) -> str:

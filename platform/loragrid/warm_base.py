@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel
 
+from loragrid.activation_checkpointing import checkpoint_activations
 from loragrid.assembly import build_batches, check_logits
 from loragrid.attention import use_causal_attention
 from loragrid.config import DataConfig, ModelConfig
@@ -41,6 +42,7 @@ class WarmBase:
             ValueError: it cannot be loaded, or does something to its logits that the loss would miss.
         """
         if self._base is not None and self.has(trial):
+            checkpoint_activations(self._base, trial.training.activation_checkpointing)
             return self._base
         self.release()
         base = load_base(trial.model)
@@ -49,6 +51,7 @@ class WarmBase:
         rows = data.evaluation.input_ids[:2].to(self.device)
         self._attention_obstacle = use_causal_attention(base, rows) if self.device.type == "cuda" else ""
         check_logits(base, build_batches([trial], data, self.device, num_workers=self._num_workers))
+        checkpoint_activations(base, trial.training.activation_checkpointing)
         self._base, self._loaded = base, (trial.model, trial.data)
         return base
 
@@ -68,7 +71,7 @@ class WarmBase:
             self._engine_mode,
             num_steps=num_steps,
             flops_per_step=flops_of_step(self._base.num_parameters(), num_tokens),
-            num_stacks=0 if self._compiled_for == composition else len(set(composition)),
+            num_stacks=0 if self._compiled_for == composition else len(set(composition[1:])),
             obstacle=obstacle or self._attention_obstacle,
         )
 
@@ -99,7 +102,8 @@ class WarmBase:
             return None
         num_rows = trials[0].training.batch_size // self._num_workers
         sizes = tuple((trial.method.stack_key(), trial.method.hyperparameters().get("rank")) for trial in trials)
-        key = (trials[0].model, sizes, num_rows, length, choice.mode)
+        again = trials[0].training.activation_checkpointing
+        key = (trials[0].model, sizes, num_rows, length, choice.mode, again)
         if key not in self._estimates:
             try:
                 self._estimates[key] = estimate_memory(
@@ -108,6 +112,7 @@ class WarmBase:
                     num_rows=num_rows,
                     length=length,
                     mode=choice.mode,
+                    activation_checkpointing=again,
                 )
             except NotImplementedError:
                 self._estimates[key] = None
@@ -116,4 +121,4 @@ class WarmBase:
 
 def _composition(trials: Sequence[Trial]) -> tuple[object, ...]:
     """What packs must have in common to run the same compiled code."""
-    return tuple(trial.method.stack_key() for trial in trials)
+    return (trials[0].training.activation_checkpointing, *(trial.method.stack_key() for trial in trials))

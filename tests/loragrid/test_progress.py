@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 from typing import Any
 
@@ -196,3 +197,25 @@ def test_on_a_terminal_nothing_of_the_table_stays_behind() -> None:
         progress.starting(LANE)
     after_the_last_picture = output.getvalue().rpartition("trials done")[2]
     assert "\x1b[2K" in after_the_last_picture
+
+
+def test_packs_of_a_lane_follow_each_other_and_rungs_say_who_was_stopped() -> None:
+    def play(progress: SweepProgress, clock: Clock) -> None:
+        progress.starting(LANE)
+        progress.updated(replace(training(3), steps=3, done=True))
+        behind = TrialEnd(status="KILLED", reason="stopped early at rung 1 (step 3): eval/loss 3 is number 2 of 2")
+        progress.updated(update("ended", ended={FIRST: behind}, done=True))
+        later: dict[str, Any] = {"pack_id": "pack-000-rung2.0", "trial_ids": (SECOND,)}
+        progress.updated(replace(update("training", steps=STEPS), **later))
+        progress.updated(replace(training(STEPS, finished=True), ended={SECOND: TrialEnd(status="FINISHED")}, **later))
+        progress.ended(LANE)
+
+    assert shown(play, terminal=False)[2:] == [
+        "[ 0m 00s] pack-000: step 3/3, train loss 2.000 to 3.000",
+        "[ 0m 00s] pack-000: at its rung, step 3 (0 of 3 trials)",
+        "[ 0m 00s] pack-000: done, 1 trial stopped (1 of 3 trials)",
+        "[ 0m 00s] pack-000-rung2.0: 1 trial",
+        "[ 0m 00s] pack-000-rung2.0: training",
+        "[ 0m 00s] pack-000-rung2.0: step 100/100, train loss 2.000 to 3.000",
+        "[ 0m 00s] pack-000-rung2.0: done (2 of 3 trials)",
+    ]

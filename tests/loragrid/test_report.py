@@ -190,3 +190,20 @@ def test_a_jump_that_all_trials_share_stays_in_the_picture_and_a_trial_that_dive
     assert _limit_height(panel, [*together, pd.Series([5.0, 50.0, 400.0])]) == 1
     assert 9.5 < panel.get_ylim()[1] < 50
     assert _limit_height(panel, []) == 0
+
+
+def test_trials_that_were_stopped_early_are_counted_by_rung_and_not_explained_one_by_one() -> None:
+    reasons = ["stopped early at rung 1 (step 3): eval/loss 4.1 is number 3 of 4, 2 go on"] * 2
+    reasons.append("stopped early at rung 2 (step 9): eval/loss 3.5 is number 2 of 2, 1 go on")
+    stopped = [
+        {"trial_id": f"lora-{index}", "method": "lora", "rank": 8, "status": "KILLED", "reason": reason}
+        for index, reason in enumerate(reasons)
+    ]
+    interrupted = {"trial_id": "vera-9", "method": "vera", "rank": 4, "status": "KILLED", "reason": "interrupted"}
+    lines = text_of(comparison_of([*ROWS[:1], *stopped, interrupted]))
+    assert lines[0].strip() == "quickstart  first, 5 trials, 1 killed, 3 stopped early"
+    assert sum(line.startswith("lora") and "stopped" in line for line in lines) == 3
+    assert "2 trials stopped early at rung 1 (step 3)" in lines
+    assert "1 trial stopped early at rung 2 (step 9)" in lines
+    assert "vera-9 killed: interrupted" in lines
+    assert not any("number 3 of 4" in line for line in lines)
