@@ -98,6 +98,7 @@ class PackTrainer:
         with stopwatch.phase("setup"):
             start = self.states[trials[0].trial_id].completed if trials[0].trial_id in self.states else 0
             choice = self._warm.choose_mode(trials, length, until - start)
+            self.release()
             estimate = self._warm.estimate(trials, length, choice)
             if estimate is not None:
                 self._make_sure_it_fits(pack, estimate)
@@ -136,7 +137,7 @@ class PackTrainer:
         self.reports.ended(pack, ended, tags)
 
     def release(self) -> None:
-        """Free what a failed pack left behind."""
+        """Free what the pack before left behind: its modules and hooks hold each other."""
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)

@@ -57,6 +57,8 @@ class WarmBase:
 
     def release(self) -> None:
         """Forget the base: a method wrote it, or another takes its place."""
+        if self._compiled_for is not None:
+            torch._dynamo.reset()  # compiled code holds on to the base that it was compiled for
         self._base = self._loaded = self._compiled_for = None
 
     def choose_mode(self, trials: Sequence[Trial], length: int, num_steps: int) -> EngineChoice:
