@@ -1,5 +1,6 @@
 """Runs the steps of a pack: kernel by kernel, or captured once as a CUDA graph and replayed."""
 
+from contextlib import suppress
 from dataclasses import fields
 from functools import cache
 
@@ -86,9 +87,12 @@ class _Captured:
 
 
 def _recover_from_failed_capture() -> None:
-    """Let the device's random generator draw again: it believes to be captured until a capture succeeds."""
+    """Let the device's random generator draw again: it believes to be captured until a capture succeeds.
+
+    LoraGrid's own draws have generators of their own: where this fails too, training goes on all the same.
+    """
     torch.cuda.synchronize()
-    with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=_capture_stream()):
+    with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=_capture_stream()):
         torch.zeros(1, device="cuda")
 
 
