@@ -200,8 +200,8 @@ def cut_evenly(trials: Sequence[Trial], most: int, *, at_least: int = 1) -> list
     """
     ordered = [trials[index] for index in member_order([trial.method for trial in trials])]
     num_parts = max(math.ceil(len(ordered) / most), min(at_least, len(ordered)))
-    cuts = [len(ordered) * cut // num_parts for cut in range(num_parts + 1)]
-    return [tuple(ordered[start:end]) for start, end in itertools.pairwise(cuts)]
+    cuts = [len(ordered) * (part + 1) // num_parts for part in range(num_parts)]
+    return [tuple(ordered[start:end]) for start, end in itertools.pairwise([0, *cuts])]
 
 
 def assign_lanes(packs: Sequence[Pack], num_places: int, *, first: int = 0) -> list[Lane]:

@@ -178,6 +178,14 @@ def test_a_member_that_diverged_fails_is_not_compared_and_leaves_the_others_alon
     assert_as_alone(setup, seen, trials[1])
 
 
+def test_where_all_have_diverged_nobody_is_left_at_the_rung_and_the_next_packs_train(setup: Setup) -> None:
+    lost = [setup.trial("lora", lr=1e200, seed=seed, measure_steps=0) for seed in range(2)]
+    other = setup.trial("vera", measure_steps=0, batch_size=2)
+    seen = lane(setup, [lost, [other]], halving(grace_steps=4))
+    assert {seen.ended[trial.trial_id].status for trial in lost} == {"FAILED"}
+    assert seen.ended[other.trial_id].status == "FINISHED"
+
+
 class FaultyLoRA(LoRA):
     """LoRA that fails as a real method or a full device would: for one seed, or for too many members at once."""
 
