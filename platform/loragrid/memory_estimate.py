@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, PreTrainedModel
 
 from loragrid.activation_checkpointing import checkpoint_activations
-from loragrid.attention import allow_padding_without_mask
+from loragrid.attention import allow_padding_without_mask, causal_attention
 from loragrid.engine_choice import Mode
 from loragrid.loss import score_rows
 from loragrid.training import Batch, PackModel, compute_step, one_worker
@@ -169,21 +169,10 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def _attention_of_shapes(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **_: Any,
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
     """The kernel that a GPU runs, by name: on the meta device torch would choose another, which keeps more."""
-    if query.dtype in (torch.bfloat16, torch.float16):
-        y = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, dropout, True, scale=scaling)[0]
-    else:
-        y = nn.functional.scaled_dot_product_attention(
-            query, key, value, scale=scaling, is_causal=True, enable_gqa=query.shape[1] != key.shape[1]
-        )
-    return y.transpose(1, 2).contiguous(), None
+    if query.dtype not in (torch.bfloat16, torch.float16):
+        return causal_attention(module, query, key, value, attention_mask, **settings)
+    y = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, True, scale=settings.get("scaling"))
+    return y[0].transpose(1, 2).contiguous(), None

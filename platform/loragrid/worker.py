@@ -1,6 +1,7 @@
 """What one training process of a lane does: its packs, reported through Ray Train."""
 
 import warnings
+from functools import lru_cache
 from pathlib import Path
 
 import ray.train
@@ -26,6 +27,7 @@ def run_worker(task: WorkerTask) -> None:
     context = ray.train.get_context()
     worker, num_workers = context.get_world_rank(), context.get_world_size()
 
+    @lru_cache(maxsize=1)  # a lane's packs mostly share their rows, and every fetch would copy them
     def rows_of(model: ModelConfig, data: DataConfig) -> TokenizedData:
         rows: TokenizedData = ray.get(task.rows[(model, data)])
         return rows
