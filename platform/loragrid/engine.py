@@ -111,8 +111,13 @@ def fuse_pieces(model: PackModel) -> None:
 
 
 def compile_layers(base: PreTrainedModel) -> None:
-    """Compile every decoder layer by itself: layers of equal shapes share one compilation."""
+    """Compile every decoder layer by itself: layers of equal shapes share one compilation.
+
+    The compiler may compute elementwise results again in backward even where a matrix product reads them there: of the
+    saved activations a third goes (LoRA, bytes per token and layer: 79,648 to 52,600) for about 1 % of the time.
+    """
     _allow_recompilations()
+    torch._functorch.config.ban_recompute_materialized_backward = False
     for layer in decoder_layers(base):
         layer.compile(dynamic=False)
 

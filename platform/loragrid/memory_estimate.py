@@ -23,7 +23,7 @@ from loragrid_methods.engine.pack import AdapterPack
 
 ATTENTION = "loragrid_shapes"
 # What a compiled step holds of what a captured one does: the compiler computes parts of the activations again.
-COMPILED_KEEPS = 0.75
+COMPILED_KEEPS = 0.65
 # torch's allocator hands out memory in blocks of this size.
 BLOCK_BYTES = 512
 
