@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.train import TrainingFailedError
 from ray.tune.schedulers import ASHAScheduler
 
-from loragrid.callback import RecordingCallback, SweepOutcome
+from loragrid.callback import RecordingCallback, SweepOutcome, describe_failure
 from loragrid.config import Experiment
 from loragrid.driver import drive_lane
 from loragrid.environment import environment_tags
@@ -21,9 +23,12 @@ from loragrid.placement import Placement
 from loragrid.planning import Lane, Pack, Plan, assign_lanes
 from loragrid.progress import SweepProgress
 from loragrid.tracking import Recorder
+from loragrid.trial_store import TrialStore
 
 # What a Tune trial's process was seen to hold: Ray, torch and transformers imported, nothing loaded.
 TUNE_TRIAL_BYTES = 500 * 2**20
+# How often the process that drives a lane may be lost, mostly with its node, before the lane is given up.
+MAX_LOST_DRIVERS = 3
 
 
 class Rounds:
@@ -35,15 +40,17 @@ class Rounds:
         rows: RowsByConfig,
         placement: Placement,
         recorder: Recorder,
+        store: TrialStore,
         name: str,
         storage: Path,
         progress: SweepProgress,
     ) -> None:
         self.plan, self.rows, self.placement = the_plan, rows, placement
-        self.storage, self.name = storage, name
+        self.storage, self.name, self.store = storage, name, store
         self.lanes: dict[str, Lane] = {}
         self.callback = RecordingCallback(
             recorder,
+            store,
             lambda config, _: self.lanes[config["lane"]],
             environment_tags(),
             progress,
@@ -76,19 +83,26 @@ class Rounds:
 
     def _tune(self, lanes: Sequence[Lane], number: int) -> None:
         experiment, placement, storage = self.plan.experiment, self.placement, str(self.storage / self.name)
+        store = self.store
         early_stopping = experiment.early_stopping
         by_tune = early_stopping is not None and experiment.pack.max_members == 1
 
         def train_lane(config: dict[str, Any], lanes: Mapping[str, Lane], rows: RowsByConfig) -> None:
-            drive_lane(
-                lanes[config["lane"]],
-                rows,
-                placement,
-                storage,
-                engine_mode=experiment.engine.mode,
-                early_stopping=early_stopping,
-                by_tune=by_tune,
-            )
+            try:
+                drive_lane(
+                    lanes[config["lane"]],
+                    rows,
+                    placement,
+                    storage,
+                    store,
+                    engine_mode=experiment.engine.mode,
+                    early_stopping=early_stopping,
+                    by_tune=by_tune,
+                )
+            except TrainingFailedError as error:
+                # Said, not raised: what Tune sees raised it tries again, as it should where a whole node was lost.
+                worst = {"eval_loss": math.inf, "train_loss": math.inf}
+                tune.report({"failure": describe_failure(error), "step": 0, **worst})
 
         name = self.name if number == 0 else f"{self.name}.{number}"
         with quiet_tune():
@@ -102,7 +116,11 @@ class Rounds:
                     scheduler=asha(experiment) if by_tune else None,
                 ),
                 run_config=tune.RunConfig(
-                    name=name, storage_path=str(self.storage), callbacks=[self.callback], verbose=0
+                    name=name,
+                    storage_path=str(self.storage),
+                    callbacks=[self.callback],
+                    failure_config=tune.FailureConfig(max_failures=MAX_LOST_DRIVERS),
+                    verbose=0,
                 ),
             ).fit()
 

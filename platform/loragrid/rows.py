@@ -169,7 +169,7 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_parquet(key: str, name: str, path: Path, fingerprint: str) -> RowSource:
-    from pyarrow import parquet  # type: ignore[import-untyped]
+    from pyarrow import parquet
 
     table = parquet.ParquetFile(path).read()
     return RowSource(

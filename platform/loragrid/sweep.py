@@ -24,6 +24,7 @@ from loragrid.planning import Plan, group_into_packs, plan
 from loragrid.progress import SweepProgress
 from loragrid.rounds import Rounds
 from loragrid.tracking import QUESTION_TAG, Recorder, default_tracking_uri
+from loragrid.trial_store import TrialStore
 
 CONNECT_SECONDS = 10.0
 _HOST_AND_PORT = re.compile(r"[^:/]+:\d{1,5}")
@@ -80,7 +81,14 @@ def run(
         rows = {key: ray.put(data) for key, data in tokenized.items()}
         with SweepProgress(len(the_plan.trials), console) as progress:
             outcome = Rounds(
-                the_plan, rows, placement, recorder, name, storage_folder(experiment) / "ray", progress
+                the_plan,
+                rows,
+                placement,
+                recorder,
+                trial_store(experiment, name),
+                name,
+                storage_folder(experiment) / "ray",
+                progress,
             ).run()
     return SweepResult(plan=the_plan, name=name, tracking_uri=recorder.tracking_uri, outcome=outcome)
 
@@ -111,6 +119,11 @@ def open_recorder(experiment: Experiment) -> Recorder:
 def storage_folder(experiment: Experiment) -> Path:
     """Where checkpoints and results lie, absolute: Ray's processes have working folders of their own."""
     return Path(experiment.storage.path).expanduser().resolve()
+
+
+def trial_store(experiment: Experiment, sweep: str) -> TrialStore:
+    """Where a sweep's half-trained trials lie."""
+    return TrialStore(str(storage_folder(experiment) / "trials" / sweep))
 
 
 def sweep_parameters(experiment: Experiment) -> dict[str, object]:

@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loragrid.assembly import build_batches, build_model
-from loragrid.checkpoint import load_checkpoint
 from loragrid.config import DataConfig, ModelConfig, PackConfig, TrainingConfig
 from loragrid.data import TokenizedData, load_data
 from loragrid.grid import Trial
@@ -32,6 +31,7 @@ from loragrid.training import (
     one_worker,
     train,
 )
+from loragrid.trial_store import TrialStore
 from loragrid_methods import get_method, method_names
 
 torch.set_num_threads(1)
@@ -173,10 +173,12 @@ def resume(setup: Setup, trials: Sequence[Trial], folder: Path) -> Run:
     """Go on from a checkpoint in a fresh pack, whatever pack it was saved from."""
 
     def put(model: PackModel) -> None:
-        states = load_checkpoint(folder)
         for member, trial in enumerate(trials):
-            put_member(model, member, states[trial.trial_id])
-            model.completed = states[trial.trial_id].completed
+            saved, spoiled = TrialStore(str(folder)).load(trial.trial_id)
+            assert saved is not None
+            assert not spoiled
+            put_member(model, member, saved.state)
+            model.completed = saved.state.completed
         model.pack.after_load()
 
     return run_pack(setup, trials, prepare=put)
