@@ -70,9 +70,14 @@ def run(
     console.print(render_table(comparison, console.width))
     if not comparison.curves.empty:
         picture = plot_loss_curves(comparison, storage_folder(experiment) / f"{result.name}.png")
-        console.print(f"loss curves   {picture}", highlight=False, soft_wrap=True)
-    console.print(f"MLflow store  {result.tracking_uri}", highlight=False, soft_wrap=True)
-    console.print(f"browse it     loragrid ui --storage {storage_folder(experiment)}", highlight=False, soft_wrap=True)
+        console.print(f"loss curves   {picture}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"MLflow store  {result.tracking_uri}", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"browse it     loragrid ui --storage {storage_folder(experiment)}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
     if not result.succeeded:
         raise typer.Exit(1)
 
@@ -122,7 +127,7 @@ def compare(
         console = _console()
         console.print(render_table(comparison, console.width))
         if plot is not None:
-            console.print(f"loss curves  {plot}", highlight=False, soft_wrap=True)
+            console.print(f"loss curves  {plot}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -137,7 +142,7 @@ def export(
     from loragrid.artifacts import export_run
 
     export_run(run_id, _store(storage, tracking_uri), to, merged=merged)
-    _console().print(f"{'merged model' if merged else 'adapter'}  {to}", highlight=False, soft_wrap=True)
+    _console().print(f"{'merged model' if merged else 'adapter'}  {to}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -174,7 +179,7 @@ def ui(
     command = tracking_ui_command(store, host, port)
     console = _console()
     for name, page in experiment_pages(store, f"http://{host}:{port}").items():
-        console.print(f"{name}  {page}", highlight=False, soft_wrap=True)
+        console.print(f"{name}  {page}", highlight=False, markup=False, soft_wrap=True)
     console.print("MLflow is starting; Ctrl-C ends it", highlight=False)
     raise typer.Exit(subprocess.run(command, check=False).returncode)
 

@@ -24,6 +24,16 @@ OptionalText = Annotated[
         description="text on one line, or null",
     ),
 ]
+Revision = Annotated[
+    str | None,
+    Field(
+        strict=True,
+        max_length=200,
+        # As git allows them, and never `..`: the hub's cache makes a path of it.
+        pattern=r"^[^\x00-\x20\x7f./~^:?*\[\\]+([./][^\x00-\x20\x7f./~^:?*\[\\]+)*$",
+        description="text: the name of a commit, tag or branch, or null",
+    ),
+]
 Count = Annotated[int, Field(strict=True, ge=1, le=MAX_COUNT, description=f"a whole number from 1 to {MAX_COUNT}")]
 CountOrZero = Annotated[
     int, Field(strict=True, ge=0, le=MAX_COUNT, description=f"a whole number from 0 to {MAX_COUNT}")
@@ -61,7 +71,7 @@ class ModelConfig(Section):
     """
 
     name: Text
-    revision: OptionalText = None
+    revision: Revision = None
     dtype: Annotated[Literal["bfloat16", "float32", "float64"], Field(description="bfloat16, float32, float64")] = (
         "bfloat16"
     )
@@ -78,7 +88,7 @@ class DataConfig(Section):
     """
 
     name: Text
-    revision: OptionalText = None
+    revision: Revision = None
     subset: OptionalText = None
     split: Text = "train"
     eval_name: OptionalText = None
@@ -161,11 +171,15 @@ OBSERVATION_KEYS = frozenset({"eval_every", "report_every", "checkpoint_every", 
 
 
 class WorkersConfig(Section):
-    """The processes that train one pack. cpus_per_worker null: sized from the cluster."""
+    """The processes that train one pack. cpus_per_worker null: sized from the cluster.
+
+    max_failures: how often they may die, and be replaced, before the pack they were at is given up.
+    """
 
     num_workers: Count = 1
     use_gpu: Annotated[Literal["auto"] | Switch, Field(description="auto, true, false")] = "auto"
     cpus_per_worker: OptionalPositive = None
+    max_failures: CountOrZero = 3
 
 
 class PackConfig(Section):
@@ -204,6 +218,6 @@ class TrackingConfig(Section):
 
 
 class StorageConfig(Section):
-    """Folder (or URI) for checkpoints, adapters, plots and the default MLflow store."""
+    """Folder for checkpoints, adapters, plots and the default MLflow store."""
 
     path: Text = "loragrid-store"

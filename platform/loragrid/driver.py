@@ -17,8 +17,6 @@ from loragrid.trial_store import TrialStore
 
 # A worker waits until its report was fetched; Ray's own two seconds would be longer than most packs' steps.
 FETCH_REPORTS_EVERY_SECONDS = "0.1"
-# How often a lane's workers may die before the pack they were at is given up: a pack may be what kills them.
-MAX_WORKER_FAILURES = 3
 
 
 def drive_lane(
@@ -28,6 +26,7 @@ def drive_lane(
     storage_path: str,
     store: TrialStore,
     *,
+    max_failures: int = 0,
     engine_mode: RequestedMode = "auto",
     early_stopping: EarlyStoppingConfig | None = None,
     by_tune: bool = False,
@@ -64,7 +63,7 @@ def drive_lane(
         run_config=RunConfig(
             name=lane.lane_id,
             storage_path=storage_path,
-            failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES),
+            failure_config=FailureConfig(max_failures=max_failures),
             # mypy sees the RunConfig of Ray Train's first version.
             callbacks=[TuneReportCallback()],  # type: ignore[list-item, no-untyped-call]
         ),

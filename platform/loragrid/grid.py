@@ -23,6 +23,7 @@ from loragrid.config_sections import (
 )
 from loragrid.config_settings import (
     AXIS_SECTIONS,
+    MAX_TRIALS,
     AxisValue,
     Scalar,
     check_value,
@@ -30,9 +31,6 @@ from loragrid.config_settings import (
     section_axis_types,
 )
 from loragrid_methods import Method, get_method
-
-MAX_TRIALS = 10_000
-"""More than this is a slip of the pen (six axes of ten values are a million trials)."""
 
 DEFAULT_SEED = 0
 DIGEST_LENGTH = 8

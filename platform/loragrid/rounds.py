@@ -95,6 +95,7 @@ class Rounds:
                     placement,
                     storage,
                     store,
+                    max_failures=experiment.workers.max_failures,
                     engine_mode=experiment.engine.mode,
                     early_stopping=early_stopping,
                     by_tune=by_tune,

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,16 +19,18 @@ from loragrid.callback import SweepOutcome
 from loragrid.comparison import Comparison, load_comparison
 from loragrid.config import DataConfig, Experiment, ModelConfig
 from loragrid.data import TokenizedData, load_data
-from loragrid.models import load_tokenizer
+from loragrid.local_path import local_path, reason_of
+from loragrid.models import check_weights, load_tokenizer
 from loragrid.placement import Node, Placement, place
 from loragrid.planning import Plan, group_into_packs, plan
 from loragrid.progress import SweepProgress
 from loragrid.rounds import Rounds
-from loragrid.tracking import QUESTION_TAG, Recorder, default_tracking_uri
+from loragrid.tracking import QUESTION_TAG, Recorder, default_tracking_uri, tracking_origin
 from loragrid.trial_store import TrialStore
 
 CONNECT_SECONDS = 10.0
 _HOST_AND_PORT = re.compile(r"[^:/]+:\d{1,5}")
+_SWEEP_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,119}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,12 @@ def run(
         ValueError: the request cannot be carried out; nothing was started.
     """
     console = console or Console(quiet=True)
+    if name is not None and not _SWEEP_NAME.fullmatch(name):
+        what = "a sweep's name is that of a folder: letters, digits, '.', '_' and '-', at most 120"
+        raise ValueError(f"--name: {name!r}: {what}, beginning with a letter, a digit or '_'")
     the_plan = plan(experiment)
+    for model in {trial.model for trial in the_plan.trials}:
+        check_weights(model)
     tokenized = tokenize(the_plan, console)
     recorder = open_recorder(experiment)
     name = name or recorder.next_sweep_name()
@@ -106,19 +114,45 @@ def tokenize(the_plan: Plan, console: Console) -> dict[tuple[ModelConfig, DataCo
         console.print(
             f"data {trial.data.name}: {len(data.train)} rows to train on, {len(data.evaluation)} to evaluate{skipped}",
             highlight=False,
+            markup=False,
         )
     return tokenized
 
 
 def open_recorder(experiment: Experiment) -> Recorder:
-    """The MLflow experiment that this one is recorded in."""
+    """The MLflow experiment that this one is recorded in, after it is sure that the storage can be written.
+
+    Raises:
+        ValueError: the folder cannot be written, or MLflow cannot open its store.
+    """
     uri = default_tracking_uri(experiment.storage.path, experiment.tracking.uri)
-    return Recorder(experiment.name, uri)
+    folder = storage_folder(experiment)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"storage.path: {folder}: cannot be written: {reason_of(error)}") from error
+    try:
+        return Recorder(experiment.name, uri)
+    except ValueError:
+        raise
+    except Exception as error:  # MLflow's, SQLAlchemy's, a database driver's, the system's: a store has them all
+        origin = tracking_origin(experiment.tracking.uri)
+        raise ValueError(f"{origin}: {uri}: MLflow cannot open its store there: {reason_of(error)}") from error
 
 
 def storage_folder(experiment: Experiment) -> Path:
-    """Where checkpoints and results lie, absolute: Ray's processes have working folders of their own."""
-    return Path(experiment.storage.path).expanduser().resolve()
+    """Where checkpoints and results lie, absolute: Ray's processes have working folders of their own.
+
+    Raises:
+        ValueError: no folder of this machine.
+    """
+    if "://" in experiment.storage.path:
+        raise ValueError(
+            f"storage.path: {experiment.storage.path}: is a URI; allowed: a folder, mounted if it is remote"
+        )
+    return local_path("storage.path", experiment.storage.path).resolve()
 
 
 def trial_store(experiment: Experiment, sweep: str) -> TrialStore:

@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Metric, Param, RunTag, ViewType
 
 from loragrid.glossary import sweep_note
+from loragrid.local_path import local_path
 
 Scalar = str | int | float | bool | None
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
@@ -41,24 +42,43 @@ QUESTION_TAG = "loragrid.question"
 def default_tracking_uri(storage_path: str, configured: str | None) -> str:
     """The configured URI, else `MLFLOW_TRACKING_URI`, else an SQLite file in the storage folder.
 
-    ValueError: the URI is a plain folder (MLflow refuses those since 3.13), or nothing is configured and the storage is
-    remote, where SQLite cannot live.
+    ValueError: the URI is a plain folder (MLflow refuses those since 3.13) or SQLite without a file, or nothing is
+    configured and the storage is remote, where SQLite cannot live, or has a name that is another's in a URI.
     """
     uri = configured or os.environ.get("MLFLOW_TRACKING_URI")
     if uri:
-        origin = "tracking.uri" if configured else "MLFLOW_TRACKING_URI"
+        origin = tracking_origin(configured)
         if uri.startswith("file:") or ("://" not in uri and not uri.startswith("databricks")):
             raise ValueError(
                 f"{origin}: {uri!r} is a folder, and MLflow keeps no store in a plain folder; "
                 "allowed: an http(s):// server or a database such as sqlite:////absolute/path/mlflow.db"
             )
+        path = sqlite_path(uri)
+        if uri.startswith("sqlite:") and (
+            path is None or path.name == ":memory:" or local_path(origin, str(path)).is_dir()
+        ):
+            # Without a file MLflow writes artifacts to wherever the program was started.
+            raise ValueError(f"{origin}: {uri!r} names no file; allowed: such as sqlite:////absolute/path/mlflow.db")
         return uri
     if "://" in storage_path:
         raise ValueError(
             f"storage.path: {storage_path!r} is remote and cannot hold MLflow's SQLite file; "
             "set tracking.uri to a server (http://...) or to a local sqlite:////absolute/path/mlflow.db"
         )
-    return f"sqlite:///{Path(storage_path).expanduser().resolve() / 'mlflow.db'}"
+    folder = local_path("storage.path", storage_path).resolve()
+    if {"?", "%"} & set(str(folder)):
+        raise ValueError(
+            f"storage.path: {str(folder)!r}: MLflow's SQLite file would land elsewhere, because ? and % have a meaning "
+            "of their own in its URI; allowed: a folder without them, or tracking.uri set"
+        )
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def tracking_origin(configured: str | None) -> str:
+    """What decided on the tracking URI: a key of the experiment file, or the environment."""
+    if configured:
+        return "tracking.uri"
+    return "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else "storage.path"
 
 
 def tracking_ui_command(uri: str, host: str = "127.0.0.1", port: int = 5000) -> list[str]:
