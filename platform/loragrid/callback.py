@@ -16,7 +16,8 @@ from loragrid.grid import Trial
 from loragrid.messages import LaneFailure, PackUpdate, TrialEnd
 from loragrid.planning import Lane, Pack, count_parameters
 from loragrid.progress import SweepProgress
-from loragrid.tracking import Recorder, card_tags
+from loragrid.recorder import Recorder
+from loragrid.tracking import card_tags
 from loragrid.trial_store import TrialStore
 
 

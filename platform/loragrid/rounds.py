@@ -22,7 +22,7 @@ from loragrid.messages import RowsByConfig
 from loragrid.placement import Placement
 from loragrid.planning import Lane, Pack, Plan, assign_lanes
 from loragrid.progress import SweepProgress
-from loragrid.tracking import Recorder
+from loragrid.recorder import Recorder
 from loragrid.trial_store import TrialStore
 
 # What a Tune trial's process was seen to hold: Ray, torch and transformers imported, nothing loaded.

@@ -24,8 +24,9 @@ from loragrid.models import check_weights, load_tokenizer
 from loragrid.placement import Node, Placement, place
 from loragrid.planning import Plan, group_into_packs, plan
 from loragrid.progress import SweepProgress
+from loragrid.recorder import Recorder
 from loragrid.rounds import Rounds
-from loragrid.tracking import QUESTION_TAG, Recorder, default_tracking_uri, tracking_origin
+from loragrid.tracking import QUESTION_TAG, default_tracking_uri, tracking_origin
 from loragrid.trial_store import TrialStore
 
 CONNECT_SECONDS = 10.0

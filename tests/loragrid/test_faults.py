@@ -55,6 +55,7 @@ def recorded(store: Path, name: str = "faults") -> tuple[dict[str, str], Curves]
     """(Trial id -> status, curves) of every trial run in the store, each exactly as MLflow holds it."""
     client = MlflowClient(tracking_uri=f"sqlite:///{store / 'mlflow.db'}")
     found = client.get_experiment_by_name(name)
+    assert found is not None
     runs = [run for run in client.search_runs([found.experiment_id]) if PARENT_TAG in run.data.tags]
     statuses = {run.data.tags[TRIAL_TAG]: run.info.status for run in runs}
     assert len(statuses) == len(runs), "one run per trial"
@@ -69,7 +70,9 @@ def recorded(store: Path, name: str = "faults") -> tuple[dict[str, str], Curves]
 def adapters(store: Path) -> dict[str, bytes]:
     """Trial id -> the recorded adapter's tensors, as bytes."""
     client = MlflowClient(tracking_uri=f"sqlite:///{store / 'mlflow.db'}")
-    runs = client.search_runs([client.get_experiment_by_name("faults").experiment_id])
+    found = client.get_experiment_by_name("faults")
+    assert found is not None
+    runs = client.search_runs([found.experiment_id])
     files = {
         run.data.tags[TRIAL_TAG]: Path(run.info.artifact_uri.removeprefix("file://")) / "adapter"
         for run in runs
