@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import cloudpickle
 from ray.tune import Callback
@@ -19,6 +19,9 @@ from loragrid.progress import SweepProgress
 from loragrid.recorder import Recorder
 from loragrid.tracking import card_tags
 from loragrid.trial_store import TrialStore
+
+if TYPE_CHECKING:
+    from loragrid.earlier import EarlierSweep
 
 
 @dataclass(kw_only=True)
@@ -41,7 +44,7 @@ class RecordingCallback(Callback):
     """Opens a run for every trial whose pack starts, writes what arrives, and ends the runs with the right status.
 
     `lane_of` turns a Tune trial's config and id into the lane it trains. `several_rounds`: the sweep closes the record
-    itself, for Tune runs more than once.
+    itself, for Tune runs more than once. `earlier`: what was recorded when the sweep was run before.
     """
 
     def __init__(
@@ -53,16 +56,22 @@ class RecordingCallback(Callback):
         progress: SweepProgress | None = None,
         *,
         several_rounds: bool = False,
+        earlier: "EarlierSweep | None" = None,
     ) -> None:
         self.recorder, self.store = recorder, store
         self.lane_of, self.environment = lane_of, environment
         self.progress, self.several_rounds = progress, several_rounds
         self.outcome = SweepOutcome()
+        if earlier is not None:
+            self.outcome.statuses.update(earlier.outcome.statuses)
+            self.outcome.reasons.update(earlier.outcome.reasons)
+        self._earlier = dict(earlier.begun) if earlier is not None else {}
         self._lanes: dict[str, Lane] = {}
         self._failed: list[Lane] = []
         self._trials: dict[str, Trial] = {}  # those whose runs were opened
         self._convergence: dict[str, Convergence] = {}
         self._last_step: dict[str, int] = {}
+        self._figures: dict[str, set[str]] = {}
         self._closed = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -128,7 +137,11 @@ class RecordingCallback(Callback):
                 self._convergence[trial_id].add(new)
                 self._last_step[trial_id] = int(new[-1]["step"])
         for trial_id, figures in update.figures.items():
-            self.recorder.log_summary(trial_id, figures)
+            known = self._figures.setdefault(
+                trial_id, set(self._earlier[trial_id].figures if trial_id in self._earlier else ())
+            )
+            self.recorder.log_summary(trial_id, {key: value for key, value in figures.items() if key not in known})
+            known |= figures.keys()
             if "time/step_seconds" in figures:
                 self._convergence[trial_id].step_seconds = figures["time/step_seconds"]
         for trial_id, tags in update.tags.items():
@@ -174,6 +187,13 @@ class RecordingCallback(Callback):
                 continue
             self._trials[trial.trial_id] = trial
             tags = {"loragrid.pack": pack_id, **self.environment, **card_tags(trial.method.card)}
+            self._convergence[trial.trial_id] = Convergence(threshold=trial.training.loss_threshold)
+            if trial.trial_id in self._earlier:
+                before = self._earlier[trial.trial_id]
+                self.recorder.resume_trial(trial.trial_id, tags)
+                self._convergence[trial.trial_id].add(before.eval_losses)
+                self._last_step[trial.trial_id] = before.last_step
+                continue
             self.recorder.start_trial(trial.trial_id, trial.parameters(), tags)
             counts = count_parameters(trial)
             self.recorder.log_summary(
@@ -184,7 +204,6 @@ class RecordingCallback(Callback):
                     "parameters/shared": counts.shared,
                 },
             )
-            self._convergence[trial.trial_id] = Convergence(threshold=trial.training.loss_threshold)
 
     def _end(self, trial: Trial, end: TrialEnd) -> None:
         if end.status == "FINISHED":

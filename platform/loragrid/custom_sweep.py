@@ -17,7 +17,8 @@ from loragrid.models import load_tokenizer
 from loragrid.placement import place
 from loragrid.planning import Lane, Pack
 from loragrid.rounds import lightweight
-from loragrid.sweep import cluster_nodes, open_recorder, storage_folder, sweep_parameters, trial_store
+from loragrid.storage import storage_folder, trial_store
+from loragrid.sweep import cluster_nodes, open_recorder, sweep_parameters
 from loragrid.tracking import QUESTION_TAG
 
 

@@ -1,13 +1,18 @@
 """Processes that are killed for real while a sweep runs: nothing that was recorded is lost, nothing comes twice."""
 
+import contextlib
 import io
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import yaml
 from mlflow import MlflowClient
 from rich.console import Console
 
@@ -34,7 +39,7 @@ def settings(tiny_gpt2_dir: Path, chat_jsonl: Path) -> dict[str, Any]:
             "checkpoint_every": 2,
             "measure_steps": 0,
         },
-        "methods": ["lora", "delta_lora", "vera", {"name": "lora_plus"}],
+        "methods": ["lora", {"name": "delta_lora", "start_step": 4}, "vera", "lora_plus"],
         "grid": {"method.rank": [2]},
         "pack": {"max_members": 2},
         "workers": {"cpus_per_worker": 2},
@@ -42,10 +47,7 @@ def settings(tiny_gpt2_dir: Path, chat_jsonl: Path) -> dict[str, Any]:
 
 
 def experiment(settings: dict[str, Any], store: Path, **changes: Any) -> lg.Experiment:
-    methods = [
-        {"name": method, "start_step": 4} if method == "delta_lora" else method for method in settings["methods"]
-    ]
-    return lg.Experiment(name="faults", **settings | {"methods": methods, "storage": {"path": str(store)}} | changes)
+    return lg.Experiment(name="faults", **settings | {"storage": {"path": str(store)}} | changes)
 
 
 Curves = dict[tuple[str, str], list[tuple[int, float]]]
@@ -132,3 +134,113 @@ def test_whichever_process_of_a_lane_is_killed_the_curves_and_adapters_are_the_u
     assert result.succeeded
     assert_undisturbed(tmp_path, calm)
     assert not (tmp_path / "trials" / "faults-1").exists(), "nothing is kept of a sweep that is done"
+
+
+def start(file: Path, *options: str) -> subprocess.Popen[str]:
+    """`loragrid run` as a process of its own, the leader of its own session."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "COLUMNS": "200"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "loragrid", "run", str(file), *options],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def read_until(process: subprocess.Popen[str], line: str) -> str:
+    """What the process prints up to a line, which must come."""
+    assert process.stdout is not None
+    seen = ""
+    for printed in process.stdout:
+        seen += printed
+        if line in printed:
+            return seen
+    raise AssertionError(f"{line!r} was not printed:\n{seen}")
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """(Exit code, the rest of what is printed)."""
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def write(settings: dict[str, Any], store: Path, file: Path, **changes: Any) -> Path:
+    """The experiment as a file."""
+    mapping = {"name": "faults", **settings, "storage": {"path": str(store)}, **changes}
+    file.write_text(yaml.safe_dump(mapping))
+    return file
+
+
+def living_in_session_of(leader: int) -> list[psutil.Process]:
+    """What lives in the session that a process has led."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, psutil.Error):
+            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def test_a_sweep_whose_driver_is_killed_goes_on_with_resume_and_nothing_is_lost_or_comes_twice(
+    settings: dict[str, Any], calm: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    file = write(settings, store, tmp_path / "faults.yaml")
+    process = start(file)
+    read_until(process, "pack-001: training")
+    time.sleep(1)  # some steps into the second pack
+    process.kill()
+    finish(process)
+    statuses, _ = recorded(store)
+    assert "RUNNING" in statuses.values()
+    code, output = finish(start(file, "--resume"))
+    assert code == 0, output
+    assert "2 are to be trained" in output
+    assert_undisturbed(store, calm)
+    code, output = finish(start(file, "--resume"))
+    assert code == 0, output
+    assert "0 are to be trained" in output
+    assert_undisturbed(store, calm)
+
+
+def test_ctrl_c_ends_everything_with_130_and_a_hint_and_an_extended_grid_trains_only_what_is_new_and_left(
+    settings: dict[str, Any], calm: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    file = write(settings, store, tmp_path / "faults.yaml")
+    process = start(file)
+    read_until(process, "pack-001: training")
+    os.kill(process.pid, signal.SIGINT)
+    code, output = finish(process)
+    assert code == 130, output
+    assert f"loragrid run {file} --name faults-1 --resume" in output
+    assert "Traceback" not in output
+    for _ in range(100):
+        if not living_in_session_of(process.pid):
+            break
+        time.sleep(0.1)
+    assert not living_in_session_of(process.pid)
+    before = ended_at(store)
+    assert sorted(status for status, _ in before.values()) == ["FINISHED", "FINISHED", "KILLED", "KILLED"]
+    write(settings, store, file, methods=[*settings["methods"], {"name": "lora", "rank": 4}])
+    code, output = finish(start(file, "--resume"))
+    assert code == 0, output
+    after = ended_at(store)
+    assert len(after) == 5
+    assert {status for status, _ in after.values()} == {"FINISHED"}
+    for trial_id, (status, end) in before.items():
+        assert (after[trial_id][1] == end) == (status == "FINISHED")
+    _, curves = recorded(store)
+    _, expected = recorded(calm)
+    assert {key: points for key, points in curves.items() if key in expected} == expected
+
+
+def ended_at(store: Path) -> dict[str, tuple[str, int]]:
+    """Trial id -> (status, time of its end)."""
+    client = MlflowClient(tracking_uri=f"sqlite:///{store / 'mlflow.db'}")
+    found = client.get_experiment_by_name("faults")
+    assert found is not None
+    runs = [run for run in client.search_runs([found.experiment_id]) if PARENT_TAG in run.data.tags]
+    return {run.data.tags[TRIAL_TAG]: (run.info.status, run.info.end_time) for run in runs}
