@@ -64,7 +64,7 @@ def run(
     from loragrid.config import load_experiment
     from loragrid.report import plot_loss_curves, render_table
     from loragrid.rounds import SweepInterrupted
-    from loragrid.storage import storage_folder
+    from loragrid.storage import local_folder
     from loragrid.sweep import run as run_sweep
 
     experiment = load_experiment(file, set_ or ())
@@ -81,7 +81,7 @@ def run(
     if result.waiting_record is not None:
         console.print(
             f"MLflow has not taken all of the record: the rest waits in {result.waiting_record}; when it answers "
-            f"again: loragrid sync --storage {storage_folder(experiment)}",
+            f"again: loragrid sync --storage {local_folder(experiment)}",
             style="yellow",
             highlight=False,
             markup=False,
@@ -91,11 +91,11 @@ def run(
     comparison = result.comparison()
     console.print(render_table(comparison, console.width))
     if not comparison.curves.empty:
-        picture = plot_loss_curves(comparison, storage_folder(experiment) / f"{result.name}.png")
+        picture = plot_loss_curves(comparison, local_folder(experiment) / f"{result.name}.png")
         console.print(f"loss curves   {picture}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"MLflow store  {result.tracking_uri}", highlight=False, markup=False, soft_wrap=True)
     console.print(
-        f"browse it     loragrid ui --storage {storage_folder(experiment)}",
+        f"browse it     loragrid ui --storage {local_folder(experiment)}",
         highlight=False,
         markup=False,
         soft_wrap=True,

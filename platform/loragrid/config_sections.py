@@ -218,6 +218,6 @@ class TrackingConfig(Section):
 
 
 class StorageConfig(Section):
-    """Folder for checkpoints, adapters, plots and the default MLflow store."""
+    """Folder or URI (s3://bucket/path) of half-trained trials, plots and the default MLflow store."""
 
     path: Text = "loragrid-store"

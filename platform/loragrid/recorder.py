@@ -192,6 +192,11 @@ class Recorder:
         assert self._spool is not None
         self.is_delivered = self._delivery.wait(PATIENCE_SECONDS)
         self._delivery.close()
+        if self._spool.num_refused:
+            self._notify(
+                f"MLflow refused {self._spool.num_refused} parts of the record for good; they are kept, with its "
+                f"reasons, in {self._spool.folder}"
+            )
         self._spool.close()
         self._spool = None
 

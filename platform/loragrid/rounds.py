@@ -8,7 +8,6 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -53,7 +52,7 @@ class Rounds:
         recorder: Recorder,
         store: TrialStore,
         name: str,
-        storage: Path,
+        storage: str,
         progress: SweepProgress,
         earlier: EarlierSweep | None = None,
     ) -> None:
@@ -104,7 +103,7 @@ class Rounds:
         return num_packs if alone else self.placement.num_packs or num_packs
 
     def _tune(self, lanes: Sequence[Lane], number: int) -> None:
-        experiment, placement, storage = self.plan.experiment, self.placement, str(self.storage / self.tune_name)
+        experiment, placement, storage = self.plan.experiment, self.placement, f"{self.storage}/{self.tune_name}"
         store = self.store
         early_stopping = experiment.early_stopping
         by_tune = early_stopping is not None and experiment.pack.max_members == 1
@@ -140,7 +139,7 @@ class Rounds:
                 ),
                 run_config=tune.RunConfig(
                     name=name,
-                    storage_path=str(self.storage),
+                    storage_path=self.storage,
                     callbacks=[self.callback],
                     failure_config=tune.FailureConfig(max_failures=MAX_LOST_DRIVERS),
                     verbose=0,

@@ -35,6 +35,7 @@ class Spool:
     def __init__(self, folder: Path, head: Mapping[str, str] | None = None) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        self.num_refused = 0
         self._lock = FileLock(folder / _LOCK)
         try:
             self._lock.acquire(timeout=0)
@@ -101,6 +102,7 @@ class Spool:
 
     def refuse(self, operation: Operation, reason: str) -> None:
         """Put an operation aside that the store will never take."""
+        self.num_refused += 1
         with (self.folder / _REFUSED).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({**operation, "reason": reason}) + "\n")
 

@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import socket
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from loragrid.progress import SweepProgress
 from loragrid.recorder import Recorder
 from loragrid.resume import earlier_sweep, tell_of_earlier, what_is_left
 from loragrid.rounds import Rounds
-from loragrid.storage import spool_folder, storage_folder, trial_store
+from loragrid.storage import check_nodes_share, check_storage, spool_folder, storage_uri, trial_store
 from loragrid.tracking import QUESTION_TAG, default_tracking_uri, tracking_origin
 
 CONNECT_SECONDS = 10.0
@@ -108,6 +107,7 @@ def run(
     with connected_to_ray(address) as is_local:
         placement = place(experiment.workers, cluster_nodes())
         check_placement(experiment, placement, is_local, console)
+        check_nodes_share(experiment)
         warn_of_slow_arithmetic(the_plan, placement, console)
         if placement.use_gpu:
             packs = group_into_packs(whole_plan.trials, experiment.pack, placement.num_packs)
@@ -130,7 +130,7 @@ def run(
                 recorder,
                 store,
                 name,
-                storage_folder(experiment) / "ray",
+                f"{storage_uri(experiment)}/ray",
                 progress,
                 earlier,
             ).run()
@@ -168,13 +168,7 @@ def open_recorder(experiment: Experiment, notify: Callable[[str], None] = lambda
         ValueError: the folder cannot be written, or MLflow cannot open its store.
     """
     uri = default_tracking_uri(experiment.storage.path, experiment.tracking.uri)
-    folder = storage_folder(experiment)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f"storage.path: {folder}: cannot be written: {reason_of(error)}") from error
+    check_storage(experiment)
     try:
         return Recorder(experiment.name, uri, spool_folder=spool_folder(experiment), notify=notify)
     except ValueError:
