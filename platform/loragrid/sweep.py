@@ -84,7 +84,9 @@ def run(
         check_placement(experiment, placement, is_local, console)
         warn_of_slow_arithmetic(the_plan, placement, console)
         if placement.use_gpu:
-            packs = group_into_packs(the_plan.trials, experiment.pack, placement.num_packs)
+            packs = group_into_packs(
+                the_plan.trials, experiment.pack, placement.num_packs, num_workers=placement.num_workers
+            )
             the_plan = replace(the_plan, packs=tuple(packs))
         recorder.start_sweep(name, sweep_parameters(experiment), {QUESTION_TAG: experiment.question})
         rows = {key: ray.put(data) for key, data in tokenized.items()}
