@@ -11,7 +11,11 @@ from loragrid.training import Batch
 
 
 class PackBatches:
-    """The batches of the members with the given seeds; members of one seed see the same rows."""
+    """The batches of the members with the given seeds; members of one seed see the same rows.
+
+    A training batch holds all rows of a step that are this worker's, an evaluation batch no more of each member than
+    are computed at once.
+    """
 
     def __init__(
         self,
@@ -19,6 +23,7 @@ class PackBatches:
         seeds: Sequence[int],
         batch_size: int,
         *,
+        micro_batch_size: int | None = None,
         worker: int = 0,
         num_workers: int = 1,
         device: torch.device | str = "cpu",
@@ -26,6 +31,7 @@ class PackBatches:
         assert batch_size % num_workers == 0, "every worker takes an equal share of the batch"
         self.data, self.seeds, self.batch_size = data, list(seeds), batch_size
         self.worker, self.num_workers = worker, num_workers
+        self.rows_at_once = micro_batch_size or batch_size // num_workers
         self.device = torch.device(device)
         self.num_eval_labels = int((data.evaluation.label_targets != IGNORED).sum())
         self._evaluation: dict[int, list[Batch]] = {}
@@ -52,7 +58,7 @@ class PackBatches:
         if num_members not in self._evaluation:
             rows = self.data.evaluation
             # Every batch has the same shape: what is missing in the last one is filled with rows without labels.
-            size = max(1, self.batch_size // self.num_workers)
+            size = self.rows_at_once
             starts = range(0, len(rows), size)
             self._evaluation[num_members] = [
                 self._batch(_repeat(_padded(rows, start, size), num_members), torch.ones(num_members).double())

@@ -129,6 +129,8 @@ class TrainingConfig(Section):
     steps: optimizer steps. batch_size: rows per step of one trial, over all workers.
     lr: learning rate at the top of the schedule. schedule: its course after `warmup_steps` of linear warm-up.
     weight_decay, beta1, beta2, epsilon: AdamW's. clip_norm: largest gradient norm; null never clips.
+    micro_batch_size: rows of each trial that a worker holds at once; it adds the gradients of one such part after
+    another to those of the whole step. null: all of its rows at once.
     activation_checkpointing: keep the input of every layer alone and compute the rest again: less memory, slower steps.
     eval_every: steps; null evaluates at the start and the end only. report_every: steps; null makes about 50 reports.
     checkpoint_every: steps; null keeps none but the last. loss_threshold: eval loss whose first crossing is recorded.
@@ -147,6 +149,7 @@ class TrainingConfig(Section):
     beta1: Decay = 0.9
     beta2: Decay = 0.999
     epsilon: Positive = 1e-8
+    micro_batch_size: OptionalCount = None
     activation_checkpointing: Switch = False
     eval_every: OptionalCount = None
     report_every: OptionalCount = None
@@ -162,12 +165,20 @@ class TrainingConfig(Section):
             raise ExperimentError([Problem(key="warmup_steps", value=self.warmup_steps, what=what, allowed=allowed)])
         return self
 
+    def rows_at_once(self, num_workers: int) -> int:
+        """The rows of one trial that each worker holds at once: a micro batch, or its whole share of the batch."""
+        return self.micro_batch_size or self.batch_size // num_workers
+
 
 MEMBER_TRAINING_KEYS = ("lr", "schedule", "warmup_steps", "weight_decay", "clip_norm")
 """Training keys that a method's block may set for itself."""
 
 OBSERVATION_KEYS = frozenset({"eval_every", "report_every", "checkpoint_every", "loss_threshold", "measure_steps"})
 """Training keys that decide what is observed, not what is trained: no part of a trial's identity, never an axis."""
+
+HOLDING_KEYS = frozenset({"micro_batch_size"})
+"""Training keys that decide what a step holds at once, and of its result the rounding alone (where there is dropout:
+also the draws, as the number of workers does): no part of a trial's identity, never an axis."""
 
 
 class WorkersConfig(Section):

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from loragrid.config_errors import ExperimentError, Problem, show_value, unknown, what_is_wrong
 from loragrid.config_sections import (
+    HOLDING_KEYS,
     MAX_SEED,
     MEMBER_TRAINING_KEYS,
     OBSERVATION_KEYS,
@@ -61,8 +62,8 @@ def section_axis_types() -> dict[str, Any]:
     for section, section_class in AXIS_SECTIONS.items():
         hints = get_type_hints(section_class, include_extras=True)
         for field in section_class.model_fields:
-            # `columns` is a mapping; what is only observed would make trials that differ in nothing.
-            if field != "columns" and field not in OBSERVATION_KEYS:
+            # `columns` is a mapping; what is no part of the identity would make trials that differ in nothing.
+            if field != "columns" and field not in OBSERVATION_KEYS | HOLDING_KEYS:
                 axis_types[f"{section}.{field}"] = hints[field]
     return axis_types
 

@@ -57,8 +57,10 @@ def estimate_memory(
     mode: Mode = "eager",
     activation_checkpointing: bool = False,
 ) -> MemoryEstimate:
-    """The peak of one step of a pack of `methods`, each member with `num_rows` rows of `length` tokens.
+    """The peak of one step of a pack of `methods`, each member with `num_rows` rows of `length` tokens at once.
 
+    Of several micro batches one lives at a time, and each adds its gradients into the same buffer: the peak is that of
+    a step with as many rows as one of them has.
     `base` is a model on the meta device, which is given back as it was. Every token counts as a label. Evaluation holds
     less and is not counted; nor are CUDA's context and what the allocator cannot use of its blocks.
 

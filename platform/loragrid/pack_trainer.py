@@ -201,7 +201,8 @@ class PackTrainer:
         for trial in pack.trials:
             # LoRA+ differs from LoRA in its learning rates alone: equal layers and sizes cost the same.
             shape = (trial.method.stack_key(), trial.method.peft_config().get("r"))
-            settings = (trial.training.batch_size, trial.training.activation_checkpointing)
+            training = trial.training
+            settings = (training.batch_size, training.micro_batch_size, training.activation_checkpointing)
             same_shape.setdefault((trial.model, trial.data, settings, shape), []).append(trial)
         same_shape = {key: trials for key, trials in same_shape.items() if not self._are_measured(trials)}
         able = {trial.trial_id for trial in pack.trials if self.reports.is_measured(trial.trial_id)}

@@ -41,14 +41,17 @@ def tell_of_earlier(experiment: Experiment, the_plan: Plan, recorder: Recorder, 
         )
 
 
-def what_is_left(the_plan: Plan, earlier: EarlierSweep) -> Plan:
+def what_is_left(the_plan: Plan, earlier: EarlierSweep, num_places: int = 1) -> Plan:
     """The plan without the trials that have ended.
 
-    Packs stay what they were, for half-trained members go on in their company; unless trials were added since.
+    Packs stay what they were, for half-trained members go on in their company; unless trials were added since: what is
+    left is then packed anew, for as many places.
     """
     trials = tuple(trial for trial in the_plan.trials if trial.trial_id not in earlier.outcome.statuses)
     if identify(trial.trial_id for trial in the_plan.trials) != earlier.trials:
-        return replace(the_plan, trials=trials, packs=tuple(group_into_packs(trials, the_plan.experiment.pack)))
+        experiment = the_plan.experiment
+        packs = group_into_packs(trials, experiment.pack, num_places, num_workers=experiment.workers.num_workers)
+        return replace(the_plan, trials=trials, packs=tuple(packs))
     open_ids = {trial.trial_id for trial in trials}
     packs = [replace(p, trials=tuple(t for t in p.trials if t.trial_id in open_ids)) for p in the_plan.packs]
     return replace(the_plan, trials=trials, packs=tuple(pack for pack in packs if pack.trials))

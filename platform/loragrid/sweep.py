@@ -110,9 +110,11 @@ def run(
         check_nodes_share(experiment)
         warn_of_slow_arithmetic(the_plan, placement, console)
         if placement.use_gpu:
-            packs = group_into_packs(whole_plan.trials, experiment.pack, placement.num_packs)
+            packs = group_into_packs(
+                whole_plan.trials, experiment.pack, placement.num_packs, num_workers=placement.num_workers
+            )
             whole_plan = replace(whole_plan, packs=tuple(packs))
-            the_plan = whole_plan if earlier is None else what_is_left(whole_plan, earlier)
+            the_plan = whole_plan if earlier is None else what_is_left(whole_plan, earlier, placement.num_packs)
         trials = {TRIALS_TAG: identify(trial.trial_id for trial in whole_plan.trials)}
         if earlier is None:
             store.delete(trial.trial_id for trial in the_plan.trials)

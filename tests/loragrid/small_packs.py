@@ -201,15 +201,17 @@ def bit_equal(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
     return all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def train_as_worker(worker: int, num_workers: int, model_folder: str, rows_file: str, folder: str) -> None:
-    """The body of one of several real processes: train `mixed_trials`, leave figures and weights in `folder`."""
+def train_as_worker(
+    worker: int, num_workers: int, model_folder: str, rows_file: str, folder: str, micro_batch_size: int | None
+) -> None:
+    """The body of one of several real processes: train `worker_packs`, leave figures and weights in `folder`."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=worker, world_size=num_workers
     )
     setup = make_setup(Path(model_folder), Path(rows_file), "float64")
     results = []
-    for trials in worker_packs(setup):
+    for trials in worker_packs(setup, micro_batch_size):
         run = run_pack(
             setup,
             trials,
@@ -223,8 +225,9 @@ def train_as_worker(worker: int, num_workers: int, model_folder: str, rows_file:
     torch.distributed.destroy_process_group()
 
 
-def worker_packs(setup: Setup) -> list[list[Trial]]:
-    """The packs that several workers train: every packable method without dropout, and full fine-tuning."""
-    # Dropout draws its masks per worker, so that two workers do not repeat one worker's.
-    mixed = [trial for trial in mixed_trials(setup, batch_size=8) if not trial.method.hyperparameters().get("dropout")]
-    return [mixed, [setup.trial("full", batch_size=8, lr=0.001)]]
+def worker_packs(setup: Setup, micro_batch_size: int | None = None) -> list[list[Trial]]:
+    """Packs of eight rows per step, however shared and cut: every packable method without dropout, and full."""
+    # Dropout draws its masks per worker and micro batch, so that two of them do not repeat one's.
+    rows: dict[str, Any] = {"batch_size": 8, "micro_batch_size": micro_batch_size}
+    mixed = [trial for trial in mixed_trials(setup, **rows) if not trial.method.hyperparameters().get("dropout")]
+    return [mixed, [setup.trial("full", lr=0.001, **rows)]]

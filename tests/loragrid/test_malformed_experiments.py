@@ -31,6 +31,7 @@ NUMBERS = {
     "training.beta1": True,
     "training.beta2": True,
     "training.epsilon": False,
+    "training.micro_batch_size": False,
     "training.eval_every": False,
     "training.report_every": False,
     "training.checkpoint_every": False,
