@@ -109,7 +109,16 @@ class Recorder:
                 return f"{self.experiment_name}-{sweeps + 1}"
 
     def start_sweep(self, name: str, parameters: Mapping[str, object], tags: Mapping[str, str]) -> None:
-        """Open the parent run. The experiment's question goes into the tag `QUESTION_TAG`."""
+        """Open the parent run. The experiment's question goes into the tag `QUESTION_TAG`.
+
+        Raises:
+            ValueError: the experiment has a sweep of that name, another is open, or another program records this one.
+        """
+        if self._spool is None and StoreWriter(self.tracking_uri, self.experiment_id, name).find_run(SWEEP_ITSELF):
+            raise ValueError(
+                f"--name: experiment {self.experiment_name!r} has a sweep {name!r} already; allowed: --resume to go on "
+                "with it, or another name"
+            )
         self._open(name)
         note = {NOTE_TAG: sweep_note(tags.get(QUESTION_TAG, ""), self.experiment_name)}
         own = {KIND_TAG: "sweep", SWEEP_TAG: name}

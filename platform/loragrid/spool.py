@@ -12,6 +12,9 @@ from filelock import FileLock, Timeout
 Operation = Mapping[str, Any]
 """One thing to record, as JSON can hold it; what they are: `StoreWriter`."""
 
+START_ANEW_BYTES = 2**24
+"""Beyond this, a file of which all is delivered is emptied."""
+
 _HEAD, _OPERATIONS, _POSITION, _REFUSED, _FILES, _LOCK = (
     "spool.json",
     "operations.jsonl",
@@ -46,6 +49,7 @@ class Spool:
         self._path = folder / _OPERATIONS
         self._drop_unfinished_line()
         self._position = os.open(folder / _POSITION, os.O_RDWR | os.O_CREAT, 0o644)
+        os.pwrite(self._position, b"%020d" % self._read_position(), 0)
         self._num_files = sum(1 for _ in (folder / _FILES).glob("*"))
         self._appending = self._path.open("ab")
 
@@ -64,6 +68,10 @@ class Spool:
 
     def append(self, operation: Operation) -> None:
         """Keep an operation; it outlives this program from here on."""
+        if self._appending.tell() > START_ANEW_BYTES and self.is_empty():
+            # The old position lies behind the end until it is set: nobody takes that for something to deliver.
+            self._appending.truncate(0)
+            os.pwrite(self._position, b"%020d" % 0, 0)
         self._appending.write(json.dumps(operation).encode() + b"\n")
         self._appending.flush()
 
@@ -91,7 +99,7 @@ class Spool:
 
     def is_empty(self) -> bool:
         """Whether nothing waits."""
-        return self._read_position() >= self._path.stat().st_size
+        return self._read_position() == self._path.stat().st_size
 
     def delivered(self, position: int, operation: Operation) -> None:
         """The operations up to `position`, of which this is the last, need not be delivered again."""
@@ -116,7 +124,8 @@ class Spool:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _read_position(self) -> int:
-        return int(os.pread(self._position, 20, 0) or b"0")
+        position = int(os.pread(self._position, 20, 0) or b"0")
+        return position if position <= self._path.stat().st_size else 0
 
     def _drop_unfinished_line(self) -> None:
         """A program that was killed while it wrote leaves half a line."""

@@ -120,6 +120,7 @@ def run(
             store.delete(trial.trial_id for trial in the_plan.trials)
             recorder.start_sweep(name, sweep_parameters(experiment), {QUESTION_TAG: experiment.question, **trials})
         else:
+            store.delete(earlier.outcome.statuses)  # the driver may have been killed before it did
             recorder.resume_sweep(name, {RESUMED_TAG: str(earlier.num_resumed + 1), **trials})
             store.reopen(trial.trial_id for trial in the_plan.trials)
         rows = {key: ray.put(data) for key, data in tokenized.items()}

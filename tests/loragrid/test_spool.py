@@ -15,6 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 import loragrid.recorder
+import loragrid.spool
 from loragrid.recorder import Recorder
 from loragrid.spool import Spool, SpoolInUseError
 from loragrid.sync import sync
@@ -224,3 +225,32 @@ def test_a_spool_belongs_to_one_program_at_a_time(tmp_path: Path) -> None:
     second = Spool(tmp_path / "a")
     assert second.head == {"experiment": "a"}
     assert [operation for _, operation in second.pending()] == [{"do": "reopen", "run": ""}]
+
+
+def test_a_file_of_which_all_is_delivered_is_emptied_and_nothing_is_lost_on_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loragrid.spool, "START_ANEW_BYTES", 200)
+    spool = Spool(tmp_path / "a", {"experiment": "a"})
+    seen = []
+    for number in range(100):
+        spool.append({"do": "tags", "run": str(number)})
+        if number % 3 == 2:
+            for position, operation in spool.pending():
+                seen.append(operation["run"])
+                spool.delivered(position, operation)
+            assert spool.is_empty()
+    assert (tmp_path / "a" / "operations.jsonl").stat().st_size < 400
+    spool.close()
+    again = Spool(tmp_path / "a")
+    seen += [operation["run"] for _, operation in again.pending()]
+    assert seen == [str(number) for number in range(100)]
+
+
+def test_a_second_sweep_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    uri = default_tracking_uri(str(tmp_path / "store"), None)
+    recorder = Recorder("twice", uri, spool_folder=tmp_path / "spool")
+    recorder.start_sweep("mine", {}, {})
+    recorder.end_sweep("FINISHED")
+    with pytest.raises(ValueError, match="has a sweep 'mine' already; allowed: --resume"):
+        Recorder("twice", uri, spool_folder=tmp_path / "spool").start_sweep("mine", {}, {})
