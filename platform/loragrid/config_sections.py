@@ -161,9 +161,14 @@ OBSERVATION_KEYS = frozenset({"eval_every", "report_every", "checkpoint_every", 
 
 
 class WorkersConfig(Section):
-    """The processes that train one pack. cpus_per_worker null: sized from the cluster."""
+    """The processes that train one pack.
+
+    strategy: every worker holds the frozen base (replicate), or its share of it (shard). cpus_per_worker null: sized
+    from the cluster.
+    """
 
     num_workers: Count = 1
+    strategy: Annotated[Literal["replicate", "shard"], Field(description="replicate, shard")] = "replicate"
     use_gpu: Annotated[Literal["auto"] | Switch, Field(description="auto, true, false")] = "auto"
     cpus_per_worker: OptionalPositive = None
 

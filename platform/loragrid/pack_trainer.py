@@ -52,6 +52,7 @@ class PackTrainer:
         early_stopping: EarlyStoppingConfig | None = None,
         worker: int = 0,
         num_workers: int = 1,
+        shard: bool = False,
         isolate_failures: bool = False,
     ) -> None:
         self.states: dict[str, MemberState] = {}
@@ -60,7 +61,7 @@ class PackTrainer:
         self._worker, self._num_workers = worker, num_workers
         self._rows_of, self._device = rows_of, device
         self._early_stopping = early_stopping
-        self._warm = WarmBase(device, engine_mode, num_workers)
+        self._warm = WarmBase(device, engine_mode, num_workers, shard=shard)
         self._figures: dict[object, dict[str, float]] = {}
         self._measured: set[str] = set()
 
