@@ -46,7 +46,8 @@ class WorkerResult:
 
 def packs_of(setup: Setup) -> list[tuple[list[Trial], bool]]:
     """Two packs for one base, with activations kept and computed again; nobody draws dropout, which is per worker."""
-    mixed = [trial for trial in mixed_trials(setup, batch_size=8) if not trial.method.hyperparameters().get("dropout")]
+    trials = mixed_trials(setup, batch_size=8, steps=4)
+    mixed = [trial for trial in trials if not trial.method.hyperparameters().get("dropout")]
     return [(mixed, False), (mixed[2:6], True)]
 
 
@@ -63,6 +64,8 @@ def train_on_whole_and_sharded(worker: int, num_workers: int, model: str, rows: 
         if name == "sharded":
             shard_base(base, torch.device("cpu"))
         result = WorkerResult(resident_bytes=_resident_bytes(base))
+        lora = setup.trial("lora", batch_size=8)
+        result.solo = measure_solo(lora, base, setup.rows, num_steps=1, num_workers=num_workers)
         for index, (trials, again) in enumerate(packs_of(setup)):
             checkpoint_activations(base, again)
             run, collectives = _train(setup, trials, base, worker, num_workers)
@@ -80,7 +83,6 @@ def train_on_whole_and_sharded(worker: int, num_workers: int, model: str, rows: 
             run.model.pack.detach()
             checkpoint_activations(base, False)
             assert _resident_bytes(base) == result.resident_bytes, "the base is given back as it was"
-        result.solo = measure_solo(packs_of(setup)[0][0][0], base, setup.rows, num_steps=1, num_workers=num_workers)
         results[name] = result
     torch.save(results, Path(folder) / f"{worker}.pt")
     torch.distributed.destroy_process_group()

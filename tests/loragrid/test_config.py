@@ -105,6 +105,8 @@ def test_importing_the_configuration_loads_neither_torch_nor_ray() -> None:
         ("pack.max_members=0", "pack.max_members", "0", "allowed: auto, or a whole number from 1"),
         ("workers.use_gpu=maybe", "workers.use_gpu", '"maybe"', "allowed: auto, true, false"),
         ("workers.num_workers=3", "workers.num_workers", "3", "allowed: a divisor of 4"),
+        ("workers.strategy=split", "workers.strategy", '"split"', "allowed: replicate, shard"),
+        ("workers.strategy=shard", "workers.strategy", '"shard"', "allowed: replicate, or workers.num_workers from 2"),
         ("name=../../etc", "name", '"../../etc"', "allowed: letters, digits"),
         ("name=.", "name", '"."', "allowed: letters, digits"),
         ("methods=[lroa]", "methods.0.name", '"lroa"', "did you mean 'lora'"),
@@ -140,6 +142,15 @@ def test_a_mistake_is_refused_naming_file_key_value_and_what_is_allowed(
     message = refusal(tmp_path, override)
     assert message.startswith(f"{tmp_path / 'small.yaml'} (--set): {key}: {value}: "), message
     assert rest in message
+    assert len(message.splitlines()) == 1
+
+
+def test_a_base_that_a_method_writes_is_not_sharded(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "methods=[lora, full]", "workers.strategy=shard", "workers.num_workers=2", "grid={}")
+    assert message.endswith(
+        'workers.strategy: "shard": full writes the base, and only a frozen one is sharded; '
+        "allowed: replicate, or methods without full"
+    )
     assert len(message.splitlines()) == 1
 
 
