@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.distributed
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
@@ -18,6 +17,7 @@ from transformers import PreTrainedModel
 from loragrid.activation_checkpointing import checkpoint_activations
 from loragrid.export import export_member
 from loragrid.grid import Trial
+from loragrid.measurement import weight_bytes
 from loragrid.sharding import shard_base
 from loragrid.solo import measure_solo
 from loragrid.training import Batch, PackModel, StepResult, SumOverWorkers, compute_step
@@ -63,7 +63,7 @@ def train_on_whole_and_sharded(worker: int, num_workers: int, model: str, rows: 
         base = setup.base()
         if name == "sharded":
             shard_base(base, torch.device("cpu"))
-        result = WorkerResult(resident_bytes=_resident_bytes(base))
+        result = WorkerResult(resident_bytes=weight_bytes(base))
         lora = setup.trial("lora", batch_size=8)
         result.solo = measure_solo(lora, base, setup.rows, num_steps=1, num_workers=num_workers)
         for index, (trials, again) in enumerate(packs_of(setup)):
@@ -82,7 +82,7 @@ def train_on_whole_and_sharded(worker: int, num_workers: int, model: str, rows: 
                     export_member(run.model, member, setup.model.name, Path(folder) / f"{index}" / f"{member}")
             run.model.pack.detach()
             checkpoint_activations(base, False)
-            assert _resident_bytes(base) == result.resident_bytes, "the base is given back as it was"
+            assert weight_bytes(base) == result.resident_bytes, "the base is given back as it was"
         results[name] = result
     torch.save(results, Path(folder) / f"{worker}.pt")
     torch.distributed.destroy_process_group()
@@ -109,13 +109,6 @@ def _train(
         compute=count,
     )
     return run, collectives
-
-
-def _resident_bytes(base: PreTrainedModel) -> int:
-    """The bytes of all storages behind the weights: a worker's shares, where they are sharded."""
-    local = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in base.parameters()]
-    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in local}
-    return sum(storages.values())
 
 
 @contextmanager

@@ -295,6 +295,11 @@ def test_two_workers_give_the_curves_of_one(packed: lg.SweepResult, settings: di
     name = f"two-workers-{strategy}"
     two = lg.run(lg.Experiment(name=name, methods=FIVE_METHODS, **settings | {"workers": workers}))
     assert two.succeeded
+    held, (whole,) = (
+        set(two.comparison().table["memory/base_bytes"]),
+        set(packed.comparison().table["memory/base_bytes"]),
+    )
+    assert held == {whole / 2 if strategy == "shard" else whole}
     spread, one = curves(two), curves(packed)
     assert len(spread) == 6 * (3 * STEPS + 1 + STEPS // EVAL_EVERY)
     for point, value in spread.items():
