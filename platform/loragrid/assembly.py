@@ -47,6 +47,7 @@ def build_model(trials: Sequence[Trial], base: PreTrainedModel) -> PackModel:
         optimizer=optimizer,
         learning_rates=learning_rates([trial.training for trial in trials]).to(device),
         active=torch.ones(len(trials), dtype=torch.bool, device=device),
+        micro_batch_size=shared.micro_batch_size,
     )
 
 
@@ -54,10 +55,12 @@ def build_batches(
     trials: Sequence[Trial], data: TokenizedData, device: torch.device, *, worker: int = 0, num_workers: int = 1
 ) -> PackBatches:
     """The rows of the pack's members that this worker trains on."""
+    shared = trials[0].training
     return PackBatches(
         data,
         [trial.seed for trial in trials],
-        trials[0].training.batch_size,
+        shared.batch_size,
+        micro_batch_size=shared.micro_batch_size,
         worker=worker,
         num_workers=num_workers,
         device=device,

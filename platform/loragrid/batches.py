@@ -12,7 +12,11 @@ from loragrid.training import Batch
 
 
 class PackBatches:
-    """The batches of the members with the given seeds; members of one seed see the same rows."""
+    """The batches of the members with the given seeds; members of one seed see the same rows.
+
+    A training batch holds all rows of a step that are this worker's, an evaluation batch no more of each member than
+    are computed at once.
+    """
 
     def __init__(
         self,
@@ -20,6 +24,7 @@ class PackBatches:
         seeds: Sequence[int],
         batch_size: int,
         *,
+        micro_batch_size: int | None = None,
         worker: int = 0,
         num_workers: int = 1,
         device: torch.device | str = "cpu",
@@ -27,6 +32,7 @@ class PackBatches:
         assert batch_size % num_workers == 0, "every worker takes an equal share of the batch"
         self.data, self.seeds, self.batch_size = data, list(seeds), batch_size
         self.worker, self.num_workers = worker, num_workers
+        self.rows_at_once = micro_batch_size or batch_size // num_workers
         self.device = torch.device(device)
         self.num_eval_labels = int((data.evaluation.label_targets != IGNORED).sum())
         self._evaluation: dict[int, list[Batch]] = {}
@@ -54,7 +60,7 @@ class PackBatches:
             rows = self.data.evaluation
             # Every batch has the same shape and every worker as many, for where the base is sharded all of them take
             # part in every forward: what is missing is filled with rows without labels.
-            size = max(1, self.batch_size // self.num_workers)
+            size = self.rows_at_once
             num_rounds = math.ceil(len(rows) / (size * self.num_workers))
             starts = range(0, num_rounds * self.num_workers * size, size)
             self._evaluation[num_members] = [

@@ -5,20 +5,23 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import cloudpickle
-from ray.train import Checkpoint
 from ray.tune import Callback
-from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
 
 from loragrid.convergence import Convergence
-from loragrid.glossary import STOPPED_EARLY
+from loragrid.glossary import DIVERGED, STOPPED_EARLY
 from loragrid.grid import Trial
-from loragrid.messages import ADAPTERS, PackUpdate, TrialEnd
+from loragrid.messages import LaneFailure, PackUpdate, TrialEnd
 from loragrid.planning import Lane, Pack, count_parameters
 from loragrid.progress import SweepProgress
-from loragrid.tracking import Recorder, card_tags
+from loragrid.recorder import Recorder
+from loragrid.tracking import card_tags
+from loragrid.trial_store import TrialStore
+
+if TYPE_CHECKING:
+    from loragrid.earlier import EarlierSweep
 
 
 @dataclass(kw_only=True)
@@ -32,31 +35,43 @@ class SweepOutcome:
         """Whether the trial finished, or was stopped early as the experiment asks."""
         return self.statuses.get(trial_id) == "FINISHED" or self.reasons.get(trial_id, "").startswith(STOPPED_EARLY)
 
+    def is_final(self, trial_id: str) -> bool:
+        """Whether training the trial once more would come to the same end."""
+        return self.is_as_planned(trial_id) or self.reasons.get(trial_id, "").startswith(DIVERGED)
+
 
 class RecordingCallback(Callback):
     """Opens a run for every trial whose pack starts, writes what arrives, and ends the runs with the right status.
 
     `lane_of` turns a Tune trial's config and id into the lane it trains. `several_rounds`: the sweep closes the record
-    itself, for Tune runs more than once.
+    itself, for Tune runs more than once. `earlier`: what was recorded when the sweep was run before.
     """
 
     def __init__(
         self,
         recorder: Recorder,
+        store: TrialStore,
         lane_of: Callable[[Mapping[str, Any], str], Lane],
         environment: Mapping[str, str],
         progress: SweepProgress | None = None,
         *,
         several_rounds: bool = False,
+        earlier: "EarlierSweep | None" = None,
     ) -> None:
-        self.recorder, self.lane_of, self.environment = recorder, lane_of, environment
+        self.recorder, self.store = recorder, store
+        self.lane_of, self.environment = lane_of, environment
         self.progress, self.several_rounds = progress, several_rounds
         self.outcome = SweepOutcome()
+        if earlier is not None:
+            self.outcome.statuses.update(earlier.outcome.statuses)
+            self.outcome.reasons.update(earlier.outcome.reasons)
+        self._earlier = dict(earlier.begun) if earlier is not None else {}
         self._lanes: dict[str, Lane] = {}
         self._failed: list[Lane] = []
         self._trials: dict[str, Trial] = {}  # those whose runs were opened
         self._convergence: dict[str, Convergence] = {}
-        self._checkpoints: dict[str, str] = {}
+        self._last_step: dict[str, int] = {}
+        self._figures: dict[str, set[str]] = {}
         self._closed = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -73,6 +88,8 @@ class RecordingCallback(Callback):
             self._end(trial, TrialEnd(status="KILLED", reason="interrupted"))
         failed = "FAILED" in self.outcome.statuses.values()
         self.recorder.end_sweep("KILLED" if open_trials else "FAILED" if failed else "FINISHED")
+        # The rest may go on one day.
+        self.store.delete(trial_id for trial_id in self._trials if self.outcome.is_final(trial_id))
 
     def left_by_failed_lanes(self) -> list[Pack]:
         """The packs that lanes had not begun when they failed, since the last call; none of interrupted lanes."""
@@ -101,25 +118,37 @@ class RecordingCallback(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """An update of a pack: records, figures, ends, adapters."""
-        update = result.get("update")
-        if not isinstance(update, PackUpdate):
+        """An update of a pack (records, figures, ends), or the failure of the whole lane.
+
+        Workers that took over from others say again what those may have said: every step and every end counts once.
+        """
+        lane = self._lanes.get(trial.trial_id)
+        failure, update = result.get("failure"), result.get("update")
+        if lane is not None and isinstance(failure, LaneFailure):
+            self._fail(lane, failure)
+        if lane is None or not isinstance(update, PackUpdate):
             return
-        lane = self._lanes[trial.trial_id]
         mentioned = set(update.trial_ids)
         self._start([member for member in lane.trials if member.trial_id in mentioned], update.pack_id)
         for trial_id, records in update.records.items():
-            self.recorder.log_records(trial_id, records)
-            self._convergence[trial_id].add(records)
+            new = [record for record in records if record["step"] > self._last_step.get(trial_id, -1)]
+            if new and trial_id not in self.outcome.statuses:
+                self.recorder.log_records(trial_id, new)
+                self._convergence[trial_id].add(new)
+                self._last_step[trial_id] = int(new[-1]["step"])
         for trial_id, figures in update.figures.items():
-            self.recorder.log_summary(trial_id, figures)
+            known = self._figures.setdefault(
+                trial_id, set(self._earlier[trial_id].figures if trial_id in self._earlier else ())
+            )
+            self.recorder.log_summary(trial_id, {key: value for key, value in figures.items() if key not in known})
+            known |= figures.keys()
             if "time/step_seconds" in figures:
                 self._convergence[trial_id].step_seconds = figures["time/step_seconds"]
         for trial_id, tags in update.tags.items():
             self.recorder.tag_trial(trial_id, tags)
-        self._record_adapters(trial.trial_id, update, result.get(CHECKPOINT_PATH_KEY))
         for trial_id, end in update.ended.items():
-            self._end(self._trials[trial_id], end)
+            if trial_id not in self.outcome.statuses:
+                self._end(self._trials[trial_id], end)
         if self.progress:
             self.progress.updated(update)
 
@@ -134,18 +163,18 @@ class RecordingCallback(Callback):
             self.progress.ended(lane)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A lane failed: every trial of it that was begun and had not ended is FAILED with the reason."""
+        """A lane's Tune trial failed, and was not tried again."""
         lane = self._lanes.get(trial.trial_id)
-        if lane is None:
-            return
+        if lane is not None:
+            self._fail(lane, describe_failure(_error_of(trial)))
+
+    def _fail(self, lane: Lane, failure: LaneFailure) -> None:
+        """Every trial of the lane that was begun and had not ended is FAILED with the reason."""
         self._failed.append(lane)
-        error = _error_of(trial)
-        reason = failure_reason(error)
-        text = "" if error is None else "".join(traceback.format_exception(error))
         for member in self._open(lane):
-            self._end(member, TrialEnd(status="FAILED", reason=reason, traceback=text))
+            self._end(member, TrialEnd(status="FAILED", reason=failure.reason, traceback=failure.traceback))
         if self.progress:
-            self.progress.failed(lane, reason)
+            self.progress.failed(lane, failure.reason)
 
     def _open(self, lane: Lane) -> list[Trial]:
         started = [trial for trial in lane.trials if trial.trial_id in self._trials]
@@ -158,6 +187,13 @@ class RecordingCallback(Callback):
                 continue
             self._trials[trial.trial_id] = trial
             tags = {"loragrid.pack": pack_id, **self.environment, **card_tags(trial.method.card)}
+            self._convergence[trial.trial_id] = Convergence(threshold=trial.training.loss_threshold)
+            if trial.trial_id in self._earlier:
+                before = self._earlier[trial.trial_id]
+                self.recorder.resume_trial(trial.trial_id, tags)
+                self._convergence[trial.trial_id].add(before.eval_losses)
+                self._last_step[trial.trial_id] = before.last_step
+                continue
             self.recorder.start_trial(trial.trial_id, trial.parameters(), tags)
             counts = count_parameters(trial)
             self.recorder.log_summary(
@@ -168,25 +204,12 @@ class RecordingCallback(Callback):
                     "parameters/shared": counts.shared,
                 },
             )
-            self._convergence[trial.trial_id] = Convergence(threshold=trial.training.loss_threshold)
-
-    def _record_adapters(self, tune_trial_id: str, update: PackUpdate, path: str | None) -> None:
-        """Record the adapters that came with an update, and delete the lane's checkpoint before this one."""
-        if path is None or path == self._checkpoints.get(tune_trial_id):
-            return
-        with Checkpoint(path).as_directory() as folder:
-            for trial_id in update.ended:
-                adapter = Path(folder) / ADAPTERS / trial_id
-                if adapter.is_dir():
-                    self.recorder.log_artifacts(trial_id, adapter, "adapter")
-        before = self._checkpoints.get(tune_trial_id)
-        if before is not None:
-            old = Checkpoint(before)
-            assert old.filesystem is not None
-            old.filesystem.delete_dir(old.path)
-        self._checkpoints[tune_trial_id] = path
 
     def _end(self, trial: Trial, end: TrialEnd) -> None:
+        if end.status == "FINISHED":
+            with tempfile.TemporaryDirectory() as name:
+                if self.store.fetch_adapter(trial.trial_id, Path(name)):
+                    self.recorder.log_artifacts(trial.trial_id, Path(name), "adapter")
         if end.traceback:
             with tempfile.TemporaryDirectory() as name:
                 (Path(name) / "traceback.txt").write_text(end.traceback, encoding="utf-8")
@@ -200,6 +223,10 @@ class RecordingCallback(Callback):
         self.outcome.statuses[trial.trial_id] = end.status
         if end.reason:
             self.outcome.reasons[trial.trial_id] = end.reason
+        if not self._closed:  # what was interrupted is to go on one day
+            self.store.mark_ended(trial.trial_id)
+        if self.outcome.is_final(trial.trial_id):
+            self.store.delete_states(trial.trial_id)
 
 
 def _error_of(trial: Any) -> BaseException | None:
@@ -208,6 +235,12 @@ def _error_of(trial: Any) -> BaseException | None:
         return None
     error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
     return error if isinstance(error, BaseException) else None
+
+
+def describe_failure(error: BaseException | None) -> LaneFailure:
+    """What Ray's workers, or the trial that started them, raised."""
+    text = "" if error is None else "".join(traceback.format_exception(error))
+    return LaneFailure(reason=failure_reason(error), traceback=text)
 
 
 def failure_reason(error: BaseException | None) -> str:

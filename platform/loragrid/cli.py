@@ -1,10 +1,12 @@
-"""The command line: run, plan, compare, export, methods, ui.
+"""The command line: run, plan, compare, sync, export, methods, ui.
 
-Exit codes: 0 all went well; 1 a trial failed (the others are recorded); 2 the request was wrong; 130 interrupted.
+Exit codes: 0 all went well; 1 a trial failed (the others are recorded), or MLflow does not have the whole record;
+2 the request was wrong; 130 interrupted, 143 ended by SIGTERM.
 """
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -52,27 +54,52 @@ def run(
         str | None, typer.Option(help="A running Ray cluster: auto, or HOST:PORT. Default: one for this run.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="The sweep's name. Default: the experiment's, numbered.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the latest sweep (or --name): train what it has not finished.")
+    ] = False,
 ) -> None:
     """Run an experiment: train every trial, record it in MLflow, print the comparison."""
     # Ray reads this when it is imported. A pack's five processes are more than Ray expects on two CPUs, and it says so.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "maximum expected startup concurrency")
     from loragrid.config import load_experiment
     from loragrid.report import plot_loss_curves, render_table
+    from loragrid.rounds import SweepInterrupted
+    from loragrid.storage import local_folder
     from loragrid.sweep import run as run_sweep
-    from loragrid.sweep import storage_folder
 
     experiment = load_experiment(file, set_ or ())
     console = _console()
     if experiment.question:
         console.print(f"[bold]{_escaped(experiment.question)}[/]", highlight=False)
-    result = run_sweep(experiment, address=address, name=name, console=console)
+    try:
+        result = run_sweep(experiment, address=address, name=name, resume=resume, console=console)
+    except SweepInterrupted as interruption:
+        words = ["loragrid", "run", str(file), *(word for override in set_ or () for word in ("--set", override))]
+        again = shlex.join([*words, "--name", interruption.sweep, "--resume"])
+        console.print(f"interrupted; to go on: {again}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(128 + interruption.signal) from None
+    if result.waiting_record is not None:
+        console.print(
+            f"MLflow has not taken all of the record: the rest waits in {result.waiting_record}; when it answers "
+            f"again: loragrid sync --storage {local_folder(experiment)}",
+            style="yellow",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(1)
     comparison = result.comparison()
     console.print(render_table(comparison, console.width))
     if not comparison.curves.empty:
-        picture = plot_loss_curves(comparison, storage_folder(experiment) / f"{result.name}.png")
-        console.print(f"loss curves   {picture}", highlight=False, soft_wrap=True)
-    console.print(f"MLflow store  {result.tracking_uri}", highlight=False, soft_wrap=True)
-    console.print(f"browse it     loragrid ui --storage {storage_folder(experiment)}", highlight=False, soft_wrap=True)
+        picture = plot_loss_curves(comparison, local_folder(experiment) / f"{result.name}.png")
+        console.print(f"loss curves   {picture}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"MLflow store  {result.tracking_uri}", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"browse it     loragrid ui --storage {local_folder(experiment)}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
     if not result.succeeded:
         raise typer.Exit(1)
 
@@ -122,7 +149,23 @@ def compare(
         console = _console()
         console.print(render_table(comparison, console.width))
         if plot is not None:
-            console.print(f"loss curves  {plot}", highlight=False, soft_wrap=True)
+            console.print(f"loss curves  {plot}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def sync(storage: Storage = DEFAULT_STORAGE) -> None:
+    """Deliver to MLflow what a sweep could not: the store was away, or the program was killed."""
+    from loragrid.sync import sync as deliver
+
+    folder = Path(storage).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"--storage {storage}: no such folder; allowed: the `storage.path` of a sweep that was run")
+    delivered = deliver(folder.resolve() / "spool")
+    console = _console()
+    for sweep, number in delivered.items():
+        console.print(f"{sweep}: {number} operations delivered", highlight=False, markup=False)
+    if not delivered:
+        console.print("nothing waits: MLflow has it all", highlight=False)
 
 
 @app.command()
@@ -137,7 +180,7 @@ def export(
     from loragrid.artifacts import export_run
 
     export_run(run_id, _store(storage, tracking_uri), to, merged=merged)
-    _console().print(f"{'merged model' if merged else 'adapter'}  {to}", highlight=False, soft_wrap=True)
+    _console().print(f"{'merged model' if merged else 'adapter'}  {to}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -174,7 +217,7 @@ def ui(
     command = tracking_ui_command(store, host, port)
     console = _console()
     for name, page in experiment_pages(store, f"http://{host}:{port}").items():
-        console.print(f"{name}  {page}", highlight=False, soft_wrap=True)
+        console.print(f"{name}  {page}", highlight=False, markup=False, soft_wrap=True)
     console.print("MLflow is starting; Ctrl-C ends it", highlight=False)
     raise typer.Exit(subprocess.run(command, check=False).returncode)
 

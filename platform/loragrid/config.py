@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from loragrid.config_errors import ExperimentError, Problem, problems_of, show_value, unknown
 from loragrid.config_overrides import apply_override
 from loragrid.config_sections import (
+    HOLDING_KEYS,
     MEMBER_TRAINING_KEYS,
     OBSERVATION_KEYS,
     DataConfig,
@@ -34,6 +35,7 @@ from loragrid.config_settings import (
 from loragrid.config_yaml import read_yaml
 
 __all__ = [
+    "HOLDING_KEYS",
     "MEMBER_TRAINING_KEYS",
     "OBSERVATION_KEYS",
     "DataConfig",
@@ -161,11 +163,8 @@ class Experiment(Section):
         problems = [problem for axis, values in self.grid.items() for problem in self._axis_problems(axis, values)]
         num_workers = self.workers.num_workers
         for size in self.grid.get("training.batch_size", (self.training.batch_size,)):
-            if isinstance(size, int) and size % num_workers:
-                what = f"cannot share the {size} rows of training.batch_size equally"
-                problems.append(
-                    Problem(key="workers.num_workers", value=num_workers, what=what, allowed=f"a divisor of {size}")
-                )
+            if isinstance(size, int):
+                problems += sharing_problems(size, self.training.micro_batch_size, num_workers)
         if self.workers.strategy == "shard":
             problems += self._sharding_problems()
         grace_steps = self.early_stopping.grace_steps if self.early_stopping else 0
@@ -202,6 +201,9 @@ class Experiment(Section):
             yield from self._method_axis_problems(key, field, values)
         elif section == "training" and field in OBSERVATION_KEYS:
             what = "decides what is observed, not the result: it cannot be an axis"
+            yield Problem(key=key, value=list(values), what=what, allowed=f"one value, as {axis}")
+        elif section == "training" and field in HOLDING_KEYS:
+            what = "decides what a step holds at once, not the result: it cannot be an axis"
             yield Problem(key=key, value=list(values), what=what, allowed=f"one value, as {axis}")
         elif axis not in section_types:
             fields = {f"method.{name}" for block in self.methods for name in hyperparameter_types(block.name)}
@@ -257,6 +259,18 @@ class Experiment(Section):
         if section == "method":
             return field in hyperparameter_types(block.name) and not own
         return not (section == "training" and own)
+
+
+def sharing_problems(batch_size: int, micro_batch_size: int | None, num_workers: int) -> Iterator[Problem]:
+    """What keeps a batch from being shared equally by the workers, or a worker's share from being cut equally."""
+    share, left = divmod(batch_size, num_workers)
+    if left:
+        what = f"cannot share the {batch_size} rows of training.batch_size equally"
+        yield Problem(key="workers.num_workers", value=num_workers, what=what, allowed=f"a divisor of {batch_size}")
+    elif micro_batch_size is not None and share % micro_batch_size:
+        what = f"cannot cut the {share} rows of training.batch_size that each worker takes into equal parts"
+        allowed = f"a divisor of {share}, or null"
+        yield Problem(key="training.micro_batch_size", value=micro_batch_size, what=what, allowed=allowed)
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:

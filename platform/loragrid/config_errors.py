@@ -14,6 +14,7 @@ MISSING = object()
 """Stands for the value of a key that is not there."""
 
 MAX_SHOWN_CHARACTERS = 80
+MAX_SHOWN_PROBLEMS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,9 @@ class ExperimentError(ValueError):
         self.overridden = tuple(overridden)
 
     def __str__(self) -> str:
-        return "\n".join(self._line(problem) for problem in self.problems)
+        lines = [self._line(problem) for problem in self.problems[:MAX_SHOWN_PROBLEMS]]
+        more = len(self.problems) - len(lines)
+        return "\n".join([*lines, f"and {more} more"] if more else lines)
 
     def _line(self, problem: Problem) -> str:
         # A value given on the command line is not in the file: whoever looks for it there would not find it.
@@ -87,7 +90,14 @@ def problems_of(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
         for problem in found:  # a union reports once per alternative: the first stands for all
             problems.setdefault((problem.key, problem.what), problem)
     # pydantic also calls a list too short whose entries are wrong: that would be said twice.
-    return [p for p in problems.values() if not any(other.key.startswith(f"{p.key}.") for other in problems.values())]
+    above = {parent for problem in problems.values() for parent in _parents(problem.key)}
+    return [problem for problem in problems.values() if problem.key not in above]
+
+
+def _parents(key: str) -> list[str]:
+    """`a` and `a.b` for `a.b.c`."""
+    parts = key.split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts))]
 
 
 def _problem_of(loc: tuple[int | str, ...], kind: str, value: object, message: str, root: type[BaseModel]) -> Problem:
@@ -150,13 +160,29 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f", did you mean '{names[matches[0]]}'?" if matches else ""
 
 
+def is_unicode(text: str) -> bool:
+    """Whether the text holds whole characters alone: JSON and YAML can also write halves of them (`\\ud800`)."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def show_value(value: object) -> str:
     """The value as one short line in YAML's spelling (`null`, `true`), control characters escaped."""
     try:
         text = json.dumps(value, ensure_ascii=False, default=str)
     except (TypeError, ValueError, RecursionError):
-        text = repr(value)
+        text = _as_python_shows(value)
     return _shorten(text if text.isprintable() else ascii(text))
+
+
+def _as_python_shows(value: object) -> str:
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):  # Python writes out no number of more than 4,300 digits
+        return f"a value of type {type(value).__name__} that is too large to show"
 
 
 def _shorten(text: str) -> str:

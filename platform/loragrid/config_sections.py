@@ -24,6 +24,16 @@ OptionalText = Annotated[
         description="text on one line, or null",
     ),
 ]
+Revision = Annotated[
+    str | None,
+    Field(
+        strict=True,
+        max_length=200,
+        # As git allows them, and never `..`: the hub's cache makes a path of it.
+        pattern=r"^[^\x00-\x20\x7f./~^:?*\[\\]+([./][^\x00-\x20\x7f./~^:?*\[\\]+)*$",
+        description="text: the name of a commit, tag or branch, or null",
+    ),
+]
 Count = Annotated[int, Field(strict=True, ge=1, le=MAX_COUNT, description=f"a whole number from 1 to {MAX_COUNT}")]
 CountOrZero = Annotated[
     int, Field(strict=True, ge=0, le=MAX_COUNT, description=f"a whole number from 0 to {MAX_COUNT}")
@@ -61,7 +71,7 @@ class ModelConfig(Section):
     """
 
     name: Text
-    revision: OptionalText = None
+    revision: Revision = None
     dtype: Annotated[Literal["bfloat16", "float32", "float64"], Field(description="bfloat16, float32, float64")] = (
         "bfloat16"
     )
@@ -78,7 +88,7 @@ class DataConfig(Section):
     """
 
     name: Text
-    revision: OptionalText = None
+    revision: Revision = None
     subset: OptionalText = None
     split: Text = "train"
     eval_name: OptionalText = None
@@ -119,6 +129,8 @@ class TrainingConfig(Section):
     steps: optimizer steps. batch_size: rows per step of one trial, over all workers.
     lr: learning rate at the top of the schedule. schedule: its course after `warmup_steps` of linear warm-up.
     weight_decay, beta1, beta2, epsilon: AdamW's. clip_norm: largest gradient norm; null never clips.
+    micro_batch_size: rows of each trial that a worker holds at once; it adds the gradients of one such part after
+    another to those of the whole step. null: all of its rows at once.
     activation_checkpointing: keep the input of every layer alone and compute the rest again: less memory, slower steps.
     eval_every: steps; null evaluates at the start and the end only. report_every: steps; null makes about 50 reports.
     checkpoint_every: steps; null keeps none but the last. loss_threshold: eval loss whose first crossing is recorded.
@@ -137,6 +149,7 @@ class TrainingConfig(Section):
     beta1: Decay = 0.9
     beta2: Decay = 0.999
     epsilon: Positive = 1e-8
+    micro_batch_size: OptionalCount = None
     activation_checkpointing: Switch = False
     eval_every: OptionalCount = None
     report_every: OptionalCount = None
@@ -152,6 +165,10 @@ class TrainingConfig(Section):
             raise ExperimentError([Problem(key="warmup_steps", value=self.warmup_steps, what=what, allowed=allowed)])
         return self
 
+    def rows_at_once(self, num_workers: int) -> int:
+        """The rows of one trial that each worker holds at once: a micro batch, or its whole share of the batch."""
+        return self.micro_batch_size or self.batch_size // num_workers
+
 
 MEMBER_TRAINING_KEYS = ("lr", "schedule", "warmup_steps", "weight_decay", "clip_norm")
 """Training keys that a method's block may set for itself."""
@@ -159,18 +176,24 @@ MEMBER_TRAINING_KEYS = ("lr", "schedule", "warmup_steps", "weight_decay", "clip_
 OBSERVATION_KEYS = frozenset({"eval_every", "report_every", "checkpoint_every", "loss_threshold", "measure_steps"})
 """Training keys that decide what is observed, not what is trained: no part of a trial's identity, never an axis."""
 
+HOLDING_KEYS = frozenset({"micro_batch_size"})
+"""Training keys that decide what a step holds at once, and of its result the rounding alone (where there is dropout:
+also the draws, as the number of workers does): no part of a trial's identity, never an axis."""
+
 
 class WorkersConfig(Section):
     """The processes that train one pack.
 
     strategy: every worker holds the frozen base (replicate), or its share of it (shard). cpus_per_worker null: sized
     from the cluster.
+    max_failures: how often they may die, and be replaced, before the pack they were at is given up.
     """
 
     num_workers: Count = 1
     strategy: Annotated[Literal["replicate", "shard"], Field(description="replicate, shard")] = "replicate"
     use_gpu: Annotated[Literal["auto"] | Switch, Field(description="auto, true, false")] = "auto"
     cpus_per_worker: OptionalPositive = None
+    max_failures: CountOrZero = 3
 
 
 class PackConfig(Section):
@@ -209,6 +232,6 @@ class TrackingConfig(Section):
 
 
 class StorageConfig(Section):
-    """Folder (or URI) for checkpoints, adapters, plots and the default MLflow store."""
+    """Folder or URI (s3://bucket/path) of half-trained trials, plots and the default MLflow store."""
 
     path: Text = "loragrid-store"

@@ -3,12 +3,14 @@
 import dataclasses
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from loragrid.config_errors import ExperimentError, Problem, show_value, unknown, what_is_wrong
 from loragrid.config_sections import (
+    HOLDING_KEYS,
+    MAX_SEED,
     MEMBER_TRAINING_KEYS,
     OBSERVATION_KEYS,
     DataConfig,
@@ -19,6 +21,9 @@ from loragrid.config_sections import (
 )
 
 AXIS_SECTIONS: dict[str, type[Section]] = {"model": ModelConfig, "data": DataConfig, "training": TrainingConfig}
+
+MAX_TRIALS = 10_000
+"""More than this is a slip of the pen (six axes of ten values are a million trials)."""
 
 Scalar = str | int | float | bool | None
 AxisValue = Scalar | tuple[str, ...]
@@ -64,8 +69,8 @@ def section_axis_types() -> dict[str, Any]:
     for section, section_class in AXIS_SECTIONS.items():
         hints = get_type_hints(section_class, include_extras=True)
         for field in section_class.model_fields:
-            # `columns` is a mapping; what is only observed would make trials that differ in nothing.
-            if field != "columns" and field not in OBSERVATION_KEYS:
+            # `columns` is a mapping; what is no part of the identity would make trials that differ in nothing.
+            if field != "columns" and field not in OBSERVATION_KEYS | HOLDING_KEYS:
                 axis_types[f"{section}.{field}"] = hints[field]
     return axis_types
 
@@ -84,6 +89,8 @@ def check_value(value_type: Any, key: str, value: object) -> Any:
 
 
 def _adapter(value_type: Any) -> TypeAdapter[Any]:
+    if value_type is int:  # Python's have no end, but a tensor's size and a generator's seed do
+        value_type = Annotated[int, Field(ge=-MAX_SEED, le=MAX_SEED)]
     return TypeAdapter(value_type, config=ConfigDict(strict=True, allow_inf_nan=False))
 
 
@@ -99,7 +106,13 @@ def describe_type(value_type: Any) -> str:
         return " or ".join(describe_type(part) for part in get_args(value_type))
     if origin is tuple:
         return "a list of text"
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    words = {
+        int: f"a whole number of at most {MAX_SEED}",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        type(None): "null",
+    }
     return words.get(value_type, str(value_type))
 
 
@@ -112,6 +125,9 @@ def check_axis_shape(key: str, values: object) -> tuple[AxisValue, ...]:
         raise ExperimentError(
             [Problem(key=key, value=values, what="an axis without values", allowed="at least one value")]
         )
+    if len(values) > MAX_TRIALS:
+        what = f"the axis has {len(values)} values, and every one is a trial"
+        raise ExperimentError([Problem(key=key, what=what, allowed=f"at most {MAX_TRIALS}")])
     checked: list[AxisValue] = []
     for value in values:
         plain = tuple(value) if isinstance(value, list | tuple) else value

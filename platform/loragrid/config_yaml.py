@@ -8,14 +8,14 @@ from typing import Any
 
 import yaml
 
-from loragrid.config_errors import ExperimentError, Problem
+from loragrid.config_errors import ExperimentError, Problem, is_unicode
 
 MAX_FILE_BYTES = 256 * 1024
 """An experiment file is written by a person; a larger one is something else."""
 
 
 class _ExperimentLoader(yaml.SafeLoader):
-    """YAML's safe loader that also refuses repeated keys, keys that are not text, and aliases."""
+    """YAML's safe loader that also refuses repeated keys, keys that are not text, aliases, and halves of characters."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         # A few nested aliases describe billions of values ("billion laughs").
@@ -26,6 +26,13 @@ class _ExperimentLoader(yaml.SafeLoader):
             )
         node: yaml.Node | None = super().compose_node(parent, index)
         return node
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        text = super().construct_scalar(node)
+        # "\ud800" is half of a character: no file, terminal or record takes it.
+        if isinstance(text, str) and not is_unicode(text):
+            raise yaml.MarkedYAMLError(problem=f"{text!r} is not text in Unicode", problem_mark=node.start_mark)
+        return text
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()

@@ -17,7 +17,8 @@ from loragrid.models import load_tokenizer
 from loragrid.placement import place
 from loragrid.planning import Lane, Pack
 from loragrid.rounds import lightweight
-from loragrid.sweep import cluster_nodes, open_recorder, storage_folder, sweep_parameters
+from loragrid.storage import storage_uri, trial_store
+from loragrid.sweep import cluster_nodes, open_recorder, sweep_parameters
 from loragrid.tracking import QUESTION_TAG
 
 
@@ -36,7 +37,7 @@ def trainable(experiment: Experiment) -> Callable[[dict[str, Any]], None]:
     """
     if experiment.early_stopping is not None:
         raise ValueError("early_stopping: give your Tuner a scheduler instead; allowed here: null")
-    storage = str(storage_folder(experiment) / "ray" / experiment.name)
+    storage, store = f"{storage_uri(experiment)}/ray/{experiment.name}", trial_store(experiment, experiment.name)
 
     def train_point(config: dict[str, Any]) -> None:
         lane = lane_at(experiment, config, tune.get_context().get_trial_id())
@@ -47,6 +48,8 @@ def trainable(experiment: Experiment) -> Callable[[dict[str, Any]], None]:
             {(trial.model, trial.data): ray.put(data)},
             place(experiment.workers, cluster_nodes()),
             storage,
+            store,
+            max_failures=experiment.workers.max_failures,
             engine_mode=experiment.engine.mode,
             by_tune=True,
         )
@@ -69,5 +72,8 @@ def recording(experiment: Experiment, name: str | None = None) -> RecordingCallb
         name or recorder.next_sweep_name(), sweep_parameters(experiment), {QUESTION_TAG: experiment.question}
     )
     return RecordingCallback(
-        recorder, lambda config, tune_trial_id: lane_at(experiment, config, tune_trial_id), environment_tags()
+        recorder,
+        trial_store(experiment, experiment.name),
+        lambda config, tune_trial_id: lane_at(experiment, config, tune_trial_id),
+        environment_tags(),
     )

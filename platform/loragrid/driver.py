@@ -3,7 +3,7 @@
 import os
 
 import ray
-from ray.train import CheckpointConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -13,6 +13,7 @@ from loragrid.engine_choice import RequestedMode
 from loragrid.messages import RowsByConfig, WorkerTask
 from loragrid.placement import Placement
 from loragrid.planning import Lane
+from loragrid.trial_store import TrialStore
 
 # A worker waits until its report was fetched; Ray's own two seconds would be longer than most packs' steps.
 FETCH_REPORTS_EVERY_SECONDS = "0.1"
@@ -23,14 +24,20 @@ def drive_lane(
     rows: RowsByConfig,
     placement: Placement,
     storage_path: str,
+    store: TrialStore,
     *,
+    max_failures: int = 0,
     engine_mode: RequestedMode = "auto",
     early_stopping: EarlyStoppingConfig | None = None,
     by_tune: bool = False,
 ) -> None:
     """Train the lane's packs to their ends; their updates reach Tune one by one.
 
-    Must be called in a Tune trial. Raises what the workers raised.
+    Workers that die are replaced, wherever there is room; the new ones go on from what `store` holds. Must be called in
+    a Tune trial.
+
+    Raises:
+        TrainingFailedError: the workers failed too often, or raised where failures cannot stay a trial's own.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", FETCH_REPORTS_EVERY_SECONDS)
     _tell_address_to_cleaner()
@@ -40,6 +47,7 @@ def drive_lane(
     task = WorkerTask(
         lane=lane,
         rows=rows,
+        store=store,
         threads=placement.threads,
         engine_mode=engine_mode,
         early_stopping=early_stopping,
@@ -56,8 +64,7 @@ def drive_lane(
         run_config=RunConfig(
             name=lane.lane_id,
             storage_path=storage_path,
-            # All: who records the adapters in them deletes them, and may be some packs behind.
-            checkpoint_config=CheckpointConfig(num_to_keep=None),
+            failure_config=FailureConfig(max_failures=max_failures),
             # mypy sees the RunConfig of Ray Train's first version.
             callbacks=[TuneReportCallback()],  # type: ignore[list-item, no-untyped-call]
         ),

@@ -3,7 +3,7 @@
 Jamieson & Talwalkar 2016 (arXiv 1502.07943): at every rung the best 1 / reduction_factor of the trials go on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from loragrid.config_sections import EarlyStoppingConfig
 
@@ -19,7 +19,11 @@ def rung_steps(config: EarlyStoppingConfig | None, steps: int) -> list[int]:
     return [*rungs, steps]
 
 
-def survivors(losses: Mapping[str, float], reduction_factor: int) -> list[str]:
-    """The trials with the lowest losses, best first: one in `reduction_factor`, at least one; of equals the earlier."""
-    ranked = sorted(losses, key=losses.__getitem__)
-    return ranked[: max(1, len(ranked) // reduction_factor)]
+def rank(losses: Mapping[str, float]) -> list[str]:
+    """The trials, lowest loss first; of equals the earlier."""
+    return sorted(losses, key=losses.__getitem__)
+
+
+def survivors(ranking: Sequence[str], reduction_factor: int) -> Sequence[str]:
+    """The first of the ranking: one in `reduction_factor`, at least one."""
+    return ranking[: max(1, len(ranking) // reduction_factor)]

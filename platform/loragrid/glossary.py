@@ -31,6 +31,9 @@ SUMMARY_METRICS: dict[str, str] = {
     "time/eval_seconds": "all evaluations of the trial's packs",
 }
 
+DIVERGED = "diverged: loss or gradient not finite"
+"""How the reason of a trial begins whose numbers left the finite ones: the same would happen again."""
+
 STOPPED_EARLY = "stopped early"
 """How the reason of a trial begins that fell behind and was stopped, which MLflow calls KILLED."""
 

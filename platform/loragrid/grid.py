@@ -11,9 +11,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from loragrid.config import Experiment, MethodConfig
+from loragrid.config import Experiment, MethodConfig, sharing_problems
 from loragrid.config_errors import ExperimentError, Problem, problems_of, show_value, unknown
 from loragrid.config_sections import (
+    HOLDING_KEYS,
     MEMBER_TRAINING_KEYS,
     OBSERVATION_KEYS,
     DataConfig,
@@ -23,6 +24,7 @@ from loragrid.config_sections import (
 )
 from loragrid.config_settings import (
     AXIS_SECTIONS,
+    MAX_TRIALS,
     AxisValue,
     Scalar,
     check_value,
@@ -30,9 +32,6 @@ from loragrid.config_settings import (
     section_axis_types,
 )
 from loragrid_methods import Method, get_method
-
-MAX_TRIALS = 10_000
-"""More than this is a slip of the pen (six axes of ten values are a million trials)."""
 
 DEFAULT_SEED = 0
 DIGEST_LENGTH = 8
@@ -108,7 +107,12 @@ def trial_from_axes(experiment: Experiment, axes: Mapping[str, Any]) -> Trial:
     if problems:
         raise ExperimentError(problems)
     point = {axis: choices[0] for axis, choices in own_axes.items()} | values
-    return _build_trial(experiment, place, {axis: check_value(types[axis], axis, point[axis]) for axis in point})
+    trial = _build_trial(experiment, place, {axis: check_value(types[axis], axis, point[axis]) for axis in point})
+    training = trial.training
+    num_workers = experiment.workers.num_workers
+    if problems := list(sharing_problems(training.batch_size, training.micro_batch_size, num_workers)):
+        raise ExperimentError(problems)
+    return trial
 
 
 def _place_of_method(experiment: Experiment, name: object) -> int:
@@ -174,7 +178,7 @@ def _trial_id(method: Method, seed: int, model: ModelConfig, data: DataConfig, t
         "seed": seed,
         "model": model.model_dump(),
         "data": data.model_dump(),
-        "training": training.model_dump(exclude=set(OBSERVATION_KEYS)),
+        "training": training.model_dump(exclude=set(OBSERVATION_KEYS | HOLDING_KEYS)),
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:DIGEST_LENGTH]
     return f"{method.name}-{digest}"

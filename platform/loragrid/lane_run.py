@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 from loragrid.config import EarlyStoppingConfig
-from loragrid.early_stopping import rung_steps, survivors
+from loragrid.early_stopping import rank, rung_steps, survivors
 from loragrid.failure import Failure, process_can_go_on
 from loragrid.glossary import STOPPED_EARLY
 from loragrid.messages import TrialEnd
@@ -26,7 +26,8 @@ def run_lane(packs: Sequence[Pack], trainer: PackTrainer, early_stopping: EarlyS
         for number, rung in enumerate(rungs, start=1):
             trainer.reports.until = rung
             for pack in waiting:
-                _train_or_halve(pack, rung, trainer)
+                for part in trainer.remaining(pack, rung):
+                    _train_or_halve(part, rung, trainer)
             if early_stopping is not None and rung < steps:
                 _stop_those_behind(waiting, trainer, early_stopping, number, rung)
                 # Named after the rung they are on their way to.
@@ -41,20 +42,30 @@ def _stop_those_behind(
     packs: Sequence[Pack], trainer: PackTrainer, config: EarlyStoppingConfig, number: int, rung: int
 ) -> None:
     """End the trials that are not among the best at this rung."""
-    losses = trainer.reports.latest(trainer.states, config.metric)
-    best = survivors(losses, config.reduction_factor)
-    places = {trial_id: place for place, trial_id in enumerate(sorted(losses, key=losses.__getitem__), start=1)}
+    trial_ids = [trial.trial_id for pack in packs for trial in pack.trials if trial.trial_id in trainer.states]
+    losses = trainer.reports.latest(trial_ids, config.metric)
+    ranking = trainer.reports.ranking(trial_ids, number)
+    unsaved: dict[str, TrialEnd] = {}
+    if ranking is None or not losses.keys() <= set(ranking):  # trials that came later want a new comparison
+        ranking = rank(losses)
+        # Before any trial ends: workers that take the lane over in between must not rank those that are left.
+        unsaved = trainer.go_on(survivors(ranking, config.reduction_factor), ranking, number)
+    best = survivors(ranking, config.reduction_factor)
     for pack in packs:
         ended = {
             trial.trial_id: TrialEnd(
                 status="KILLED",
                 reason=f"{STOPPED_EARLY} at rung {number} (step {rung}): {config.metric} "
-                f"{losses[trial.trial_id]:.4g} is number {places[trial.trial_id]} of {len(losses)}, {len(best)} go on",
+                f"{losses[trial.trial_id]:.4g} is number {ranking.index(trial.trial_id) + 1} of {len(ranking)}, "
+                f"{len(best)} go on",
             )
             for trial in pack.trials
             if trial.trial_id in losses and trial.trial_id not in best
         }
         trainer.end(pack, ended, {"loragrid.rung": str(number)})
+        trainer.end(
+            pack, {trial.trial_id: unsaved[trial.trial_id] for trial in pack.trials if trial.trial_id in unsaved}, {}
+        )
 
 
 def _train_or_halve(pack: Pack, until: int, trainer: PackTrainer) -> None:

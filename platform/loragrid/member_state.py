@@ -1,11 +1,13 @@
 """A member's whole state outside its pack: what it takes to go on later, in another pack."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from loragrid.training import PackModel
+if TYPE_CHECKING:  # every process that a saved state passes through imports this, and not the models
+    from loragrid.training import PackModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +23,7 @@ class MemberState:
     tensors: dict[str, Tensor]
 
 
-def take_member(model: PackModel, member: int) -> MemberState:
+def take_member(model: "PackModel", member: int) -> MemberState:
     """A copy of one member's state."""
     return MemberState(
         completed=model.completed,
@@ -31,7 +33,7 @@ def take_member(model: PackModel, member: int) -> MemberState:
 
 
 @torch.no_grad()
-def put_member(model: PackModel, member: int, state: MemberState) -> None:
+def put_member(model: "PackModel", member: int, state: MemberState) -> None:
     """Let a freshly assembled pack's member go on where `state` was taken; the pack must be told with `after_load`.
 
     Raises:
@@ -46,7 +48,7 @@ def put_member(model: PackModel, member: int, state: MemberState) -> None:
     model.optimizer.num_steps[member] = state.completed
 
 
-def _views(model: PackModel, member: int) -> dict[str, Tensor]:
+def _views(model: "PackModel", member: int) -> dict[str, Tensor]:
     stacks, index = model.pack.member_stacks(member)
     views = {
         f"weights.{layer}.{name}": tensor

@@ -59,8 +59,10 @@ def estimate_memory(
     activation_checkpointing: bool = False,
     num_shares: int = 1,
 ) -> MemoryEstimate:
-    """The peak of one step of a pack of `methods`, each member with `num_rows` rows of `length` tokens.
+    """The peak of one step of a pack of `methods`, each member with `num_rows` rows of `length` tokens at once.
 
+    Of several micro batches one lives at a time, and each adds its gradients into the same buffer: the peak is that of
+    a step with as many rows as one of them has.
     With `num_shares` the base is sharded over as many workers, and this is one of them.
 
     `base` is a model on the meta device, which is given back as it was. Every token counts as a label. Evaluation holds

@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     import ray
 
     from loragrid.data import TokenizedData
-
-ADAPTERS = "adapters"
+    from loragrid.trial_store import TrialStore
 
 RowsByConfig = Mapping[tuple[ModelConfig, DataConfig], "ray.ObjectRef[TokenizedData]"]
 """References into Ray's object store: rows are tokenised once per sweep, and go from there to the workers."""
@@ -30,11 +29,20 @@ class WorkerTask:
 
     lane: Lane
     rows: RowsByConfig
+    store: "TrialStore"
     threads: int
     engine_mode: RequestedMode = "auto"
     early_stopping: EarlyStoppingConfig | None = None
     by_tune: bool = False
     shard: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneFailure:
+    """Why a lane's workers were given up: in one line, and in full."""
+
+    reason: str
+    traceback: str
 
 
 @dataclass(frozen=True, kw_only=True)

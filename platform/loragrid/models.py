@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 from loragrid.cache import cache_folder, cached_folder
 from loragrid.config import ModelConfig
 from loragrid.hub import NotOnHubError, resolve_commit
+from loragrid.local_path import local_path, reason_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 CONVERSION_VERSION = 1
 SOURCE_FILE = "loragrid-source.json"
+MAX_JSON_BYTES = 256 * 2**20
+"""The largest tokenizers have 40 MiB; what is much larger is something else, and would fill the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,7 @@ def load_base(model: ModelConfig) -> "PreTrainedModel":
     the hub. It is converted once (about 20 s) and kept in float32, which holds the de-quantised values exactly.
 
     Raises:
-        ValueError: unknown name, unreadable folder, or a checkpoint that lacks or quantises weights.
+        ValueError: unknown name, unreadable folder, or a checkpoint that pickles, lacks or quantises weights.
     """
     # Located before the slow imports: a wrong name is known at once.
     source = _locate(model)
@@ -77,7 +80,10 @@ def load_base(model: ModelConfig) -> "PreTrainedModel":
     with _quiet_transformers(), _named_failure(model, "its weights cannot be loaded"):
         loader: Any = AutoModelForCausalLM
         base, report = loader.from_pretrained(
-            **source.arguments(model), dtype=getattr(torch, model.dtype), output_loading_info=True
+            **source.arguments(model),
+            dtype=getattr(torch, model.dtype),
+            use_safetensors=True,  # never a pickle, which is a program
+            output_loading_info=True,
         )
     # transformers fills such weights with random numbers and only warns.
     if missing := sorted(report["missing_keys"]):
@@ -85,6 +91,36 @@ def load_base(model: ModelConfig) -> "PreTrainedModel":
             f"model.name: {model.name}: the checkpoint lacks {len(missing)} weights, among them {missing[0]}"
         )
     return _freeze(base)
+
+
+def check_weights(model: ModelConfig) -> None:
+    """Refuse a folder whose weights no worker could load; reads the heads of its files alone.
+
+    Raises:
+        ValueError: no weights in safetensors (pickled ones are never read), or a file of them that is absent or broken.
+    """
+    folder = Path(_locate(model).location)
+    if not folder.is_dir():
+        return  # on the hub: the loader checks what it fetches
+    from safetensors import safe_open
+
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    present = {path.name for path in folder.glob("*.safetensors")}
+    if not present:
+        raise ValueError(
+            f"model.name: {model.name}: its weights cannot be loaded: there is no .safetensors file, and weights in "
+            "other formats (pickles, which can run code) are never read; save_pretrained writes one"
+        )
+    wanted = {single.name} & present
+    if not wanted and index.is_file():
+        with _named_failure(model, f"its weights cannot be loaded: {index.name}"):
+            wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    # Names in the folder alone: an index could point anywhere.
+    if absent := sorted(wanted - present):
+        raise ValueError(f"model.name: {model.name}: its weights cannot be loaded: it holds no file {absent[0]!r}")
+    for name in sorted(wanted):
+        with _named_failure(model, f"its weights cannot be loaded: {name}"), safe_open(folder / name, framework="pt"):
+            pass
 
 
 def load_meta_model(model: ModelConfig) -> "PreTrainedModel":
@@ -106,7 +142,7 @@ def model_digest(model: ModelConfig) -> str:
         return source.digest
     digest = hashlib.sha256()
     for path in sorted(Path(source.location).iterdir()):
-        if path.name == "config.json" or path.suffix in (".safetensors", ".bin"):
+        if path.name == "config.json" or path.suffix == ".safetensors":
             digest.update(f"{path.name}:{_file_sha256(path)}\n".encode())
     return f"sha256:{digest.hexdigest()}"
 
@@ -139,7 +175,7 @@ class _Source:
 
 def _locate(model: ModelConfig) -> _Source:
     embedded = EMBEDDED_MODELS.get(model.name)
-    folder = Path(model.name).expanduser()
+    folder = local_path("model.name", model.name)
     if (embedded is not None or folder.is_dir()) and model.revision is not None:
         raise ValueError(
             f"model.revision: {model.revision}: {model.name} is not on the hub; only hub models have revisions"
@@ -151,6 +187,10 @@ def _locate(model: ModelConfig) -> _Source:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ValueError(f"model.name: {model.name}: this folder holds no config.json, so it is no saved model")
+        for file in folder.glob("*.json"):
+            if (size := file.stat().st_size) > MAX_JSON_BYTES:
+                what = f"{file.name} has {size / 2**20:,.0f} MiB; allowed: at most {MAX_JSON_BYTES // 2**20}"
+                raise ValueError(f"model.name: {model.name}: {what}")
         return _Source(location=str(folder.resolve()))
     try:
         found = resolve_commit(model.name, model.revision, "model")
@@ -233,9 +273,8 @@ def _named_failure(model: ModelConfig, what: str) -> Iterator[None]:
     """Say which model failed: the loaders' own errors speak of files and classes."""
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"model.name: {model.name}: {what}: {reason}") from error
+    except Exception as error:  # a config of the wrong types fails wherever a loader first uses them
+        raise ValueError(f"model.name: {model.name}: {what}: {reason_of(error)}") from error
 
 
 @contextmanager

@@ -2,18 +2,19 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Protocol
 
+from loragrid.member_state import MemberState
 from loragrid.messages import PackUpdate, TrialEnd
 from loragrid.planning import Pack
 from loragrid.training import Report
+from loragrid.trial_store import SavedTrial
 
 
 class SendUpdate(Protocol):
-    """Hands an update on, and with it the files in `folder`; every worker calls it equally often, worker 0 is heard."""
+    """Hands an update on; every worker calls it equally often, worker 0 is heard."""
 
-    def __call__(self, update: PackUpdate, folder: Path | None = None) -> None: ...
+    def __call__(self, update: PackUpdate) -> None: ...
 
 
 class PackReports:
@@ -23,8 +24,11 @@ class PackReports:
         self._send = send
         self.until = 0
         """The step at which the packs that report stop for now."""
-        self._reported_step: dict[str, int] = {}
+        self.ended_trials: set[str] = set()
+        self._records: dict[str, list[dict[str, float]]] = {}
         self._latest: dict[str, dict[str, float]] = {}
+        self._figures: dict[str, dict[str, float]] = {}
+        self._rankings: dict[str, dict[int, list[str]]] = {}
         self._tags: dict[str, dict[str, str]] = {}
         self._seconds: dict[str, dict[str, float]] = {}
 
@@ -34,6 +38,8 @@ class PackReports:
 
     def figures(self, pack: Pack, figures: Mapping[str, dict[str, float]]) -> None:
         """Figures that trials of the pack have once, by trial id."""
+        for trial_id, found in figures.items():
+            self._figures.setdefault(trial_id, {}).update(found)
         self._send(self._update(pack, "measured", figures=figures))
 
     def split(self, pack: Pack, reason: str) -> None:
@@ -41,15 +47,19 @@ class PackReports:
         tags = {"loragrid.pack": pack.pack_id, "loragrid.pack.split": reason}
         self._send(self._update(pack, "waiting", tags=self._new_tags(pack, tags)))
 
-    def ended(self, pack: Pack, ended: Mapping[str, TrialEnd], tags: Mapping[str, str]) -> None:
+    def ended(
+        self, pack: Pack, ended: Mapping[str, TrialEnd], tags: Mapping[str, str], *, pack_goes_on: bool = False
+    ) -> None:
         """Trials of the pack have ended without finishing."""
         if ended:
             own_tags = {trial_id: dict(tags) for trial_id in ended}
-            self._send(self._update(pack, "ended", tags=own_tags, ended=self._with_seconds(ended), done=True))
+            ends = self._with_seconds(ended)
+            self._send(self._update(pack, "ended", tags=own_tags, ended=ends, done=not pack_goes_on))
+            self.ended_trials |= ended.keys()
 
-    def training(self, pack: Pack, report: Report, tags: Mapping[str, str], folder: Path | None = None) -> None:
-        """The training loop has reported; `folder` holds a checkpoint."""
-        self._send(self._training(pack, report, tags), folder)
+    def training(self, pack: Pack, report: Report, tags: Mapping[str, str]) -> None:
+        """The training loop has reported."""
+        self._send(self._training(pack, report, tags))
 
     def finished(
         self,
@@ -59,37 +69,79 @@ class PackReports:
         *,
         ended: Mapping[str, TrialEnd],
         figures: dict[str, float],
-        folder: Path,
     ) -> None:
-        """The pack's last report; `figures` hold for all its members, `folder` for those who ended in it."""
+        """The pack's last report; `figures` hold for all its members."""
         update = self._training(pack, report, tags)
         all_figures = {trial.trial_id: figures for trial in pack.trials} if figures else {}
-        update = replace(update, ended=self._with_seconds(ended), figures=all_figures, done=True)
-        self._send(update, folder if any(folder.iterdir()) else None)
+        self._send(replace(update, ended=self._with_seconds(ended), figures=all_figures, done=True))
+        self.ended_trials |= ended.keys()
 
     def add_seconds(self, pack: Pack, *parts: Mapping[str, float]) -> None:
         """Count phase -> seconds towards every trial of the pack."""
         for trial in pack.trials:
-            seconds = self._seconds.setdefault(trial.trial_id, {})
-            for part in parts:
-                for phase, spent in part.items():
-                    seconds[phase] = seconds.get(phase, 0.0) + spent
+            _add(self._seconds.setdefault(trial.trial_id, {}), parts)
+
+    def saved(self, trial_id: str, state: MemberState, *parts: Mapping[str, float]) -> SavedTrial:
+        """A trial's state with all that it has said; `parts` are seconds by phase that are not counted yet."""
+        seconds = dict(self._seconds.get(trial_id, {}))
+        _add(seconds, parts)
+        return SavedTrial(
+            state=state,
+            records=self._records.get(trial_id, []),
+            figures=self._figures.get(trial_id, {}),
+            seconds=seconds,
+            rankings=self._rankings.get(trial_id, {}),
+        )
+
+    def restore(self, trial_id: str, saved: SavedTrial) -> None:
+        """Take up where workers that are gone have left a trial."""
+        self._records[trial_id] = list(saved.records)
+        self._figures[trial_id] = dict(saved.figures)
+        self._seconds[trial_id] = dict(saved.seconds)
+        self._rankings[trial_id] = dict(saved.rankings)
+        latest = self._latest.setdefault(trial_id, {})
+        for record in saved.records:
+            latest.update(record)
+
+    def restored(self, pack: Pack, tags: Mapping[str, Mapping[str, str]]) -> None:
+        """Say all that earlier workers may have said of the pack's trials: some of it may never have arrived."""
+        records = {trial.trial_id: self._records.get(trial.trial_id, []) for trial in pack.trials}
+        figures = {trial.trial_id: self._figures.get(trial.trial_id, {}) for trial in pack.trials}
+        self._send(self._update(pack, "going on", records=records, figures=figures, tags=tags, steps=self.until))
+
+    def ranking(self, trial_ids: Iterable[str], rung: int) -> list[str] | None:
+        """All trials that were compared at a rung, best first, where they were."""
+        known = (self._rankings.get(trial_id, {}).get(rung) for trial_id in trial_ids)
+        return next((ranking for ranking in known if ranking is not None), None)
+
+    def rank(self, best: Iterable[str], ranking: list[str], rung: int) -> None:
+        """Let those who go on from a rung remember how it was decided."""
+        for trial_id in best:
+            self._rankings.setdefault(trial_id, {})[rung] = ranking
+
+    def is_measured(self, trial_id: str) -> bool:
+        """Whether the trial's own figures are known."""
+        return "time/step_seconds" in self._figures.get(trial_id, {})
 
     def latest(self, trial_ids: Iterable[str], metric: str) -> dict[str, float]:
         """Trial id -> the latest figure, of those that have one."""
-        return {trial_id: self._latest[trial_id][metric] for trial_id in trial_ids if metric in self._latest[trial_id]}
+        found = {trial_id: self._latest.get(trial_id, {}).get(metric) for trial_id in trial_ids}
+        return {trial_id: figure for trial_id, figure in found.items() if figure is not None}
 
     def _training(self, pack: Pack, report: Report, tags: Mapping[str, str]) -> PackUpdate:
         records: dict[str, list[dict[str, float]]] = {}
         for trial, found in zip(pack.trials, report.records, strict=True):
+            if trial.trial_id in self.ended_trials:
+                continue
             latest = self._latest.setdefault(trial.trial_id, {})
             for record in found:
                 latest.update(record)
+            known = self._records.setdefault(trial.trial_id, [])
             # A pack that was halved repeats steps that have been reported.
-            new = [record for record in found if record["step"] > self._reported_step.get(trial.trial_id, -1)]
+            new = [record for record in found if not known or record["step"] > known[-1]["step"]]
             if new:
                 records[trial.trial_id] = new
-                self._reported_step[trial.trial_id] = int(new[-1]["step"])
+                known += new
         return self._update(
             pack,
             "training",
@@ -115,3 +167,9 @@ class PackReports:
     def _update(self, pack: Pack, phase: str, **fields: object) -> PackUpdate:
         ids = tuple(trial.trial_id for trial in pack.trials)
         return PackUpdate(pack_id=pack.pack_id, trial_ids=ids, phase=phase, **fields)  # type: ignore[arg-type]
+
+
+def _add(seconds: dict[str, float], parts: Iterable[Mapping[str, float]]) -> None:
+    for part in parts:
+        for phase, spent in part.items():
+            seconds[phase] = seconds.get(phase, 0.0) + spent

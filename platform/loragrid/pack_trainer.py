@@ -1,10 +1,10 @@
 """Trains packs one after another in one worker, on one copy of the base, and keeps the members' states between them."""
 
 import gc
-import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 import torch
 import torch.distributed
@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loragrid.assembly import build_batches, build_model
-from loragrid.checkpoint import save_checkpoint
 from loragrid.config import DataConfig, EarlyStoppingConfig, ModelConfig
 from loragrid.data import TokenizedData
 from loragrid.early_stopping import rung_steps
@@ -20,24 +19,30 @@ from loragrid.engine import Engine
 from loragrid.engine_choice import RequestedMode
 from loragrid.export import export_member
 from loragrid.failure import Failure, process_can_go_on
+from loragrid.glossary import DIVERGED
 from loragrid.grid import Trial
 from loragrid.measurement import Stopwatch, free_device_memory, peak_memory, reset_peak_memory, wait_for
 from loragrid.member_state import MemberState, put_member, take_member
 from loragrid.memory_estimate import MemoryEstimate
-from loragrid.messages import ADAPTERS, TrialEnd
+from loragrid.messages import TrialEnd
 from loragrid.pack_reports import PackReports, SendUpdate
 from loragrid.planning import Pack
 from loragrid.solo import measure_solo
 from loragrid.training import LoopSettings, PackModel, Report, SumOverWorkers, one_worker, train
+from loragrid.trial_store import SavedTrial, TrialStore
 from loragrid.warm_base import WarmBase
 
 NUM_REPORTS = 50
 # What is left free beside an estimate: blocks that the allocator cannot use, and CUDA's own workspaces.
 SPARE_PART = 0.1
+# Where the experiment does not say how often, states are saved so that no more than this is lost.
+SAVE_EVERY_SECONDS = 300.0
 
 
 class PackTrainer:
     """`train` takes a pack's members from where they are to a step; who has not ended then is kept in `states`.
+
+    On the way, and at the end, worker 0 saves the states in `store`, so that other workers can take over.
 
     `isolate_failures`: a trial that fails is a result, and the others go on; not so where other workers would wait.
     """
@@ -46,6 +51,7 @@ class PackTrainer:
         self,
         rows_of: Callable[[ModelConfig, DataConfig], TokenizedData],
         send: SendUpdate,
+        store: TrialStore,
         device: torch.device,
         *,
         engine_mode: RequestedMode = "auto",
@@ -54,16 +60,44 @@ class PackTrainer:
         num_workers: int = 1,
         shard: bool = False,
         isolate_failures: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.states: dict[str, MemberState] = {}
         self.reports = PackReports(send)
         self.isolate_failures = isolate_failures
         self._worker, self._num_workers = worker, num_workers
         self._rows_of, self._device = rows_of, device
+        self._store, self._clock = store, clock
+        self._last_saved = clock()
         self._early_stopping = early_stopping
         self._warm = WarmBase(device, engine_mode, num_workers, shard=shard)
         self._figures: dict[object, dict[str, float]] = {}
-        self._measured: set[str] = set()
+
+    def restore(self, trial_id: str, saved: SavedTrial) -> None:
+        """Take up where workers that are gone have left a trial."""
+        self.states[trial_id] = saved.state
+        self.reports.restore(trial_id, saved)
+
+    def remaining(self, pack: Pack, until: int) -> Iterator[Pack]:
+        """The pack's trials that have not ended and are not at step `until` yet, those at the same step together."""
+        by_step: dict[int, list[Trial]] = {}
+        for trial in pack.trials:
+            state = self.states.get(trial.trial_id)
+            completed = 0 if state is None else state.completed
+            if trial.trial_id not in self.reports.ended_trials and completed < until:
+                by_step.setdefault(completed, []).append(trial)
+        for index, trials in enumerate(by_step.values()):
+            name = pack.pack_id if len(by_step) == 1 else f"{pack.pack_id}.{index}"
+            yield Pack(pack_id=name, trials=tuple(trials))
+
+    def go_on(self, best: Sequence[str], ranking: list[str], rung: int) -> dict[str, TrialEnd]:
+        """Note in their states who goes on from a rung; gives the ends of trials whose states cannot be written."""
+        self.reports.rank(best, ranking, rung)
+        return {
+            trial_id: failure.end()
+            for trial_id in best
+            if (failure := self._try_to_save(trial_id, self.states[trial_id])) is not None
+        }
 
     def load(self, pack: Pack) -> PreTrainedModel:
         """The pack's base on the device.
@@ -122,8 +156,11 @@ class PackTrainer:
             if report.finished:
                 self.reports.add_seconds(pack, stopwatch.seconds(), report.seconds)
                 self._finish(pack, report, model, engine, estimate)
-            else:
-                self._report(pack, report, model, engine)
+                return
+            self.reports.training(pack, report, engine.tags())
+            if report.checkpoint_due or self._clock() - self._last_saved >= SAVE_EVERY_SECONDS:
+                with stopwatch.phase("checkpoint"):
+                    self._save_members(pack, model, report.seconds)
 
         try:
             train(model, batches, settings, on_report, sum_over_workers=self._sum_over_workers(), compute=engine)
@@ -165,9 +202,11 @@ class PackTrainer:
         for trial in pack.trials:
             # LoRA+ differs from LoRA in its learning rates alone: equal layers and sizes cost the same.
             shape = (trial.method.stack_key(), trial.method.peft_config().get("r"))
-            settings = (trial.training.batch_size, trial.training.activation_checkpointing)
+            training = trial.training
+            settings = (training.batch_size, training.micro_batch_size, training.activation_checkpointing)
             same_shape.setdefault((trial.model, trial.data, settings, shape), []).append(trial)
-        able: set[str] = set()
+        same_shape = {key: trials for key, trials in same_shape.items() if not self._are_measured(trials)}
+        able = {trial.trial_id for trial in pack.trials if self.reports.is_measured(trial.trial_id)}
         for index, (key, alike) in enumerate(same_shape.items()):
             if key not in self._figures:
                 self.reports.phase(pack, f"measuring {_label(alike[0])} alone ({index + 1} of {len(same_shape)})")
@@ -178,11 +217,12 @@ class PackTrainer:
                     continue
                 self._figures[key] = measured
             able |= {trial.trial_id for trial in alike}
-            figures = {t.trial_id: self._figures[key] for t in alike if t.trial_id not in self._measured}
-            if figures:
-                self.reports.figures(pack, figures)
-                self._measured |= figures.keys()
+            figures = {t.trial_id: self._figures[key] for t in alike if not self.reports.is_measured(t.trial_id)}
+            self.reports.figures(pack, figures)
         return tuple(trial for trial in pack.trials if trial.trial_id in able)
+
+    def _are_measured(self, trials: Sequence[Trial]) -> bool:
+        return all(self.reports.is_measured(trial.trial_id) for trial in trials)
 
     def _measure_one(
         self, trial: Trial, pack: Pack, data: TokenizedData, length: int, num_steps: int
@@ -218,14 +258,30 @@ class PackTrainer:
                 model.completed = state.completed
         model.pack.after_load()
 
-    def _report(self, pack: Pack, report: Report, model: PackModel, engine: Engine) -> None:
-        if not report.checkpoint_due:
-            self.reports.training(pack, report, engine.tags())
+    def _save_members(self, pack: Pack, model: PackModel, seconds: Mapping[str, float]) -> None:
+        """Save every member's state; one that cannot be written is that trial's failure alone."""
+        self._last_saved = self._clock()
+        if self._worker != 0:
             return
-        with tempfile.TemporaryDirectory() as name:
-            states = {trial.trial_id: take_member(model, member) for member, trial in enumerate(pack.trials)}
-            save_checkpoint(self.states | states, Path(name))
-            self.reports.training(pack, report, engine.tags(), Path(name))
+        for member, trial in enumerate(pack.trials):
+            if trial.trial_id in self.reports.ended_trials:
+                continue
+            failure = self._try_to_save(trial.trial_id, take_member(model, member), seconds)
+            if failure is not None:
+                model.active[member] = False
+                self.states.pop(trial.trial_id, None)
+                self.reports.ended(pack, {trial.trial_id: failure.end()}, failure.tags(), pack_goes_on=True)
+
+    def _try_to_save(self, trial_id: str, state: MemberState, *seconds: Mapping[str, float]) -> Failure | None:
+        """What goes wrong, where that can stay the trial's own."""
+        try:
+            if self._worker == 0:
+                self._store.save(trial_id, self.reports.saved(trial_id, state, *seconds))
+            return None
+        except OSError as error:
+            if not self.isolate_failures:
+                raise
+            return Failure.of(error)
 
     def _finish(
         self, pack: Pack, report: Report, model: PackModel, engine: Engine, estimate: MemoryEstimate | None
@@ -238,21 +294,33 @@ class PackTrainer:
         if self._device.type == "cuda":
             figures["memory/pack_peak_bytes"] = peak_memory(self._device)["memory/peak_allocated_bytes"]
         ended: dict[str, TrialEnd] = {}
-        with tempfile.TemporaryDirectory() as name:
-            for member, trial in enumerate(pack.trials):
-                diverged_at = report.diverged_at[member]
-                if diverged_at is not None:
-                    reason = f"diverged: loss or gradient not finite at step {diverged_at}"
-                    ended[trial.trial_id] = TrialEnd(status="FAILED", reason=reason)
-                elif report.completed == trial.training.steps:
-                    ended[trial.trial_id] = TrialEnd(status="FINISHED")
-                    if self._worker == 0:
-                        export_member(model, member, trial.model.name, Path(name) / ADAPTERS / trial.trial_id)
-                else:
-                    self.states[trial.trial_id] = take_member(model, member)
-            for trial_id in ended:
-                self.states.pop(trial_id, None)
-            self.reports.finished(pack, report, engine.tags(), ended=ended, figures=figures, folder=Path(name))
+        for member, trial in enumerate(pack.trials):
+            diverged_at = report.diverged_at[member]
+            if trial.trial_id in self.reports.ended_trials:
+                continue
+            if diverged_at is not None:
+                reason = f"{DIVERGED} at step {diverged_at}"
+                ended[trial.trial_id] = TrialEnd(status="FAILED", reason=reason)
+            elif report.completed == trial.training.steps:
+                ended[trial.trial_id] = self._export(model, member, trial)
+            else:
+                self.states[trial.trial_id] = take_member(model, member)
+        for trial_id in ended:
+            self.states.pop(trial_id, None)
+        self.reports.finished(pack, report, engine.tags(), ended=ended, figures=figures)
+        if report.completed < pack.trials[0].training.steps:
+            self._save_members(pack, model, {})
+
+    def _export(self, model: PackModel, member: int, trial: Trial) -> TrialEnd:
+        """Leave a finished trial's adapter in the store."""
+        if self._worker == 0:
+            try:
+                self._store.save_adapter(trial.trial_id, partial(export_member, model, member, trial.model.name))
+            except OSError as error:
+                if not self.isolate_failures:
+                    raise
+                return Failure.of(error).end()
+        return TrialEnd(status="FINISHED")
 
     def _sum_over_workers(self) -> SumOverWorkers:
         if self._num_workers == 1:

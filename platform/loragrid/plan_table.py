@@ -38,6 +38,8 @@ def render_plan(plan: Plan) -> RenderableType:
         f"{len(plan.trials)} trials in {len(plan.packs)} packs; {first.model.name} ({first.model.dtype}), "
         f"{first.data.name}, {training.steps} steps of {training.batch_size} rows"
     )
+    if training.micro_batch_size is not None:
+        facts += f", on each worker {training.micro_batch_size} at once"
     engines: dict[str, list[str]] = {}
     for pack in plan.packs:
         choice = plan.gpu_engine(pack)

@@ -18,8 +18,9 @@ from loragrid_methods.engine.targets import adaptable_layers
 if TYPE_CHECKING:
     from loragrid.memory_estimate import MemoryEstimate
 
-# Beyond this many tokens in a step a GPU is full, and more members in a pack gain nothing.
-TOKENS_PER_STEP = 16_384
+# Beyond this many tokens at once a GPU is full, and more members in a pack gain nothing. Of a step in micro batches
+# those of one count: a GPU that one of them leaves half empty is so for the whole step, whatever the batch's size.
+TOKENS_AT_ONCE = 16_384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ class Plan:
             return estimate_memory(
                 load_meta_model(first.model),
                 [trial.method for trial in pack.trials],
-                num_rows=first.training.batch_size // workers.num_workers,
+                num_rows=first.training.rows_at_once(workers.num_workers),
                 length=first.data.max_length,
                 mode=self.gpu_engine(pack).mode,
                 activation_checkpointing=first.training.activation_checkpointing,
@@ -151,7 +152,7 @@ def plan(experiment: Experiment) -> Plan:
         experiment=experiment,
         trials=tuple(trials),
         counts={trial.trial_id: count_parameters(trial) for trial in trials},
-        packs=tuple(group_into_packs(trials, experiment.pack)),
+        packs=tuple(group_into_packs(trials, experiment.pack, num_workers=experiment.workers.num_workers)),
     )
 
 
@@ -178,7 +179,9 @@ def base_shape(model: ModelConfig) -> BaseShape:
     )
 
 
-def group_into_packs(trials: Sequence[Trial], config: PackConfig, num_places: int = 1) -> list[Pack]:
+def group_into_packs(
+    trials: Sequence[Trial], config: PackConfig, num_places: int = 1, *, num_workers: int = 1
+) -> list[Pack]:
     """Trials that can share a base, cut into packs of at most `max_members` and of nearly equal size.
 
     With `num_places` for packs side by side, and `max_members` left open, no place stays empty while another has a
@@ -190,7 +193,7 @@ def group_into_packs(trials: Sequence[Trial], config: PackConfig, num_places: in
     cuts: list[tuple[Trial, ...]] = []
     for group in groups.values():
         share = round(num_places * len(group) / len(trials)) if config.max_members == "auto" else 1
-        cuts += cut_evenly(group, max_members(group[0], config), at_least=share)
+        cuts += cut_evenly(group, max_members(group[0], config, num_workers), at_least=share)
     return [Pack(pack_id=f"pack-{index:03d}", trials=part) for index, part in enumerate(cuts)]
 
 
@@ -237,8 +240,9 @@ def sharing_key(trial: Trial) -> object:
     return (trial.model, trial.data, tuple(shared.items()))
 
 
-def max_members(trial: Trial, config: PackConfig) -> int:
-    """How many trials like this one a pack holds: as configured, or as many as fill `TOKENS_PER_STEP`."""
+def max_members(trial: Trial, config: PackConfig, num_workers: int = 1) -> int:
+    """How many trials like this one a pack holds: as configured, or as many as fill `TOKENS_AT_ONCE` on all workers."""
     if config.max_members != "auto":
         return config.max_members
-    return max(1, TOKENS_PER_STEP // (trial.training.batch_size * trial.data.max_length))
+    num_rows = trial.training.rows_at_once(num_workers) * num_workers
+    return max(1, TOKENS_AT_ONCE // (num_rows * trial.data.max_length))

@@ -1,7 +1,7 @@
 """What a running sweep looks like in the terminal: a live table, or plain lines where there is no terminal."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from rich.console import Console, Group, RenderableType
@@ -51,6 +51,10 @@ class SweepProgress:
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
+
+    def ended_before(self, trial_ids: Iterable[str]) -> None:
+        """Trials that an earlier run of the sweep has finished."""
+        self._ended |= set(trial_ids)
 
     def starting(self, lane: Lane) -> None:
         """A lane has been placed."""

@@ -2,28 +2,43 @@
 
 import itertools
 import logging
+import math
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.train import TrainingFailedError
 from ray.tune.schedulers import ASHAScheduler
 
-from loragrid.callback import RecordingCallback, SweepOutcome
+from loragrid.callback import RecordingCallback, SweepOutcome, describe_failure
 from loragrid.config import Experiment
 from loragrid.driver import drive_lane
+from loragrid.earlier import EarlierSweep
 from loragrid.environment import environment_tags
 from loragrid.grid import expand
 from loragrid.messages import RowsByConfig
 from loragrid.placement import Placement
 from loragrid.planning import Lane, Pack, Plan, assign_lanes
 from loragrid.progress import SweepProgress
-from loragrid.tracking import Recorder
+from loragrid.recorder import Recorder
+from loragrid.trial_store import TrialStore
 
 # What a Tune trial's process was seen to hold: Ray, torch and transformers imported, nothing loaded.
 TUNE_TRIAL_BYTES = 500 * 2**20
+# How often the process that drives a lane may be lost, mostly with its node, before the lane is given up.
+MAX_LOST_DRIVERS = 3
+
+
+class SweepInterrupted(KeyboardInterrupt):
+    """The user, or the machine, has ended a sweep; its record is complete up to there."""
+
+    def __init__(self, sweep: str, signal_number: int) -> None:
+        super().__init__(f"{sweep} was interrupted")
+        self.sweep, self.signal = sweep, signal_number
 
 
 class Rounds:
@@ -35,34 +50,47 @@ class Rounds:
         rows: RowsByConfig,
         placement: Placement,
         recorder: Recorder,
+        store: TrialStore,
         name: str,
-        storage: Path,
+        storage: str,
         progress: SweepProgress,
+        earlier: EarlierSweep | None = None,
     ) -> None:
         self.plan, self.rows, self.placement = the_plan, rows, placement
-        self.storage, self.name = storage, name
+        self.storage, self.name, self.store = storage, name, store
+        # Tune and Train would take up what lies under an equal name, and they know nothing of changed packs.
+        self.tune_name = name if earlier is None else f"{name}.resumed-{earlier.num_resumed + 1}"
         self.lanes: dict[str, Lane] = {}
         self.callback = RecordingCallback(
             recorder,
+            store,
             lambda config, _: self.lanes[config["lane"]],
             environment_tags(),
             progress,
             several_rounds=True,
+            earlier=earlier,
         )
 
     def run(self) -> SweepOutcome:
-        """Every pack to its end; a lane that fails has begun at least one, so that the rounds come to an end."""
+        """Every pack to its end; a lane that fails has begun at least one, so that the rounds come to an end.
+
+        Raises:
+            SweepInterrupted: SIGINT or SIGTERM has come; what was open is recorded as KILLED.
+        """
         waiting: list[Pack] = list(self.plan.packs)
         try:
-            for number in itertools.count():
-                lanes = assign_lanes(waiting, self._num_lanes(len(waiting)), first=len(self.lanes))
-                self.lanes |= {lane.lane_id: lane for lane in lanes}
-                self._tune(lanes, number)
-                waiting = self.callback.left_by_failed_lanes()
-                if not waiting:
-                    break
+            with ended_by_signals() as signals:
+                for number in itertools.count():
+                    lanes = assign_lanes(waiting, self._num_lanes(len(waiting)), first=len(self.lanes))
+                    self.lanes |= {lane.lane_id: lane for lane in lanes}
+                    self._tune(lanes, number)
+                    waiting = self.callback.left_by_failed_lanes()
+                    if signals or not waiting:
+                        break
         finally:
             self.callback.close()
+        if signals:
+            raise SweepInterrupted(self.name, signals[0])
         return self.callback.outcome
 
     def _num_lanes(self, num_packs: int) -> int:
@@ -75,22 +103,30 @@ class Rounds:
         return num_packs if alone else self.placement.num_packs or num_packs
 
     def _tune(self, lanes: Sequence[Lane], number: int) -> None:
-        experiment, placement, storage = self.plan.experiment, self.placement, str(self.storage / self.name)
+        experiment, placement, storage = self.plan.experiment, self.placement, f"{self.storage}/{self.tune_name}"
+        store = self.store
         early_stopping = experiment.early_stopping
         by_tune = early_stopping is not None and experiment.pack.max_members == 1
 
         def train_lane(config: dict[str, Any], lanes: Mapping[str, Lane], rows: RowsByConfig) -> None:
-            drive_lane(
-                lanes[config["lane"]],
-                rows,
-                placement,
-                storage,
-                engine_mode=experiment.engine.mode,
-                early_stopping=early_stopping,
-                by_tune=by_tune,
-            )
+            try:
+                drive_lane(
+                    lanes[config["lane"]],
+                    rows,
+                    placement,
+                    storage,
+                    store,
+                    max_failures=experiment.workers.max_failures,
+                    engine_mode=experiment.engine.mode,
+                    early_stopping=early_stopping,
+                    by_tune=by_tune,
+                )
+            except TrainingFailedError as error:
+                # Said, not raised: what Tune sees raised it tries again, as it should where a whole node was lost.
+                worst = {"eval_loss": math.inf, "train_loss": math.inf}
+                tune.report({"failure": describe_failure(error), "step": 0, **worst})
 
-        name = self.name if number == 0 else f"{self.name}.{number}"
+        name = self.tune_name if number == 0 else f"{self.tune_name}.{number}"
         with quiet_tune():
             tune.Tuner(
                 lightweight(
@@ -102,7 +138,11 @@ class Rounds:
                     scheduler=asha(experiment) if by_tune else None,
                 ),
                 run_config=tune.RunConfig(
-                    name=name, storage_path=str(self.storage), callbacks=[self.callback], verbose=0
+                    name=name,
+                    storage_path=self.storage,
+                    callbacks=[self.callback],
+                    failure_config=tune.FailureConfig(max_failures=MAX_LOST_DRIVERS),
+                    verbose=0,
                 ),
             ).fit()
 
@@ -122,9 +162,43 @@ def asha(experiment: Experiment) -> ASHAScheduler:
 
 
 @contextmanager
+def ended_by_signals() -> Iterator[list[int]]:
+    """Within, SIGINT and SIGTERM let Tune end in good order; gives those that came. A second one ends it at once.
+
+    Tune stops at SIGUSR1. Its own handler of SIGINT does not say afterwards that it was called, and Ray's of SIGTERM
+    prints a stack of C++. Only a main thread can handle signals.
+    """
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+
+    def stop(number: int, frame: object) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+        signal.raise_signal(signal.SIGUSR1)
+
+    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in handled}
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until Tune takes it
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def quiet_tune() -> Iterator[None]:
     """Within, Tune writes no result files, tables and tracebacks: MLflow and the live display take their place."""
-    switches = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+    switches = {
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    }
     before = {name: os.environ.get(name) for name in switches}
     logger = logging.getLogger("ray.tune")
     level = logger.level

@@ -11,9 +11,13 @@ from types import MappingProxyType
 from typing import Any
 
 from loragrid.config import DataConfig
+from loragrid.config_errors import MAX_SHOWN_CHARACTERS
 from loragrid.hub import NotOnHubError, resolve_commit
+from loragrid.local_path import local_path, reason_of
+from loragrid.row_files import read_csv, read_jsonl, read_parquet
 
 LOCAL_SUFFIXES = (".jsonl", ".csv", ".parquet")
+MAX_SHOWN_COLUMNS = 30
 ROW_KINDS = (("messages",), ("prompt", "completion"), ("text",))
 """The canonical columns of each kind of row; a data set is read as exactly one kind."""
 
@@ -86,22 +90,22 @@ def find_columns(source: RowSource, columns: Mapping[str, str]) -> dict[str, str
             )
         if not kinds:
             raise ValueError(
-                f"{source.title}: has the columns {', '.join(source.columns)}; {_allowed_kinds()}; "
+                f"{source.title}: has the columns {_shown(source.columns)}; {_allowed_kinds()}; "
                 "data.columns can say which of them is which"
             )
     found_columns = {canonical: columns.get(canonical, canonical) for canonical in kinds[0]}
     for canonical, column in found_columns.items():
         if column not in source.columns:
             raise ValueError(
-                f"{source.title}: has no column {column} (wanted as {canonical}); "
-                f"its columns: {', '.join(source.columns)}"
+                f"{source.title}: has no column {_shown([column])} (wanted as {canonical}); "
+                f"its columns: {_shown(source.columns)}"
             )
     return found_columns
 
 
 def _open(data: DataConfig, key: str, name: str, split: str) -> RowSource:
-    path = Path(name).expanduser()
     embedded = EMBEDDED_DATA.get(name)
+    path = local_path(key, name)
     if embedded is not None or path.suffix in LOCAL_SUFFIXES or path.exists() or name.startswith(("/", ".", "~")):
         set_for_hub = {"revision": data.revision, "subset": data.subset, "eval_split": data.eval_split}
         set_for_hub["split"] = None if data.split == "train" else data.split
@@ -113,22 +117,25 @@ def _open(data: DataConfig, key: str, name: str, split: str) -> RowSource:
 
 
 def _read_file(key: str, name: str) -> RowSource:
-    path = Path(name).expanduser()
+    path = local_path(key, name)
     if path.suffix not in LOCAL_SUFFIXES:
         raise ValueError(
             f"{key}: {name}: cannot be read; allowed are local files that end in {_one_of(LOCAL_SUFFIXES)}"
         )
     if not path.is_file():
         raise ValueError(f"{key}: {name}: there is no such file in {path.absolute().parent}")
-    with path.open("rb") as file:
-        fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
     try:
         if path.suffix == ".parquet":
-            return _read_parquet(key, name, path, fingerprint)
-        rows = _read_jsonl(path) if path.suffix == ".jsonl" else _read_csv(path)
-    except ValueError as error:
+            return _read_parquet(key, name, path)
+        rows = read_jsonl(path) if path.suffix == ".jsonl" else read_csv(path)
+        return _listed(key, name, rows, _fingerprint(path))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{key}: {name}: {error}") from error
-    return _listed(key, name, rows, fingerprint)
+
+
+def _fingerprint(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _listed(key: str, name: str, rows: list[dict[str, Any]], fingerprint: str) -> RowSource:
@@ -143,42 +150,23 @@ def _listed(key: str, name: str, rows: list[dict[str, Any]], fingerprint: str) -
     )
 
 
-def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    # Not splitlines(): U+2028 and its like are ordinary characters inside a JSON string.
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"line {number} is not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"line {number} is not a JSON object (a row with named columns)")
-            rows.append(row)
-    return rows
+def _read_parquet(key: str, name: str, path: Path) -> RowSource:
+    table = read_parquet(path)
 
+    def read(indices: Sequence[int]) -> list[dict[str, Any]]:
+        try:
+            rows: list[dict[str, Any]] = table.take(list(indices)).to_pylist()
+        except (ValueError, ArithmeticError) as error:  # a date of the year 300,000
+            raise ValueError(f"{key}: {name}: holds a value that cannot be read: {error}") from error
+        return rows
 
-def _read_csv(path: Path) -> list[dict[str, Any]]:
-    import pandas
-
-    if not path.read_bytes().strip():
-        return []
-    # Everything stays text: "007" is no number and "NA" is no missing value.
-    frame = pandas.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
-    return [{str(name): value for name, value in row.items()} for row in frame.to_dict(orient="records")]
-
-
-def _read_parquet(key: str, name: str, path: Path, fingerprint: str) -> RowSource:
-    from pyarrow import parquet  # type: ignore[import-untyped]
-
-    table = parquet.ParquetFile(path).read()
     return RowSource(
         key=key,
         name=name,
         columns=tuple(table.column_names),
         num_rows=table.num_rows,
-        fingerprint=fingerprint,
-        read=lambda indices: table.take(list(indices)).to_pylist(),
+        fingerprint=_fingerprint(path),
+        read=read,
     )
 
 
@@ -215,9 +203,8 @@ def _read_hub(data: DataConfig, key: str, name: str, split: str) -> RowSource:
             rows = datasets.load_dataset(str(found.downloaded), data.subset, split=split)
         else:
             rows = datasets.load_dataset(name, data.subset, split=split, revision=data.revision)
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{key}: {name}, split {split}: cannot be loaded: {reason}") from error
+    except Exception as error:  # what is on the hub is read in half a dozen formats, each with errors of its own
+        raise ValueError(f"{key}: {name}, split {split}: cannot be loaded: {reason_of(error)}") from error
     finally:
         if had_bars:
             datasets.enable_progress_bars()
@@ -229,6 +216,14 @@ def _read_hub(data: DataConfig, key: str, name: str, split: str) -> RowSource:
         fingerprint=f"{name}@{found.commit}/{data.subset}/{split}",
         read=lambda indices: rows.select(list(indices)).to_list(),
     )
+
+
+def _shown(columns: Sequence[str]) -> str:
+    """The first columns' names: a file can have any number of them, of any length, with any characters."""
+    names = [name if name.isprintable() else ascii(name) for name in columns[:MAX_SHOWN_COLUMNS]]
+    cut = [name if len(name) <= MAX_SHOWN_CHARACTERS else name[: MAX_SHOWN_CHARACTERS - 1] + "…" for name in names]
+    more = len(columns) - len(cut)
+    return ", ".join([*cut, f"and {more} more"] if more else cut)
 
 
 def _one_of(names: Sequence[str]) -> str:

@@ -28,8 +28,9 @@ def measure_solo(
 ) -> dict[str, float]:
     """Metric key -> figure of one member alone on this worker, with one worker's share of its batch.
 
-    The first step is not timed, nor are those that `engine` takes before it replays a graph. `base` is given back
-    without adapters; a method that trains the base leaves it changed, and its caller must load it again.
+    The first step is not timed, nor are those that `engine` takes before it replays a graph. Saved activations are
+    those of one micro batch. `base` is given back without adapters; a method that trains the base leaves it changed,
+    and its caller must load it again.
     """
     batch_size = trial.training.batch_size // num_workers
     share = replace(trial, training=trial.training.model_copy(update={"batch_size": batch_size}))
@@ -37,8 +38,9 @@ def measure_solo(
     base_bytes = weight_bytes(base)
     reset_peak_memory(base.device)
     model = build_model([share], base)
+    first = next(batches.training(0).micro_batches(model.micro_batch_size))
     with count_saved_bytes(base) as saved:
-        losses = model.losses(batches.training(0))
+        losses = model.losses(first)
     del losses
     compute = engine or Engine(EngineChoice(mode="eager", reason="engine.mode"))
     for _ in range(1 if compute.choice.mode == "eager" else STEPS_BEFORE_CAPTURE + 1):

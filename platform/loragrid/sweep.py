@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,15 +18,21 @@ from loragrid.callback import SweepOutcome
 from loragrid.comparison import Comparison, load_comparison
 from loragrid.config import DataConfig, Experiment, ModelConfig
 from loragrid.data import TokenizedData, load_data
-from loragrid.models import load_tokenizer
+from loragrid.earlier import RESUMED_TAG, TRIALS_TAG, identify
+from loragrid.local_path import reason_of
+from loragrid.models import check_weights, load_tokenizer
 from loragrid.placement import Node, Placement, place
 from loragrid.planning import Plan, group_into_packs, plan
 from loragrid.progress import SweepProgress
+from loragrid.recorder import Recorder
+from loragrid.resume import earlier_sweep, tell_of_earlier, what_is_left
 from loragrid.rounds import Rounds
-from loragrid.tracking import QUESTION_TAG, Recorder, default_tracking_uri
+from loragrid.storage import check_nodes_share, check_storage, spool_folder, storage_uri, trial_store
+from loragrid.tracking import QUESTION_TAG, default_tracking_uri, tracking_origin
 
 CONNECT_SECONDS = 10.0
 _HOST_AND_PORT = re.compile(r"[^:/]+:\d{1,5}")
+_SWEEP_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,119}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +43,8 @@ class SweepResult:
     name: str
     tracking_uri: str
     outcome: SweepOutcome
+    waiting_record: Path | None = None
+    """Where what MLflow has not taken yet waits for `loragrid sync`."""
 
     @property
     def succeeded(self) -> bool:
@@ -53,36 +61,88 @@ class SweepResult:
 
 
 def run(
-    experiment: Experiment, *, address: str | None = None, name: str | None = None, console: Console | None = None
+    experiment: Experiment,
+    *,
+    address: str | None = None,
+    name: str | None = None,
+    resume: bool = False,
+    console: Console | None = None,
 ) -> SweepResult:
     """Run every trial of the experiment and record it; a trial that fails leaves the others alone.
 
     `address` is a running Ray cluster's ("auto" finds the one of this machine); None uses the cluster this process is
     connected to or was submitted to (`RAY_ADDRESS`), and otherwise starts one for the sweep. `name` is the sweep's; by
-    default the experiment's with the next free number.
+    default the experiment's with the next free number. `resume` goes on with the latest sweep, or that of the name: its
+    finished trials are left alone, unfinished ones go on from where they were saved, those that the experiment has
+    beyond it are new.
 
     Raises:
         ValueError: the request cannot be carried out; nothing was started.
+        SweepInterrupted: SIGINT or SIGTERM has come; what was open is recorded as KILLED.
     """
     console = console or Console(quiet=True)
-    the_plan = plan(experiment)
+    if name is not None and not _SWEEP_NAME.fullmatch(name):
+        what = "a sweep's name is that of a folder: letters, digits, '.', '_' and '-', at most 120"
+        raise ValueError(f"--name: {name!r}: {what}, beginning with a letter, a digit or '_'")
+    the_plan = whole_plan = plan(experiment)
+    for model in {trial.model for trial in the_plan.trials}:
+        check_weights(model)
     tokenized = tokenize(the_plan, console)
-    recorder = open_recorder(experiment)
+    recorder = open_recorder(experiment, lambda sentence: console.print(sentence, style="yellow", markup=False))
+    earlier = earlier_sweep(experiment, recorder, name) if resume else None
+    if earlier is None:
+        tell_of_earlier(experiment, the_plan, recorder, console)
+    else:
+        name, the_plan = earlier.name, what_is_left(the_plan, earlier)
+        console.print(
+            f"{name}: {len(earlier.outcome.statuses)} trials have ended, {len(earlier.begun)} were begun, "
+            f"{len(the_plan.trials)} are to be trained",
+            highlight=False,
+        )
     name = name or recorder.next_sweep_name()
+    store = trial_store(experiment, name)
+    if not the_plan.trials:
+        assert earlier is not None
+        return SweepResult(plan=whole_plan, name=name, tracking_uri=recorder.tracking_uri, outcome=earlier.outcome)
     with connected_to_ray(address) as is_local:
         placement = place(experiment.workers, cluster_nodes())
         check_placement(experiment, placement, is_local, console)
+        check_nodes_share(experiment)
         warn_of_slow_arithmetic(the_plan, placement, console)
         if placement.use_gpu:
-            packs = group_into_packs(the_plan.trials, experiment.pack, placement.num_packs)
-            the_plan = replace(the_plan, packs=tuple(packs))
-        recorder.start_sweep(name, sweep_parameters(experiment), {QUESTION_TAG: experiment.question})
+            packs = group_into_packs(
+                whole_plan.trials, experiment.pack, placement.num_packs, num_workers=placement.num_workers
+            )
+            whole_plan = replace(whole_plan, packs=tuple(packs))
+            the_plan = whole_plan if earlier is None else what_is_left(whole_plan, earlier, placement.num_packs)
+        trials = {TRIALS_TAG: identify(trial.trial_id for trial in whole_plan.trials)}
+        if earlier is None:
+            store.delete(trial.trial_id for trial in the_plan.trials)
+            recorder.start_sweep(name, sweep_parameters(experiment), {QUESTION_TAG: experiment.question, **trials})
+        else:
+            recorder.resume_sweep(name, {RESUMED_TAG: str(earlier.num_resumed + 1), **trials})
+            store.reopen(trial.trial_id for trial in the_plan.trials)
         rows = {key: ray.put(data) for key, data in tokenized.items()}
-        with SweepProgress(len(the_plan.trials), console) as progress:
+        with SweepProgress(len(whole_plan.trials), console) as progress:
+            progress.ended_before(earlier.outcome.statuses if earlier else ())
             outcome = Rounds(
-                the_plan, rows, placement, recorder, name, storage_folder(experiment) / "ray", progress
+                the_plan,
+                rows,
+                placement,
+                recorder,
+                store,
+                name,
+                f"{storage_uri(experiment)}/ray",
+                progress,
+                earlier,
             ).run()
-    return SweepResult(plan=the_plan, name=name, tracking_uri=recorder.tracking_uri, outcome=outcome)
+    return SweepResult(
+        plan=whole_plan,
+        name=name,
+        tracking_uri=recorder.tracking_uri,
+        outcome=outcome,
+        waiting_record=None if recorder.is_delivered else spool_folder(experiment) / name,
+    )
 
 
 def tokenize(the_plan: Plan, console: Console) -> dict[tuple[ModelConfig, DataConfig], TokenizedData]:
@@ -98,19 +158,26 @@ def tokenize(the_plan: Plan, console: Console) -> dict[tuple[ModelConfig, DataCo
         console.print(
             f"data {trial.data.name}: {len(data.train)} rows to train on, {len(data.evaluation)} to evaluate{skipped}",
             highlight=False,
+            markup=False,
         )
     return tokenized
 
 
-def open_recorder(experiment: Experiment) -> Recorder:
-    """The MLflow experiment that this one is recorded in."""
+def open_recorder(experiment: Experiment, notify: Callable[[str], None] = lambda sentence: None) -> Recorder:
+    """The MLflow experiment that this one is recorded in, after it is sure that the storage can be written.
+
+    Raises:
+        ValueError: the folder cannot be written, or MLflow cannot open its store.
+    """
     uri = default_tracking_uri(experiment.storage.path, experiment.tracking.uri)
-    return Recorder(experiment.name, uri)
-
-
-def storage_folder(experiment: Experiment) -> Path:
-    """Where checkpoints and results lie, absolute: Ray's processes have working folders of their own."""
-    return Path(experiment.storage.path).expanduser().resolve()
+    check_storage(experiment)
+    try:
+        return Recorder(experiment.name, uri, spool_folder=spool_folder(experiment), notify=notify)
+    except ValueError:
+        raise
+    except Exception as error:  # MLflow's, SQLAlchemy's, a database driver's, the system's: a store has them all
+        origin = tracking_origin(experiment.tracking.uri)
+        raise ValueError(f"{origin}: {uri}: MLflow cannot open its store there: {reason_of(error)}") from error
 
 
 def sweep_parameters(experiment: Experiment) -> dict[str, object]:

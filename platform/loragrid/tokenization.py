@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import jinja2
+from loragrid.config_errors import is_unicode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,6 +19,7 @@ DATE_CODES = ("%d", "%m", "%b", "%B", "%y", "%Y", "%a", "%A", "%H", "%M", "%S", 
 
 TOO_LONG = "longer than max_length"
 WITHOUT_LABELS = "without a token to learn"
+HALF_CHARACTERS = "holds halves of characters (such as \\ud800), which no tokenizer takes"
 REWRITTEN = "earlier turns rewritten by the chat template"
 
 
@@ -159,8 +160,10 @@ class RowTokenizer:
                 chat_template=self.chat_template,
                 add_generation_prompt=add_generation_prompt,
             )
-        except (jinja2.TemplateError, TypeError) as error:
+        except Exception as error:  # the template is a program of the model's authors, and fails as programs do
             raise ValueError(f"{self.title}: row {index + 1}: the chat template refuses it: {error}") from error
+        if not is_unicode(str(rendered)):
+            raise ValueError(f"{self.title}: row {index + 1}, column {self.columns['messages']}: {HALF_CHARACTERS}")
         return str(rendered)
 
     def _messages(self, value: object, index: int) -> list[dict[str, Any]]:
@@ -186,6 +189,8 @@ class RowTokenizer:
             text = row.get(column)
             if text is not None and not isinstance(text, str):
                 raise ValueError(f"{self.title}: row {index + 1}, column {column}: {_shown(text)}: not text")
+            if text is not None and not is_unicode(text):
+                raise ValueError(f"{self.title}: row {index + 1}, column {column}: {HALF_CHARACTERS}")
             texts.append(text)
         return texts
 

@@ -1,7 +1,7 @@
 """The training loop: batches in, one loss curve per member out. It names no method and knows neither Ray nor MLflow."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -43,6 +43,27 @@ class Batch:
     label_targets: Tensor
     num_labels: Tensor
 
+    def micro_batches(self, num_rows: int | None) -> Iterator["Batch"]:
+        """This batch in parts of `num_rows` rows of every member, each with the step's `num_labels`; None: uncut."""
+        num_members = len(self.num_labels)
+        num_all_rows = len(self.input_ids) // num_members
+        if num_rows is None or num_rows == num_all_rows:
+            yield self
+            return
+        assert num_all_rows % num_rows == 0, "micro batches are of equal size"
+        for start in range(0, num_all_rows, num_rows):
+            part = slice(start, start + num_rows)
+            input_ids, label_positions, label_targets = (
+                rows.unflatten(0, (num_members, num_all_rows))[:, part].flatten(0, 1)
+                for rows in (self.input_ids, self.label_positions, self.label_targets)
+            )
+            yield Batch(
+                input_ids=input_ids,
+                label_positions=label_positions,
+                label_targets=label_targets,
+                num_labels=self.num_labels,
+            )
+
 
 @dataclass(kw_only=True)
 class PackModel:
@@ -57,9 +78,11 @@ class PackModel:
     """(M,) bool; a member that diverged is inactive and keeps its weights from then on"""
     completed: int = 0
     score_rows: ScoreRows = score_rows
+    micro_batch_size: int | None = None
+    """rows of each member in one forward and backward; None: all that the batch has"""
 
     def losses(self, batch: Batch) -> Tensor:
-        """The members' mean losses over their own labels, (M,); this worker's share where there are several."""
+        """The members' mean losses over their own labels, (M,); this batch's share where the step has several."""
         hidden = self.base.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
         labelled = labelled_hidden_states(hidden, batch.label_positions)
         with whole_head(self.base) as head:
@@ -85,15 +108,15 @@ class ComputeStep(Protocol):
 def compute_step(model: PackModel, batch: Batch, rates: Tensor, sum_over_workers: SumOverWorkers) -> StepResult:
     """Forward, loss, backward, clipping and update of all members. Never waits for the device, never looks at a value.
 
+    Micro batches go forward and backward one after another; everything else happens once, after the last of them.
+
     The sum of the members' losses gives every member the gradient it would have alone, because no row of one member
     meets a row of another. Losses travel with the gradients: one all-reduce per step.
     """
     pack, optimizer = model.pack, model.optimizer
     optimizer.zero_gradients()
-    losses = model.losses(batch)
-    if losses.requires_grad:
-        losses.sum().backward()
-    losses = _sum_gradients_and_losses(pack.gradient_buffer, losses.detach(), sum_over_workers)
+    losses = _add_up_gradients(model, batch)
+    losses = _sum_gradients_and_losses(pack.gradient_buffer, losses, sum_over_workers)
     norms = optimizer.clip_gradients()
     pack.before_step()
     model.active &= losses.isfinite() & norms.isfinite()
@@ -109,6 +132,24 @@ def train_step(
     model.completed += 1
     model.pack.after_step(model.completed)
     return result
+
+
+def _add_up_gradients(model: PackModel, batch: Batch) -> Tensor:
+    """Forward and backward of every micro batch; the members' losses over all of them, (M,).
+
+    Each is divided by the labels of the whole step, so that losses and gradients add up to those of a single pass.
+    """
+    clock, total = model.pack.clock, None
+    for index, rows in enumerate(batch.micro_batches(model.micro_batch_size)):
+        clock.micro_batch = index
+        losses = model.losses(rows)
+        if losses.requires_grad:
+            losses.sum().backward()
+        losses = losses.detach()  # nothing of this graph lives on beside the next
+        total = losses if total is None else total + losses
+    clock.micro_batch = 0
+    assert total is not None, "a batch has rows"
+    return total
 
 
 def _sum_gradients_and_losses(gradients: Tensor, losses: Tensor, sum_over_workers: SumOverWorkers) -> Tensor:

@@ -116,7 +116,7 @@ class WarmBase:
         """What the pack will hold on a GPU at its peak; None on a CPU, and where shapes alone do not tell."""
         if self.device.type != "cuda":
             return None
-        num_rows = trials[0].training.batch_size // self._num_workers
+        num_rows = trials[0].training.rows_at_once(self._num_workers)
         sizes = tuple((trial.method.stack_key(), trial.method.hyperparameters().get("rank")) for trial in trials)
         again = trials[0].training.activation_checkpointing
         key = (trials[0].model, sizes, num_rows, length, choice.mode, again)

@@ -2,18 +2,17 @@
 
 import warnings
 from functools import lru_cache
-from pathlib import Path
 
 import ray.train
 import ray.train.torch
 import torch
 
-from loragrid.checkpoint import load_checkpoint
 from loragrid.config import DataConfig, ModelConfig
 from loragrid.data import TokenizedData
 from loragrid.lane_run import run_lane
 from loragrid.messages import PackUpdate, WorkerTask
 from loragrid.pack_trainer import PackTrainer
+from loragrid.take_over import take_over, what_is_left
 
 LOSSES = {"train_loss": "train/loss", "eval_loss": "eval/loss"}
 """Tune's key of a loss -> ours. Tune's searchers cannot read a key with a slash."""
@@ -34,7 +33,8 @@ def run_worker(task: WorkerTask) -> None:
 
     trainer = PackTrainer(
         rows_of,
-        _RayReporter(worker, hold_back=task.by_tune),
+        _RayReporter(hold_back=task.by_tune),
+        task.store,
         ray.train.torch.get_device(),
         engine_mode=task.engine_mode,
         early_stopping=task.early_stopping,
@@ -43,35 +43,27 @@ def run_worker(task: WorkerTask) -> None:
         shard=task.shard,
         isolate_failures=num_workers == 1 and not task.by_tune,
     )
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            trainer.states.update(load_checkpoint(Path(folder)))
+    take_over(trainer, task.lane, what_is_left(task.lane, task.store, worker, num_workers))
     run_lane(task.lane.packs, trainer, None if task.by_tune else task.early_stopping)
 
 
 class _RayReporter:
     """Sends updates through Ray Train; every worker must send the same number of them, worker 0's arrive."""
 
-    def __init__(self, worker: int, *, hold_back: bool) -> None:
-        self.worker = worker
+    def __init__(self, *, hold_back: bool) -> None:
         self._hold_back = hold_back
         self._held: PackUpdate | None = None
         self._latest: dict[str, dict[str, float]] = {name: {} for name in LOSSES}
 
-    def __call__(self, update: PackUpdate, folder: Path | None = None) -> None:
+    def __call__(self, update: PackUpdate) -> None:
         """As `SendUpdate`."""
         if self._held is not None:
             update, self._held = update.after(self._held), None
         losses = self._lowest_losses(update)
-        if self._hold_back and folder is None and not update.ended and losses.keys() != LOSSES.keys():
+        if self._hold_back and not update.ended and losses.keys() != LOSSES.keys():
             self._held = update
             return
-        checkpoint = None
-        if folder is not None and self.worker == 0:
-            # Ray copies it before `report` returns.
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report({"update": update, "step": update.completed, **losses}, checkpoint=checkpoint)
+        ray.train.report({"update": update, "step": update.completed, **losses})
 
     def _lowest_losses(self, update: PackUpdate) -> dict[str, float]:
         """What Tune's schedulers and searchers read: the lowest of the members' latest losses, by Tune's key."""

@@ -45,10 +45,16 @@ class WorkerResult:
 
 
 def packs_of(setup: Setup) -> list[tuple[list[Trial], bool]]:
-    """Two packs for one base, with activations kept and computed again; nobody draws dropout, which is per worker."""
-    trials = mixed_trials(setup, batch_size=8, steps=4)
-    mixed = [trial for trial in trials if not trial.method.hyperparameters().get("dropout")]
-    return [(mixed, False), (mixed[2:6], True)]
+    """Two packs for one base; the second computes activations again, and its steps are of two micro batches.
+
+    Nobody draws dropout, which is per worker.
+    """
+
+    def mixed(**training: Any) -> list[Trial]:
+        trials = mixed_trials(setup, batch_size=8, steps=4, **training)
+        return [trial for trial in trials if not trial.method.hyperparameters().get("dropout")]
+
+    return [(mixed(), False), (mixed(micro_batch_size=2)[2:6], True)]
 
 
 def train_on_whole_and_sharded(worker: int, num_workers: int, model: str, rows: str, dtype: str, folder: str) -> None:

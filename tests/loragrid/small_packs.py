@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loragrid.assembly import build_batches, build_model
-from loragrid.checkpoint import load_checkpoint
 from loragrid.config import DataConfig, ModelConfig, PackConfig, TrainingConfig
 from loragrid.data import TokenizedData, load_data
 from loragrid.grid import Trial
@@ -32,6 +31,7 @@ from loragrid.training import (
     one_worker,
     train,
 )
+from loragrid.trial_store import TrialStore
 from loragrid_methods import get_method, method_names
 
 torch.set_num_threads(1)
@@ -173,10 +173,12 @@ def resume(setup: Setup, trials: Sequence[Trial], folder: Path) -> Run:
     """Go on from a checkpoint in a fresh pack, whatever pack it was saved from."""
 
     def put(model: PackModel) -> None:
-        states = load_checkpoint(folder)
         for member, trial in enumerate(trials):
-            put_member(model, member, states[trial.trial_id])
-            model.completed = states[trial.trial_id].completed
+            saved, spoiled = TrialStore(str(folder)).load(trial.trial_id)
+            assert saved is not None
+            assert not spoiled
+            put_member(model, member, saved.state)
+            model.completed = saved.state.completed
         model.pack.after_load()
 
     return run_pack(setup, trials, prepare=put)
@@ -199,15 +201,17 @@ def bit_equal(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
     return all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def train_as_worker(worker: int, num_workers: int, model_folder: str, rows_file: str, folder: str) -> None:
-    """The body of one of several real processes: train `mixed_trials`, leave figures and weights in `folder`."""
+def train_as_worker(
+    worker: int, num_workers: int, model_folder: str, rows_file: str, folder: str, micro_batch_size: int | None
+) -> None:
+    """The body of one of several real processes: train `worker_packs`, leave figures and weights in `folder`."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=worker, world_size=num_workers
     )
     setup = make_setup(Path(model_folder), Path(rows_file), "float64")
     results = []
-    for trials in worker_packs(setup):
+    for trials in worker_packs(setup, micro_batch_size):
         run = run_pack(
             setup,
             trials,
@@ -221,8 +225,9 @@ def train_as_worker(worker: int, num_workers: int, model_folder: str, rows_file:
     torch.distributed.destroy_process_group()
 
 
-def worker_packs(setup: Setup) -> list[list[Trial]]:
-    """The packs that several workers train: every packable method without dropout, and full fine-tuning."""
-    # Dropout draws its masks per worker, so that two workers do not repeat one worker's.
-    mixed = [trial for trial in mixed_trials(setup, batch_size=8) if not trial.method.hyperparameters().get("dropout")]
-    return [mixed, [setup.trial("full", batch_size=8, lr=0.001)]]
+def worker_packs(setup: Setup, micro_batch_size: int | None = None) -> list[list[Trial]]:
+    """Packs of eight rows per step, however shared and cut: every packable method without dropout, and full."""
+    # Dropout draws its masks per worker and micro batch, so that two of them do not repeat one's.
+    rows: dict[str, Any] = {"batch_size": 8, "micro_batch_size": micro_batch_size}
+    mixed = [trial for trial in mixed_trials(setup, **rows) if not trial.method.hyperparameters().get("dropout")]
+    return [mixed, [setup.trial("full", lr=0.001, **rows)]]

@@ -111,13 +111,19 @@ def test_tokens_are_those_of_one_members_whole_batch_without_padding() -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 4, 12, 64])
 @pytest.mark.parametrize("num_workers", [1, 3])
-def test_every_evaluation_row_counts_once_for_every_member_over_all_workers(batch_size: int, num_workers: int) -> None:
+@pytest.mark.parametrize("micro_batch_size", [None, 1, 4])
+def test_every_evaluation_row_counts_once_for_every_member_over_all_workers(
+    batch_size: int, num_workers: int, micro_batch_size: int | None
+) -> None:
+    rows_at_once = micro_batch_size or batch_size
     batch_size *= num_workers
     labels: list[list[int]] = [[], []]
     for worker in range(num_workers):
-        batches = make_batches(batch_size=batch_size, worker=worker, num_workers=num_workers)
+        batches = make_batches(
+            batch_size=batch_size, micro_batch_size=micro_batch_size, worker=worker, num_workers=num_workers
+        )
         for batch in batches.evaluation(2):
-            assert batch.input_ids.shape == (2 * batch_size // num_workers, LENGTH)
+            assert batch.input_ids.shape == (2 * rows_at_once, LENGTH)
             assert batch.num_labels.tolist() == [1.0, 1.0]
             for member, targets in enumerate(batch.label_targets.chunk(2)):
                 labels[member] += targets[targets != IGNORED].tolist()

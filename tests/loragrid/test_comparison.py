@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from loragrid.comparison import load_comparison, sort_by_final_loss
-from loragrid.tracking import QUESTION_TAG, Recorder, Scalar, default_tracking_uri
+from loragrid.recorder import Recorder
+from loragrid.tracking import QUESTION_TAG, Scalar, default_tracking_uri
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,7 @@ def test_steps_that_were_trained_again_count_once(uri: str) -> None:
     recorder.start_trial("lora-a", {"method.name": "lora"}, {})
     recorder.log_records("lora-a", [{"step": step, "train/loss": 9.0} for step in range(3)])
     recorder.log_records("lora-a", [{"step": step, "train/loss": 1.0} for step in range(1, 4)])
+    assert recorder.deliver()
     curves = load_comparison("resumed", uri).curves
     assert list(zip(curves["step"], curves["value"], strict=True)) == [(0, 9.0), (1, 1.0), (2, 1.0), (3, 1.0)]
 
@@ -109,6 +111,7 @@ def test_axes_with_the_same_last_part_get_their_whole_path(uri: str) -> None:
     for seed, (model, data) in enumerate([("m1", "d1"), ("m2", "d1")]):
         parameters: dict[str, Scalar] = {"method.name": "lora", "model.name": model, "data.name": data, "seed": seed}
         recorder.start_trial(f"lora-{seed}", parameters, {})
+    assert recorder.deliver()
     comparison = load_comparison("names", uri)
     assert comparison.axes == {"model.name": "model.name", "seed": "seed"}
     assert list(comparison.table["model.name"]) == ["m1", "m2"]
@@ -119,7 +122,8 @@ def test_the_newest_sweep_is_read_unless_another_is_named(uri: str) -> None:
     first, second = None, None
     for name in ("first", "second"):
         recorder = Recorder("two", uri, clock=lambda: float(next(seconds)))
-        run_id = recorder.start_sweep(name, {}, {})
+        recorder.start_sweep(name, {}, {})
+        run_id = recorder.sweep_run_id
         first, second = (run_id, second) if name == "first" else (first, run_id)
         recorder.start_trial(f"trial-of-{name}", {"method.name": "lora"}, {})
         recorder.end_sweep("FINISHED")
@@ -136,6 +140,7 @@ def test_a_sweep_without_trials_gives_an_empty_table(uri: str) -> None:
     with pytest.raises(ValueError, match="'empty' holds no sweep yet"):
         load_comparison("empty", uri)
     recorder.start_sweep("only", {}, {})
+    assert recorder.deliver()
     comparison = load_comparison("empty", uri)
     assert comparison.table.empty
     assert comparison.curves.empty

@@ -107,6 +107,11 @@ def test_importing_the_configuration_loads_neither_torch_nor_ray() -> None:
         ("workers.num_workers=3", "workers.num_workers", "3", "allowed: a divisor of 4"),
         ("workers.strategy=split", "workers.strategy", '"split"', "allowed: replicate, shard"),
         ("workers.strategy=shard", "workers.strategy", '"shard"', "allowed: replicate, or workers.num_workers from 2"),
+        ("training.micro_batch_size=3", "training.micro_batch_size", "3", "allowed: a divisor of 4, or null"),
+        ("training.micro_batch_size=8", "training.micro_batch_size", "8", "allowed: a divisor of 4, or null"),
+        ("training.micro_batch_size=0", "training.micro_batch_size", "0", "allowed: a whole number from 1"),
+        ("methods.lora.micro_batch_size=2", "methods.0.micro_batch_size", "2", "unknown setting of lora"),
+        ("grid.training.micro_batch_size=[1, 2]", "grid.training.micro_batch_size", "[1, 2]", "cannot be an axis"),
         ("name=../../etc", "name", '"../../etc"', "allowed: letters, digits"),
         ("name=.", "name", '"."', "allowed: letters, digits"),
         ("methods=[lroa]", "methods.0.name", '"lroa"', "did you mean 'lora'"),
@@ -152,6 +157,14 @@ def test_a_base_that_a_method_writes_is_not_sharded(tmp_path: Path) -> None:
         "allowed: replicate, or methods without full"
     )
     assert len(message.splitlines()) == 1
+
+
+def test_a_micro_batch_divides_the_rows_of_one_worker(tmp_path: Path) -> None:
+    overrides = ["training.micro_batch_size=4", "workers.num_workers=2"]
+    with pytest.raises(ExperimentError, match=r"training\.micro_batch_size: 4: cannot cut the 2 rows"):
+        load_experiment(write(tmp_path, FILE), overrides)
+    experiment = load_experiment(write(tmp_path, FILE), [*overrides, "training.batch_size=16"])
+    assert experiment.training.rows_at_once(experiment.workers.num_workers) == 4
 
 
 def test_a_mistake_in_the_file_itself_is_not_blamed_on_the_command_line(tmp_path: Path) -> None:

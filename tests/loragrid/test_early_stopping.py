@@ -3,7 +3,7 @@
 import pytest
 
 from loragrid.config import EarlyStoppingConfig
-from loragrid.early_stopping import rung_steps, survivors
+from loragrid.early_stopping import rank, rung_steps, survivors
 
 
 @pytest.mark.parametrize(
@@ -29,9 +29,9 @@ def test_rungs_are_powers_of_the_factor_and_the_last_is_the_end(
 def test_one_in_so_many_goes_on_and_always_one(num_trials: int, reduction_factor: int, num_left: int) -> None:
     losses = {f"trial-{index}": 10.0 - index for index in range(num_trials)}
     best = [f"trial-{index}" for index in reversed(range(num_trials - num_left, num_trials))]
-    assert survivors(losses, reduction_factor) == best
+    assert survivors(rank(losses), reduction_factor) == best
 
 
 def test_of_equal_losses_the_earlier_goes_on_and_of_none_nobody() -> None:
-    assert survivors({"a": 1.0, "b": 1.0}, 2) == ["a"]
-    assert survivors({}, 2) == []
+    assert survivors(rank({"a": 1.0, "b": 1.0}), 2) == ["a"]
+    assert survivors(rank({}), 2) == []

@@ -211,6 +211,19 @@ def test_a_captured_step_trains_to_the_curves_of_an_eager_one(setup: Setup, name
 
 
 @needs_gpu
+def test_a_captured_step_in_micro_batches_trains_to_the_curves_of_an_eager_one(setup: Setup) -> None:
+    rows = {"steps": 12, "batch_size": 8, "micro_batch_size": 2}
+    trials = [trial for trial in mixed_trials(setup, **rows) if not trial.method.capture_obstacle()]
+    base = on_gpu(setup.base())
+    assert use_causal_attention(base, setup.rows.evaluation.input_ids[:2].cuda()) == ""
+    engine = Engine(EngineChoice(mode="graph", reason="test"))
+    eager = run_pack(setup, trials, base=copy.deepcopy(base))
+    captured = run_pack(setup, trials, base=base, compute=engine)
+    assert engine.choice.mode == "graph", engine.choice.reason
+    assert_same_curves(captured, eager, 1e-6)
+
+
+@needs_gpu
 def test_a_step_that_cannot_be_captured_goes_on_eagerly_and_says_why(setup: Setup) -> None:
     trial = setup.trial("lora", steps=8)
     engine = Engine(EngineChoice(mode="graph", reason="test"))

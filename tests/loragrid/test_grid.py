@@ -158,6 +158,7 @@ def test_a_list_of_modules_and_a_pattern_of_the_same_letters_are_two_trials() ->
         {"name": "y", "question": "Why?"},
         {"training": {"steps": 20, "eval_every": 5, "report_every": 2, "checkpoint_every": 7}},
         {"training": {"steps": 20, "loss_threshold": 2.0, "measure_steps": 0}},
+        {"training": {"steps": 20, "micro_batch_size": 2}},
         {"methods": [{"name": "lora", "rank": 8, "alpha": 16}]},
         {"methods": [{"name": "lora", "lr": 0.001}]},
         {"workers": {"num_workers": 2}, "pack": {"max_members": 1}, "storage": {"path": "elsewhere"}},
@@ -200,6 +201,11 @@ def test_an_impossible_combination_is_refused_naming_where_the_value_stands() ->
         experiment(grid={"method.rank": [1, -1]})
     with pytest.raises(ExperimentError, match=r"workers\.num_workers: 4: cannot share the 6 rows"):
         experiment(workers={"num_workers": 4}, grid={"training.batch_size": [8, 6]}, training={"steps": 20})
+    with pytest.raises(
+        ExperimentError,
+        match=r"training\.micro_batch_size: 4: cannot cut the 6 rows .*allowed: a divisor of 6, or null$",
+    ):
+        experiment(grid={"training.batch_size": [8, 6]}, training={"steps": 20, "micro_batch_size": 4})
 
 
 def test_a_point_of_a_users_own_sweep_is_the_trial_the_grid_would_have_made() -> None:
@@ -208,6 +214,17 @@ def test_a_point_of_a_users_own_sweep_is_the_trial_the_grid_would_have_made() ->
     )
     axes = {"method.name": "vera", "method.rank": 8, "training.lr": 0.2, "seed": 1}
     assert trial_from_axes(whole, axes) in expand(whole)
+
+
+def test_a_point_whose_batch_cannot_be_shared_or_cut_is_refused() -> None:
+    whole = experiment(workers={"num_workers": 2}, training={"steps": 20, "micro_batch_size": 4})
+    assert trial_from_axes(whole, {"training.batch_size": 16}).training.micro_batch_size == 4
+    with pytest.raises(ExperimentError, match=r"^training\.micro_batch_size: 4: cannot cut the 6 rows"):
+        trial_from_axes(whole, {"training.batch_size": 12})
+    with pytest.raises(ExperimentError, match=r"^workers\.num_workers: 2: cannot share the 9 rows"):
+        trial_from_axes(whole, {"training.batch_size": 9})
+    with pytest.raises(ExperimentError, match=r"^training\.micro_batch_size: 2: unknown axis"):
+        trial_from_axes(whole, {"training.micro_batch_size": 2})
 
 
 def test_a_point_goes_before_what_the_experiment_fixes() -> None:

@@ -1,6 +1,7 @@
 """A lane's packs in one worker: one base for all, trials that fall behind stopped, and a failure that stays its own."""
 
 import gc
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +16,10 @@ from loragrid.data import TokenizedData
 from loragrid.engine_choice import RequestedMode
 from loragrid.grid import Trial
 from loragrid.lane_run import run_lane
-from loragrid.messages import ADAPTERS, PackUpdate, TrialEnd
+from loragrid.messages import PackUpdate, TrialEnd
 from loragrid.pack_trainer import PackTrainer
 from loragrid.planning import Pack, cut_evenly
+from loragrid.trial_store import TrialStore
 from loragrid_methods.engine.adapter_stack import AdapterStack
 from loragrid_methods.engine.targets import LayerShape
 from loragrid_methods.lora import LoRA
@@ -31,17 +33,24 @@ def setup(tiny_gpt2_dir: Path, chat_jsonl: Path) -> Setup:
     return make_setup(tiny_gpt2_dir, chat_jsonl, "float64")
 
 
+@pytest.fixture(autouse=True)
+def stores_that_pytest_cleans_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
 @dataclass(kw_only=True)
 class Seen:
     """Everything a lane sent, put together."""
 
+    store: TrialStore = field(default_factory=lambda: TrialStore(tempfile.mkdtemp()))
     updates: list[PackUpdate] = field(default_factory=list)
-    exported: set[str] = field(default_factory=set)
 
-    def __call__(self, update: PackUpdate, folder: Path | None = None) -> None:
+    def __call__(self, update: PackUpdate) -> None:
         self.updates.append(update)
-        if folder is not None and (folder / ADAPTERS).is_dir():
-            self.exported |= {path.name for path in (folder / ADAPTERS).iterdir()}
+
+    @property
+    def exported(self) -> set[str]:
+        return {path.parent.name for path in Path(self.store.uri).glob("*/adapter")}
 
     @property
     def ended(self) -> dict[str, TrialEnd]:
@@ -77,7 +86,9 @@ def lane(
 
     seen = Seen()
     device = torch.device("cpu")
-    trainer = PackTrainer(rows_of, seen, device, early_stopping=early_stopping, **{"isolate_failures": True} | settings)
+    trainer = PackTrainer(
+        rows_of, seen, seen.store, device, early_stopping=early_stopping, **{"isolate_failures": True} | settings
+    )
     named = [Pack(pack_id=f"pack-{index:03d}", trials=tuple(trials)) for index, trials in enumerate(packs)]
     run_lane(named, trainer, early_stopping)
     return seen
@@ -292,7 +303,7 @@ def test_a_base_that_cannot_be_loaded_fails_all_its_trials_once_and_no_others(se
     missing = setup.model.model_copy(update={"name": "/nowhere/at/all"})
     lost = [Trial(**{**vars(setup.trial("lora", seed=seed)), "model": missing}) for seed in range(3)]
     seen, other = Seen(), setup.trial("vera", measure_steps=0)
-    trainer = PackTrainer(lambda model, data: setup.rows, seen, torch.device("cpu"), isolate_failures=True)
+    trainer = PackTrainer(lambda model, data: setup.rows, seen, seen.store, torch.device("cpu"), isolate_failures=True)
     run_lane([Pack(pack_id="a", trials=tuple(lost)), Pack(pack_id="b", trials=(other,))], trainer, None)
     reasons = {seen.ended[trial.trial_id].reason for trial in lost}
     assert len(reasons) == 1
@@ -320,6 +331,7 @@ def test_on_a_gpu_without_enough_memory_a_pack_is_halved_and_every_trial_gets_it
         trainer = PackTrainer(
             lambda model, data: setup.rows,
             seen,
+            seen.store,
             torch.device("cuda"),
             engine_mode=mode,
             isolate_failures=True,

@@ -156,6 +156,15 @@ def test_a_solo_figure_is_of_one_workers_share_of_the_batch(setup: Setup) -> Non
     assert share["throughput/tokens_per_second"] == half["throughput/tokens_per_second"]
 
 
+def test_a_solo_figures_activations_are_one_micro_batchs_and_its_tokens_the_whole_batchs(setup: Setup) -> None:
+    whole, micro = solo(setup, "lora", batch_size=8), solo(setup, "lora", batch_size=8, micro_batch_size=4)
+    half = solo(setup, "lora", batch_size=4)
+    # The places of the labels are a view of the whole batch's.
+    key = "memory/saved_activation_bytes"
+    assert micro[key] == pytest.approx(half[key], rel=0.01)
+    assert micro["throughput/tokens_per_second"] == whole["throughput/tokens_per_second"]
+
+
 @pytest.mark.parametrize("num_steps", [1, 3])
 def test_the_solo_throughput_counts_tokens_that_are_not_padding(setup: Setup, num_steps: int) -> None:
     figures = solo(setup, "vera", num_steps=num_steps, steps=1)

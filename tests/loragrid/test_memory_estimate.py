@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from loragrid.assembly import build_batches, build_model
-from loragrid.attention import use_causal_attention
+from loragrid.attention import NAME, causal_attention, use_causal_attention
 from loragrid.engine import STEPS_BEFORE_CAPTURE, Engine, compile_layers, fuse_pieces
 from loragrid.engine_choice import EngineChoice, Mode
 from loragrid.measurement import count_saved_bytes, reset_peak_memory
-from loragrid.memory_estimate import MemoryEstimate, estimate_memory
+from loragrid.memory_estimate import MemoryEstimate, _LiveBytes, estimate_memory
 from loragrid.models import load_meta_model
-from loragrid.training import Batch, PackModel, one_worker, train_step
+from loragrid.training import Batch, PackModel, compute_step, one_worker, train_step
 from loragrid_methods import Method, get_method, method_names
 from loragrid_methods.engine.optimizer import MemberAdamW
 from loragrid_methods.engine.pack import AdapterPack, member_order
@@ -147,6 +147,23 @@ def rows_of_tokens(base: PreTrainedModel, num_members: int, num_rows: int, lengt
         label_targets=ids[:, 1:].contiguous(),
         num_labels=torch.ones(num_members, dtype=torch.float64, device=base.device),
     )
+
+
+@pytest.mark.parametrize("name", [name for name in method_names() if name != "frozen"])
+def test_a_step_in_micro_batches_peaks_where_one_with_the_rows_of_a_single_one_does(name: str) -> None:
+    def peak(num_rows: int, micro_batch_size: int | None = None) -> float:
+        base = shapes(torch.bfloat16)
+        AttentionInterface.register(NAME, causal_attention)
+        base.set_attn_implementation(NAME)
+        with torch.device("meta"):
+            model, rows = pack_of_methods(base, [method(name)]), rows_of_tokens(base, 1, num_rows, LENGTH)
+            model.micro_batch_size = micro_batch_size
+            with _LiveBytes() as live:
+                compute_step(model, rows, model.learning_rates[0], one_worker)
+        return float(live.peak)
+
+    assert peak(4 * ROWS, ROWS) == pytest.approx(peak(ROWS), rel=0.01)
+    assert peak(4 * ROWS, ROWS) < 0.5 * peak(4 * ROWS)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: only there is memory allocated by torch alone")

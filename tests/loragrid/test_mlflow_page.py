@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from loragrid.recorder import Recorder
 from loragrid.tracking import (
     QUESTION_TAG,
-    Recorder,
     comparison_page,
     default_tracking_uri,
     experiment_page,

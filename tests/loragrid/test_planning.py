@@ -11,7 +11,7 @@ from loragrid.assembly import build_model
 from loragrid.config import Experiment, PackConfig, experiment_from_mapping
 from loragrid.grid import expand
 from loragrid.memory_estimate import MemoryEstimate
-from loragrid.planning import TOKENS_PER_STEP, Pack, assign_lanes, base_shape, count_parameters, group_into_packs, plan
+from loragrid.planning import TOKENS_AT_ONCE, Pack, assign_lanes, base_shape, count_parameters, group_into_packs, plan
 from loragrid_methods import method_names
 from loragrid_methods.engine.pack import member_order
 from tests.loragrid.small_packs import Setup, make_setup
@@ -109,7 +109,7 @@ def test_packs_hold_at_most_max_members_in_as_few_packs_as_that_takes_and_of_nea
 
 @pytest.mark.parametrize(
     ("batch_size", "max_length", "most"),
-    [(4, 64, TOKENS_PER_STEP // 256), (8, 512, TOKENS_PER_STEP // 4096), (64, 4096, 1)],
+    [(4, 64, TOKENS_AT_ONCE // 256), (8, 512, TOKENS_AT_ONCE // 4096), (64, 4096, 1)],
 )
 def test_auto_fills_a_step_with_tokens_and_never_asks_for_less_than_one(
     batch_size: int, max_length: int, most: int
@@ -121,6 +121,22 @@ def test_auto_fills_a_step_with_tokens_and_never_asks_for_less_than_one(
         data={"name": "rows.jsonl", "max_length": max_length},
     )
     assert sizes(packs_of(asked, PackConfig())) == [most, most]
+
+
+@pytest.mark.parametrize(
+    ("micro_batch_size", "num_workers", "most"), [(None, 1, 2), (32, 2, 2), (16, 2, 4), (4, 1, 32)]
+)
+def test_auto_counts_the_tokens_that_are_held_at_once(
+    micro_batch_size: int | None, num_workers: int, most: int
+) -> None:
+    asked = experiment(
+        ["lora"],
+        {"seed": list(range(2 * most))},
+        training={"steps": 1, "batch_size": 64, "micro_batch_size": micro_batch_size},
+        data={"name": "rows.jsonl", "max_length": TOKENS_AT_ONCE // 128},
+        workers={"num_workers": num_workers},
+    )
+    assert sizes(group_into_packs(expand(asked), asked.pack, num_workers=num_workers)) == [most, most]
 
 
 def test_within_a_pack_equal_methods_stand_side_by_side_in_the_files_order() -> None:

@@ -14,10 +14,10 @@ from mlflow.entities import Run
 
 from loragrid.environment import commit_tags, environment_tags
 from loragrid.glossary import CURVE_METRICS, SUMMARY_METRICS
+from loragrid.recorder import Recorder
 from loragrid.tracking import (
     QUESTION_TAG,
     REASON_TAG,
-    Recorder,
     card_tags,
     default_tracking_uri,
     format_parameter,
@@ -38,12 +38,15 @@ def recorder(uri: str, request: pytest.FixtureRequest) -> Recorder:
 
 
 def read_run(recorder: Recorder, run_id: str) -> Run:
+    assert recorder.deliver()
     return MlflowClient(tracking_uri=recorder.tracking_uri).get_run(run_id)
 
 
 def test_a_sweep_is_one_parent_run_with_one_child_run_per_trial(recorder: Recorder) -> None:
-    parent = recorder.start_sweep("first", {"name": "quickstart"}, {QUESTION_TAG: "Which is best?"})
-    children = [recorder.start_trial(name, {"method.name": "lora", "seed": 0}, {}) for name in ("lora-1", "lora-2")]
+    recorder.start_sweep("first", {"name": "quickstart"}, {QUESTION_TAG: "Which is best?"})
+    for name in ("lora-1", "lora-2"):
+        recorder.start_trial(name, {"method.name": "lora", "seed": 0}, {})
+    parent, children = recorder.sweep_run_id, list(recorder.run_ids.values())
     client = MlflowClient(tracking_uri=recorder.tracking_uri)
     runs = {run.info.run_id: run for run in client.search_runs([recorder.experiment_id])}
     assert set(runs) == {parent, *children}
@@ -58,8 +61,10 @@ def test_a_sweep_is_one_parent_run_with_one_child_run_per_trial(recorder: Record
 
 
 def test_every_run_gets_the_status_it_ended_with(recorder: Recorder) -> None:
-    parent = recorder.start_sweep("first", {}, {})
-    ids = {name: recorder.start_trial(name, {}, {}) for name in ("done", "broken", "left-open")}
+    recorder.start_sweep("first", {}, {})
+    for name in ("done", "broken", "left-open"):
+        recorder.start_trial(name, {}, {})
+    parent, ids = recorder.sweep_run_id, recorder.run_ids
     recorder.end_trial("done", "FINISHED")
     recorder.end_trial("broken", "FAILED", "diverged: train/loss is NaN at step 3")
     assert read_run(recorder, ids["left-open"]).info.status == "RUNNING"
@@ -88,7 +93,8 @@ def test_parameters_read_back_as_the_values_they_were(recorder: Recorder) -> Non
         **{f"data.columns.{i}": i for i in range(150)},  # more than one MLflow batch
     }
     recorder.start_sweep("first", {"methods": [{"name": "lora"}]}, {})
-    run = read_run(recorder, recorder.start_trial("lora-1", parameters, {}))
+    recorder.start_trial("lora-1", parameters, {})
+    run = read_run(recorder, recorder.run_ids["lora-1"])
     assert {key: parse_parameter(text) for key, text in run.data.params.items()} == parameters
     assert type(parse_parameter(run.data.params["method.rank"])) is int
     assert type(parse_parameter(run.data.params["method.alpha"])) is float
@@ -97,10 +103,12 @@ def test_parameters_read_back_as_the_values_they_were(recorder: Recorder) -> Non
 
 def test_what_was_not_measured_is_missing(recorder: Recorder) -> None:
     recorder.start_sweep("first", {}, {})
-    run_id = recorder.start_trial("lora-1", {}, {})
+    recorder.start_trial("lora-1", {}, {})
+    run_id = recorder.run_ids["lora-1"]
     losses = (2.0, None, math.nan, math.inf, 1.5)
     recorder.log_records("lora-1", [{"step": step, "train/loss": loss} for step, loss in enumerate(losses)])
     recorder.log_summary("lora-1", {"parameters/trainable": 460_800, "memory/peak_allocated_bytes": None})
+    assert recorder.deliver()
     history = MlflowClient(tracking_uri=recorder.tracking_uri).get_metric_history(run_id, "train/loss")
     assert sorted((point.step, point.value) for point in history) == [(0, 2.0), (4, 1.5)]
     assert read_run(recorder, run_id).data.metrics == {"train/loss": 1.5, "parameters/trainable": 460_800.0}
@@ -109,8 +117,10 @@ def test_what_was_not_measured_is_missing(recorder: Recorder) -> None:
 def test_points_carry_the_time_of_their_record_or_of_the_clock(uri: str) -> None:
     recorder = Recorder("clock", uri, clock=lambda: 1000.0)
     recorder.start_sweep("first", {}, {})
-    run_id = recorder.start_trial("lora-1", {}, {})
+    recorder.start_trial("lora-1", {}, {})
+    run_id = recorder.run_ids["lora-1"]
     recorder.log_records("lora-1", [{"step": 0, "train/loss": 2.0, "timestamp": 900.5}, {"step": 1, "train/loss": 1.0}])
+    assert recorder.deliver()
     history = MlflowClient(tracking_uri=uri).get_metric_history(run_id, "train/loss")
     assert sorted((point.step, point.timestamp) for point in history) == [(0, 900_500), (1, 1_000_000)]
     assert "timestamp" not in read_run(recorder, run_id).data.metrics
@@ -141,9 +151,11 @@ def test_artifacts_lie_beside_the_store_and_not_in_the_working_folder(
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text("{}")
     recorder.start_sweep("first", {}, {})
-    run_id = recorder.start_trial("lora-1", {}, {})
+    recorder.start_trial("lora-1", {}, {})
+    run_id = recorder.run_ids["lora-1"]
     recorder.log_artifacts("lora-1", folder, "adapter")
     recorder.log_sweep_artifact(folder / "adapter_config.json")
+    assert recorder.deliver()
     client = MlflowClient(tracking_uri=recorder.tracking_uri)
     assert [file.path for file in client.list_artifacts(run_id, "adapter")] == ["adapter/adapter_config.json"]
     assert [file.path for file in client.list_artifacts(recorder.sweep_run_id)] == ["adapter_config.json"]
@@ -170,7 +182,8 @@ def test_sweeps_are_numbered_and_a_number_is_never_given_twice(recorder: Recorde
     names = []
     for _ in range(3):
         names.append(recorder.next_sweep_name())
-        run_id = recorder.start_sweep(names[-1], {}, {})
+        recorder.start_sweep(names[-1], {}, {})
+        run_id = recorder.sweep_run_id
         recorder.start_trial(f"lora-{len(names)}", {}, {})
         recorder.end_sweep("FINISHED")
         client.delete_run(run_id)
@@ -202,7 +215,8 @@ def test_calls_in_the_wrong_order_are_refused(recorder: Recorder) -> None:
 
 def test_a_text_too_long_for_mlflow_is_cut_and_says_so(recorder: Recorder) -> None:
     recorder.start_sweep("first", {}, {})
-    run_id = recorder.start_trial("lora-1", {"method.note": "x" * 9000}, {})
+    recorder.start_trial("lora-1", {"method.note": "x" * 9000}, {})
+    run_id = recorder.run_ids["lora-1"]
     recorder.end_trial("lora-1", "FAILED", "y" * 9000)
     run = read_run(recorder, run_id)
     assert run.data.params["method.note"] == "x" * 5999 + "…"
@@ -211,7 +225,8 @@ def test_a_text_too_long_for_mlflow_is_cut_and_says_so(recorder: Recorder) -> No
 
 def test_the_first_start_of_a_store_prints_nothing(tmp_path: Path) -> None:
     code = (
-        "from loragrid.tracking import Recorder, default_tracking_uri\n"
+        "from loragrid.recorder import Recorder\n"
+        "from loragrid.tracking import default_tracking_uri\n"
         f"uri = default_tracking_uri({str(tmp_path / 'new' / 'store')!r}, None)\n"
         "Recorder('quiet', uri).start_sweep('first', {}, {})"
     )

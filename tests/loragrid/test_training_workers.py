@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch.multiprocessing.spawn import start_processes
 
@@ -10,10 +11,11 @@ from tests.loragrid.small_packs import largest_difference, make_setup, run_pack,
 NUM_WORKERS = 2
 
 
+@pytest.mark.parametrize("micro_batch_size", [None, 2])
 def test_two_workers_with_four_rows_each_train_and_evaluate_as_one_with_eight(
-    tiny_gpt2_dir: Path, chat_jsonl: Path, tmp_path: Path
+    tiny_gpt2_dir: Path, chat_jsonl: Path, tmp_path: Path, micro_batch_size: int | None
 ) -> None:
-    arguments = (NUM_WORKERS, str(tiny_gpt2_dir), str(chat_jsonl), str(tmp_path))
+    arguments = (NUM_WORKERS, str(tiny_gpt2_dir), str(chat_jsonl), str(tmp_path), micro_batch_size)
     start_processes(train_as_worker, arguments, nprocs=NUM_WORKERS, start_method="spawn")
     workers = [torch.load(tmp_path / f"{worker}.pt") for worker in range(NUM_WORKERS)]
     setup = make_setup(tiny_gpt2_dir, chat_jsonl, "float64")

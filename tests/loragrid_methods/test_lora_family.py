@@ -97,7 +97,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
     assert (dropped == 0).double().mean((1, 2)).tolist() == pytest.approx([0.4, 0.4], abs=0.04)
 
 
-def test_a_members_mask_depends_on_its_seed_layer_step_and_worker_alone() -> None:
+def test_a_members_mask_depends_on_its_seed_layer_step_worker_and_micro_batch_alone() -> None:
     mask = masks([5], DrawClock(step=3, worker=1))[0]
     assert torch.equal(mask, masks([2, 5, 5], DrawClock(step=3, worker=1))[1])
     assert torch.equal(mask, masks([2, 5, 5], DrawClock(step=3, worker=1))[2])
@@ -105,6 +105,15 @@ def test_a_members_mask_depends_on_its_seed_layer_step_and_worker_alone() -> Non
     assert not torch.equal(mask, masks([5], DrawClock(step=4, worker=1))[0])
     assert not torch.equal(mask, masks([5], DrawClock(step=3, worker=0))[0])
     assert not torch.equal(mask, masks([5], DrawClock(step=3, worker=1), layer="k")[0])
+    micro_batches = [masks([5], DrawClock(step=3, worker=1, micro_batch=index))[0] for index in range(3)]
+    assert torch.equal(mask, micro_batches[0])
+    assert len({tuple(drawn.flatten().tolist()) for drawn in micro_batches}) == 3
+
+
+def test_a_step_in_one_pass_draws_from_seed_layer_step_and_worker() -> None:
+    generator = torch.Generator().manual_seed(stable_seed(5, "q", "dropout", 3, 1))
+    kept = torch.rand(500, 8, generator=generator) >= 0.4
+    assert torch.equal(masks([5], DrawClock(step=3, worker=1))[0], kept.double() / 0.6)
 
 
 @pytest.mark.parametrize("name", ["lora", "lora_plus", "lora_fa", "lora_fa_projected"])

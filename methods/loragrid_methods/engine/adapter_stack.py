@@ -13,6 +13,7 @@ class DrawClock:
 
     step: int = 0
     worker: int = 0
+    micro_batch: int = 0
 
 
 class AdapterStack(nn.Module):

@@ -117,11 +117,13 @@ def draw_lora_A(seeds: Sequence[int], ranks: Sequence[int], layer: str, in_featu
 
 
 def member_dropout(x: Tensor, probability: float, seeds: Sequence[int], layer: str, clock: DrawClock) -> Tensor:
-    """Dropout whose mask depends on the member's seed, the layer, the step and the worker alone; x (M, T, d)."""
+    """Dropout whose mask depends on the member's seed, the layer and the clock alone; x (M, T, d)."""
     masks = []
+    # The first micro batch draws as the only one does.
+    micro_batch = [clock.micro_batch] if clock.micro_batch else []
     for seed in seeds:
         generator = torch.Generator(device=x.device)
-        generator.manual_seed(stable_seed(seed, layer, "dropout", clock.step, clock.worker))
+        generator.manual_seed(stable_seed(seed, layer, "dropout", clock.step, clock.worker, *micro_batch))
         masks.append(torch.rand(x.shape[1:], generator=generator, device=x.device) >= probability)
     return x * (torch.stack(masks).to(x.dtype) / (1.0 - probability))
 

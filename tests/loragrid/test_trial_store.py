@@ -1,5 +1,7 @@
 """A pack that is saved and continued in a fresh process's place ends with the same bits."""
 
+import hashlib
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,10 +9,10 @@ import pytest
 import torch
 
 from loragrid.assembly import build_model
-from loragrid.checkpoint import save_checkpoint
 from loragrid.grid import Trial
-from loragrid.member_state import put_member, take_member
+from loragrid.member_state import MemberState, put_member, take_member
 from loragrid.training import PackModel, Report
+from loragrid.trial_store import NUM_KEPT, SavedTrial, TrialStore
 from tests.loragrid.small_packs import (
     Run,
     Setup,
@@ -36,7 +38,8 @@ def exact(tiny_gpt2_dir: Path, chat_jsonl: Path) -> Setup:
 
 
 def save_all(model: PackModel, trials: Sequence[Trial], folder: Path) -> None:
-    save_checkpoint({trial.trial_id: take_member(model, member) for member, trial in enumerate(trials)}, folder)
+    for member, trial in enumerate(trials):
+        TrialStore(str(folder)).save(trial.trial_id, SavedTrial(state=take_member(model, member)))
 
 
 def whole_run(setup: Setup, trials: list[Trial], folder: Path, step: int = HALF) -> Run:
@@ -106,10 +109,82 @@ def test_saving_changes_nothing(exact: Setup, tmp_path: Path) -> None:
     assert saved.records == plain.records
 
 
-def test_a_checkpoint_is_safetensors_and_json_alone(exact: Setup, tmp_path: Path) -> None:
+def saved_at(completed: int) -> SavedTrial:
+    """A state that holds something of every kind."""
+    return SavedTrial(
+        state=MemberState(completed=completed, active=True, tensors={"weights.a.b": torch.arange(6.0).view(2, 3) / 7}),
+        records=[{"step": 0, "eval/loss": 1 / 3}, {"step": completed, "train/loss": 0.1, "train/grad_norm": 2e-300}],
+        figures={"time/step_seconds": 0.1},
+        seconds={"train": 1.5},
+        rankings={1: ["a", "b"]},
+    )
+
+
+def files_of(store: TrialStore, trial_id: str) -> list[Path]:
+    return sorted(Path(store.uri, trial_id).glob("*.step-*"))
+
+
+def test_a_saved_trial_comes_back_to_the_bit_and_only_the_latest_two_are_kept(tmp_path: Path) -> None:
+    store = TrialStore(str(tmp_path))
+    for completed in (3, 20, 100):
+        store.save("t", saved_at(completed))
+    assert len(files_of(store, "t")) == NUM_KEPT == 2
+    found, spoiled = pickle.loads(pickle.dumps(store)).load("t")
+    assert not spoiled
+    expected = saved_at(100)
+    assert torch.equal(found.state.tensors["weights.a.b"], expected.state.tensors["weights.a.b"])
+    assert (found.state.completed, found.state.active) == (100, True)
+    for field in ("records", "figures", "seconds", "rankings"):
+        assert getattr(found, field) == getattr(expected, field)
+
+
+@pytest.mark.parametrize("damage", ["cut", "one bit", "empty", "rubbish with a matching name"])
+def test_of_a_damaged_state_the_one_before_is_used_and_the_damage_is_told(tmp_path: Path, damage: str) -> None:
+    store = TrialStore(str(tmp_path))
+    for completed in (3, 20):
+        store.save("t", saved_at(completed))
+    latest = files_of(store, "t")[-1]
+    content = bytearray(latest.read_bytes())
+    if damage == "cut":
+        latest.write_bytes(content[: len(content) // 2])
+    elif damage == "one bit":
+        content[-1] ^= 1
+        latest.write_bytes(content)
+    elif damage == "empty":
+        latest.write_bytes(b"")
+    else:
+        rubbish = b"no tensors at all"
+        latest.unlink()
+        latest.with_name(f"000000001.step-20.{hashlib.sha256(rubbish).hexdigest()[:32]}.safetensors").write_bytes(
+            rubbish
+        )
+    found, spoiled = store.load("t")
+    assert found is not None
+    assert found.state.completed == 3
+    (told,) = spoiled
+    assert "step 20" in told
+    files_of(store, "t")[0].write_bytes(b"")
+    found, spoiled = store.load("t")
+    assert found is None
+    assert len(spoiled) == 2
+
+
+def test_a_mark_outlives_the_states_until_the_trial_is_opened_again(tmp_path: Path) -> None:
+    store = TrialStore(str(tmp_path))
+    assert store.ended() == set()
+    store.save("t", saved_at(3))
+    store.mark_ended("t")
+    store.delete_states("t")
+    assert store.ended() == {"t"}
+    assert store.load("t") == (None, [])
+    store.reopen(["t", "other"])
+    assert store.ended() == set()
+
+
+def test_what_is_saved_is_safetensors_alone(exact: Setup, tmp_path: Path) -> None:
     trials = [exact.trial("lora")]
     save_all(build_model(trials, exact.base()), trials, tmp_path)
-    assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json"}
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".safetensors"}
 
 
 def test_members_go_on_in_packs_of_other_members_and_ranks(exact: Setup, tmp_path: Path) -> None:

@@ -1,0 +1,33 @@
+"""Delivers to MLflow what a sweep could not: the store was away, or the program died."""
+
+from pathlib import Path
+
+from mlflow.exceptions import MlflowException
+
+from loragrid.delivery import deliver_all
+from loragrid.recorder import Recorder
+from loragrid.spool import Spool, spools_in
+from loragrid.store_writer import StoreWriter
+
+
+def sync(folder: Path, experiment_name: str | None = None) -> dict[str, int]:
+    """Deliver what waits in `folder` for MLflow, of one experiment or of all: sweep -> number of operations.
+
+    Raises:
+        ValueError: a sweep is still running, or MLflow does not take its record.
+    """
+    delivered = {}
+    for path in spools_in(folder):
+        spool = Spool(path)
+        try:
+            head = spool.head
+            if experiment_name not in (None, head["experiment"]):
+                continue
+            recorder = Recorder(head["experiment"], head["tracking_uri"])
+            writer = StoreWriter(head["tracking_uri"], recorder.experiment_id, head["sweep"])
+            delivered[head["sweep"]] = deliver_all(spool, writer)
+        except MlflowException as error:
+            raise ValueError(f"{head['tracking_uri']} does not take the record of {head['sweep']}: {error}") from error
+        finally:
+            spool.close()
+    return delivered

@@ -1,0 +1,175 @@
+"""A cluster whose two nodes share the storage path and nothing else; one of them is lost in the middle of its pack."""
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+from rich.console import Console
+
+import loragrid as lg
+from loragrid.tracking import PARENT_TAG, TRIAL_TAG
+
+STEPS = 12
+
+
+def can_unshare() -> bool:
+    """Whether this machine lets a test give processes a view of the file system of their own."""
+    command = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
+    return bool(shutil.which("unshare")) and subprocess.run(command, capture_output=True).returncode == 0
+
+
+pytestmark = [
+    pytest.mark.end_to_end,
+    pytest.mark.skipif(not can_unshare(), reason="no right to mount: the nodes would share all their folders"),
+]
+
+
+class Node:
+    """A real `ray start` in a mount namespace in which `private` folders are empty."""
+
+    def __init__(self, address: str, private: list[Path], log: Path) -> None:
+        mounts = [f"mount -t tmpfs none '{folder}'" for folder in private]
+        ray = f"exec '{Path(sys.executable).parent / 'ray'}' start --address={address} --num-cpus=2 --block"
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        self.process = subprocess.Popen(
+            ["unshare", "--mount", "sh", "-c", " && ".join([*mounts, ray])],
+            env=environment,
+            stdout=log.open("w"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def processes(self) -> list[psutil.Process]:
+        """All that lives on the node. Ray gives some of them sessions of their own."""
+        found = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+        return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+
+    def trains(self) -> bool:
+        return any("RayTrainWorker" in process.name() for process in self.processes())
+
+    def lose(self) -> None:
+        """As if its plug were pulled."""
+        for process in self.processes():
+            os.kill(process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Node]]:
+    """Two nodes beside a head that trains nothing; this process is connected."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    private = tmp_path_factory.mktemp("private")
+    head = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    ray.init(address=head.address, log_to_driver=False)
+    nodes: list[Node] = []
+    try:
+        for number in (1, 2):
+            log = private.parent / f"node-{number}.log"
+            # Ray's own sockets and files too: on one machine the nodes would share these.
+            nodes.append(Node(head.address, [private, Path("/tmp/ray")], log))
+            for _ in range(300):
+                if ray.cluster_resources().get("CPU") == 2.0 * number:  # type: ignore[no-untyped-call]
+                    break
+                time.sleep(0.1)
+            else:
+                raise AssertionError(log.read_text())
+        yield nodes
+    finally:
+        for node in nodes:
+            if node.process.poll() is None:
+                node.lose()
+        ray.shutdown()
+        head.shutdown()  # type: ignore[no-untyped-call]
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_gpt2_dir: Path, chat_jsonl: Path) -> dict[str, Any]:
+    return {
+        "model": {"name": str(tiny_gpt2_dir), "dtype": "float32"},
+        "data": {"name": str(chat_jsonl), "max_length": 96, "num_train": 40, "num_eval": 10},
+        "training": {
+            "steps": STEPS,
+            "batch_size": 4,
+            "lr": 1e-2,
+            "eval_every": 3,
+            "report_every": 1,
+            "checkpoint_every": 2,
+            "measure_steps": 0,
+        },
+        "methods": ["lora", {"name": "delta_lora", "start_step": 4}, "vera", "lora_plus"],
+        "grid": {"method.rank": [2]},
+        "pack": {"max_members": 2},
+        "workers": {"cpus_per_worker": 2},
+    }
+
+
+class PullsThePlug(io.StringIO):
+    """A terminal that loses the node which trains, once a line is printed."""
+
+    def __init__(self, line: str, nodes: list[Node]) -> None:
+        super().__init__()
+        self.line, self.nodes, self.lost = line, nodes, 0
+
+    def write(self, text: str) -> int:
+        if self.line in text and not self.lost:
+            training = [node for node in self.nodes if node.process.poll() is None and node.trains()]
+            assert len(training) == 2, "the two packs train on two nodes"
+            training[0].lose()
+            self.lost += 1
+        return super().write(text)
+
+
+def curves(result: lg.SweepResult) -> dict[tuple[str, str], list[tuple[int, float]]]:
+    """Every point of every trial's run, as MLflow holds it."""
+    client = MlflowClient(tracking_uri=result.tracking_uri)
+    experiment = client.get_experiment_by_name("nodes")
+    assert experiment is not None
+    runs = [
+        run
+        for run in client.search_runs([experiment.experiment_id], f"tags.`loragrid.sweep` = '{result.name}'")
+        if PARENT_TAG in run.data.tags
+    ]
+    assert len(runs) == len({run.data.tags[TRIAL_TAG] for run in runs}) == 4
+    return {
+        (run.data.tags[TRIAL_TAG], key): [
+            (point.step, point.value) for point in client.get_metric_history(run.info.run_id, key)
+        ]
+        for run in runs
+        for key in ("train/loss", "train/grad_norm", "eval/loss")
+    }
+
+
+def test_a_folder_that_the_nodes_do_not_share_is_refused_with_the_reason(
+    cluster: list[Node], settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    private = next(tmp_path_factory.getbasetemp().glob("private*"))
+    experiment = lg.Experiment(name="nodes", **settings | {"storage": {"path": str(private)}})
+    with pytest.raises(ValueError, match=r"storage\.path: .*private.* does not see what this machine writes there"):
+        lg.run(experiment)
+
+
+def test_packs_on_two_nodes_that_share_the_storage_alone_outlive_the_loss_of_one_to_the_bit(
+    cluster: list[Node], settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A URI, as of a bucket: nothing may take it for a folder of this machine.
+    storage = {"storage": {"path": (tmp_path / "shared").as_uri()}, "tracking": {"uri": f"sqlite:///{tmp_path}/m.db"}}
+    experiment = lg.Experiment(name="nodes", **settings | storage)
+    calm = lg.run(experiment)
+    assert calm.succeeded
+    terminal = PullsThePlug("pack-001: training", cluster)
+    result = lg.run(experiment, console=Console(file=terminal, width=200))
+    assert terminal.lost == 1
+    assert result.succeeded, result.to_pandas()["reason"].tolist()
+    assert curves(result) == curves(calm)

@@ -1,0 +1,226 @@
+"""MLflow goes away while a sweep records: what was recorded is kept, in order, and arrives whole and once."""
+
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+import loragrid.recorder
+from loragrid.recorder import Recorder
+from loragrid.spool import Spool, SpoolInUseError
+from loragrid.sync import sync
+from loragrid.tracking import KIND_TAG, REASON_TAG, TRIAL_TAG, default_tracking_uri
+
+NUM_STEPS = 30
+
+
+class Server:
+    """A real MLflow server that can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri, self.folder = f"http://127.0.0.1:{self.port}", folder
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}", "--workers", "1"]
+        command += ["--artifacts-destination", (self.folder / "artifacts").as_uri()]
+        self.process = subprocess.Popen(
+            command, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=1).close()
+                return
+            except OSError:
+                time.sleep(0.1)
+        raise AssertionError("the server did not start")
+
+    def kill(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    found = Server(tmp_path)
+    found.start()
+    yield found
+    found.kill()
+
+
+def record(recorder: Recorder, steps: range) -> None:
+    for step in steps:
+        recorder.log_records("lora-1", [{"step": step, "train/loss": 1.0 / (1 + step)}])
+
+
+def assert_whole(uri: str, experiment_id: str, steps: range) -> None:
+    """One sweep, one trial, every step once and in order."""
+    client = MlflowClient(tracking_uri=uri)
+    runs = client.search_runs([experiment_id])
+    (trial,) = (run for run in runs if TRIAL_TAG in run.data.tags)
+    (parent,) = (run for run in runs if run.data.tags[KIND_TAG] == "sweep")
+    history = client.get_metric_history(trial.info.run_id, "train/loss")
+    assert [(point.step, point.value) for point in history] == [(step, 1.0 / (1 + step)) for step in steps]
+    assert (trial.info.status, parent.info.status) == ("FAILED", "FINISHED")
+    assert trial.data.tags[REASON_TAG] == "on purpose"
+    assert trial.data.params == {"seed": "0"}
+    assert [file.path for file in client.list_artifacts(trial.info.run_id, "adapter")] == ["adapter/file.txt"]
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "file.txt").write_text("weights")
+    return folder
+
+
+def test_a_server_that_is_killed_and_comes_back_has_everything_once_and_nobody_waited_for_it(
+    server: Server, tmp_path: Path, artifact: Path
+) -> None:
+    said: list[str] = []
+    recorder = Recorder("away", server.uri, spool_folder=tmp_path / "spool", notify=said.append)
+    recorder.start_sweep("away-1", {}, {})
+    recorder.start_trial("lora-1", {"seed": 0}, {})
+    record(recorder, range(10))
+    server.kill()
+    start = time.monotonic()
+    record(recorder, range(10, 20))
+    recorder.log_artifacts("lora-1", artifact, "adapter")
+    recorder.end_trial("lora-1", "FAILED", "on purpose")
+    assert time.monotonic() - start < 1, "recording waited for the server"
+    for _ in range(300):
+        if said:
+            break
+        time.sleep(0.1)
+    assert "does not answer" in said[0]
+    server.start()
+    assert recorder.deliver()
+    recorder.end_sweep("FINISHED")
+    assert recorder.is_delivered
+    assert said[1:] == ["MLflow answers again"]
+    assert_whole(server.uri, recorder.experiment_id, range(20))
+    assert not list((tmp_path / "spool").glob("*")), "what is delivered is not kept"
+
+
+def test_a_server_that_is_gone_for_good_costs_a_bounded_wait_and_sync_delivers_later(
+    server: Server, tmp_path: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loragrid.recorder, "PATIENCE_SECONDS", 2.0)
+    recorder = Recorder("gone", server.uri, spool_folder=tmp_path / "spool")
+    recorder.start_sweep("gone-1", {}, {})
+    recorder.start_trial("lora-1", {"seed": 0}, {})
+    record(recorder, range(NUM_STEPS))
+    server.kill()
+    recorder.log_artifacts("lora-1", artifact, "adapter")
+    recorder.end_trial("lora-1", "FAILED", "on purpose")
+    start = time.monotonic()
+    recorder.end_sweep("FINISHED")
+    assert time.monotonic() - start < 60
+    assert not recorder.is_delivered
+    with pytest.raises(ValueError, match=f"{server.uri} does not take the record of gone-1"):
+        sync(tmp_path / "spool")
+    server.start()
+    (number,) = sync(tmp_path / "spool").values()
+    assert number >= 3
+    assert_whole(server.uri, recorder.experiment_id, range(NUM_STEPS))
+    assert sync(tmp_path / "spool") == {}
+
+
+def test_a_database_that_another_program_has_locked_delays_the_record_and_loses_nothing(
+    tmp_path: Path, artifact: Path
+) -> None:
+    uri = default_tracking_uri(str(tmp_path / "store"), None)
+    recorder = Recorder("locked", uri, spool_folder=tmp_path / "spool")
+    recorder.start_sweep("locked-1", {}, {})
+    recorder.start_trial("lora-1", {"seed": 0}, {})
+    assert recorder.deliver()
+    other = sqlite3.connect(tmp_path / "store" / "mlflow.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    start = time.monotonic()
+    record(recorder, range(NUM_STEPS))
+    recorder.log_artifacts("lora-1", artifact, "adapter")
+    recorder.end_trial("lora-1", "FAILED", "on purpose")
+    assert time.monotonic() - start < 1, "recording waited for the lock"
+    time.sleep(2)
+    other.rollback()
+    other.close()
+    recorder.end_sweep("FINISHED")
+    assert recorder.is_delivered
+    assert_whole(uri, recorder.experiment_id, range(NUM_STEPS))
+
+
+def test_what_a_killed_program_has_recorded_is_delivered_by_the_next_even_twice(tmp_path: Path, artifact: Path) -> None:
+    uri = default_tracking_uri(str(tmp_path / "store"), None)
+    code = f"""
+import os
+from pathlib import Path
+from loragrid.recorder import Recorder
+recorder = Recorder("killed", {uri!r}, spool_folder=Path({str(tmp_path / "spool")!r}))
+recorder.start_sweep("killed-1", {{}}, {{}})
+recorder.start_trial("lora-1", {{"seed": 0}}, {{}})
+for step in range({NUM_STEPS}):
+    recorder.log_records("lora-1", [{{"step": step, "train/loss": 1.0 / (1 + step)}}])
+recorder.log_artifacts("lora-1", Path({str(artifact)!r}), "adapter")
+recorder.end_trial("lora-1", "FAILED", "on purpose")
+recorder._record("end", "", status="FINISHED", time=recorder._now())
+os.kill(os.getpid(), 9)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path)
+    assert done.returncode == -signal.SIGKILL
+    folder = tmp_path / "spool" / "killed-1"
+    with (folder / "operations.jsonl").open("ab") as stream:
+        stream.write(b'{"do": "metrics", "run": "lora-1", "poi')  # killed in the middle of a line
+    (folder / "position").write_bytes(b"%020d" % 0)  # as if killed before the first delivery was noted
+    experiment_id = Recorder("killed", uri).experiment_id
+    files = list((folder / "files").glob("*"))
+    if not files:  # it was delivered, and deleted, before the kill: it would not come again
+        lines = [line for line in (folder / "operations.jsonl").read_bytes().splitlines() if b'"artifacts"' not in line]
+        (folder / "operations.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    assert sync(tmp_path / "spool")["killed-1"] >= NUM_STEPS
+    assert_whole(uri, experiment_id, range(NUM_STEPS))
+
+
+def test_what_the_store_refuses_for_good_is_put_aside_and_the_rest_arrives(tmp_path: Path) -> None:
+    uri = default_tracking_uri(str(tmp_path / "store"), None)
+    recorder = Recorder("refused", uri, spool_folder=tmp_path / "spool")
+    recorder.start_sweep("refused-1", {}, {})
+    recorder.start_trial("lora-1", {}, {})
+    recorder.log_records("lora-1", [{"step": 0, "no such name?!": 1.0}])
+    recorder.log_records("lora-1", [{"step": 1, "train/loss": 2.0}])
+    recorder.end_trial("lora-1", "FINISHED")
+    run_id = recorder.run_ids["lora-1"]
+    recorder.end_sweep("FINISHED")
+    assert recorder.is_delivered
+    run = MlflowClient(tracking_uri=uri).get_run(run_id)
+    assert (run.data.metrics, run.info.status) == ({"train/loss": 2.0}, "FINISHED")
+    aside = (tmp_path / "spool" / "refused-1" / "refused.jsonl").read_text()
+    assert "no such name?!" in aside
+    assert aside.count("\n") == 1
+
+
+def test_a_spool_belongs_to_one_program_at_a_time(tmp_path: Path) -> None:
+    first = Spool(tmp_path / "a", {"experiment": "a"})
+    with pytest.raises(SpoolInUseError, match="still running"):
+        Spool(tmp_path / "a")
+    first.append({"do": "reopen", "run": ""})
+    first.close()
+    second = Spool(tmp_path / "a")
+    assert second.head == {"experiment": "a"}
+    assert [operation for _, operation in second.pending()] == [{"do": "reopen", "run": ""}]
