@@ -13,6 +13,9 @@ from loragrid.training import PackModel
 from loragrid_methods.engine.optimizer import MemberAdamW
 from loragrid_methods.engine.pack import AdapterPack
 
+# Enough to see logits that are not the head's own, few enough for a large base on a CPU.
+NUM_TOKENS_TO_CHECK = 16
+
 
 def build_model(trials: Sequence[Trial], base: PreTrainedModel) -> PackModel:
     """The trials of a pack as members on `base`, in the order given (planning has put equal methods side by side).
@@ -71,7 +74,8 @@ def check_logits(base: PreTrainedModel, batches: PackBatches) -> None:
     Raises:
         ValueError: the model does something to its logits (soft-capping, scaling) that the chunked loss would miss.
     """
-    ids = batches.evaluation(1)[0].input_ids[:1] if batches.evaluation(1) else batches.training(0).input_ids[:1]
+    rows = (batches.evaluation(1) or [batches.training(0)])[0].input_ids
+    ids = rows[:1, :NUM_TOKENS_TO_CHECK]
     own = base(input_ids=ids, use_cache=False).logits
     hidden = base.base_model(input_ids=ids, use_cache=False).last_hidden_state
     if not torch.equal(base.get_output_embeddings()(hidden), own):

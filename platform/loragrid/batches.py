@@ -1,5 +1,6 @@
 """The rows of every member's every step: a pure function of seed and step, cut for one worker."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -57,9 +58,11 @@ class PackBatches:
         """This worker's share of the evaluation rows, the same for every member; kept on the device."""
         if num_members not in self._evaluation:
             rows = self.data.evaluation
-            # Every batch has the same shape: what is missing in the last one is filled with rows without labels.
+            # Every batch has the same shape and every worker as many, for where the base is sharded all of them take
+            # part in every forward: what is missing is filled with rows without labels.
             size = self.rows_at_once
-            starts = range(0, len(rows), size)
+            num_rounds = math.ceil(len(rows) / (size * self.num_workers))
+            starts = range(0, num_rounds * self.num_workers * size, size)
             self._evaluation[num_members] = [
                 self._batch(_repeat(_padded(rows, start, size), num_members), torch.ones(num_members).double())
                 for index, start in enumerate(starts)

@@ -30,6 +30,7 @@ from loragrid.config_settings import (
     check_value,
     hyperparameter_types,
     section_axis_types,
+    writes_base,
 )
 from loragrid.config_yaml import read_yaml
 
@@ -164,6 +165,8 @@ class Experiment(Section):
         for size in self.grid.get("training.batch_size", (self.training.batch_size,)):
             if isinstance(size, int):
                 problems += sharing_problems(size, self.training.micro_batch_size, num_workers)
+        if self.workers.strategy == "shard":
+            problems += self._sharding_problems()
         grace_steps = self.early_stopping.grace_steps if self.early_stopping else 0
         if self.early_stopping is not None and self.pack.max_members == 1:
             for axis in self.grid:
@@ -180,6 +183,16 @@ class Experiment(Section):
         if problems:
             raise ExperimentError(problems)
         return self
+
+    def _sharding_problems(self) -> Iterator[Problem]:
+        key, value = "workers.strategy", self.workers.strategy
+        if self.workers.num_workers == 1:
+            what, allowed = "one worker shares the base with nobody", "replicate, or workers.num_workers from 2 on"
+            yield Problem(key=key, value=value, what=what, allowed=allowed)
+        for name in dict.fromkeys(block.name for block in self.methods):
+            if writes_base(name):
+                what = f"{name} writes the base, and only a frozen one is sharded"
+                yield Problem(key=key, value=value, what=what, allowed=f"replicate, or methods without {name}")
 
     def _axis_problems(self, axis: str, values: Sequence[AxisValue]) -> Iterator[Problem]:
         key, section_types = f"grid.{axis}", section_axis_types()

@@ -182,12 +182,15 @@ also the draws, as the number of workers does): no part of a trial's identity, n
 
 
 class WorkersConfig(Section):
-    """The processes that train one pack. cpus_per_worker null: sized from the cluster.
+    """The processes that train one pack.
 
+    strategy: every worker holds the frozen base (replicate), or its share of it (shard). cpus_per_worker null: sized
+    from the cluster.
     max_failures: how often they may die, and be replaced, before the pack they were at is given up.
     """
 
     num_workers: Count = 1
+    strategy: Annotated[Literal["replicate", "shard"], Field(description="replicate, shard")] = "replicate"
     use_gpu: Annotated[Literal["auto"] | Switch, Field(description="auto, true, false")] = "auto"
     cpus_per_worker: OptionalPositive = None
     max_failures: CountOrZero = 3

@@ -50,6 +50,13 @@ def hyperparameter_types(method: str) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(method_class) if field.init}
 
 
+def writes_base(method: str) -> bool:
+    """Whether the method, which exists, trains the base itself."""
+    import loragrid_methods  # as above
+
+    return not loragrid_methods.get_method(method).packable
+
+
 def setting_types(method: str) -> dict[str, Any]:
     """Every key a block of that method may hold beside `name` and `grid` -> its type."""
     hints = get_type_hints(TrainingConfig, include_extras=True)

@@ -52,6 +52,7 @@ def drive_lane(
         engine_mode=engine_mode,
         early_stopping=early_stopping,
         by_tune=by_tune,
+        shard=placement.shard,
     )
     trainer = TorchTrainer(
         _work,

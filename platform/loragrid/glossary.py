@@ -13,6 +13,7 @@ SUMMARY_METRICS: dict[str, str] = {
     "parameters/trainable": "numbers that the optimizer changes",
     "parameters/stored": "numbers that the adapter's file holds",
     "parameters/shared": "numbers that are frozen and shared by all layers (VeRA's projections)",
+    "memory/base_bytes": "bytes of the base's weights that one worker holds: all, or its share of a sharded base",
     "memory/saved_activation_bytes": "bytes autograd keeps from forward to backward; exact, measured alone",
     "memory/peak_allocated_bytes": "peak of the allocated GPU memory; measured alone",
     "memory/peak_reserved_bytes": "peak of the reserved GPU memory; measured alone",

@@ -9,6 +9,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.tensor import DTensor
 
 
 class Stopwatch:
@@ -75,6 +76,13 @@ def free_device_memory(device: torch.device) -> int:
     """Bytes that torch can still allocate on a GPU: free ones, and those it holds without using them."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """The bytes that this process holds of the model's weights, each storage once: of a sharded one its shares."""
+    local = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in model.parameters()]
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in local}
+    return sum(storages.values())
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from loragrid.activation_checkpointing import checkpoint_activations
 from loragrid.attention import allow_padding_without_mask, causal_attention
 from loragrid.engine_choice import Mode
 from loragrid.loss import score_rows
+from loragrid.sharding import gathered_bytes, share_bytes
 from loragrid.training import Batch, PackModel, compute_step, one_worker
 from loragrid_methods import Method
 from loragrid_methods.engine.optimizer import MemberAdamW, adamw_update
@@ -33,7 +34,7 @@ class MemoryEstimate:
     """Bytes that torch has allocated at the peak of a pack's training step, by what holds them.
 
     adapters: weights and buffers. optimizer: gradients and moments. activations: what forward leaves for backward.
-    passing: what else lives at the peak (logits, gradients on their way).
+    passing: what else lives at the peak (logits, gradients on their way, what is gathered of a sharded base).
     """
 
     base: int
@@ -56,11 +57,14 @@ def estimate_memory(
     length: int,
     mode: Mode = "eager",
     activation_checkpointing: bool = False,
+    num_shares: int = 1,
 ) -> MemoryEstimate:
     """The peak of one step of a pack of `methods`, each member with `num_rows` rows of `length` tokens at once.
 
     Of several micro batches one lives at a time, and each adds its gradients into the same buffer: the peak is that of
     a step with as many rows as one of them has.
+    With `num_shares` the base is sharded over as many workers, and this is one of them.
+
     `base` is a model on the meta device, which is given back as it was. Every token counts as a label. Evaluation holds
     less and is not counted; nor are CUDA's context and what the allocator cannot use of its blocks.
 
@@ -73,7 +77,9 @@ def estimate_memory(
     allow_padding_without_mask(base)
     checkpoint_activations(base, activation_checkpointing)
     base.set_attn_implementation(ATTENTION)
-    base_bytes = _bytes_of([*base.parameters(), *base.buffers()])
+    whole = num_shares == 1
+    base_bytes = _bytes_of([*base.parameters(), *base.buffers()]) if whole else share_bytes(base, num_shares)
+    gathered = 0 if whole else gathered_bytes(base)
     with torch.device("meta"):
         model = _model_of_shapes(base, methods, mode)
     try:
@@ -99,7 +105,7 @@ def estimate_memory(
             adapters=_bytes_of(stacks),
             optimizer=_bytes_of(optimizer),
             activations=round(kept * activations),
-            passing=live.peak - activations,
+            passing=live.peak - activations + gathered,
         )
     except RuntimeError as error:
         raise NotImplementedError(f"{type(base).__name__} has no step of shapes alone ({error})") from error

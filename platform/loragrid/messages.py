@@ -24,6 +24,7 @@ class WorkerTask:
 
     by_tune: Tune decides over the trial (a scheduler, a searcher): updates are held back until there are losses to
     report with them, for a `Tuner` with a metric takes no report without it, and no trial is stopped here.
+    shard: every worker holds its share of the base.
     """
 
     lane: Lane
@@ -33,6 +34,7 @@ class WorkerTask:
     engine_mode: RequestedMode = "auto"
     early_stopping: EarlyStoppingConfig | None = None
     by_tune: bool = False
+    shard: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

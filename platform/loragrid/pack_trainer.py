@@ -58,6 +58,7 @@ class PackTrainer:
         early_stopping: EarlyStoppingConfig | None = None,
         worker: int = 0,
         num_workers: int = 1,
+        shard: bool = False,
         isolate_failures: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -69,7 +70,7 @@ class PackTrainer:
         self._store, self._clock = store, clock
         self._last_saved = clock()
         self._early_stopping = early_stopping
-        self._warm = WarmBase(device, engine_mode, num_workers)
+        self._warm = WarmBase(device, engine_mode, num_workers, shard=shard)
         self._figures: dict[object, dict[str, float]] = {}
 
     def restore(self, trial_id: str, saved: SavedTrial) -> None:

@@ -17,12 +17,16 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """The workers of one pack, and how many packs fit side by side (0: none, as the cluster stands)."""
+    """The workers of one pack, and how many packs fit side by side (0: none, as the cluster stands).
+
+    shard: each holds its share of the base, not the whole.
+    """
 
     num_workers: int
     cpus_per_worker: float
     use_gpu: bool
     num_packs: int
+    shard: bool = False
 
     @property
     def threads(self) -> int:
@@ -43,6 +47,7 @@ def place(workers: WorkersConfig, nodes: Sequence[Node]) -> Placement:
         cpus_per_worker=cpus,
         use_gpu=use_gpu,
         num_packs=places // workers.num_workers,
+        shard=workers.strategy == "shard",
     )
 
 

@@ -90,15 +90,16 @@ class Plan:
         """
         from loragrid.memory_estimate import estimate_memory  # and transformers: every process imports plans
 
-        first = pack.trials[0]
+        first, workers = pack.trials[0], self.experiment.workers
         try:
             return estimate_memory(
                 load_meta_model(first.model),
                 [trial.method for trial in pack.trials],
-                num_rows=first.training.rows_at_once(self.experiment.workers.num_workers),
+                num_rows=first.training.rows_at_once(workers.num_workers),
                 length=first.data.max_length,
                 mode=self.gpu_engine(pack).mode,
                 activation_checkpointing=first.training.activation_checkpointing,
+                num_shares=workers.num_workers if workers.strategy == "shard" else 1,
             )
         except NotImplementedError:
             return None

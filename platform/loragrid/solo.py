@@ -12,7 +12,7 @@ from loragrid.data import TokenizedData
 from loragrid.engine import STEPS_BEFORE_CAPTURE, Engine
 from loragrid.engine_choice import EngineChoice
 from loragrid.grid import Trial
-from loragrid.measurement import count_saved_bytes, peak_memory, reset_peak_memory, wait_for
+from loragrid.measurement import count_saved_bytes, peak_memory, reset_peak_memory, wait_for, weight_bytes
 from loragrid.training import one_worker, train_step
 
 
@@ -35,6 +35,7 @@ def measure_solo(
     batch_size = trial.training.batch_size // num_workers
     share = replace(trial, training=trial.training.model_copy(update={"batch_size": batch_size}))
     batches = build_batches([share], data, base.device)
+    base_bytes = weight_bytes(base)
     reset_peak_memory(base.device)
     model = build_model([share], base)
     first = next(batches.training(0).micro_batches(model.micro_batch_size))
@@ -59,6 +60,7 @@ def measure_solo(
     figures = peak_memory(base.device)
     model.pack.detach()
     return figures | {
+        "memory/base_bytes": float(base_bytes),
         "memory/saved_activation_bytes": float(saved[0]),
         "time/step_seconds": statistics.median(seconds),
         "throughput/tokens_per_second": statistics.median(tokens_per_second),

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from loragrid.loss import ScoreRows, labelled_hidden_states, member_losses, score_rows
 from loragrid.measurement import Stopwatch
+from loragrid.sharding import whole_head
 from loragrid_methods.engine.optimizer import MemberAdamW
 from loragrid_methods.engine.pack import AdapterPack
 
@@ -84,8 +85,8 @@ class PackModel:
         """The members' mean losses over their own labels, (M,); this batch's share where the step has several."""
         hidden = self.base.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
         labelled = labelled_hidden_states(hidden, batch.label_positions)
-        head = self.base.get_output_embeddings()
-        return member_losses(labelled, batch.label_targets, batch.num_labels, head, self.score_rows)
+        with whole_head(self.base) as head:
+            return member_losses(labelled, batch.label_targets, batch.num_labels, head, self.score_rows)
 
 
 @dataclass(frozen=True, kw_only=True)

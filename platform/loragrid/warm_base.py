@@ -1,5 +1,6 @@
 """The base that a worker keeps on its device from pack to pack, with what is known and compiled of it."""
 
+import gc
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,14 +17,18 @@ from loragrid.engine_choice import EngineChoice, RequestedMode, capture_obstacle
 from loragrid.grid import Trial
 from loragrid.memory_estimate import MemoryEstimate, estimate_memory
 from loragrid.models import load_base, load_meta_model
+from loragrid.sharding import shard_base, whole_head
 from loragrid.training import PackModel
 
 
 class WarmBase:
     """Loads a base when another is asked for, or after a method wrote the last one; decides how packs run on it."""
 
-    def __init__(self, device: torch.device, engine_mode: RequestedMode, num_workers: int) -> None:
+    def __init__(
+        self, device: torch.device, engine_mode: RequestedMode, num_workers: int, *, shard: bool = False
+    ) -> None:
         self.device = device
+        self._shard = shard
         self._engine_mode, self._num_workers = engine_mode, num_workers
         self._base: PreTrainedModel | None = None
         self._loaded: tuple[ModelConfig, DataConfig] | None = None
@@ -46,11 +51,18 @@ class WarmBase:
             return self._base
         self.release()
         base = load_base(trial.model)
-        base.to(self.device)  # type: ignore[arg-type]  # transformers narrows torch's own signature
+        if self._shard:
+            # Where it still is whole. The batches are cut for one worker: all look at the same row.
+            check_logits(base, build_batches([trial], data, base.device))
+            shard_base(base, self.device)
+        else:
+            base.to(self.device)  # type: ignore[arg-type]  # transformers narrows torch's own signature
         # Also for eager steps: no mask is built, no key or value is repeated.
         rows = data.evaluation.input_ids[:2].to(self.device)
-        self._attention_obstacle = use_causal_attention(base, rows) if self.device.type == "cuda" else ""
-        check_logits(base, build_batches([trial], data, self.device, num_workers=self._num_workers))
+        with whole_head(base):
+            self._attention_obstacle = use_causal_attention(base, rows) if self.device.type == "cuda" else ""
+        if not self._shard:
+            check_logits(base, build_batches([trial], data, self.device, num_workers=self._num_workers))
         checkpoint_activations(base, trial.training.activation_checkpointing)
         self._base, self._loaded = base, (trial.model, trial.data)
         return base
@@ -60,6 +72,8 @@ class WarmBase:
         if self._compiled_for is not None:
             torch._dynamo.reset()  # compiled code holds on to the base that it was compiled for
         self._base = self._loaded = self._compiled_for = None
+        if self._shard:
+            gc.collect()  # FSDP's units and their modules hold each other, and the next base would come on top
 
     def choose_mode(self, trials: Sequence[Trial], length: int, num_steps: int) -> EngineChoice:
         """How `num_steps` steps of a pack with rows of `length` tokens are run."""
@@ -115,6 +129,7 @@ class WarmBase:
                     length=length,
                     mode=choice.mode,
                     activation_checkpointing=again,
+                    num_shares=self._num_workers if self._shard else 1,
                 )
             except NotImplementedError:
                 self._estimates[key] = None

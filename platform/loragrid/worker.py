@@ -40,6 +40,7 @@ def run_worker(task: WorkerTask) -> None:
         early_stopping=task.early_stopping,
         worker=worker,
         num_workers=num_workers,
+        shard=task.shard,
         isolate_failures=num_workers == 1 and not task.by_tune,
     )
     take_over(trainer, task.lane, what_is_left(task.lane, task.store, worker, num_workers))

@@ -132,6 +132,12 @@ def test_every_evaluation_row_counts_once_for_every_member_over_all_workers(
     assert sorted(labels[0]) == sorted(labels[1]) == expected
 
 
+@pytest.mark.parametrize("batch_size", [2, 8, 12])
+def test_every_worker_evaluates_as_many_batches_as_the_others(batch_size: int) -> None:
+    numbers = {len(make_batches(batch_size=batch_size, worker=w, num_workers=2).evaluation(2)) for w in range(2)}
+    assert numbers == {-(-NUM_EVAL // batch_size)}
+
+
 def test_evaluation_batches_are_made_once() -> None:
     batches = make_batches()
     assert batches.evaluation(4) is batches.evaluation(4)

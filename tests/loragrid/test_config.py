@@ -105,6 +105,8 @@ def test_importing_the_configuration_loads_neither_torch_nor_ray() -> None:
         ("pack.max_members=0", "pack.max_members", "0", "allowed: auto, or a whole number from 1"),
         ("workers.use_gpu=maybe", "workers.use_gpu", '"maybe"', "allowed: auto, true, false"),
         ("workers.num_workers=3", "workers.num_workers", "3", "allowed: a divisor of 4"),
+        ("workers.strategy=split", "workers.strategy", '"split"', "allowed: replicate, shard"),
+        ("workers.strategy=shard", "workers.strategy", '"shard"', "allowed: replicate, or workers.num_workers from 2"),
         ("training.micro_batch_size=3", "training.micro_batch_size", "3", "allowed: a divisor of 4, or null"),
         ("training.micro_batch_size=8", "training.micro_batch_size", "8", "allowed: a divisor of 4, or null"),
         ("training.micro_batch_size=0", "training.micro_batch_size", "0", "allowed: a whole number from 1"),
@@ -145,6 +147,15 @@ def test_a_mistake_is_refused_naming_file_key_value_and_what_is_allowed(
     message = refusal(tmp_path, override)
     assert message.startswith(f"{tmp_path / 'small.yaml'} (--set): {key}: {value}: "), message
     assert rest in message
+    assert len(message.splitlines()) == 1
+
+
+def test_a_base_that_a_method_writes_is_not_sharded(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "methods=[lora, full]", "workers.strategy=shard", "workers.num_workers=2", "grid={}")
+    assert message.endswith(
+        'workers.strategy: "shard": full writes the base, and only a frozen one is sharded; '
+        "allowed: replicate, or methods without full"
+    )
     assert len(message.splitlines()) == 1
 
 

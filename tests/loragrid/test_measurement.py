@@ -188,11 +188,13 @@ def test_a_solo_measurement_gives_every_figure_and_the_base_back_as_it_was(setup
     weights = {key: tensor.clone() for key, tensor in base.state_dict().items()}
     figures = measure_solo(setup.trial(name), base, setup.rows, num_steps=2)
     assert figures.keys() == {
+        "memory/base_bytes",
         "memory/peak_resident_bytes",
         "memory/saved_activation_bytes",
         "time/step_seconds",
         "throughput/tokens_per_second",
     }
+    assert figures["memory/base_bytes"] == sum(tensor.numel() * tensor.element_size() for tensor in base.parameters())
     assert figures["memory/peak_resident_bytes"] > 0
     assert figures["time/step_seconds"] > 0
     assert figures["throughput/tokens_per_second"] > 0

@@ -72,6 +72,21 @@ def test_ranks_are_padded_to_the_largest_of_their_stack() -> None:
     assert both.optimizer == 2 * larger.optimizer
 
 
+def test_of_a_sharded_base_a_worker_holds_its_share_and_what_is_gathered() -> None:
+    def found(num_shares: int) -> MemoryEstimate:
+        lora = [method("lora", rank=4)]
+        return estimate_memory(
+            shapes(torch.bfloat16), lora, num_rows=ROWS, length=LENGTH, mode="eager", num_shares=num_shares
+        )
+
+    layer = 2 * 64 + 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 160
+    whole, shared = found(1), found(4)
+    assert 4 * shared.base == pytest.approx(whole.base, abs=4 * 64)  # every worker has the rotary frequencies
+    assert shared.passing - whole.passing == 2 * (1000 * 64 + 64 + 2 * layer)
+    parts = ("adapters", "optimizer", "activations")
+    assert [getattr(shared, part) for part in parts] == [getattr(whole, part) for part in parts]
+
+
 def test_activations_grow_with_the_tokens_and_the_members_and_not_with_frozen_ones() -> None:
     one = estimate(method("lora"))
     assert estimate(method("lora"), rows=2 * ROWS).activations == pytest.approx(2 * one.activations, rel=0.01)

@@ -119,3 +119,9 @@ def test_a_processor_without_bfloat16_is_named_before_it_computes_in_it(
     text = console.export_text()
     assert ("--set model.dtype=float32" in text) is warned
     assert (capability in text) is warned
+
+
+def test_only_a_base_that_is_to_be_sharded_is() -> None:
+    machines = cluster((4, 0))
+    assert place(WorkersConfig(num_workers=2, strategy="shard"), machines).shard
+    assert not place(WorkersConfig(num_workers=2), machines).shard

@@ -10,6 +10,7 @@ import pytest
 from loragrid.assembly import build_model
 from loragrid.config import Experiment, PackConfig, experiment_from_mapping
 from loragrid.grid import expand
+from loragrid.memory_estimate import MemoryEstimate
 from loragrid.planning import TOKENS_AT_ONCE, Pack, assign_lanes, base_shape, count_parameters, group_into_packs, plan
 from loragrid_methods import method_names
 from loragrid_methods.engine.pack import member_order
@@ -224,6 +225,19 @@ def test_a_plan_as_json_names_every_trial_its_pack_and_its_counts(setup: Setup) 
         [written["trials"][2]["trial_id"]],
         [written["trials"][3]["trial_id"]],
     ]
+
+
+def test_a_plan_counts_of_a_sharded_base_what_one_worker_holds(setup: Setup) -> None:
+    def memory(strategy: str) -> MemoryEstimate:
+        workers = {"num_workers": 2, "strategy": strategy}
+        the_plan = plan(experiment(["lora"], {"seed": [0]}, model={"name": setup.model.name}, workers=workers))
+        found = the_plan.gpu_memory(the_plan.packs[0])
+        assert found is not None
+        return found
+
+    whole, shared = memory("replicate"), memory("shard")
+    assert 0.5 * whole.base <= shared.base < 0.51 * whole.base
+    assert shared.passing > whole.passing
 
 
 def test_packs_are_shared_out_over_the_places_by_their_work_and_stay_in_order() -> None:

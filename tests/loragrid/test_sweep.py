@@ -289,10 +289,17 @@ def test_a_pack_of_one_each_has_a_trainer_of_its_own_the_same_curves_and_tunes_a
         assert value == pytest.approx(shared[point], rel=1e-10), point
 
 
-def test_two_workers_give_the_curves_of_one(packed: lg.SweepResult, settings: dict[str, Any]) -> None:
-    workers = {"num_workers": 2, "cpus_per_worker": 1}
-    two = lg.run(lg.Experiment(name="two-workers", methods=FIVE_METHODS, **settings | {"workers": workers}))
+@pytest.mark.parametrize("strategy", ["replicate", "shard"])
+def test_two_workers_give_the_curves_of_one(packed: lg.SweepResult, settings: dict[str, Any], strategy: str) -> None:
+    workers = {"num_workers": 2, "cpus_per_worker": 1, "strategy": strategy}
+    name = f"two-workers-{strategy}"
+    two = lg.run(lg.Experiment(name=name, methods=FIVE_METHODS, **settings | {"workers": workers}))
     assert two.succeeded
+    held, (whole,) = (
+        set(two.comparison().table["memory/base_bytes"]),
+        set(packed.comparison().table["memory/base_bytes"]),
+    )
+    assert held == {whole / 2 if strategy == "shard" else whole}
     spread, one = curves(two), curves(packed)
     assert len(spread) == 6 * (3 * STEPS + 1 + STEPS // EVAL_EVERY)
     for point, value in spread.items():
