@@ -1,12 +1,15 @@
 """Runs one lane on Ray: a `TorchTrainer` inside a Tune trial, reporting back to Tune."""
 
 import os
+import threading
+from typing import Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray import tune
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
-from ray.tune.integration.ray_train import TuneReportCallback
+from ray.util.queue import Empty, Queue
 
 from loragrid.config import EarlyStoppingConfig
 from loragrid.engine_choice import RequestedMode
@@ -17,6 +20,7 @@ from loragrid.trial_store import TrialStore
 
 # A worker waits until its report was fetched; Ray's own two seconds would be longer than most packs' steps.
 FETCH_REPORTS_EVERY_SECONDS = "0.1"
+REPORT_TIMEOUT_SECONDS = 1.0
 
 
 def drive_lane(
@@ -54,6 +58,7 @@ def drive_lane(
         by_tune=by_tune,
         shard=placement.shard,
     )
+    reports = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
         _work,
         train_loop_config={"task": task},
@@ -65,11 +70,41 @@ def drive_lane(
             name=lane.lane_id,
             storage_path=storage_path,
             failure_config=FailureConfig(max_failures=max_failures),
-            # mypy sees the RunConfig of Ray Train's first version.
-            callbacks=[TuneReportCallback()],  # type: ignore[list-item, no-untyped-call]
+            callbacks=[_Forward(reports)],  # type: ignore[list-item]  # mypy sees Ray Train's first version
         ),
     )
-    trainer.fit()
+    failures: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            failures.append(error)
+
+    training = threading.Thread(target=fit, daemon=True)
+    training.start()
+    while training.is_alive() or not reports.empty():
+        try:
+            tune.report(reports.get(timeout=REPORT_TIMEOUT_SECONDS))
+        except Empty:
+            continue
+    if failures:
+        raise failures[0]
+
+
+class _Forward(UserCallback):
+    """Puts what worker 0 reports into a queue, for the Tune trial to report it in its own name.
+
+    Ray's `TuneReportCallback` does so from another thread than the trial's. Where that one ends while a report is on
+    its way, both wait for each other for ever (Ray 2.60, seen on a busy machine).
+    """
+
+    def __init__(self, reports: Queue) -> None:
+        self._reports = reports
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """As Ray Train calls it, in its controller."""
+        self._reports.put(metrics[0])
 
 
 def _tell_address_to_cleaner() -> None:
