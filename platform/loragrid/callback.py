@@ -2,7 +2,7 @@
 
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,16 +78,21 @@ class RecordingCallback(Callback):
         # Tune writes its callbacks into its own experiment state, which LoraGrid never reads: MLflow is the record.
         return {}
 
-    def close(self) -> None:
-        """End the sweep's run, and what is still open in it; more than one call does nothing."""
+    def close(self, planned: Iterable[str] = ()) -> None:
+        """End the sweep's run, and what is still open in it; more than one call does nothing.
+
+        `planned`: the trials without whose ends the sweep was interrupted.
+        """
         if self._closed:
             return
         self._closed = True
+        is_whole = self.outcome.statuses.keys() >= set(planned)
         open_trials = [trial for trial in self._trials.values() if trial.trial_id not in self.outcome.statuses]
         for trial in open_trials:
             self._end(trial, TrialEnd(status="KILLED", reason="interrupted"))
         failed = "FAILED" in self.outcome.statuses.values()
-        self.recorder.end_sweep("KILLED" if open_trials else "FAILED" if failed else "FINISHED")
+        interrupted = open_trials or not is_whole
+        self.recorder.end_sweep("KILLED" if interrupted else "FAILED" if failed else "FINISHED")
         # The rest may go on one day.
         self.store.delete(trial_id for trial_id in self._trials if self.outcome.is_final(trial_id))
 
@@ -96,6 +101,18 @@ class RecordingCallback(Callback):
         packs = [pack for lane in self._failed for pack in lane.packs]
         self._failed.clear()
         return [pack for pack in packs if not any(trial.trial_id in self._trials for trial in pack.trials)]
+
+    def fail_unbegun(self, packs: Iterable[Pack], failure: LaneFailure) -> None:
+        """Record trials that no lane has begun: a sweep without them would pass for a finished one."""
+        for pack in packs:
+            unbegun = [
+                trial
+                for trial in pack.trials
+                if trial.trial_id not in self._trials and trial.trial_id not in self.outcome.statuses
+            ]
+            self._start(unbegun, pack.pack_id)
+            for trial in unbegun:
+                self._end(trial, TrialEnd(status="FAILED", reason=failure.reason, traceback=failure.traceback))
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         """Tune is done."""
@@ -106,10 +123,9 @@ class RecordingCallback(Callback):
         """A lane starts."""
         if trial.trial_id in self._lanes:
             return
-        try:
-            lane = self.lane_of(trial.config, trial.trial_id)
-        except ValueError:
-            return  # not a trial of the experiment: the Tune trial raises the same, and fails alone
+        lane = self._find_lane(trial)
+        if lane is None:
+            return
         self._lanes[trial.trial_id] = lane
         self._start(lane.packs[0].trials, lane.packs[0].pack_id)
         if self.progress:
@@ -163,10 +179,25 @@ class RecordingCallback(Callback):
             self.progress.ended(lane)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A lane's Tune trial failed, and was not tried again."""
-        lane = self._lanes.get(trial.trial_id)
-        if lane is not None:
-            self._fail(lane, describe_failure(_error_of(trial)))
+        """A lane's Tune trial failed, and was not tried again.
+
+        One whose process could not be started, as often as it was tried, has never been announced. That is no pack's
+        doing, and the next lane would fare no better: all its packs fail.
+        """
+        lane, failure = self._lanes.get(trial.trial_id), describe_failure(_error_of(trial))
+        if lane is None:
+            lane = self._find_lane(trial)
+            if lane is None:
+                return
+            self.fail_unbegun(lane.packs, failure)
+        self._fail(lane, failure)
+
+    def _find_lane(self, trial: Any) -> Lane | None:
+        """None for what is no trial of the experiment: the Tune trial raises the same, and fails alone."""
+        try:
+            return self.lane_of(trial.config, trial.trial_id)
+        except ValueError:
+            return None
 
     def _fail(self, lane: Lane, failure: LaneFailure) -> None:
         """Every trial of the lane that was begun and had not ended is FAILED with the reason."""

@@ -20,7 +20,7 @@ from loragrid.driver import drive_lane
 from loragrid.earlier import EarlierSweep
 from loragrid.environment import environment_tags
 from loragrid.grid import expand
-from loragrid.messages import RowsByConfig
+from loragrid.messages import LaneFailure, RowsByConfig
 from loragrid.placement import Placement
 from loragrid.planning import Lane, Pack, Plan, assign_lanes
 from loragrid.progress import SweepProgress
@@ -31,6 +31,8 @@ from loragrid.trial_store import TrialStore
 TUNE_TRIAL_BYTES = 500 * 2**20
 # How often the process that drives a lane may be lost, mostly with its node, before the lane is given up.
 MAX_LOST_DRIVERS = 3
+# No way is known to come to this; a sweep that came to it must not pass for a finished one.
+NEVER_BEGUN = LaneFailure(reason="Ray Tune has ended without starting a process for this trial", traceback="")
 
 
 class SweepInterrupted(KeyboardInterrupt):
@@ -87,8 +89,10 @@ class Rounds:
                     waiting = self.callback.left_by_failed_lanes()
                     if signals or not waiting:
                         break
+            if not signals:
+                self.callback.fail_unbegun(self.plan.packs, NEVER_BEGUN)
         finally:
-            self.callback.close()
+            self.callback.close(trial.trial_id for trial in self.plan.trials)
         if signals:
             raise SweepInterrupted(self.name, signals[0])
         return self.callback.outcome

@@ -9,6 +9,8 @@ from typing import Any
 
 import psutil
 import pytest
+from mlflow import MlflowClient
+from ray import tune
 from rich.console import Console
 
 import loragrid as lg
@@ -77,6 +79,26 @@ def test_whichever_process_of_a_lane_is_killed_the_curves_and_adapters_are_the_u
     assert result.succeeded
     assert_undisturbed(tmp_path, calm)
     assert not (tmp_path / "trials" / "faults-1").exists(), "nothing is kept of a sweep that is done"
+
+
+@pytest.mark.usefixtures("ray_of_two_cpus")
+def test_a_sweep_whose_tune_trial_can_never_start_is_failed_and_its_table_says_why(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NoSuchProcess(tune.Trainable):
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            raise RuntimeError("no process to be had")
+
+    monkeypatch.setattr("loragrid.rounds.lightweight", lambda trainable: NoSuchProcess)
+    monkeypatch.setattr("loragrid.rounds.MAX_LOST_DRIVERS", 1)
+    result = lg.run(experiment(settings, tmp_path))
+    assert not result.succeeded
+    table = result.to_pandas()
+    assert set(table["trial_id"]) == {trial.trial_id for trial in result.plan.trials}
+    assert set(table["status"]) == {"FAILED"}
+    assert set(table["reason"]) == {"RuntimeError: no process to be had"}
+    client = MlflowClient(tracking_uri=result.tracking_uri)
+    assert client.get_run(result.comparison().sweep_run_id).info.status == "FAILED"
 
 
 def test_a_sweep_whose_driver_is_killed_goes_on_with_resume_and_nothing_is_lost_or_comes_twice(

@@ -16,6 +16,8 @@ import yaml
 from mlflow import MlflowClient
 from ray._common.utils import get_ray_address_file
 
+from loragrid.tracking import METHOD_TAG
+
 pytestmark = pytest.mark.end_to_end
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +46,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     environment |= {"PATH": path, "RAY_AUTH_MODE": "token", "OMP_NUM_THREADS": "1"}
     port = free_port()
     arguments = [f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2", "--num-gpus=0"]
+    # Jobs are taken by the agent, which does not start where another Ray of this machine has its usual port.
+    arguments += [f"--dashboard-agent-listen-port={free_port()}"]
     # --block keeps the head's processes below this one, which ends them when it is told to end.
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -79,21 +83,23 @@ def _wait_for_port(port: int, process: "subprocess.Popen[bytes]", log: Path) -> 
     raise AssertionError(f"the head did not come up:\n{log.read_text()}")
 
 
+Submit = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
 @pytest.fixture(scope="module")
 def submit(
     head: dict[str, str], tiny_gpt2_dir: Path, chat_jsonl: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str, Path], "subprocess.CompletedProcess[str]"]:
-    """Submits a small experiment with one method; the README's command with its file and its folder exchanged."""
-    folder = tmp_path_factory.mktemp("experiment")
+) -> Submit:
+    """Submits a small experiment with some methods; the README's command with its file and its folder exchanged."""
+    file = tmp_path_factory.mktemp("experiment") / "submitted.yaml"
 
-    def run(method: str, storage: Path) -> "subprocess.CompletedProcess[str]":
-        file = folder / f"{method}.yaml"
+    def run(storage: Path, *methods: object) -> "subprocess.CompletedProcess[str]":
         experiment = {
             "name": "submitted",
             "model": {"name": str(tiny_gpt2_dir), "dtype": "float32"},
             "data": {"name": str(chat_jsonl), "max_length": 96, "num_train": 40, "num_eval": 10},
             "training": {"steps": 2, "batch_size": 4, "measure_steps": 0},
-            "methods": [method],
+            "methods": list(methods),
         }
         file.write_text(yaml.safe_dump(experiment))
         command = command_of_the_readme()
@@ -107,25 +113,51 @@ def submit(
     return run
 
 
-def test_a_submitted_experiment_succeeds_and_is_recorded(
-    submit: Callable[[str, Path], "subprocess.CompletedProcess[str]"], tmp_path: Path
-) -> None:
-    done = submit("lora", tmp_path / "store")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "succeeded" in done.stdout
-    client = MlflowClient(f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}")
+def recorded(storage: Path) -> dict[str, str]:
+    """Method -> status of its trial's run, and "" -> that of the sweep's."""
+    client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("submitted")
     assert experiment is not None
-    statuses = {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
-    assert len(statuses) == 2
-    assert set(statuses.values()) == {"FINISHED"}
+    runs = client.search_runs([experiment.experiment_id])
+    statuses = {run.data.tags.get(METHOD_TAG, ""): run.info.status for run in runs}
+    assert len(statuses) == len(runs)
+    return statuses
+
+
+def statuses_of_jobs(environment: dict[str, str]) -> list[str]:
+    """The status of every job that was submitted, oldest first, as the head tells it."""
+    script = (
+        "from ray.job_submission import JobSubmissionClient as Client\n"
+        "jobs = sorted((job for job in Client().list_jobs() if job.submission_id), key=lambda job: job.start_time)\n"
+        "print(*(job.status.value for job in jobs))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_a_submitted_experiment_succeeds_and_is_recorded(submit: Submit, head: dict[str, str], tmp_path: Path) -> None:
+    done = submit(tmp_path / "store", "lora")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "succeeded" in done.stdout
+    assert statuses_of_jobs(head)[-1] == "SUCCEEDED"
+    assert recorded(tmp_path / "store") == {"": "FINISHED", "lora": "FINISHED"}
+
+
+def test_a_trial_that_fails_fails_the_job_and_the_others_are_recorded_as_finished(
+    submit: Submit, head: dict[str, str], tmp_path: Path
+) -> None:
+    done = submit(tmp_path / "store", "lora", {"name": "lora_fa", "lr": 1e30}, "vera")
+    assert done.returncode != 0
+    assert "diverged: loss or gradient not finite" in done.stdout, done.stdout + done.stderr
+    assert statuses_of_jobs(head)[-1] == "FAILED"
+    assert recorded(tmp_path / "store") == {"": "FAILED", "lora": "FINISHED", "lora_fa": "FAILED", "vera": "FINISHED"}
 
 
 def test_a_submitted_experiment_that_is_impossible_fails_the_job(
-    submit: Callable[[str, Path], "subprocess.CompletedProcess[str]"], tmp_path: Path
+    submit: Submit, head: dict[str, str], tmp_path: Path
 ) -> None:
-    done = submit("lorra", tmp_path / "store")
+    done = submit(tmp_path / "store", "lorra")
     assert done.returncode != 0
-    assert "failed" in done.stdout
+    assert statuses_of_jobs(head)[-1] == "FAILED"
     assert '"lorra": unknown method' in done.stdout
     assert not (tmp_path / "store").exists()

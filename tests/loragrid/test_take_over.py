@@ -1,5 +1,8 @@
 """Workers killed at any moment: others take the lane over, and every curve is the undisturbed one to the bit."""
 
+import shutil
+import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -174,3 +177,52 @@ def test_a_trial_whose_state_cannot_be_written_fails_with_the_reason_and_the_oth
     saved, damaged = short.store.load(failed)
     assert saved is not None
     assert (saved.state.completed, damaged) == (2, [])
+
+
+def can_mount() -> bool:
+    """Whether this process may give a folder a disk of its own."""
+    command = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
+    return bool(shutil.which("unshare")) and subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.skipif(not can_mount(), reason="no right to mount: the disk that gets full must be a small one")
+def test_a_trial_whose_state_a_real_disk_cannot_hold_fails_alone_and_goes_on_once_there_is_room(
+    setup: Setup, tmp_path: Path, small_disk: Path
+) -> None:
+    common: dict[str, Any] = {"checkpoint_every": 2, "report_every": 2, "measure_steps": 0}
+    large = setup.trial("lora", {"rank": 32}, **common)  # a state of 0.8 MB, where the others' are of 0.03
+    packs = [[setup.trial("lora", {"rank": 1}, **common), large], [setup.trial("vera", **common)]]
+    calm = Driver(store=TrialStore(str(tmp_path / "calm")))
+    run_workers(setup, packs, calm, None)
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(3 * 2**20))
+    short = Driver(store=TrialStore(str(small_disk / "trials")))
+    run_workers(setup, packs, short, None)
+    failed = short.ended.pop(large.trial_id)
+    assert failed.status == "FAILED"
+    assert "No space left on device" in failed.reason
+    assert {end.status for end in short.ended.values()} == {"FINISHED"}
+    for trial_id in short.ended:
+        assert short.records[trial_id] == calm.records[trial_id]
+    assert len(list(Path(short.store.uri, large.trial_id).iterdir())) == 1, "the state before, and no half of the next"
+    saved, damaged = short.store.load(large.trial_id)
+    assert saved is not None
+    assert (saved.state.completed, damaged) == (2, [])
+    ballast.unlink()
+    short.store.reopen([large.trial_id])
+    after = Driver(store=short.store)
+    run_workers(setup, packs, after, None)
+    assert [(trial_id, end.status) for trial_id, end in after.ended.items()] == [(large.trial_id, "FINISHED")]
+    assert "going on" in after.phases
+    assert after.records == {large.trial_id: calm.records[large.trial_id]}
+    assert adapters(after.store) == adapters(calm.store)

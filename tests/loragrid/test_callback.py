@@ -1,0 +1,168 @@
+"""Whatever Tune tells a sweep's driver, or does not: when the sweep ends, every trial of its plan is recorded."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from ray import cloudpickle
+from rich.console import Console
+
+import loragrid as lg
+from loragrid.callback import RecordingCallback
+from loragrid.messages import PackUpdate, TrialEnd
+from loragrid.placement import Placement
+from loragrid.planning import Lane, Pack, Plan, plan
+from loragrid.progress import SweepProgress
+from loragrid.recorder import Recorder
+from loragrid.rounds import Rounds
+from loragrid.tracking import PARENT_TAG, REASON_TAG, TRIAL_TAG
+from loragrid.trial_store import TrialStore
+
+
+@pytest.fixture(scope="module")
+def the_plan(tiny_gpt2_dir: Path, chat_jsonl: Path) -> Plan:
+    """Four trials in two packs."""
+    return plan(
+        lg.Experiment(
+            name="told",
+            model={"name": str(tiny_gpt2_dir)},
+            data={"name": str(chat_jsonl), "max_length": 96, "num_eval": 8},
+            training={"steps": 2, "batch_size": 4},
+            methods=["lora", "vera"],
+            grid={"seed": [0, 1], "method.rank": [2]},
+            pack={"max_members": 2},
+        )
+    )
+
+
+@pytest.fixture
+def recorder(tmp_path: Path) -> Recorder:
+    """A sweep that is open in an SQLite store."""
+    opened = Recorder("told", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    opened.start_sweep("told-1", {}, {})
+    return opened
+
+
+@pytest.fixture
+def callback(recorder: Recorder, the_plan: Plan, tmp_path: Path) -> RecordingCallback:
+    """Of a sweep whose every Tune trial trains the one lane with both packs; `{}` is no trial of the experiment."""
+
+    def lane_of(config: Any, tune_id: str) -> Lane:
+        if not config:
+            raise ValueError("no trial of the experiment")
+        return Lane(lane_id="lane-0", packs=the_plan.packs)
+
+    return RecordingCallback(recorder, TrialStore(str(tmp_path / "trials")), lane_of, {}, several_rounds=True)
+
+
+def tune_trial(folder: Path, tune_id: str = "a", error: Exception | None = None, **config: str) -> Any:
+    """What the callback reads of a Tune trial."""
+    file = None
+    if error is not None:
+        file = folder / f"{tune_id}.pkl"
+        file.write_bytes(cloudpickle.dumps(error))
+    return SimpleNamespace(trial_id=tune_id, config=config, pickled_error_file=file)
+
+
+def recorded(folder: Path) -> tuple[str, dict[str, tuple[str, str]]]:
+    """(The sweep's status, trial id -> (status, reason)), as MLflow holds them."""
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("told")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    (sweep,) = (run.info.status for run in runs if PARENT_TAG not in run.data.tags)
+    trials = [run for run in runs if PARENT_TAG in run.data.tags]
+    return sweep, {run.data.tags[TRIAL_TAG]: (run.info.status, run.data.tags.get(REASON_TAG, "")) for run in trials}
+
+
+def finish(callback: RecordingCallback, trial: Any, pack: Pack) -> None:
+    """The pack's one update: its trials have finished."""
+    ids = tuple(member.trial_id for member in pack.trials)
+    ended = dict.fromkeys(ids, TrialEnd(status="FINISHED"))
+    update = PackUpdate(pack_id=pack.pack_id, trial_ids=ids, phase="training", ended=ended, done=True)
+    callback.on_trial_result(0, [], trial, {"update": update})
+
+
+def test_a_lane_whose_process_could_never_be_started_is_recorded_as_failed_with_all_its_packs(
+    callback: RecordingCallback, the_plan: Plan, tmp_path: Path
+) -> None:
+    # Tune announces the error alone: `on_trial_start` follows the actor's creation.
+    callback.on_trial_error(0, [], tune_trial(tmp_path, error=RuntimeError("no process to be had"), lane="lane-0"))
+    assert callback.left_by_failed_lanes() == [], "another lane would fare no better"
+    callback.close(trial.trial_id for trial in the_plan.trials)
+    sweep, trials = recorded(tmp_path)
+    assert sweep == "FAILED"
+    assert trials == {trial.trial_id: ("FAILED", "no process to be had") for trial in the_plan.trials}
+
+
+def test_what_a_lane_had_not_begun_when_it_failed_is_left_for_another(
+    callback: RecordingCallback, the_plan: Plan, tmp_path: Path
+) -> None:
+    trial = tune_trial(tmp_path, error=RuntimeError("lost"), lane="lane-0")
+    callback.on_trial_start(0, [], trial)
+    callback.on_trial_error(0, [], trial)
+    assert callback.left_by_failed_lanes() == [the_plan.packs[1]]
+    callback.close(trial.trial_id for trial in the_plan.trials)
+    sweep, trials = recorded(tmp_path)
+    assert set(trials) == {trial.trial_id for trial in the_plan.packs[0].trials}
+    assert sweep == "KILLED", "not all of its trials have ended"
+
+
+def test_a_point_that_is_no_trial_of_the_experiment_leaves_no_run(callback: RecordingCallback, tmp_path: Path) -> None:
+    trial = tune_trial(tmp_path, error=ValueError("no trial"))
+    callback.on_trial_start(0, [], trial)
+    callback.on_trial_error(0, [], trial)
+    callback.close()
+    assert recorded(tmp_path) == ("FINISHED", {})
+
+
+def make_rounds(recorder: Recorder, the_plan: Plan, folder: Path) -> Rounds:
+    placement = Placement(num_workers=1, cpus_per_worker=1.0, use_gpu=False, num_packs=1)
+    progress = SweepProgress(len(the_plan.trials), Console(quiet=True))
+    store = TrialStore(str(folder / "trials"))
+    return Rounds(the_plan, {}, placement, recorder, store, "told-1", str(folder / "ray"), progress)
+
+
+def tune_that(act: Callable[[RecordingCallback], None]) -> Callable[[Rounds, Sequence[Lane], int], None]:
+    """Stands in for Tune, which has no known way to leave a lane out."""
+
+    def tune(rounds: Rounds, lanes: Sequence[Lane], number: int) -> None:
+        act(rounds.callback)
+
+    return tune
+
+
+def test_a_trial_that_tune_left_out_fails_instead_of_missing_in_a_finished_sweep(
+    recorder: Recorder, the_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = the_plan.packs
+
+    def begin_one(callback: RecordingCallback) -> None:
+        trial = tune_trial(tmp_path, lane="lane-0")
+        callback.on_trial_start(0, [], trial)
+        finish(callback, trial, first)
+        callback.on_trial_complete(0, [], trial)
+
+    monkeypatch.setattr(Rounds, "_tune", tune_that(begin_one))
+    outcome = make_rounds(recorder, the_plan, tmp_path).run()
+    sweep, trials = recorded(tmp_path)
+    assert sweep == "FAILED"
+    assert outcome.statuses == {trial_id: status for trial_id, (status, _) in trials.items()}
+    assert {trials[trial.trial_id] for trial in first.trials} == {("FINISHED", "")}
+    (end,) = {trials[trial.trial_id] for trial in second.trials}
+    assert end == ("FAILED", "Ray Tune has ended without starting a process for this trial")
+
+
+def test_a_sweep_that_breaks_before_its_first_trial_begins_is_not_recorded_as_finished(
+    recorder: Recorder, the_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_down(callback: RecordingCallback) -> None:
+        raise ConnectionError("the cluster is gone")
+
+    monkeypatch.setattr(Rounds, "_tune", tune_that(break_down))
+    with pytest.raises(ConnectionError, match="the cluster is gone"):
+        make_rounds(recorder, the_plan, tmp_path).run()
+    assert recorded(tmp_path) == ("KILLED", {})
