@@ -12,17 +12,26 @@ from loragrid.storage import spool_folder
 from loragrid.sync import sync
 
 
-def earlier_sweep(experiment: Experiment, recorder: Recorder, name: str | None) -> EarlierSweep:
-    """The sweep to go on with, after MLflow has all that was recorded of it.
+def earlier_sweep(
+    experiment: Experiment, recorder: Recorder, name: str | None, console: Console
+) -> EarlierSweep | None:
+    """The sweep to go on with, after MLflow has all that was recorded of it; None where there is none yet.
+
+    A job that is started again by itself, whatever became of it the first time, wants just that.
 
     Raises:
-        ValueError: there is none, it is still running, or MLflow does not take its record.
+        ValueError: it is still running, or MLflow does not take its record.
     """
     sync(spool_folder(experiment), experiment.name)
     earlier = find_earlier(experiment.name, recorder.tracking_uri, name)
     if earlier is None:
         sweep = f"sweep {name!r}" if name else "sweep"
-        raise ValueError(f"--resume: experiment {experiment.name!r} has no {sweep} yet; run it without --resume")
+        console.print(
+            f"--resume: experiment {experiment.name!r} has no {sweep} yet: this is its first",
+            style="yellow",
+            highlight=False,
+            markup=False,
+        )
     return earlier
 
 

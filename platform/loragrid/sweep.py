@@ -74,7 +74,7 @@ def run(
     connected to or was submitted to (`RAY_ADDRESS`), and otherwise starts one for the sweep. `name` is the sweep's; by
     default the experiment's with the next free number. `resume` goes on with the latest sweep, or that of the name: its
     finished trials are left alone, unfinished ones go on from where they were saved, those that the experiment has
-    beyond it are new.
+    beyond it are new; where there is none, it is the first.
 
     Raises:
         ValueError: the request cannot be carried out; nothing was started.
@@ -89,10 +89,10 @@ def run(
         check_weights(model)
     tokenized = tokenize(the_plan, console)
     recorder = open_recorder(experiment, lambda sentence: console.print(sentence, style="yellow", markup=False))
-    earlier = earlier_sweep(experiment, recorder, name) if resume else None
-    if earlier is None:
+    earlier = earlier_sweep(experiment, recorder, name, console) if resume else None
+    if earlier is None and not resume:
         tell_of_earlier(experiment, the_plan, recorder, console)
-    else:
+    if earlier is not None:
         name, the_plan = earlier.name, what_is_left(the_plan, earlier)
         console.print(
             f"{name}: {len(earlier.outcome.statuses)} trials have ended, {len(earlier.begun)} were begun, "

@@ -19,7 +19,7 @@ from loragrid.member_state import MemberState
 NUM_KEPT = 2
 """States of a trial that are kept: the latest, and the one before for the day on which the latest cannot be read."""
 
-_ADAPTER, _ENDED, _SUFFIX = "adapter", "ended", ".safetensors"
+_ADAPTER, _ENDED, _SUFFIX = "adapter", ".ended", ".safetensors"
 _TENSOR, _CURVE, _PROGRESS = "tensor/", "curve/", "progress"
 
 
@@ -119,20 +119,19 @@ class TrialStore:
 
     def mark_ended(self, trial_id: str) -> None:
         """The trial's end is recorded: no worker needs to train it again in this run of the sweep."""
-        self._filesystem.create_dir(self._path(trial_id), recursive=True)
-        with self._filesystem.open_output_stream(self._path(trial_id, _ENDED)) as stream:
+        self._filesystem.create_dir(self._path(_ENDED), recursive=True)
+        with self._filesystem.open_output_stream(self._path(_ENDED, trial_id)) as stream:
             stream.write(b"")
 
     def reopen(self, trial_ids: Iterable[str]) -> None:
         """Trials whose ends no longer count."""
         for trial_id in set(trial_ids) & self.ended():
-            self._filesystem.delete_file(self._path(trial_id, _ENDED))
+            self._filesystem.delete_file(self._path(_ENDED, trial_id))
 
     def ended(self) -> set[str]:
         """The trials that are marked."""
-        selector = fs.FileSelector(self._root, recursive=True, allow_not_found=True)
-        found = [Path(info.path) for info in self._filesystem.get_file_info(selector) if info.base_name == _ENDED]
-        return {path.parent.name for path in found}
+        selector = fs.FileSelector(self._path(_ENDED), allow_not_found=True)
+        return {info.base_name for info in self._filesystem.get_file_info(selector)}
 
     def delete_states(self, trial_id: str) -> None:
         """Forget how far the trial had come, and its adapter; its mark stays."""
@@ -143,11 +142,15 @@ class TrialStore:
 
     def delete(self, trial_ids: Iterable[str]) -> None:
         """Forget trials, and with the last one the sweep."""
-        for trial_id in trial_ids:
+        gone = set(trial_ids)
+        for trial_id in gone:
             if self._is_folder(self._path(trial_id)):
                 self._filesystem.delete_dir(self._path(trial_id))
-        if self._is_folder(self._root) and not self._filesystem.get_file_info(fs.FileSelector(self._root)):
-            self._filesystem.delete_dir(self._root)
+        self.reopen(gone)
+        if self._is_folder(self._root):
+            left = self._filesystem.get_file_info(fs.FileSelector(self._root, recursive=True))
+            if all(info.type == fs.FileType.Directory for info in left):
+                self._filesystem.delete_dir(self._root)
 
     def _states(self, trial_id: str) -> list[str]:
         """The file names of a trial's states, oldest first."""

@@ -63,7 +63,7 @@ def tune_trial(folder: Path, tune_id: str = "a", error: Exception | None = None,
     file = None
     if error is not None:
         file = folder / f"{tune_id}.pkl"
-        file.write_bytes(cloudpickle.dumps(error))
+        file.write_bytes(cloudpickle.dumps(error))  # type: ignore[no-untyped-call]
     return SimpleNamespace(trial_id=tune_id, config=config, pickled_error_file=file)
 
 

@@ -106,8 +106,8 @@ def test_a_sweep_whose_driver_is_killed_goes_on_with_resume_and_nothing_is_lost_
 ) -> None:
     store = tmp_path / "store"
     file = write(settings, store, tmp_path / "faults.yaml")
-    process = start(file)
-    read_until(process, "pack-001: training")
+    process = start(file, "--resume")  # as a job does that is started again by itself, whatever happened
+    assert "has no sweep yet: this is its first" in read_until(process, "pack-001: training")
     time.sleep(1)  # some steps into the second pack
     process.kill()
     finish(process)

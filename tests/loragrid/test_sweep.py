@@ -346,7 +346,7 @@ def test_packs_follow_each_other_in_one_worker_those_behind_are_stopped_and_the_
         "lane-0",
         "pack-003",
     }
-    assert {path.name for path in (trainers.parent.parent / "trials" / "halving-1").iterdir()} == set(
+    assert {path.name for path in (trainers.parent.parent / "trials" / "halving-1" / ".ended").iterdir()} == set(
         table[table["status"] == "FAILED"]["trial_id"]
     ), "what is not to go on is deleted"
     lora = table[table["method"] == "lora"].set_index("lr")
