@@ -11,12 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.loragrid.sweep_processes import NAME, assert_undisturbed, finish, settings_of, start, statuses, write
+from tests.loragrid.sweep_processes import assert_undisturbed, finish, settings_of, start, statuses, write
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 NUM_STRIKES = 12
-SECONDS_BETWEEN_STRIKES = (4.0, 20.0)
+SECONDS_BETWEEN_STRIKES = (4.0, 50.0)
+"""From less than the start of Ray takes to several packs."""
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -52,8 +53,7 @@ def test_24_trials_whose_processes_are_killed_at_random_end_as_if_nothing_had_ha
         finish(process)
         killed["driver"] += 1
         time.sleep(2)
-        # The spool is there from the sweep's first moment to its last: before, there is nothing to go on with.
-        process = start(file, "--resume") if (store / "spool" / f"{NAME}-1").exists() else start(file)
+        process = start(file, "--resume")
     code, output = finish(process, 900)
     assert code == 0, output
     print(f"killed: {killed}")
