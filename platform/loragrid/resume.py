@@ -4,7 +4,6 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from loragrid.config import Experiment
 from loragrid.earlier import EarlierSweep, find_earlier, identify
 from loragrid.planning import Plan, group_into_packs
 from loragrid.recorder import Recorder
@@ -12,9 +11,7 @@ from loragrid.storage import spool_folder
 from loragrid.sync import sync
 
 
-def earlier_sweep(
-    experiment: Experiment, recorder: Recorder, name: str | None, console: Console
-) -> EarlierSweep | None:
+def earlier_sweep(the_plan: Plan, recorder: Recorder, name: str | None, console: Console) -> EarlierSweep | None:
     """The sweep to go on with, after MLflow has all that was recorded of it; None where there is none yet.
 
     A job that is started again by itself, whatever became of it the first time, wants just that.
@@ -22,6 +19,7 @@ def earlier_sweep(
     Raises:
         ValueError: it is still running, or MLflow does not take its record.
     """
+    experiment = the_plan.experiment
     sync(spool_folder(experiment), experiment.name)
     earlier = find_earlier(experiment.name, recorder.tracking_uri, name)
     if earlier is None:
@@ -32,12 +30,18 @@ def earlier_sweep(
             highlight=False,
             markup=False,
         )
+        return None
+    console.print(
+        f"{earlier.name}: {len(earlier.outcome.statuses)} trials have ended, {len(earlier.begun)} were begun, "
+        f"{len(what_is_left(the_plan, earlier).trials)} are to be trained",
+        highlight=False,
+    )
     return earlier
 
 
-def tell_of_earlier(experiment: Experiment, the_plan: Plan, recorder: Recorder, console: Console) -> None:
+def tell_of_earlier(the_plan: Plan, recorder: Recorder, console: Console) -> None:
     """Say that a part of this was done before, where it was."""
-    earlier = find_earlier(experiment.name, recorder.tracking_uri, None, whole=False)
+    earlier = find_earlier(recorder.experiment_name, recorder.tracking_uri, None, whole=False)
     if earlier is None:
         return
     done = [trial for trial in the_plan.trials if trial.trial_id in earlier.outcome.statuses]

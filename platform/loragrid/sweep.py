@@ -18,7 +18,7 @@ from loragrid.callback import SweepOutcome
 from loragrid.comparison import Comparison, load_comparison
 from loragrid.config import DataConfig, Experiment, ModelConfig
 from loragrid.data import TokenizedData, load_data
-from loragrid.earlier import RESUMED_TAG, TRIALS_TAG, identify
+from loragrid.earlier import RESUMED_TAG, TRIALS_TAG, EarlierSweep, identify
 from loragrid.local_path import reason_of
 from loragrid.models import check_weights, load_tokenizer
 from loragrid.placement import Node, Placement, place
@@ -29,6 +29,7 @@ from loragrid.resume import earlier_sweep, tell_of_earlier, what_is_left
 from loragrid.rounds import Rounds
 from loragrid.storage import check_nodes_share, check_storage, spool_folder, storage_uri, trial_store
 from loragrid.tracking import QUESTION_TAG, default_tracking_uri, tracking_origin
+from loragrid.trial_store import TrialStore
 
 CONNECT_SECONDS = 10.0
 _HOST_AND_PORT = re.compile(r"[^:/]+:\d{1,5}")
@@ -84,45 +85,30 @@ def run(
     if name is not None and not _SWEEP_NAME.fullmatch(name):
         what = "a sweep's name is that of a folder: letters, digits, '.', '_' and '-', at most 120"
         raise ValueError(f"--name: {name!r}: {what}, beginning with a letter, a digit or '_'")
-    the_plan = whole_plan = plan(experiment)
-    for model in {trial.model for trial in the_plan.trials}:
+    whole_plan = plan(experiment)
+    for model in {trial.model for trial in whole_plan.trials}:
         check_weights(model)
-    tokenized = tokenize(the_plan, console)
+    tokenized = tokenize(whole_plan, console)
     recorder = open_recorder(experiment, lambda sentence: console.print(sentence, style="yellow", markup=False))
-    earlier = earlier_sweep(experiment, recorder, name, console) if resume else None
-    if earlier is None and not resume:
-        tell_of_earlier(experiment, the_plan, recorder, console)
-    if earlier is not None:
-        name, the_plan = earlier.name, what_is_left(the_plan, earlier)
-        console.print(
-            f"{name}: {len(earlier.outcome.statuses)} trials have ended, {len(earlier.begun)} were begun, "
-            f"{len(the_plan.trials)} are to be trained",
-            highlight=False,
-        )
-    name = name or recorder.next_sweep_name()
-    store = trial_store(experiment, name)
-    if not the_plan.trials:
-        assert earlier is not None
+    earlier = earlier_sweep(whole_plan, recorder, name, console) if resume else None
+    if not resume:
+        tell_of_earlier(whole_plan, recorder, console)
+    name = earlier.name if earlier else name or recorder.next_sweep_name()
+    if earlier and not what_is_left(whole_plan, earlier).trials:
         return SweepResult(plan=whole_plan, name=name, tracking_uri=recorder.tracking_uri, outcome=earlier.outcome)
+    store = trial_store(experiment, name)
     with connected_to_ray(address) as is_local:
         placement = place(experiment.workers, cluster_nodes())
         check_placement(experiment, placement, is_local, console)
         check_nodes_share(experiment)
-        warn_of_slow_arithmetic(the_plan, placement, console)
+        warn_of_slow_arithmetic(whole_plan, placement, console)
         if placement.use_gpu:
             packs = group_into_packs(
                 whole_plan.trials, experiment.pack, placement.num_packs, num_workers=placement.num_workers
             )
             whole_plan = replace(whole_plan, packs=tuple(packs))
-            the_plan = whole_plan if earlier is None else what_is_left(whole_plan, earlier, placement.num_packs)
-        trials = {TRIALS_TAG: identify(trial.trial_id for trial in whole_plan.trials)}
-        if earlier is None:
-            store.delete(trial.trial_id for trial in the_plan.trials)
-            recorder.start_sweep(name, sweep_parameters(experiment), {QUESTION_TAG: experiment.question, **trials})
-        else:
-            store.delete(earlier.outcome.statuses)  # the driver may have been killed before it did
-            recorder.resume_sweep(name, {RESUMED_TAG: str(earlier.num_resumed + 1), **trials})
-            store.reopen(trial.trial_id for trial in the_plan.trials)
+        the_plan = what_is_left(whole_plan, earlier, placement.num_packs) if earlier else whole_plan
+        open_sweep(recorder, store, name, whole_plan, earlier)
         rows = {key: ray.put(data) for key, data in tokenized.items()}
         with SweepProgress(len(whole_plan.trials), console) as progress:
             progress.ended_before(earlier.outcome.statuses if earlier else ())
@@ -144,6 +130,22 @@ def run(
         outcome=outcome,
         waiting_record=None if recorder.is_delivered else spool_folder(experiment) / name,
     )
+
+
+def open_sweep(
+    recorder: Recorder, store: TrialStore, name: str, whole_plan: Plan, earlier: EarlierSweep | None
+) -> None:
+    """Open the sweep's run, for the first time or again, and forget the states of trials that will not go on."""
+    trial_ids = {trial.trial_id for trial in whole_plan.trials}
+    tags = {TRIALS_TAG: identify(trial_ids)}
+    if earlier is None:
+        experiment = whole_plan.experiment
+        recorder.start_sweep(name, sweep_parameters(experiment), {QUESTION_TAG: experiment.question, **tags})
+        store.delete(trial_ids)
+    else:
+        recorder.resume_sweep(name, {RESUMED_TAG: str(earlier.num_resumed + 1), **tags})
+        store.delete(earlier.outcome.statuses)  # the driver may have been killed before it did
+        store.reopen(trial_ids)
 
 
 def tokenize(the_plan: Plan, console: Console) -> dict[tuple[ModelConfig, DataConfig], TokenizedData]:
