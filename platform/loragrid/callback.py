@@ -3,7 +3,7 @@
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -236,11 +236,19 @@ class RecordingCallback(Callback):
                 },
             )
 
-    def _end(self, trial: Trial, end: TrialEnd) -> None:
-        if end.status == "FINISHED":
+    def _record_adapter(self, trial: Trial, end: TrialEnd) -> TrialEnd:
+        """Keep a finished trial's adapter; without it, the trial has failed."""
+        try:
             with tempfile.TemporaryDirectory() as name:
                 if self.store.fetch_adapter(trial.trial_id, Path(name)):
                     self.recorder.log_artifacts(trial.trial_id, Path(name), "adapter")
+            return end
+        except OSError as error:
+            return replace(end, status="FAILED", reason=f"the adapter could not be recorded: {error}")
+
+    def _end(self, trial: Trial, end: TrialEnd) -> None:
+        if end.status == "FINISHED":
+            end = self._record_adapter(trial, end)
         if end.traceback:
             with tempfile.TemporaryDirectory() as name:
                 (Path(name) / "traceback.txt").write_text(end.traceback, encoding="utf-8")

@@ -29,10 +29,12 @@ class Delivery:
         self._wake.set()
 
     def wait(self, patience_seconds: float) -> bool:
-        """Wait until all is delivered; False once the store has failed for as long as `patience_seconds`."""
+        """Wait until all is delivered; False once the store, or the disk, has failed for `patience_seconds`."""
+        full_since: float | None = None
         while not self._spool.is_empty():
+            full_since = None if self._spool.write_out() else full_since or time.monotonic()
             self.wake()
-            failing = self._failing_since
+            failing = self._failing_since or full_since
             if failing is not None and time.monotonic() - failing > patience_seconds:
                 return False
             time.sleep(0.02)
@@ -88,7 +90,10 @@ def deliver(operation: Operation, spool: Spool, writer: StoreWriter) -> Exceptio
     except Exception as error:
         if not will_never_be_taken(error):
             return error
-        spool.refuse(operation, _first_line(error))
+        try:
+            spool.refuse(operation, _first_line(error))
+        except OSError as full:
+            return full
     return None
 
 

@@ -51,7 +51,8 @@ class Spool:
         self._position = os.open(folder / _POSITION, os.O_RDWR | os.O_CREAT, 0o644)
         os.pwrite(self._position, b"%020d" % self._read_position(), 0)
         self._num_files = sum(1 for _ in (folder / _FILES).glob("*"))
-        self._appending = self._path.open("ab")
+        self._appending = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+        self._unwritten: list[bytes] = []
 
     @property
     def head(self) -> dict[str, str]:
@@ -67,13 +68,27 @@ class Spool:
         return found
 
     def append(self, operation: Operation) -> None:
-        """Keep an operation; it outlives this program from here on."""
-        if self._appending.tell() > START_ANEW_BYTES and self.is_empty():
+        """Keep an operation; it outlives this program from here on, or from when the disk has room again."""
+        if self._path.stat().st_size > START_ANEW_BYTES and self.is_empty():
             # The old position lies behind the end until it is set: nobody takes that for something to deliver.
-            self._appending.truncate(0)
+            os.ftruncate(self._appending, 0)
             os.pwrite(self._position, b"%020d" % 0, 0)
-        self._appending.write(json.dumps(operation).encode() + b"\n")
-        self._appending.flush()
+        self._unwritten.append(json.dumps(operation).encode() + b"\n")
+        self.write_out()
+
+    def write_out(self) -> bool:
+        """Write what the disk had no room for; False if it still has none."""
+        end = self._path.stat().st_size
+        try:
+            while self._unwritten:
+                rest = self._unwritten[0]
+                while rest:
+                    rest = rest[os.write(self._appending, rest) :]
+                end += len(self._unwritten.pop(0))
+            return True
+        except OSError:
+            os.ftruncate(self._appending, end)  # no half a line
+            return False
 
     def keep_files(self, folder: Path) -> str:
         """Copy a folder into the spool; gives the name under which `files` finds it."""
@@ -99,7 +114,7 @@ class Spool:
 
     def is_empty(self) -> bool:
         """Whether nothing waits."""
-        return self._read_position() == self._path.stat().st_size
+        return not self._unwritten and self._read_position() == self._path.stat().st_size
 
     def delivered(self, position: int, operation: Operation) -> None:
         """The operations up to `position`, of which this is the last, need not be delivered again."""
@@ -116,7 +131,8 @@ class Spool:
 
     def close(self) -> None:
         """Let another program have the spool; one that is empty, with nothing put aside, is deleted."""
-        self._appending.close()
+        self.write_out()
+        os.close(self._appending)
         done = self.is_empty() and not (self.folder / _REFUSED).exists()
         os.close(self._position)
         self._lock.release()

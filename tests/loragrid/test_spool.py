@@ -1,6 +1,7 @@
 """MLflow goes away while a sweep records: what was recorded is kept, in order, and arrives whole and once."""
 
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -254,3 +255,34 @@ def test_a_second_sweep_of_the_same_name_is_refused(tmp_path: Path) -> None:
     recorder.end_sweep("FINISHED")
     with pytest.raises(ValueError, match="has a sweep 'mine' already; allowed: --resume"):
         Recorder("twice", uri, spool_folder=tmp_path / "spool").start_sweep("mine", {}, {})
+
+
+def can_mount() -> bool:
+    """Whether this process may give a folder a disk of its own."""
+    command = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
+    return bool(shutil.which("unshare")) and subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not can_mount(), reason="no right to mount: the disk that gets full must be a small one")
+def test_a_full_disk_delays_the_record_and_loses_nothing(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)], check=True)
+    try:
+        spool = Spool(disk / "a", {"experiment": "a"})
+        spool.append({"do": "tags", "run": "0"})
+        room = shutil.disk_usage(disk).free
+        (disk / "ballast").write_bytes(bytes(room))
+        for number in range(1, 400):
+            spool.append({"do": "tags", "run": str(number), "tags": {"x": "y" * 100}})
+        assert not spool.write_out()
+        assert not spool.is_empty()
+        on_disk = [operation["run"] for _, operation in spool.pending()]
+        assert on_disk == [str(number) for number in range(len(on_disk))]
+        assert len(on_disk) < 400
+        (disk / "ballast").unlink()
+        assert spool.write_out()
+        assert [operation["run"] for _, operation in spool.pending()] == [str(number) for number in range(400)]
+        spool.close()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
