@@ -179,6 +179,7 @@ recorder.start_trial("lora-1", {{"seed": 0}}, {{}})
 for step in range({NUM_STEPS}):
     recorder.log_records("lora-1", [{{"step": step, "train/loss": 1.0 / (1 + step)}}])
 recorder.log_artifacts("lora-1", Path({str(artifact)!r}), "adapter")
+assert recorder.deliver()
 recorder.end_trial("lora-1", "FAILED", "on purpose")
 recorder._record("end", "", status="FINISHED", time=recorder._now())
 os.kill(os.getpid(), 9)

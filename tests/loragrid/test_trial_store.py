@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -148,7 +149,7 @@ def test_of_a_damaged_state_the_one_before_is_used_and_the_damage_is_told(tmp_pa
     if damage == "cut":
         latest.write_bytes(content[: len(content) // 2])
     elif damage == "one bit":
-        content[-1] ^= 1
+        content[content.index(struct.pack("<f", 1 / 7))] ^= 1
         latest.write_bytes(content)
     elif damage == "empty":
         latest.write_bytes(b"")
