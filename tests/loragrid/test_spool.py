@@ -285,4 +285,4 @@ def test_a_full_disk_delays_the_record_and_loses_nothing(tmp_path: Path) -> None
         assert [operation["run"] for _, operation in spool.pending()] == [str(number) for number in range(400)]
         spool.close()
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
