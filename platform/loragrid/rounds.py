@@ -79,23 +79,30 @@ class Rounds:
         Raises:
             SweepInterrupted: SIGINT or SIGTERM has come; what was open is recorded as KILLED.
         """
-        waiting: list[Pack] = list(self.plan.packs)
-        try:
-            with ended_by_signals() as signals:
-                for number in itertools.count():
-                    lanes = assign_lanes(waiting, self._num_lanes(len(waiting)), first=len(self.lanes))
-                    self.lanes |= {lane.lane_id: lane for lane in lanes}
-                    self._tune(lanes, number)
-                    waiting = self.callback.left_by_failed_lanes()
-                    if signals or not waiting:
-                        break
-            if not signals:
-                self.callback.fail_unbegun(self.plan.packs, NEVER_BEGUN)
-        finally:
-            self.callback.close(trial.trial_id for trial in self.plan.trials)
+        with ended_by_signals() as signals:
+            try:
+                self._run_rounds(signals)
+            except KeyboardInterrupt:
+                if not signals:
+                    raise
+            finally:
+                self.callback.close(trial.trial_id for trial in self.plan.trials)
         if signals:
             raise SweepInterrupted(self.name, signals[0])
         return self.callback.outcome
+
+    def _run_rounds(self, signals: Sequence[int]) -> None:
+        waiting: list[Pack] = list(self.plan.packs)
+        for number in itertools.count():
+            lanes = assign_lanes(waiting, self._num_lanes(len(waiting)), first=len(self.lanes))
+            self.lanes |= {lane.lane_id: lane for lane in lanes}
+            self._tune(lanes, number)
+            if signals:
+                return
+            waiting = self.callback.left_by_failed_lanes()
+            if not waiting:
+                break
+        self.callback.fail_unbegun(self.plan.packs, NEVER_BEGUN)
 
     def _num_lanes(self, num_packs: int) -> int:
         """As many lanes as the cluster has places; one per pack where a pack must not wait for another's workers.
@@ -183,9 +190,12 @@ def ended_by_signals() -> Iterator[list[int]]:
         came.append(number)
         signal.raise_signal(signal.SIGUSR1)
 
+    def stop_at_once(number: int, frame: object) -> None:
+        raise KeyboardInterrupt  # Tune is not there yet
+
     handled = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     before = {number: signal.getsignal(number) for number in handled}
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until Tune takes it
+    signal.signal(signal.SIGUSR1, stop_at_once)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     try:

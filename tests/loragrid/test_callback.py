@@ -1,5 +1,6 @@
 """Whatever Tune tells a sweep's driver, or does not: when the sweep ends, every trial of its plan is recorded."""
 
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from loragrid.placement import Placement
 from loragrid.planning import Lane, Pack, Plan, plan
 from loragrid.progress import SweepProgress
 from loragrid.recorder import Recorder
-from loragrid.rounds import Rounds
+from loragrid.rounds import Rounds, ended_by_signals
 from loragrid.tracking import PARENT_TAG, REASON_TAG, TRIAL_TAG
 from loragrid.trial_store import TrialStore
 
@@ -166,3 +167,19 @@ def test_a_sweep_that_breaks_before_its_first_trial_begins_is_not_recorded_as_fi
     with pytest.raises(ConnectionError, match="the cluster is gone"):
         make_rounds(recorder, the_plan, tmp_path).run()
     assert recorded(tmp_path) == ("KILLED", {})
+
+
+def test_the_first_signal_stops_tune_in_good_order_and_before_tune_is_there_or_a_second_one_at_once() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    stopped = []
+    with ended_by_signals() as came:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        assert came == [signal.SIGTERM]
+    with ended_by_signals() as came:
+        signal.signal(signal.SIGUSR1, lambda number, frame: stopped.append(number))  # as Tune does
+        signal.raise_signal(signal.SIGINT)
+        assert (came, stopped) == ([signal.SIGINT], [signal.SIGUSR1])
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
