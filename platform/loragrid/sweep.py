@@ -117,11 +117,12 @@ def run(
             the_plan = whole_plan if earlier is None else what_is_left(whole_plan, earlier, placement.num_packs)
         trials = {TRIALS_TAG: identify(trial.trial_id for trial in whole_plan.trials)}
         if earlier is None:
-            store.delete(trial.trial_id for trial in the_plan.trials)
+            # Only once the name is this sweep's: what lies there may be another's, half-trained.
             recorder.start_sweep(name, sweep_parameters(experiment), {QUESTION_TAG: experiment.question, **trials})
+            store.delete(trial.trial_id for trial in the_plan.trials)
         else:
-            store.delete(earlier.outcome.statuses)  # the driver may have been killed before it did
             recorder.resume_sweep(name, {RESUMED_TAG: str(earlier.num_resumed + 1), **trials})
+            store.delete(earlier.outcome.statuses)  # the driver may have been killed before it did
             store.reopen(trial.trial_id for trial in the_plan.trials)
         rows = {key: ray.put(data) for key, data in tokenized.items()}
         with SweepProgress(len(whole_plan.trials), console) as progress:

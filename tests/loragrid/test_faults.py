@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 import loragrid as lg
+from loragrid.sweep import open_recorder
 from tests.loragrid.sweep_processes import (
     assert_undisturbed,
     curves,
@@ -129,3 +130,18 @@ def test_ctrl_c_ends_everything_with_130_and_a_hint_and_an_extended_grid_trains_
             assert (run.info.end_time == was.info.end_time) == (was.info.status == "FINISHED")
     expected, found = curves(sqlite_uri(calm)), curves(sqlite_uri(store))
     assert {key: found[key] for key in expected} == expected
+
+
+@pytest.mark.usefixtures("ray_of_two_cpus")
+def test_a_name_that_is_refused_costs_the_sweep_that_has_it_nothing(settings: dict[str, Any], tmp_path: Path) -> None:
+    the_experiment = experiment(settings, tmp_path)
+    recorder = open_recorder(the_experiment)
+    recorder.start_sweep("mine", {}, {})
+    recorder.end_sweep("KILLED")
+    half_trained = [tmp_path / "trials" / "mine" / trial.trial_id / "state" for trial in lg.plan(the_experiment).trials]
+    for path in half_trained:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    with pytest.raises(ValueError, match="has a sweep 'mine' already; allowed: --resume"):
+        lg.run(the_experiment, name="mine")
+    assert all(path.exists() for path in half_trained)
