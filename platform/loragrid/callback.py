@@ -2,7 +2,7 @@
 
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,8 +78,11 @@ class RecordingCallback(Callback):
         # Tune writes its callbacks into its own experiment state, which LoraGrid never reads: MLflow is the record.
         return {}
 
-    def close(self) -> None:
-        """End the sweep's run, and what is still open in it; more than one call does nothing."""
+    def close(self, planned: Iterable[str] = ()) -> None:
+        """End the sweep's run, and what is still open in it; more than one call does nothing.
+
+        planned: all trials that it was to end; where one was not even begun, it is KILLED.
+        """
         if self._closed:
             return
         self._closed = True
@@ -87,7 +90,8 @@ class RecordingCallback(Callback):
         for trial in open_trials:
             self._end(trial, TrialEnd(status="KILLED", reason="interrupted"))
         failed = "FAILED" in self.outcome.statuses.values()
-        self.recorder.end_sweep("KILLED" if open_trials else "FAILED" if failed else "FINISHED")
+        cut_short = open_trials or not self.outcome.statuses.keys() >= set(planned)
+        self.recorder.end_sweep("KILLED" if cut_short else "FAILED" if failed else "FINISHED")
         # The rest may go on one day.
         self.store.delete(trial_id for trial_id in self._trials if self.outcome.is_final(trial_id))
 

@@ -88,7 +88,7 @@ class Rounds:
                     if signals or not waiting:
                         break
         finally:
-            self.callback.close()
+            self.callback.close(trial.trial_id for trial in self.plan.trials)
         if signals:
             raise SweepInterrupted(self.name, signals[0])
         return self.callback.outcome
