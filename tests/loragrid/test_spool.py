@@ -254,3 +254,22 @@ def test_a_second_sweep_of_the_same_name_is_refused(tmp_path: Path) -> None:
     recorder.end_sweep("FINISHED")
     with pytest.raises(ValueError, match="has a sweep 'mine' already; allowed: --resume"):
         Recorder("twice", uri, spool_folder=tmp_path / "spool").start_sweep("mine", {}, {})
+
+
+def test_a_new_sweep_never_gets_the_name_of_one_that_mlflow_has_not_heard_of(tmp_path: Path) -> None:
+    uri = default_tracking_uri(str(tmp_path / "store"), None)
+    head = {"tracking_uri": uri, "experiment": "names", "sweep": "names-1"}
+    spool = Spool(tmp_path / "spool" / "names-1", head)
+    spool.append({"do": "start", "run": "", "name": "names-1", "time": 1, "parameters": {}, "tags": {}})
+    spool.close()
+    recorder = Recorder("names", uri, spool_folder=tmp_path / "spool")
+    assert recorder.next_sweep_name() == "names-2"
+    with pytest.raises(ValueError, match="the record of a sweep 'names-1' waits .* `loragrid sync`"):
+        recorder.start_sweep("names-1", {}, {})
+
+
+def test_a_number_that_the_user_has_given_away_is_passed_over(tmp_path: Path) -> None:
+    recorder = Recorder("names", default_tracking_uri(str(tmp_path / "store"), None))
+    recorder.start_sweep("names-2", {}, {})
+    recorder.end_sweep("FINISHED")
+    assert recorder.next_sweep_name() == "names-3"
