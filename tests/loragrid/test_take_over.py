@@ -174,3 +174,26 @@ def test_a_trial_whose_state_cannot_be_written_fails_with_the_reason_and_the_oth
     saved, damaged = short.store.load(failed)
     assert saved is not None
     assert (saved.state.completed, damaged) == (2, [])
+
+
+def test_lanes_that_are_joined_after_a_resumption_keep_what_each_had_decided(setup: Setup, tmp_path: Path) -> None:
+    common: dict[str, Any] = {"checkpoint_every": 1, "report_every": 1, "measure_steps": 0}
+    lanes = [
+        [setup.trial("lora", seed=seed, lr=0.01 * (seed + 1), **common) for seed in range(4)],
+        [setup.trial("vera", seed=seed, lr=0.001 * (seed + 1), **common) for seed in range(4)],
+    ]
+    calm = Driver(store=TrialStore(str(tmp_path / "calm")))
+    killed = Driver(store=TrialStore(str(tmp_path / "killed")))
+    for trials in lanes:
+        run_workers(setup, [trials], calm, HALVING)
+        killed.kill_at = killed.num_updates + 8
+        with pytest.raises(Killed):
+            run_workers(setup, [trials], killed, HALVING)
+        assert {max(killed.records[trial.trial_id]) for trial in trials} == {2, 3}, "on the way to the second rung"
+    left = [[trial for trial in trials if trial.trial_id not in killed.ended] for trials in lanes]
+    assert [len(trials) for trials in left] == [2, 2]
+    run_workers(setup, left, killed, HALVING)
+    first_rung = "stopped early at rung 1 "
+    assert {key for key, end in killed.ended.items() if end.reason.startswith(first_rung)} == {
+        key for key, end in calm.ended.items() if end.reason.startswith(first_rung)
+    }
