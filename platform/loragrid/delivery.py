@@ -31,6 +31,8 @@ class Delivery:
     def wait(self, patience_seconds: float) -> bool:
         """Wait until all is delivered; False once the store has failed for as long as `patience_seconds`."""
         while not self._spool.is_empty():
+            if not self._thread.is_alive():  # what it could not bear, Python has printed
+                return False
             self.wake()
             failing = self._failing_since
             if failing is not None and time.monotonic() - failing > patience_seconds:
@@ -88,7 +90,10 @@ def deliver(operation: Operation, spool: Spool, writer: StoreWriter) -> Exceptio
     except Exception as error:
         if not will_never_be_taken(error):
             return error
-        spool.refuse(operation, _first_line(error))
+        try:
+            spool.refuse(operation, _first_line(error))
+        except OSError as full:  # it can neither be taken nor put aside: it stays where it is
+            return full
     return None
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+import loragrid.delivery
 import loragrid.recorder
 import loragrid.spool
 from loragrid.recorder import Recorder
@@ -273,3 +274,38 @@ def test_a_number_that_the_user_has_given_away_is_passed_over(tmp_path: Path) ->
     recorder.start_sweep("names-2", {}, {})
     recorder.end_sweep("FINISHED")
     assert recorder.next_sweep_name() == "names-3"
+
+
+def test_what_can_neither_be_delivered_nor_put_aside_stays_in_the_spool_and_holds_nobody_up_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loragrid.recorder, "PATIENCE_SECONDS", 1.0)
+    recorder = Recorder("full", default_tracking_uri(str(tmp_path / "store"), None), spool_folder=tmp_path / "spool")
+    recorder.start_sweep("full-1", {}, {})
+    recorder.start_trial("lora-1", {}, {})
+    (tmp_path / "spool" / "full-1" / "refused.jsonl").mkdir()  # as unwritable as on a full disk
+    recorder.log_records("lora-1", [{"step": 0, "no such name?!": 1.0}])
+    recorder.end_sweep("FINISHED")
+    assert not recorder.is_delivered
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_terminal_that_is_gone_does_not_keep_the_end_of_a_sweep_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loragrid.delivery, "SECONDS_BEFORE_TROUBLE_IS_TOLD", 0.1)
+
+    def notify(sentence: str) -> None:
+        raise BrokenPipeError(sentence)
+
+    uri = default_tracking_uri(str(tmp_path / "store"), None)
+    recorder = Recorder("pipe", uri, spool_folder=tmp_path / "spool", notify=notify)
+    recorder.start_sweep("pipe-1", {}, {})
+    recorder.start_trial("lora-1", {}, {})
+    assert recorder.deliver()
+    (tmp_path / "store" / "artifacts").write_text("a file where the folder was to be")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "file.txt").touch()
+    recorder.log_artifacts("lora-1", tmp_path / "adapter", "adapter")
+    recorder.end_sweep("FINISHED")
+    assert not recorder.is_delivered
