@@ -309,3 +309,31 @@ def test_a_terminal_that_is_gone_does_not_keep_the_end_of_a_sweep_waiting(
     recorder.log_artifacts("lora-1", tmp_path / "adapter", "adapter")
     recorder.end_sweep("FINISHED")
     assert not recorder.is_delivered
+
+
+def test_a_running_sweep_of_another_experiment_does_not_keep_one_from_being_delivered(tmp_path: Path) -> None:
+    uri = default_tracking_uri(str(tmp_path / "store"), None)
+    Recorder("mine", uri)
+    waiting = Spool(tmp_path / "spool" / "mine-1", {"tracking_uri": uri, "experiment": "mine", "sweep": "mine-1"})
+    waiting.append({"do": "start", "run": "", "name": "mine-1", "time": 1, "parameters": {}, "tags": {}})
+    waiting.close()
+    running = Spool(tmp_path / "spool" / "another-1", {"tracking_uri": uri, "experiment": "another", "sweep": "a"})
+    assert sync(tmp_path / "spool", "mine") == {"mine-1": 1}
+    running.close()
+
+
+def test_what_is_no_answer_of_mlflow_is_a_sentence_too(tmp_path: Path) -> None:
+    uri = default_tracking_uri(str(tmp_path / "store"), None)
+    Recorder("mine", uri)
+    (tmp_path / "store" / "artifacts").write_text("a file where the folder was to be")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "file.txt").touch()
+    spool = Spool(tmp_path / "spool" / "mine-1", {"tracking_uri": uri, "experiment": "mine", "sweep": "mine-1"})
+    spool.append({"do": "start", "run": "", "name": "mine-1", "time": 1, "parameters": {}, "tags": {KIND_TAG: "sweep"}})
+    spool.append({"do": "artifacts", "run": "", "files": spool.keep_files(tmp_path / "adapter"), "path": ""})
+    spool.close()
+    with pytest.raises(ValueError, match="does not take the record of mine-1: .*Not a directory.* it is kept in"):
+        sync(tmp_path / "spool")
+    (tmp_path / "spool" / "mine-1" / "spool.json").write_text("")
+    with pytest.raises(ValueError, match="spool.json: no program has written this"):
+        sync(tmp_path / "spool")
