@@ -13,7 +13,7 @@ from mlflow.entities import Experiment, LifecycleStage, ViewType
 from loragrid.delivery import Delivery
 from loragrid.glossary import sweep_note
 from loragrid.spool import Operation, Spool, spools_in
-from loragrid.store_writer import SWEEP_ITSELF, StoreWriter
+from loragrid.store_writer import SWEEP_ITSELF, StoreWriter, be_quick_to_answer
 from loragrid.tracking import (
     KIND_TAG,
     MAX_PARAMETER_LENGTH,
@@ -66,6 +66,7 @@ class Recorder:
         self._known_trials: set[str] = set()
         self._open_trials: dict[str, None] = {}  # an ordered set
         self._spool: Spool | None = None
+        be_quick_to_answer()
         path = sqlite_path(tracking_uri)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -53,7 +53,8 @@ class Spool:
         self._drop_unfinished_line()
         self._position = os.open(folder / _POSITION, os.O_RDWR | os.O_CREAT, 0o644)
         os.pwrite(self._position, b"%020d" % self._read_position(), 0)
-        self._num_files = sum(1 for _ in (folder / _FILES).glob("*"))
+        # Not how many there are: of those that were delivered the folders are gone.
+        self._num_files = max((int(path.name) for path in (folder / _FILES).glob("*")), default=0)
         self._appending = self._path.open("ab")
 
     @property

@@ -337,3 +337,24 @@ def test_what_is_no_answer_of_mlflow_is_a_sentence_too(tmp_path: Path) -> None:
     (tmp_path / "spool" / "mine-1" / "spool.json").write_text("")
     with pytest.raises(ValueError, match="spool.json: no program has written this"):
         sync(tmp_path / "spool")
+
+
+def test_a_server_that_is_away_is_told_at_once_by_a_program_that_has_just_started(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "a", {"experiment": "a", "sweep": "a-1", "tracking_uri": "http://127.0.0.1:9"})
+    spool.append({"do": "reopen", "run": ""})
+    spool.close()
+    code = f"from pathlib import Path; from loragrid.sync import sync; sync(Path({str(tmp_path)!r}))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment = {key: value for key, value in environment.items() if not key.startswith("MLFLOW_HTTP")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert "http://127.0.0.1:9 does not take the record of a-1" in done.stderr
+
+
+def test_files_that_are_kept_later_never_meet_those_that_still_wait(tmp_path: Path, artifact: Path) -> None:
+    spool = Spool(tmp_path / "a", {"experiment": "a"})
+    names = [spool.keep_files(artifact) for _ in range(2)]
+    for name in names:
+        spool.append({"do": "artifacts", "run": "", "files": name, "path": ""})
+    spool.delivered(*next(spool.pending()))
+    spool.close()
+    assert Spool(tmp_path / "a").keep_files(artifact) not in names
