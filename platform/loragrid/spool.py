@@ -44,7 +44,7 @@ class Spool:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise SpoolInUseError(f"{folder}: a program that is still running records this sweep") from None
-        if head is not None and not (folder / _HEAD).exists():
+        if head is not None:
             # Whole or not at all: without it nobody can deliver the rest.
             new = folder / f"{_HEAD}.new"
             new.write_text(json.dumps(dict(head)), encoding="utf-8")
