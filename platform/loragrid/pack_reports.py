@@ -123,6 +123,11 @@ class PackReports:
         """Whether the trial's own figures are known."""
         return "time/step_seconds" in self._figures.get(trial_id, {})
 
+    def last_step(self, trial_id: str) -> int:
+        """The last step at which the trial had a training loss; 0 where it had none."""
+        steps = (int(record["step"]) for record in self._records.get(trial_id, []) if "train/loss" in record)
+        return max(steps, default=0)
+
     def latest(self, trial_ids: Iterable[str], metric: str) -> dict[str, float]:
         """Trial id -> the latest figure, of those that have one."""
         found = {trial_id: self._latest.get(trial_id, {}).get(metric) for trial_id in trial_ids}
