@@ -27,7 +27,7 @@ from loragrid.progress import SweepProgress
 from loragrid.recorder import Recorder
 from loragrid.resume import earlier_sweep, tell_of_earlier, what_is_left
 from loragrid.rounds import Rounds
-from loragrid.storage import check_nodes_share, check_storage, spool_folder, storage_uri, trial_store
+from loragrid.storage import below, check_nodes_share, check_storage, spool_folder, storage_uri, trial_store
 from loragrid.tracking import QUESTION_TAG, default_tracking_uri, tracking_origin
 
 CONNECT_SECONDS = 10.0
@@ -134,7 +134,7 @@ def run(
                 recorder,
                 store,
                 name,
-                f"{storage_uri(experiment)}/ray",
+                below(storage_uri(experiment), "ray"),
                 progress,
                 earlier,
             ).run()

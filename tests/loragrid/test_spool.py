@@ -265,7 +265,7 @@ def test_a_new_sweep_never_gets_the_name_of_one_that_mlflow_has_not_heard_of(tmp
     spool.close()
     recorder = Recorder("names", uri, spool_folder=tmp_path / "spool")
     assert recorder.next_sweep_name() == "names-2"
-    with pytest.raises(ValueError, match="the record of a sweep 'names-1' waits .* `loragrid sync`"):
+    with pytest.raises(ValueError, match=r"the record of a sweep 'names-1' waits .* `loragrid sync`"):
         recorder.start_sweep("names-1", {}, {})
 
 
@@ -332,10 +332,10 @@ def test_what_is_no_answer_of_mlflow_is_a_sentence_too(tmp_path: Path) -> None:
     spool.append({"do": "start", "run": "", "name": "mine-1", "time": 1, "parameters": {}, "tags": {KIND_TAG: "sweep"}})
     spool.append({"do": "artifacts", "run": "", "files": spool.keep_files(tmp_path / "adapter"), "path": ""})
     spool.close()
-    with pytest.raises(ValueError, match="does not take the record of mine-1: .*Not a directory.* it is kept in"):
+    with pytest.raises(ValueError, match=r"does not take the record of mine-1: .*Not a directory.* it is kept in"):
         sync(tmp_path / "spool")
     (tmp_path / "spool" / "mine-1" / "spool.json").write_text("")
-    with pytest.raises(ValueError, match="spool.json: no program has written this"):
+    with pytest.raises(ValueError, match=r"spool\.json: no program has written this"):
         sync(tmp_path / "spool")
 
 
