@@ -103,6 +103,10 @@ def run(
     store = trial_store(experiment, name)
     if not the_plan.trials:
         assert earlier is not None
+        if not (earlier.is_finished or earlier.begun):  # the driver was killed between the last trial's end and its own
+            recorder.resume_sweep(name, {})
+            recorder.end_sweep("FAILED" if "FAILED" in earlier.outcome.statuses.values() else "FINISHED")
+            store.delete(earlier.outcome.statuses)
         return SweepResult(plan=whole_plan, name=name, tracking_uri=recorder.tracking_uri, outcome=earlier.outcome)
     with connected_to_ray(address) as is_local:
         placement = place(experiment.workers, cluster_nodes())
