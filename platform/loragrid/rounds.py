@@ -84,7 +84,7 @@ class Rounds:
                 for number in itertools.count():
                     lanes = assign_lanes(waiting, self._num_lanes(len(waiting)), first=len(self.lanes))
                     self.lanes |= {lane.lane_id: lane for lane in lanes}
-                    self._tune(lanes, number)
+                    self._tune(lanes, number, signals)
                     waiting = self.callback.left_by_failed_lanes()
                     if signals or not waiting:
                         break
@@ -103,7 +103,7 @@ class Rounds:
         alone = self.plan.experiment.pack.max_members == 1 or self.placement.num_workers > 1
         return num_packs if alone else self.placement.num_packs or num_packs
 
-    def _tune(self, lanes: Sequence[Lane], number: int) -> None:
+    def _tune(self, lanes: Sequence[Lane], number: int, signals: Sequence[int]) -> None:
         experiment, placement, storage = self.plan.experiment, self.placement, below(self.storage, self.tune_name)
         store = self.store
         early_stopping = experiment.early_stopping
@@ -141,11 +141,23 @@ class Rounds:
                 run_config=tune.RunConfig(
                     name=name,
                     storage_path=self.storage,
-                    callbacks=[self.callback],
+                    callbacks=[self.callback, _TellsTune(signals)],
                     failure_config=tune.FailureConfig(max_failures=MAX_LOST_DRIVERS),
                     verbose=0,
                 ),
             ).fit()
+
+
+class _TellsTune(tune.Callback):
+    """Tells Tune of a signal that came before it was listening: it would train the whole round first."""
+
+    def __init__(self, signals: Sequence[int]) -> None:
+        self.signals = signals
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Tune is listening."""
+        if self.signals:
+            signal.raise_signal(signal.SIGUSR1)
 
 
 def asha(experiment: Experiment) -> ASHAScheduler:

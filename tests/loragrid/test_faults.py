@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 import loragrid as lg
+import loragrid.rounds
 from loragrid.sweep import open_recorder
 from tests.loragrid.sweep_processes import (
     assert_undisturbed,
@@ -145,3 +146,19 @@ def test_a_name_that_is_refused_costs_the_sweep_that_has_it_nothing(settings: di
     with pytest.raises(ValueError, match="has a sweep 'mine' already; allowed: --resume"):
         lg.run(the_experiment, name="mine")
     assert all(path.exists() for path in half_trained)
+
+
+@pytest.mark.usefixtures("ray_of_two_cpus")
+def test_ctrl_c_while_tune_is_starting_is_not_lost(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lightweight = loragrid.rounds.lightweight
+
+    def interrupted(trainable: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return lightweight(trainable)
+
+    monkeypatch.setattr(loragrid.rounds, "lightweight", interrupted)
+    with pytest.raises(loragrid.rounds.SweepInterrupted):
+        lg.run(experiment(settings, tmp_path))
+    assert "FINISHED" not in statuses(tmp_path)
