@@ -29,13 +29,14 @@ class Delivery:
         self._wake.set()
 
     def wait(self, patience_seconds: float) -> bool:
-        """Wait until all is delivered; False once the store has failed for as long as `patience_seconds`."""
+        """Wait until all is delivered; False once the store has failed for `patience_seconds` of the waiting."""
+        start = time.monotonic()
         while not self._spool.is_empty():
             if not self._thread.is_alive():  # what it could not bear, Python has printed
                 return False
             self.wake()
             failing = self._failing_since
-            if failing is not None and time.monotonic() - failing > patience_seconds:
+            if failing is not None and time.monotonic() - max(failing, start) > patience_seconds:
                 return False
             time.sleep(0.02)
         return True

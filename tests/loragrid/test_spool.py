@@ -6,6 +6,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -358,3 +359,22 @@ def test_files_that_are_kept_later_never_meet_those_that_still_wait(tmp_path: Pa
     spool.delivered(*next(spool.pending()))
     spool.close()
     assert Spool(tmp_path / "a").keep_files(artifact) not in names
+
+
+def test_a_store_that_was_away_for_long_still_gets_the_whole_patience_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loragrid.recorder, "PATIENCE_SECONDS", 5.0)
+    recorder = Recorder("long", default_tracking_uri(str(tmp_path / "store"), None), spool_folder=tmp_path / "spool")
+    recorder.start_sweep("long-1", {}, {})
+    recorder.start_trial("lora-1", {}, {})
+    assert recorder.deliver()
+    in_the_way = tmp_path / "store" / "artifacts"
+    in_the_way.touch()
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "file.txt").touch()
+    recorder.log_artifacts("lora-1", tmp_path / "adapter", "adapter")
+    time.sleep(6)
+    threading.Timer(1.0, in_the_way.unlink).start()
+    recorder.end_sweep("FINISHED")
+    assert recorder.is_delivered
