@@ -17,7 +17,7 @@ from loragrid.models import load_tokenizer
 from loragrid.placement import place
 from loragrid.planning import Lane, Pack
 from loragrid.rounds import lightweight
-from loragrid.storage import storage_uri, trial_store
+from loragrid.storage import below, storage_uri, trial_store
 from loragrid.sweep import cluster_nodes, open_recorder, sweep_parameters
 from loragrid.tracking import QUESTION_TAG
 
@@ -37,7 +37,8 @@ def trainable(experiment: Experiment) -> Callable[[dict[str, Any]], None]:
     """
     if experiment.early_stopping is not None:
         raise ValueError("early_stopping: give your Tuner a scheduler instead; allowed here: null")
-    storage, store = f"{storage_uri(experiment)}/ray/{experiment.name}", trial_store(experiment, experiment.name)
+    storage = below(storage_uri(experiment), "ray", experiment.name)
+    store = trial_store(experiment, experiment.name)
 
     def train_point(config: dict[str, Any]) -> None:
         lane = lane_at(experiment, config, tune.get_context().get_trial_id())

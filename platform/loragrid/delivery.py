@@ -29,13 +29,16 @@ class Delivery:
         self._wake.set()
 
     def wait(self, patience_seconds: float) -> bool:
-        """Wait until all is delivered; False once the store, or the disk, has failed for `patience_seconds`."""
+        """Wait until all is delivered; False once the store, or the disk, has failed for `patience_seconds` of it."""
+        start = time.monotonic()
         full_since: float | None = None
         while not self._spool.is_empty():
+            if not self._thread.is_alive():  # what it could not bear, Python has printed
+                return False
             full_since = None if self._spool.write_out() else full_since or time.monotonic()
             self.wake()
             failing = self._failing_since or full_since
-            if failing is not None and time.monotonic() - failing > patience_seconds:
+            if failing is not None and time.monotonic() - max(failing, start) > patience_seconds:
                 return False
             time.sleep(0.02)
         return True
@@ -92,7 +95,7 @@ def deliver(operation: Operation, spool: Spool, writer: StoreWriter) -> Exceptio
             return error
         try:
             spool.refuse(operation, _first_line(error))
-        except OSError as full:
+        except OSError as full:  # it can neither be taken nor put aside: it stays where it is
             return full
     return None
 

@@ -9,7 +9,7 @@ from mlflow.entities import Run
 from mlflow.store.entities import PagedList
 
 from loragrid.callback import SweepOutcome
-from loragrid.tracking import KIND_TAG, PARENT_TAG, REASON_TAG, TRIAL_TAG, quiet_store
+from loragrid.tracking import KIND_TAG, PARENT_TAG, REASON_TAG, SWEEP_TAG, TRIAL_TAG, quiet_store
 
 TRIALS_TAG = "loragrid.trials"
 RESUMED_TAG = "loragrid.resumed"
@@ -60,7 +60,7 @@ def find_earlier(
         if experiment is None:
             return None
         sweeps = _runs(client, experiment.experiment_id, f"tags.`{KIND_TAG}` = 'sweep'")
-        parent = next((run for run in sweeps if sweep in (None, run.info.run_name)), None)
+        parent = next((run for run in sweeps if sweep in (None, _name(run), run.info.run_name)), None)
         if parent is None:
             return None
         outcome, begun = SweepOutcome(), {}
@@ -74,7 +74,7 @@ def find_earlier(
                 begun[trial_id] = _read(client, run) if whole else _NOTHING
         tags = parent.data.tags
         return EarlierSweep(
-            name=str(parent.info.run_name),
+            name=_name(parent),
             trials=tags.get(TRIALS_TAG, ""),
             num_resumed=int(tags.get(RESUMED_TAG, "0")),
             is_finished=parent.info.status == "FINISHED",
@@ -84,6 +84,11 @@ def find_earlier(
 
 
 _NOTHING = EarlierTrial(last_step=-1, eval_losses=[], figures=frozenset())
+
+
+def _name(parent: Run) -> str:
+    """The name under which a sweep's states and runs are found, also where its run was renamed on MLflow's pages."""
+    return parent.data.tags.get(SWEEP_TAG, str(parent.info.run_name))
 
 
 def _read(client: MlflowClient, run: Run) -> EarlierTrial:

@@ -1,7 +1,7 @@
 """Runs a lane: pack after pack, rung after rung; a pack that fails is halved until the trial at fault stands alone."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from loragrid.config import EarlyStoppingConfig
 from loragrid.early_stopping import rank, rung_steps, survivors
@@ -41,15 +41,33 @@ def run_lane(packs: Sequence[Pack], trainer: PackTrainer, early_stopping: EarlyS
 def _stop_those_behind(
     packs: Sequence[Pack], trainer: PackTrainer, config: EarlyStoppingConfig, number: int, rung: int
 ) -> None:
-    """End the trials that are not among the best at this rung."""
+    """End the trials that are not among the best at this rung; what was decided before a resumption stays so."""
     trial_ids = [trial.trial_id for pack in packs for trial in pack.trials if trial.trial_id in trainer.states]
-    losses = trainer.reports.latest(trial_ids, config.metric)
-    ranking = trainer.reports.ranking(trial_ids, number)
-    unsaved: dict[str, TrialEnd] = {}
-    if ranking is None or not losses.keys() <= set(ranking):  # trials that came later want a new comparison
+    all_losses = trainer.reports.latest(trial_ids, config.metric)
+    decided = trainer.reports.rankings(trial_ids, number)
+    for ranking in decided:
+        losses = {trial_id: all_losses[trial_id] for trial_id in ranking if trial_id in all_losses}
+        _stop_those_not_best(packs, trainer, config, number, rung, ranking, losses, {})
+    # Not against those who were compared before: these may have trained on since.
+    losses = {key: loss for key, loss in all_losses.items() if not any(key in ranking for ranking in decided)}
+    if losses:
         ranking = rank(losses)
         # Before any trial ends: workers that take the lane over in between must not rank those that are left.
         unsaved = trainer.go_on(survivors(ranking, config.reduction_factor), ranking, number)
+        _stop_those_not_best(packs, trainer, config, number, rung, ranking, losses, unsaved)
+
+
+def _stop_those_not_best(
+    packs: Sequence[Pack],
+    trainer: PackTrainer,
+    config: EarlyStoppingConfig,
+    number: int,
+    rung: int,
+    ranking: Sequence[str],
+    losses: Mapping[str, float],
+    unsaved: Mapping[str, TrialEnd],
+) -> None:
+    """End those of one comparison that are not among its best, and the best whose states cannot be written."""
     best = survivors(ranking, config.reduction_factor)
     for pack in packs:
         ended = {

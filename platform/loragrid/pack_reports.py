@@ -109,10 +109,10 @@ class PackReports:
         figures = {trial.trial_id: self._figures.get(trial.trial_id, {}) for trial in pack.trials}
         self._send(self._update(pack, "going on", records=records, figures=figures, tags=tags, steps=self.until))
 
-    def ranking(self, trial_ids: Iterable[str], rung: int) -> list[str] | None:
-        """All trials that were compared at a rung, best first, where they were."""
+    def rankings(self, trial_ids: Iterable[str], rung: int) -> list[list[str]]:
+        """The comparisons that were made at a rung, each of all its trials, best first: one per lane that was there."""
         known = (self._rankings.get(trial_id, {}).get(rung) for trial_id in trial_ids)
-        return next((ranking for ranking in known if ranking is not None), None)
+        return list({tuple(ranking): ranking for ranking in known if ranking is not None}.values())
 
     def rank(self, best: Iterable[str], ranking: list[str], rung: int) -> None:
         """Let those who go on from a rung remember how it was decided."""
@@ -122,6 +122,11 @@ class PackReports:
     def is_measured(self, trial_id: str) -> bool:
         """Whether the trial's own figures are known."""
         return "time/step_seconds" in self._figures.get(trial_id, {})
+
+    def last_step(self, trial_id: str) -> int:
+        """The last step at which the trial had a training loss; 0 where it had none."""
+        steps = (int(record["step"]) for record in self._records.get(trial_id, []) if "train/loss" in record)
+        return max(steps, default=0)
 
     def latest(self, trial_ids: Iterable[str], metric: str) -> dict[str, float]:
         """Trial id -> the latest figure, of those that have one."""

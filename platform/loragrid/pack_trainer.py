@@ -299,7 +299,9 @@ class PackTrainer:
             if trial.trial_id in self.reports.ended_trials:
                 continue
             if diverged_at is not None:
-                reason = f"{DIVERGED} at step {diverged_at}"
+                # 0: it had, before other workers took over; its curve ends at the step before.
+                step = diverged_at or self.reports.last_step(trial.trial_id) + 1
+                reason = f"{DIVERGED} at step {step}"
                 ended[trial.trial_id] = TrialEnd(status="FAILED", reason=reason)
             elif report.completed == trial.training.steps:
                 ended[trial.trial_id] = self._export(model, member, trial)

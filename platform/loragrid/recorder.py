@@ -1,5 +1,6 @@
 """Records a sweep: one parent run and one child run per trial, on their way to MLflow through a spool on disk."""
 
+import itertools
 import math
 import tempfile
 import time
@@ -11,8 +12,8 @@ from mlflow.entities import Experiment, LifecycleStage, ViewType
 
 from loragrid.delivery import Delivery
 from loragrid.glossary import sweep_note
-from loragrid.spool import Operation, Spool
-from loragrid.store_writer import SWEEP_ITSELF, StoreWriter
+from loragrid.spool import Operation, Spool, spools_in
+from loragrid.store_writer import SWEEP_ITSELF, StoreWriter, be_quick_to_answer
 from loragrid.tracking import (
     KIND_TAG,
     MAX_PARAMETER_LENGTH,
@@ -65,6 +66,7 @@ class Recorder:
         self._known_trials: set[str] = set()
         self._open_trials: dict[str, None] = {}  # an ordered set
         self._spool: Spool | None = None
+        be_quick_to_answer()
         path = sqlite_path(tracking_uri)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,14 +101,19 @@ class Recorder:
 
     def next_sweep_name(self) -> str:
         """The experiment's name with the next free number: the first sweep is `<experiment>-1`."""
-        sweeps, token = 0, None
+        names: set[str] = set()
+        num_sweeps, token = 0, None
         while True:
             page = self._client.search_runs(
                 [self.experiment_id], f"tags.`{KIND_TAG}` = 'sweep'", ViewType.ALL, 1000, page_token=token
             )
-            sweeps, token = sweeps + len(page), page.token
+            names |= {run.data.tags.get(SWEEP_TAG, str(run.info.run_name)) for run in page}
+            num_sweeps, token = num_sweeps + len(page), page.token
             if not token:
-                return f"{self.experiment_name}-{sweeps + 1}"
+                break
+        numbered = (f"{self.experiment_name}-{number}" for number in itertools.count(num_sweeps + 1))
+        # MLflow may not have heard yet of a sweep whose record waits.
+        return next(name for name in numbered if name not in names and not self._waits(name))
 
     def start_sweep(self, name: str, parameters: Mapping[str, object], tags: Mapping[str, str]) -> None:
         """Open the parent run. The experiment's question goes into the tag `QUESTION_TAG`.
@@ -114,6 +121,11 @@ class Recorder:
         Raises:
             ValueError: the experiment has a sweep of that name, another is open, or another program records this one.
         """
+        if self._spool is None and self._waits(name):
+            raise ValueError(
+                f"--name: the record of a sweep {name!r} waits in {self.spool_folder} for MLflow; allowed: `loragrid "
+                "sync` and then --resume, or another name"
+            )
         if self._spool is None and StoreWriter(self.tracking_uri, self.experiment_id, name).find_run(SWEEP_ITSELF):
             raise ValueError(
                 f"--name: experiment {self.experiment_name!r} has a sweep {name!r} already; allowed: --resume to go on "
@@ -208,6 +220,9 @@ class Recorder:
             )
         self._spool.close()
         self._spool = None
+
+    def _waits(self, name: str) -> bool:
+        return self.spool_folder is not None and self.spool_folder / name in spools_in(self.spool_folder)
 
     def _open(self, name: str) -> None:
         if self._spool is not None:

@@ -45,12 +45,16 @@ class Spool:
         except Timeout:
             raise SpoolInUseError(f"{folder}: a program that is still running records this sweep") from None
         if head is not None:
-            (folder / _HEAD).write_text(json.dumps(dict(head)), encoding="utf-8")
+            # Whole or not at all: without it nobody can deliver the rest.
+            new = folder / f"{_HEAD}.new"
+            new.write_text(json.dumps(dict(head)), encoding="utf-8")
+            new.replace(folder / _HEAD)
         self._path = folder / _OPERATIONS
         self._drop_unfinished_line()
         self._position = os.open(folder / _POSITION, os.O_RDWR | os.O_CREAT, 0o644)
         os.pwrite(self._position, b"%020d" % self._read_position(), 0)
-        self._num_files = sum(1 for _ in (folder / _FILES).glob("*"))
+        # Not how many there are: of those that were delivered the folders are gone.
+        self._num_files = max((int(path.name) for path in (folder / _FILES).glob("*")), default=0)
         self._appending = os.open(self._path, os.O_WRONLY | os.O_APPEND)
         self._unwritten: list[bytes] = []
 
@@ -61,11 +65,7 @@ class Spool:
         Raises:
             ValueError: this folder is no spool.
         """
-        path = self.folder / _HEAD
-        if not path.exists():
-            raise ValueError(f"{self.folder} is no spool")
-        found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+        return read_head(self.folder)
 
     def append(self, operation: Operation) -> None:
         """Keep an operation; it outlives this program from here on, or from when the disk has room again."""
@@ -151,6 +151,25 @@ class Spool:
                 self._path.write_bytes(content[: content.rfind(b"\n") + 1])
         else:
             self._path.touch()
+
+
+def read_head(folder: Path) -> dict[str, str]:
+    """What was given when the spool in `folder` was made.
+
+    Raises:
+        ValueError: the folder is no spool.
+    """
+    path = folder / _HEAD
+    try:
+        found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{folder} is no spool") from None
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: no program has written this: {error}; allowed: an object with experiment, sweep and "
+            "tracking_uri, or no such folder"
+        ) from error
+    return found
 
 
 def spools_in(folder: Path) -> list[Path]:

@@ -34,7 +34,15 @@ def storage_uri(experiment: Experiment) -> str:
             f"storage.path: {path}: {reason_of(error)}; allowed: a folder, or a URI such as s3://bucket/path, "
             "gs://bucket/path, hdfs://..., file:///path"
         ) from error
+    if "#" in path:
+        raise ValueError(f"storage.path: {path}: what follows # is no part of a URI's path; allowed: %23 in its place")
     return path.rstrip("/")
+
+
+def below(uri: str, *parts: str) -> str:
+    """A folder below a storage URI, whose options stay behind it: `s3://bucket/path?endpoint_override=host:9000`."""
+    folder, question_mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
+    return "/".join([folder.rstrip("/"), *parts]) + question_mark + options
 
 
 def local_folder(experiment: Experiment) -> Path:
@@ -47,7 +55,7 @@ def local_folder(experiment: Experiment) -> Path:
 
 def trial_store(experiment: Experiment, sweep: str) -> TrialStore:
     """Where a sweep's half-trained trials lie."""
-    return TrialStore(f"{storage_uri(experiment)}/trials/{sweep}")
+    return TrialStore(below(storage_uri(experiment), "trials", sweep))
 
 
 def spool_folder(experiment: Experiment) -> Path:

@@ -38,8 +38,7 @@ class StoreWriter:
     """
 
     def __init__(self, tracking_uri: str, experiment_id: str, sweep: str) -> None:
-        for name, value in _QUICK_TO_ANSWER.items():
-            os.environ.setdefault(name, value)
+        be_quick_to_answer()
         self.experiment_id, self.sweep = experiment_id, sweep
         with quiet_store():
             self._client = MlflowClient(tracking_uri=tracking_uri)
@@ -103,6 +102,12 @@ class StoreWriter:
         if run_id is None:
             raise MlflowException(f"there is no run of {key or self.sweep}", error_code=RESOURCE_DOES_NOT_EXIST)
         return run_id
+
+
+def be_quick_to_answer() -> None:
+    """Let MLflow's clients of this process give up soon where a server is away; what the user has set stays."""
+    for name, value in _QUICK_TO_ANSWER.items():
+        os.environ.setdefault(name, value)
 
 
 def will_never_be_taken(error: Exception) -> bool:

@@ -27,7 +27,7 @@ from loragrid.progress import SweepProgress
 from loragrid.recorder import Recorder
 from loragrid.resume import earlier_sweep, tell_of_earlier, what_is_left
 from loragrid.rounds import Rounds
-from loragrid.storage import check_nodes_share, check_storage, spool_folder, storage_uri, trial_store
+from loragrid.storage import below, check_nodes_share, check_storage, spool_folder, storage_uri, trial_store
 from loragrid.tracking import QUESTION_TAG, default_tracking_uri, tracking_origin
 from loragrid.trial_store import TrialStore
 
@@ -95,6 +95,10 @@ def run(
         tell_of_earlier(whole_plan, recorder, console)
     name = earlier.name if earlier else name or recorder.next_sweep_name()
     if earlier and not what_is_left(whole_plan, earlier).trials:
+        if not (earlier.is_finished or earlier.begun):  # the driver was killed between the last trial's end and its own
+            recorder.resume_sweep(name, {})
+            recorder.end_sweep("FAILED" if "FAILED" in earlier.outcome.statuses.values() else "FINISHED")
+            trial_store(experiment, name).delete(earlier.outcome.statuses)
         return SweepResult(plan=whole_plan, name=name, tracking_uri=recorder.tracking_uri, outcome=earlier.outcome)
     store = trial_store(experiment, name)
     with connected_to_ray(address) as is_local:
@@ -119,7 +123,7 @@ def run(
                 recorder,
                 store,
                 name,
-                f"{storage_uri(experiment)}/ray",
+                below(storage_uri(experiment), "ray"),
                 progress,
                 earlier,
             ).run()

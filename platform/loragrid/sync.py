@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-from mlflow.exceptions import MlflowException
-
 from loragrid.delivery import deliver_all
 from loragrid.recorder import Recorder
-from loragrid.spool import Spool, spools_in
+from loragrid.spool import Spool, read_head, spools_in
 from loragrid.store_writer import StoreWriter
 
 
@@ -18,16 +16,23 @@ def sync(folder: Path, experiment_name: str | None = None) -> dict[str, int]:
     """
     delivered = {}
     for path in spools_in(folder):
+        # Read before the spool is taken: another experiment's sweep may be running.
+        head = read_head(path)
+        if experiment_name not in (None, head["experiment"]):
+            continue
         spool = Spool(path)
         try:
-            head = spool.head
-            if experiment_name not in (None, head["experiment"]):
-                continue
             recorder = Recorder(head["experiment"], head["tracking_uri"])
             writer = StoreWriter(head["tracking_uri"], recorder.experiment_id, head["sweep"])
-            delivered[head["sweep"]] = deliver_all(spool, writer)
-        except MlflowException as error:
-            raise ValueError(f"{head['tracking_uri']} does not take the record of {head['sweep']}: {error}") from error
+            number = deliver_all(spool, writer)
+            if number:  # a spool with nothing but what MLflow has refused stays, to be looked at
+                delivered[head["sweep"]] = number
+        except ValueError:
+            raise
+        except Exception as error:  # MLflow's, a database driver's, the system's, an object store's
+            raise ValueError(
+                f"{head['tracking_uri']} does not take the record of {head['sweep']}: {error}; it is kept in {path}"
+            ) from error
         finally:
             spool.close()
     return delivered

@@ -35,6 +35,10 @@ def what_is_left(lane: Lane, store: TrialStore, worker: int = 0, num_workers: in
                 left.saved[trial.trial_id] = saved
             if damaged:
                 left.damaged[trial.trial_id] = damaged
+        # Before the driver deletes states it marks their trial: who has ended in the meantime is not trained anew.
+        left.ended.update(store.ended())
+        for trial_id in left.ended & left.saved.keys():
+            del left.saved[trial_id]
     if num_workers > 1:
         told = [left]
         torch.distributed.broadcast_object_list(told, src=0)

@@ -75,12 +75,15 @@ class TrialStore:
         for name in reversed(self._states(trial_id)):
             with tempfile.TemporaryDirectory() as folder:
                 local = Path(folder) / "state"
-                fs.copy_files(
-                    self._path(trial_id, name),
-                    str(local),
-                    source_filesystem=self._filesystem,
-                    destination_filesystem=fs.LocalFileSystem(),
-                )
+                try:
+                    fs.copy_files(
+                        self._path(trial_id, name),
+                        str(local),
+                        source_filesystem=self._filesystem,
+                        destination_filesystem=fs.LocalFileSystem(),
+                    )
+                except FileNotFoundError:  # the trial has just ended, and the driver deleted its states
+                    continue
                 step = name.split(".")[1].removeprefix("step-")
                 if _digest(local) != name.removesuffix(_SUFFIX).rpartition(".")[2]:
                     spoiled.append(

@@ -14,6 +14,8 @@ from ray import tune
 from rich.console import Console
 
 import loragrid as lg
+import loragrid.rounds
+from loragrid.sweep import open_recorder
 from tests.loragrid.sweep_processes import (
     assert_undisturbed,
     curves,
@@ -151,3 +153,34 @@ def test_ctrl_c_ends_everything_with_130_and_a_hint_and_an_extended_grid_trains_
             assert (run.info.end_time == was.info.end_time) == (was.info.status == "FINISHED")
     expected, found = curves(sqlite_uri(calm)), curves(sqlite_uri(store))
     assert {key: found[key] for key in expected} == expected
+
+
+@pytest.mark.usefixtures("ray_of_two_cpus")
+def test_a_name_that_is_refused_costs_the_sweep_that_has_it_nothing(settings: dict[str, Any], tmp_path: Path) -> None:
+    the_experiment = experiment(settings, tmp_path)
+    recorder = open_recorder(the_experiment)
+    recorder.start_sweep("mine", {}, {})
+    recorder.end_sweep("KILLED")
+    half_trained = [tmp_path / "trials" / "mine" / trial.trial_id / "state" for trial in lg.plan(the_experiment).trials]
+    for path in half_trained:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    with pytest.raises(ValueError, match="has a sweep 'mine' already; allowed: --resume"):
+        lg.run(the_experiment, name="mine")
+    assert all(path.exists() for path in half_trained)
+
+
+@pytest.mark.usefixtures("ray_of_two_cpus")
+def test_ctrl_c_while_tune_is_starting_is_not_lost(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lightweight = loragrid.rounds.lightweight
+
+    def interrupted(trainable: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return lightweight(trainable)
+
+    monkeypatch.setattr(loragrid.rounds, "lightweight", interrupted)
+    with pytest.raises(loragrid.rounds.SweepInterrupted):
+        lg.run(experiment(settings, tmp_path))
+    assert "FINISHED" not in statuses(tmp_path)

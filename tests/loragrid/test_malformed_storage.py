@@ -53,11 +53,12 @@ def test_a_store_that_mlflow_cannot_open_is_refused(refuses: Refuses, write: Wri
     refuses(write("tracking.uri", uri), "error: tracking.uri: ", may_write=tmp_path / "store")
 
 
-def test_remote_storage_is_refused_also_where_the_record_is_kept_elsewhere(
-    refuses: Refuses, write: Write, valid_experiment: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize("uri", ["no-such-scheme://bucket/x", "file://elsewhere/x", "://"])
+def test_a_uri_that_is_no_storage_is_refused(
+    refuses: Refuses, write: Write, valid_experiment: dict[str, Any], tmp_path: Path, uri: str
 ) -> None:
     valid_experiment["tracking"] = {"uri": f"sqlite:///{tmp_path}/record.db"}
-    refuses(write("storage.path", "s3://bucket/x"), "error: storage.path: s3://bucket/x: is a URI; allowed: a folder")
+    refuses(write("storage.path", uri), f"error: storage.path: {uri}: ", "allowed: a folder, or a URI such as s3://")
 
 
 @pytest.mark.parametrize("name", ["../../x", "/etc/x", "a/b", "..", "", "a\n", "a\0", "x" * 121])

@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+import loragrid.delivery
 import loragrid.recorder
 import loragrid.spool
 from loragrid.recorder import Recorder
@@ -286,3 +288,125 @@ def test_a_full_disk_delays_the_record_and_loses_nothing(tmp_path: Path) -> None
         spool.close()
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_new_sweep_never_gets_the_name_of_one_that_mlflow_has_not_heard_of(tmp_path: Path) -> None:
+    uri = default_tracking_uri(str(tmp_path / "store"), None)
+    head = {"tracking_uri": uri, "experiment": "names", "sweep": "names-1"}
+    spool = Spool(tmp_path / "spool" / "names-1", head)
+    spool.append({"do": "start", "run": "", "name": "names-1", "time": 1, "parameters": {}, "tags": {}})
+    spool.close()
+    recorder = Recorder("names", uri, spool_folder=tmp_path / "spool")
+    assert recorder.next_sweep_name() == "names-2"
+    with pytest.raises(ValueError, match=r"the record of a sweep 'names-1' waits .* `loragrid sync`"):
+        recorder.start_sweep("names-1", {}, {})
+
+
+def test_a_number_that_the_user_has_given_away_is_passed_over(tmp_path: Path) -> None:
+    recorder = Recorder("names", default_tracking_uri(str(tmp_path / "store"), None))
+    recorder.start_sweep("names-2", {}, {})
+    recorder.end_sweep("FINISHED")
+    assert recorder.next_sweep_name() == "names-3"
+
+
+def test_what_can_neither_be_delivered_nor_put_aside_stays_in_the_spool_and_holds_nobody_up_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loragrid.recorder, "PATIENCE_SECONDS", 1.0)
+    recorder = Recorder("full", default_tracking_uri(str(tmp_path / "store"), None), spool_folder=tmp_path / "spool")
+    recorder.start_sweep("full-1", {}, {})
+    recorder.start_trial("lora-1", {}, {})
+    (tmp_path / "spool" / "full-1" / "refused.jsonl").mkdir()  # as unwritable as on a full disk
+    recorder.log_records("lora-1", [{"step": 0, "no such name?!": 1.0}])
+    recorder.end_sweep("FINISHED")
+    assert not recorder.is_delivered
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_terminal_that_is_gone_does_not_keep_the_end_of_a_sweep_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loragrid.delivery, "SECONDS_BEFORE_TROUBLE_IS_TOLD", 0.1)
+
+    def notify(sentence: str) -> None:
+        raise BrokenPipeError(sentence)
+
+    uri = default_tracking_uri(str(tmp_path / "store"), None)
+    recorder = Recorder("pipe", uri, spool_folder=tmp_path / "spool", notify=notify)
+    recorder.start_sweep("pipe-1", {}, {})
+    recorder.start_trial("lora-1", {}, {})
+    assert recorder.deliver()
+    (tmp_path / "store" / "artifacts").write_text("a file where the folder was to be")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "file.txt").touch()
+    recorder.log_artifacts("lora-1", tmp_path / "adapter", "adapter")
+    recorder.end_sweep("FINISHED")
+    assert not recorder.is_delivered
+
+
+def test_a_running_sweep_of_another_experiment_does_not_keep_one_from_being_delivered(tmp_path: Path) -> None:
+    uri = default_tracking_uri(str(tmp_path / "store"), None)
+    Recorder("mine", uri)
+    waiting = Spool(tmp_path / "spool" / "mine-1", {"tracking_uri": uri, "experiment": "mine", "sweep": "mine-1"})
+    waiting.append({"do": "start", "run": "", "name": "mine-1", "time": 1, "parameters": {}, "tags": {}})
+    waiting.close()
+    running = Spool(tmp_path / "spool" / "another-1", {"tracking_uri": uri, "experiment": "another", "sweep": "a"})
+    assert sync(tmp_path / "spool", "mine") == {"mine-1": 1}
+    running.close()
+
+
+def test_what_is_no_answer_of_mlflow_is_a_sentence_too(tmp_path: Path) -> None:
+    uri = default_tracking_uri(str(tmp_path / "store"), None)
+    Recorder("mine", uri)
+    (tmp_path / "store" / "artifacts").write_text("a file where the folder was to be")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "file.txt").touch()
+    spool = Spool(tmp_path / "spool" / "mine-1", {"tracking_uri": uri, "experiment": "mine", "sweep": "mine-1"})
+    spool.append({"do": "start", "run": "", "name": "mine-1", "time": 1, "parameters": {}, "tags": {KIND_TAG: "sweep"}})
+    spool.append({"do": "artifacts", "run": "", "files": spool.keep_files(tmp_path / "adapter"), "path": ""})
+    spool.close()
+    with pytest.raises(ValueError, match=r"does not take the record of mine-1: .*Not a directory.* it is kept in"):
+        sync(tmp_path / "spool")
+    (tmp_path / "spool" / "mine-1" / "spool.json").write_text("")
+    with pytest.raises(ValueError, match=r"spool\.json: no program has written this"):
+        sync(tmp_path / "spool")
+
+
+def test_a_server_that_is_away_is_told_at_once_by_a_program_that_has_just_started(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "a", {"experiment": "a", "sweep": "a-1", "tracking_uri": "http://127.0.0.1:9"})
+    spool.append({"do": "reopen", "run": ""})
+    spool.close()
+    code = f"from pathlib import Path; from loragrid.sync import sync; sync(Path({str(tmp_path)!r}))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment = {key: value for key, value in environment.items() if not key.startswith("MLFLOW_HTTP")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert "http://127.0.0.1:9 does not take the record of a-1" in done.stderr
+
+
+def test_files_that_are_kept_later_never_meet_those_that_still_wait(tmp_path: Path, artifact: Path) -> None:
+    spool = Spool(tmp_path / "a", {"experiment": "a"})
+    names = [spool.keep_files(artifact) for _ in range(2)]
+    for name in names:
+        spool.append({"do": "artifacts", "run": "", "files": name, "path": ""})
+    spool.delivered(*next(spool.pending()))
+    spool.close()
+    assert Spool(tmp_path / "a").keep_files(artifact) not in names
+
+
+def test_a_store_that_was_away_for_long_still_gets_the_whole_patience_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loragrid.recorder, "PATIENCE_SECONDS", 5.0)
+    recorder = Recorder("long", default_tracking_uri(str(tmp_path / "store"), None), spool_folder=tmp_path / "spool")
+    recorder.start_sweep("long-1", {}, {})
+    recorder.start_trial("lora-1", {}, {})
+    assert recorder.deliver()
+    in_the_way = tmp_path / "store" / "artifacts"
+    in_the_way.touch()
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "file.txt").touch()
+    recorder.log_artifacts("lora-1", tmp_path / "adapter", "adapter")
+    time.sleep(6)
+    threading.Timer(1.0, in_the_way.unlink).start()
+    recorder.end_sweep("FINISHED")
+    assert recorder.is_delivered

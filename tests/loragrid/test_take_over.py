@@ -226,3 +226,64 @@ def test_a_trial_whose_state_a_real_disk_cannot_hold_fails_alone_and_goes_on_onc
     assert "going on" in after.phases
     assert after.records == {large.trial_id: calm.records[large.trial_id]}
     assert adapters(after.store) == adapters(calm.store)
+
+
+def test_lanes_that_are_joined_after_a_resumption_keep_what_each_had_decided(setup: Setup, tmp_path: Path) -> None:
+    common: dict[str, Any] = {"checkpoint_every": 1, "report_every": 1, "measure_steps": 0}
+    lanes = [
+        [setup.trial("lora", seed=seed, lr=0.01 * (seed + 1), **common) for seed in range(4)],
+        [setup.trial("vera", seed=seed, lr=0.001 * (seed + 1), **common) for seed in range(4)],
+    ]
+    calm = Driver(store=TrialStore(str(tmp_path / "calm")))
+    killed = Driver(store=TrialStore(str(tmp_path / "killed")))
+    for trials in lanes:
+        run_workers(setup, [trials], calm, HALVING)
+        killed.kill_at = killed.num_updates + 8
+        with pytest.raises(Killed):
+            run_workers(setup, [trials], killed, HALVING)
+        assert {max(killed.records[trial.trial_id]) for trial in trials} == {2, 3}, "on the way to the second rung"
+    left = [[trial for trial in trials if trial.trial_id not in killed.ended] for trials in lanes]
+    assert [len(trials) for trials in left] == [2, 2]
+    run_workers(setup, left, killed, HALVING)
+    first_rung = "stopped early at rung 1 "
+    assert {key for key, end in killed.ended.items() if end.reason.startswith(first_rung)} == {
+        key for key, end in calm.ended.items() if end.reason.startswith(first_rung)
+    }
+
+
+def test_a_trial_that_diverged_before_workers_were_killed_ends_with_the_step_at_which_it_did(
+    setup: Setup, tmp_path: Path
+) -> None:
+    common: dict[str, Any] = {"checkpoint_every": 3, "report_every": 1, "measure_steps": 0, "clip_norm": None}
+    packs = [[setup.trial("lora", lr=1e300, **common), setup.trial("lora", seed=1, **common)]]
+    calm = Driver(store=TrialStore(str(tmp_path / "calm")))
+    run_workers(setup, packs, calm, None)
+    driver = Driver(store=TrialStore(str(tmp_path / "killed")), kill_at=calm.num_updates - 1)
+    with pytest.raises(Killed):
+        run_workers(setup, packs, driver, None)
+    run_workers(setup, packs, driver, None)
+    reasons = {key: end.reason for key, end in driver.ended.items()}
+    assert reasons == {key: end.reason for key, end in calm.ended.items()}
+    assert "not finite at step" in max(reasons.values())
+
+
+class EndsMeanwhile(TrialStore):
+    """Storage in which the driver notes a trial's end while a new worker looks for its states."""
+
+    def _states(self, trial_id: str) -> list[str]:
+        names = super()._states(trial_id)
+        self.mark_ended(trial_id)
+        for name in names:
+            Path(self.uri, trial_id, name).unlink()
+        return names
+
+
+def test_a_trial_whose_end_is_noted_while_a_new_worker_looks_is_not_trained_anew(setup: Setup, tmp_path: Path) -> None:
+    packs = trials_of(setup, checkpoint_every=2)[:1]
+    driver = Driver(store=TrialStore(str(tmp_path)), kill_at=6)
+    with pytest.raises(Killed):
+        run_workers(setup, packs, driver, None)
+    pack = Pack(pack_id="pack-0", trials=tuple(packs[0]))
+    left = what_is_left(Lane(lane_id="lane-0", packs=(pack,)), EndsMeanwhile(str(tmp_path)))
+    assert left.ended == {trial.trial_id for trial in packs[0]}
+    assert (left.saved, left.damaged) == ({}, {})
