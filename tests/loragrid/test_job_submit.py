@@ -1,5 +1,6 @@
 """`ray job submit` of an experiment to a cluster started by hand: the README's very command, against a real head."""
 
+import json
 import os
 import re
 import shlex
@@ -90,10 +91,10 @@ Submit = Callable[..., "subprocess.CompletedProcess[str]"]
 def submit(
     head: dict[str, str], tiny_gpt2_dir: Path, chat_jsonl: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Submit:
-    """Submits a small experiment with some methods; the README's command with its file and its folder exchanged."""
+    """Submits a small experiment with some methods: a command, the README's, with its file and folder exchanged."""
     file = tmp_path_factory.mktemp("experiment") / "submitted.yaml"
 
-    def run(storage: Path, *methods: object) -> "subprocess.CompletedProcess[str]":
+    def run(storage: Path, *methods: object, command: str = "") -> "subprocess.CompletedProcess[str]":
         experiment = {
             "name": "submitted",
             "model": {"name": str(tiny_gpt2_dir), "dtype": "float32"},
@@ -102,10 +103,10 @@ def submit(
             "methods": list(methods),
         }
         file.write_text(yaml.safe_dump(experiment))
-        command = command_of_the_readme()
-        assert "experiments/quickstart.yaml" in command
+        command, replaced = re.subn(r"\S*experiments/\w+\.yaml", str(file), command or command_of_the_readme())
+        assert replaced == 1
         assert "/shared/loragrid" in command
-        command = command.replace("experiments/quickstart.yaml", str(file)).replace("/shared/loragrid", str(storage))
+        command = command.replace("/shared/loragrid", str(storage))
         return subprocess.run(
             shlex.split(command), env=head, cwd=ROOT, capture_output=True, text=True, timeout=JOB_SECONDS, check=False
         )
@@ -151,6 +152,22 @@ def test_a_trial_that_fails_fails_the_job_and_the_others_are_recorded_as_finishe
     assert "diverged: loss or gradient not finite" in done.stdout, done.stdout + done.stderr
     assert statuses_of_jobs(head)[-1] == "FAILED"
     assert recorded(tmp_path / "store") == {"": "FAILED", "lora": "FINISHED", "lora_fa": "FAILED", "vera": "FINISHED"}
+
+
+def test_the_job_of_the_kuberay_manifest_starts_its_sweep_and_goes_on_with_it_when_it_is_started_again(
+    submit: Submit, tmp_path: Path
+) -> None:
+    text = (ROOT / "docs" / "kuberay.yaml").read_text(encoding="utf-8")
+    (entrypoint,) = (found["spec"]["entrypoint"] for found in yaml.safe_load_all(text) if found["kind"] == "RayJob")
+    # As in the Kubernetes job that KubeRay makes of it; its image has the project installed.
+    installed = json.dumps({"env_vars": {"PYTHONPATH": f"{ROOT}/platform:{ROOT}/methods"}})
+    command = shlex.join(["ray", "job", "submit", "--runtime-env-json", installed, "--", *shlex.split(entrypoint)])
+    first, second = (submit(tmp_path / "store", "lora", command=command) for _ in range(2))
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "has no sweep 'kubernetes-1' yet: this is its first" in first.stdout
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "kubernetes-1: 1 trials have ended, 0 were begun, 0 are to be trained" in second.stdout
+    assert recorded(tmp_path / "store") == {"": "FINISHED", "lora": "FINISHED"}
 
 
 def test_a_submitted_experiment_that_is_impossible_fails_the_job(
