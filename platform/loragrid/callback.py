@@ -7,10 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ray
-from ray import PlacementGroupID, cloudpickle
+from ray import cloudpickle
 from ray.tune import Callback
-from ray.util.placement_group import PlacementGroup
 
 from loragrid.convergence import Convergence
 from loragrid.glossary import DIVERGED, STOPPED_EARLY
@@ -74,7 +72,6 @@ class RecordingCallback(Callback):
         self._convergence: dict[str, Convergence] = {}
         self._last_step: dict[str, int] = {}
         self._figures: dict[str, set[str]] = {}
-        self._placement_groups: dict[str, str] = {}  # by Tune's trial id
         self._closed = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -143,8 +140,6 @@ class RecordingCallback(Callback):
         """
         lane = self._lanes.get(trial.trial_id)
         failure, update = result.get("failure"), result.get("update")
-        if result.get("placement_group"):
-            self._placement_groups[trial.trial_id] = result["placement_group"]
         if lane is not None and isinstance(failure, LaneFailure):
             self._fail(lane, failure)
         if lane is None or not isinstance(update, PackUpdate):
@@ -175,7 +170,6 @@ class RecordingCallback(Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A lane ended; what it did not end itself was stopped early by the sweep's scheduler."""
-        self._free_workers(trial)
         lane = self._lanes.get(trial.trial_id)
         if lane is None:
             return
@@ -190,7 +184,6 @@ class RecordingCallback(Callback):
         One whose process could not be started, as often as it was tried, has never been announced. That is no pack's
         doing, and the next lane would fare no better: all its packs fail.
         """
-        self._free_workers(trial)
         lane, failure = self._lanes.get(trial.trial_id), describe_failure(_error_of(trial))
         if lane is None:
             lane = self._find_lane(trial)
@@ -198,20 +191,6 @@ class RecordingCallback(Callback):
                 return
             self.fail_unbegun(lane.packs, failure)
         self._fail(lane, failure)
-
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A lane's Tune trial was lost, and is tried again, with new workers."""
-        self._free_workers(trial)
-
-    def _free_workers(self, trial: Any) -> None:
-        """Give back what the lane's workers have reserved, in case that Ray Train has not.
-
-        Its controller does where it ends by itself, and its cleaner where it was killed; but not always (Ray 2.60, seen
-        with a trial that ASHA had stopped), and a later lane would wait for ever.
-        """
-        group = self._placement_groups.pop(trial.trial_id, None)
-        if group is not None and ray.is_initialized():
-            ray.util.remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))
 
     def _find_lane(self, trial: Any) -> Lane | None:
         """None for what is no trial of the experiment: the Tune trial raises the same, and fails alone."""

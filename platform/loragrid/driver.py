@@ -37,8 +37,8 @@ def drive_lane(
 ) -> None:
     """Train the lane's packs to their ends; their updates reach Tune one by one.
 
-    Workers that die are replaced, wherever there is room; the new ones go on from what `store` holds. Must be called in
-    a Tune trial.
+    Workers that die are replaced, wherever there is room; the new ones go on from what `store` holds. With `by_tune`
+    that is left to Tune. Must be called in a Tune trial.
 
     Raises:
         TrainingFailedError: the workers failed too often, or raised where failures cannot stay a trial's own.
@@ -69,7 +69,9 @@ def drive_lane(
         run_config=RunConfig(
             name=lane.lane_id,
             storage_path=storage_path,
-            failure_config=FailureConfig(max_failures=max_failures),
+            # Where Tune may stop the lane, it is Tune that tries again: Train's controller would take a stop for a
+            # failure of its workers, reserve resources for new ones, and be gone before anybody knew of these.
+            failure_config=FailureConfig(max_failures=0 if by_tune else max_failures),
             callbacks=[_Forward(reports)],  # type: ignore[list-item]  # mypy sees Ray Train's first version
         ),
     )

@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import math
 import os
 import signal
 import threading
@@ -133,9 +132,10 @@ class Rounds:
                     by_tune=by_tune,
                 )
             except TrainingFailedError as error:
+                if by_tune:
+                    raise
                 # Said, not raised: what Tune sees raised it tries again, as it should where a whole node was lost.
-                worst = {"eval_loss": math.inf, "train_loss": math.inf}
-                tune.report({"failure": describe_failure(error), "step": 0, **worst})
+                tune.report({"failure": describe_failure(error)})
 
         name = self.tune_name if number == 0 else f"{self.tune_name}.{number}"
         with quiet_tune():
@@ -152,7 +152,9 @@ class Rounds:
                     name=name,
                     storage_path=self.storage,
                     callbacks=[self.callback],
-                    failure_config=tune.FailureConfig(max_failures=MAX_LOST_DRIVERS),
+                    failure_config=tune.FailureConfig(
+                        max_failures=experiment.workers.max_failures if by_tune else MAX_LOST_DRIVERS
+                    ),
                     verbose=0,
                 ),
             ).fit()

@@ -53,8 +53,6 @@ class _RayReporter:
     def __init__(self, *, hold_back: bool) -> None:
         self._hold_back = hold_back
         self._held: PackUpdate | None = None
-        group = ray.util.get_current_placement_group()
-        self._placement_group = None if group is None else group.id.hex()
         self._latest: dict[str, dict[str, float]] = {name: {} for name in LOSSES}
 
     def __call__(self, update: PackUpdate) -> None:
@@ -65,9 +63,7 @@ class _RayReporter:
         if self._hold_back and not update.ended and losses.keys() != LOSSES.keys():
             self._held = update
             return
-        ray.train.report(
-            {"update": update, "step": update.completed, "placement_group": self._placement_group, **losses}
-        )
+        ray.train.report({"update": update, "step": update.completed, **losses})
 
     def _lowest_losses(self, update: PackUpdate) -> dict[str, float]:
         """What Tune's schedulers and searchers read: the lowest of the members' latest losses, by Tune's key."""
