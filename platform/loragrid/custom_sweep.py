@@ -50,7 +50,6 @@ def trainable(experiment: Experiment) -> Callable[[dict[str, Any]], None]:
             place(experiment.workers, cluster_nodes()),
             storage,
             store,
-            max_failures=experiment.workers.max_failures,
             engine_mode=experiment.engine.mode,
             by_tune=True,
         )

@@ -24,6 +24,7 @@ from loragrid.placement import Placement
 from loragrid.planning import Lane, Pack, Plan, assign_lanes
 from loragrid.progress import SweepProgress
 from loragrid.recorder import Recorder
+from loragrid.storage import below
 from loragrid.trial_store import TrialStore
 
 # What a Tune trial's process was seen to hold: Ray, torch and transformers imported, nothing loaded.
@@ -113,7 +114,7 @@ class Rounds:
         return num_packs if alone else self.placement.num_packs or num_packs
 
     def _tune(self, lanes: Sequence[Lane], number: int) -> None:
-        experiment, placement, storage = self.plan.experiment, self.placement, f"{self.storage}/{self.tune_name}"
+        experiment, placement, storage = self.plan.experiment, self.placement, below(self.storage, self.tune_name)
         store = self.store
         early_stopping = experiment.early_stopping
         by_tune = early_stopping is not None and experiment.pack.max_members == 1
