@@ -2,7 +2,6 @@
 
 import io
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,18 +15,12 @@ import pytest
 from rich.console import Console
 
 import loragrid as lg
+from tests.loragrid.mounts import can_mount
 from tests.loragrid.sweep_processes import curves, experiment, settings_of
-
-
-def can_unshare() -> bool:
-    """Whether this machine lets a test give processes a view of the file system of their own."""
-    command = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
-    return bool(shutil.which("unshare")) and subprocess.run(command, capture_output=True).returncode == 0
-
 
 pytestmark = [
     pytest.mark.end_to_end,
-    pytest.mark.skipif(not can_unshare(), reason="no right to mount: the nodes would share all their folders"),
+    pytest.mark.skipif(not can_mount(), reason="no right to mount: the nodes would share all their folders"),
 ]
 
 

@@ -23,6 +23,7 @@ from loragrid.recorder import Recorder
 from loragrid.spool import Spool, SpoolInUseError
 from loragrid.sync import sync
 from loragrid.tracking import KIND_TAG, REASON_TAG, TRIAL_TAG, default_tracking_uri
+from tests.loragrid.mounts import can_mount, small_disk
 
 NUM_STEPS = 30
 
@@ -259,18 +260,10 @@ def test_a_second_sweep_of_the_same_name_is_refused(tmp_path: Path) -> None:
         Recorder("twice", uri, spool_folder=tmp_path / "spool").start_sweep("mine", {}, {})
 
 
-def can_mount() -> bool:
-    """Whether this process may give a folder a disk of its own."""
-    command = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
-    return bool(shutil.which("unshare")) and subprocess.run(command, capture_output=True).returncode == 0
-
-
 @pytest.mark.skipif(not can_mount(), reason="no right to mount: the disk that gets full must be a small one")
 def test_a_full_disk_delays_the_record_and_loses_nothing(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)], check=True)
-    try:
+    with small_disk(disk, "1m"):
         spool = Spool(disk / "a", {"experiment": "a"})
         spool.append({"do": "tags", "run": "0"})
         room = shutil.disk_usage(disk).free
@@ -286,8 +279,6 @@ def test_a_full_disk_delays_the_record_and_loses_nothing(tmp_path: Path) -> None
         assert spool.write_out()
         assert [operation["run"] for _, operation in spool.pending()] == [str(number) for number in range(400)]
         spool.close()
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_a_new_sweep_never_gets_the_name_of_one_that_mlflow_has_not_heard_of(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """Workers killed at any moment: others take the lane over, and every curve is the undisturbed one to the bit."""
 
-import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +16,7 @@ from loragrid.pack_trainer import PackTrainer
 from loragrid.planning import Lane, Pack
 from loragrid.take_over import DAMAGED_TAG, take_over, what_is_left
 from loragrid.trial_store import TrialStore
+from tests.loragrid.mounts import can_mount, small_disk
 from tests.loragrid.small_packs import Setup, make_setup
 
 HALVING = EarlyStoppingConfig.model_validate({"grace_steps": 2, "reduction_factor": 2})
@@ -179,34 +178,24 @@ def test_a_trial_whose_state_cannot_be_written_fails_with_the_reason_and_the_oth
     assert (saved.state.completed, damaged) == (2, [])
 
 
-def can_mount() -> bool:
-    """Whether this process may give a folder a disk of its own."""
-    command = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
-    return bool(shutil.which("unshare")) and subprocess.run(command, capture_output=True).returncode == 0
-
-
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder)], check=True)
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+def four_mebibytes(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", "4m"):
+        yield tmp_path / "disk"
 
 
 @pytest.mark.skipif(not can_mount(), reason="no right to mount: the disk that gets full must be a small one")
 def test_a_trial_whose_state_a_real_disk_cannot_hold_fails_alone_and_goes_on_once_there_is_room(
-    setup: Setup, tmp_path: Path, small_disk: Path
+    setup: Setup, tmp_path: Path, four_mebibytes: Path
 ) -> None:
     common: dict[str, Any] = {"checkpoint_every": 2, "report_every": 2, "measure_steps": 0}
     large = setup.trial("lora", {"rank": 32}, **common)  # a state of 0.8 MB, where the others' are of 0.03
     packs = [[setup.trial("lora", {"rank": 1}, **common), large], [setup.trial("vera", **common)]]
     calm = Driver(store=TrialStore(str(tmp_path / "calm")))
     run_workers(setup, packs, calm, None)
-    ballast = small_disk / "ballast"
+    ballast = four_mebibytes / "ballast"
     ballast.write_bytes(bytes(3 * 2**20))
-    short = Driver(store=TrialStore(str(small_disk / "trials")))
+    short = Driver(store=TrialStore(str(four_mebibytes / "trials")))
     run_workers(setup, packs, short, None)
     failed = short.ended.pop(large.trial_id)
     assert failed.status == "FAILED"
