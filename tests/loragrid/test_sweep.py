@@ -267,8 +267,8 @@ def test_the_table_has_a_row_per_trial(packed: lg.SweepResult) -> None:
 def test_a_pack_of_one_each_has_a_trainer_of_its_own_the_same_curves_and_tunes_asha_for_early_stopping(
     packed: lg.SweepResult, settings: dict[str, Any]
 ) -> None:
-    # The last is hopeless, and never the first at a rung: Tune stops it.
-    methods = [{"name": "lora", "rank": 4}, *FIVE_METHODS[2:4], {"name": "lora", "rank": 4, "lr": 1e-6}]
+    # The last is hopeless. Two run at once, so two others have been at the first rung when it comes: Tune stops it.
+    methods = [{"name": "lora", "rank": 4}, *FIVE_METHODS[2:4], {"name": "lora_plus", "lr": 1e-6}]
     experiment = lg.Experiment(
         name="alone",
         methods=methods,
@@ -280,6 +280,7 @@ def test_a_pack_of_one_each_has_a_trainer_of_its_own_the_same_curves_and_tunes_a
     trainers = Path(settings["storage"]["path"]) / "ray" / "alone-1"
     assert {folder.name for folder in trainers.glob("pack-*")} == {f"pack-00{index}" for index in range(4)}
     hopeless = alone.plan.trials[-1].trial_id
+    assert [trial.trial_id for trial in alone.plan.packs[-1].trials] == [hopeless]
     assert alone.outcome.statuses[hopeless] == "KILLED"
     assert alone.outcome.reasons[hopeless] == "stopped early by the sweep's scheduler"
     own, shared = curves(alone), curves(packed)
