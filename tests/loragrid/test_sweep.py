@@ -268,7 +268,7 @@ def test_a_pack_of_one_each_has_a_trainer_of_its_own_the_same_curves_and_tunes_a
     packed: lg.SweepResult, settings: dict[str, Any]
 ) -> None:
     # The last is hopeless. Two run at once, so two others have been at the first rung when it comes: Tune stops it.
-    methods = [{"name": "lora", "rank": 4}, "lora_plus", FIVE_METHODS[2], {"name": "delta_lora", "lr": 1e-6}]
+    methods = [{"name": "lora", "rank": 4}, "lora_plus", FIVE_METHODS[2], FIVE_METHODS[3] | {"lr": 1e-6}]
     experiment = lg.Experiment(
         name="alone",
         methods=methods,
