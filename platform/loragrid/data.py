@@ -178,4 +178,4 @@ def _load(folder: Path) -> TokenizedData:
         split: TokenRows(*(tensors[f"{split}.{field.name}"].to(torch.int64) for field in fields(TokenRows)))
         for split in SPLITS
     }
-    return TokenizedData(**splits, **summary)
+    return TokenizedData(train=splits["train"], evaluation=splits["evaluation"], test=splits["test"], **summary)

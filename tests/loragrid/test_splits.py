@@ -109,7 +109,7 @@ def test_too_few_test_rows_are_refused_with_the_key(load: Any, tmp_path: Path) -
 @pytest.mark.parametrize("key", ["test_name", "test_split"])
 def test_a_source_of_test_rows_without_a_number_of_them_is_refused(key: str) -> None:
     with pytest.raises(ValueError, match=rf"{key}.*num_test"):
-        DataConfig(name="some/data", **{key: "test.jsonl"})
+        DataConfig.model_validate({"name": "some/data", key: "test.jsonl"})
 
 
 @pytest.fixture(scope="module")
