@@ -25,7 +25,7 @@ def test_the_custom_sweeps_are_the_tested_ones(function: object) -> None:
 def test_the_experiment_file_in_the_readme_is_a_valid_one() -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     experiment = experiment_from_mapping(yaml.safe_load(text), source="README.md")
-    assert len(expand(experiment)) == (2 + 4 + 2 + 2) * 3
+    assert len(expand(experiment)) == (2 + 4 + 2 + 6) * 3
 
 
 def test_every_method_and_every_experiment_file_is_listed() -> None:

@@ -17,7 +17,7 @@ from loragrid.messages import LaneFailure, PackUpdate, TrialEnd
 from loragrid.planning import Lane, Pack, count_parameters
 from loragrid.progress import SweepProgress
 from loragrid.recorder import Recorder
-from loragrid.tracking import card_tags
+from loragrid.tracking import LABEL_TAG, card_tags
 from loragrid.trial_store import OUTPUTS, TrialStore
 
 if TYPE_CHECKING:
@@ -217,7 +217,8 @@ class RecordingCallback(Callback):
             if trial.trial_id in self._trials:
                 continue
             self._trials[trial.trial_id] = trial
-            tags = {"loragrid.pack": pack_id, **self.environment, **card_tags(trial.method.card)}
+            label = {LABEL_TAG: trial.label or trial.method.name}
+            tags = {"loragrid.pack": pack_id, **label, **self.environment, **card_tags(trial.method.card)}
             self._convergence[trial.trial_id] = Convergence(threshold=trial.training.loss_threshold)
             if trial.trial_id in self._earlier:
                 before = self._earlier[trial.trial_id]

@@ -4,7 +4,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,7 @@ from loragrid.axes import varying_axes
 from loragrid.glossary import CURVE_METRICS, SUMMARY_METRICS
 from loragrid.tracking import (
     KIND_TAG,
+    LABEL_TAG,
     METHOD_TAG,
     PARENT_TAG,
     QUESTION_TAG,
@@ -37,9 +38,11 @@ class Comparison:
     """One sweep, read from MLflow.
 
     `table` has one row per trial, in the order in which they were started: trial_id, status, method, every axis that
-    varies, every metric of the sweep by its MLflow key, reason, run_id. What was not measured is missing.
+    varies, every metric of the sweep by its MLflow key, reason, run_id. What was not measured is missing. A method
+    stands there under its label, where the experiment gives it one.
     `curves` has one row per point: trial_id, method, step, key, value.
-    `axes` maps the names of the table's axis columns to the dotted paths of the YAML file.
+    `axes` maps the names of the table's axis columns to the dotted paths of the YAML file, `methods` what stands in the
+    table's method column to the method's name.
     """
 
     experiment_name: str
@@ -51,6 +54,7 @@ class Comparison:
     axes: Mapping[str, str]
     table: pd.DataFrame
     curves: pd.DataFrame
+    methods: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def metric_keys(self) -> list[str]:
@@ -107,6 +111,7 @@ def load_comparison(experiment_name: str, tracking_uri: str, sweep: str | None =
         experiment_id=str(experiment.experiment_id),
         sweep_run_id=str(parent.info.run_id),
         axes=axes,
+        methods={_label(run): run.data.tags.get(METHOD_TAG, "") for run in runs},
         table=_build_table(runs, axes),
         curves=_build_curves(client, runs),
     )
@@ -156,6 +161,10 @@ def _parameters(run: Run) -> dict[str, Scalar]:
     return {key: parse_parameter(text) for key, text in run.data.params.items()}
 
 
+def _label(run: Run) -> str:
+    return run.data.tags.get(LABEL_TAG) or run.data.tags.get(METHOD_TAG, "")
+
+
 def _build_table(runs: Sequence[Run], axes: Mapping[str, str]) -> pd.DataFrame:
     found = dict.fromkeys(key for run in runs for key in run.data.metrics if key not in CURVE_METRICS)
     # The known metrics keep the glossary's order; what a newer or own program logged stands behind them.
@@ -164,7 +173,7 @@ def _build_table(runs: Sequence[Run], axes: Mapping[str, str]) -> pd.DataFrame:
     columns: dict[str, list[Any]] = {
         "trial_id": [run.data.tags.get(TRIAL_TAG, run.info.run_name) for run in runs],
         "status": [run.info.status for run in runs],
-        "method": [run.data.tags.get(METHOD_TAG, "") for run in runs],
+        "method": [_label(run) for run in runs],
         **{name: [row.get(path) for row in parameters] for name, path in axes.items()},
         **{key: [run.data.metrics.get(key) for run in runs] for key in metric_keys},
         "reason": [run.data.tags.get(REASON_TAG, "") for run in runs],
@@ -190,7 +199,7 @@ def _build_curves(client: MlflowClient, runs: Sequence[Run]) -> pd.DataFrame:
     rows: list[tuple[str, str, int, str, float]] = []
     for run in runs:
         trial_id = run.data.tags.get(TRIAL_TAG, run.info.run_name)
-        method = run.data.tags.get(METHOD_TAG, "")
+        method = _label(run)
         for key in CURVE_METRICS:
             if key in run.data.metrics:
                 points = _last_value_per_step(client.get_metric_history(run.info.run_id, key))

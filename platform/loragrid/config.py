@@ -62,21 +62,25 @@ if TYPE_CHECKING:
 class MethodConfig(Section):
     """One method of an experiment with what is special to it.
 
-    Every key beside `name` and `grid` is a hyperparameter of the method or one of MEMBER_TRAINING_KEYS.
+    label: what the comparison calls it, by default its name; methods of one label are tuned as one. Every key beside
+    these and `grid` is a hyperparameter of the method or one of MEMBER_TRAINING_KEYS.
     """
 
     model_config = ConfigDict(extra="allow")
 
     name: str
+    label: str | None = None
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
 
     if TYPE_CHECKING:  # the settings are checked below, where the method is known
 
-        def __init__(self, *, name: str, grid: Mapping[str, Axis] = ..., **settings: Any) -> None: ...
+        def __init__(
+            self, *, name: str, label: str | None = None, grid: Mapping[str, Axis] = ..., **settings: Any
+        ) -> None: ...
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Key -> value of everything the block fixes, hyperparameters and training keys."""
+        """Key -> value of all that the block fixes, hyperparameters and training keys."""
         return dict(self.model_extra or {})
 
     @model_validator(mode="before")

@@ -24,6 +24,15 @@ OptionalText = Annotated[
         description="text on one line, or null",
     ),
 ]
+Label = Annotated[
+    str | None,
+    Field(
+        strict=True,
+        max_length=40,
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_ .+()/=-]*$",
+        description="at most 40 letters, digits, spaces and _.+()/=-, beginning with a letter, a digit or _, or null",
+    ),
+]
 Revision = Annotated[
     str | None,
     Field(

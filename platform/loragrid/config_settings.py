@@ -14,6 +14,7 @@ from loragrid.config_sections import (
     MEMBER_TRAINING_KEYS,
     OBSERVATION_KEYS,
     DataConfig,
+    Label,
     ModelConfig,
     Section,
     Seed,
@@ -170,7 +171,10 @@ def check_method_block(block: Mapping[str, Any]) -> dict[str, Any]:
         if key in ("name", "grid"):
             continue
         try:
-            checked[key] = check_setting(name, known, key, value)
+            if key == "label":
+                checked[key] = check_label(name, value)
+            else:
+                checked[key] = check_setting(name, known, key, value)
         except ExperimentError as error:
             problems += error.problems
     grid = block.get("grid", {})
@@ -188,6 +192,17 @@ def check_method_block(block: Mapping[str, Any]) -> dict[str, Any]:
     return checked | {"grid": axes}
 
 
+def check_label(method: str, label: object) -> str | None:
+    """A block's label; one that is the name of another method would deceive."""
+    import loragrid_methods  # as above
+
+    text: str | None = check_value(Label, "label", label)
+    if text != method and text in loragrid_methods.method_names():
+        what = f"is another method's name, and this is {method}"
+        raise ExperimentError([Problem(key="label", value=label, what=what, allowed="a name of its own")])
+    return text
+
+
 def check_method_axis(
     method: str, known: Mapping[str, Any], key: str, values: object, *, fixed: bool
 ) -> tuple[Any, ...]:
@@ -202,5 +217,5 @@ def check_method_axis(
 def check_setting(method: str, known: Mapping[str, Any], key: str, value: object) -> Any:
     """The value of one key of a method's block; `known` is `setting_types(method)`."""
     if key not in known:
-        raise ExperimentError([unknown(f"setting of {method}", key, known, key=key, value=value)])
+        raise ExperimentError([unknown(f"setting of {method}", key, [*known, "label"], key=key, value=value)])
     return check_value(known[key], key, value)

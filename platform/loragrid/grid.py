@@ -47,6 +47,8 @@ class Trial:
     model: ModelConfig
     data: DataConfig
     training: TrainingConfig
+    label: str = ""
+    """What the comparison calls the method; "": its name. No part of the trial's identity."""
 
     def parameters(self) -> dict[str, Scalar]:
         """Dotted YAML path -> value of everything that defines the trial, flat, as MLflow records it."""
@@ -157,7 +159,8 @@ def _build_trial(experiment: Experiment, place: int, axes: Mapping[str, Any]) ->
     except ValueError as error:
         raise ExperimentError([Problem(key=f"methods.{place}", what=str(error))]) from None
     seed = values["seed"]
-    return Trial(trial_id=_trial_id(method, seed, **sections), method=method, seed=seed, **sections)
+    trial_id = _trial_id(method, seed, **sections)
+    return Trial(trial_id=trial_id, method=method, seed=seed, **sections, label=block.label or "")
 
 
 def _key_in_file(axis: str, block: MethodConfig, place: int) -> str:

@@ -27,7 +27,7 @@ def render_plan(plan: Plan) -> RenderableType:
         point = ["" if parameters.get(path) is None else str(parameters[path]) for path in axes.values()]
         table.add_row(
             trial.trial_id,
-            trial.method.name,
+            trial.label or trial.method.name,
             *point,
             f"{count.trainable:,}",
             f"{count.stored:,}",

@@ -28,6 +28,7 @@ KIND_TAG = "loragrid.kind"
 SWEEP_TAG = "loragrid.sweep"
 TRIAL_TAG = "loragrid.trial_id"
 METHOD_TAG = "loragrid.method"
+LABEL_TAG = "loragrid.label"
 REASON_TAG = "loragrid.reason"
 QUESTION_TAG = "loragrid.question"
 

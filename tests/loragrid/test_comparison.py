@@ -9,7 +9,7 @@ import pytest
 
 from loragrid.comparison import load_comparison, sort_by_final_loss
 from loragrid.recorder import Recorder
-from loragrid.tracking import QUESTION_TAG, Scalar, default_tracking_uri
+from loragrid.tracking import LABEL_TAG, QUESTION_TAG, Scalar, default_tracking_uri
 
 
 @pytest.fixture(scope="module")
@@ -184,3 +184,17 @@ def test_sorting_puts_the_lowest_loss_first_then_the_finished_without_one_then_t
     assert list(sort_by_final_loss(table)["trial_id"]) == ["low", "high", "none", "failed-low", "killed"]
     without_losses = table[["trial_id", "status"]]
     assert list(sort_by_final_loss(without_losses)["trial_id"]) == ["none", "high", "low", "failed-low", "killed"]
+
+
+def test_a_method_stands_in_the_table_and_the_curves_under_its_label(tmp_path: Path) -> None:
+    uri = default_tracking_uri(str(tmp_path), None)
+    recorder = Recorder("labels", uri)
+    recorder.start_sweep("only", {}, {})
+    for trial_id, tags in {"lora-a": {}, "lora-b": {LABEL_TAG: "rsLoRA"}}.items():
+        recorder.start_trial(trial_id, {"method.name": "lora", "seed": 0}, tags)
+        recorder.log_records(trial_id, [{"step": 0, "eval/loss": 3.0}])
+        recorder.end_trial(trial_id, "FINISHED")
+    recorder.end_sweep("FINISHED")
+    comparison = load_comparison("labels", uri)
+    assert list(comparison.table["method"]) == list(comparison.curves["method"]) == ["lora", "rsLoRA"]
+    assert comparison.methods == {"lora": "lora", "rsLoRA": "lora"}

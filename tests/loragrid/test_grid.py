@@ -284,3 +284,19 @@ def test_every_experiment_of_the_project_expands(path: Path) -> None:
     trials = expand(load_experiment(path))
     assert len(trials) >= 12
     assert len({trial.trial_id for trial in trials}) == len(trials)
+
+
+def test_a_label_is_kept_and_is_no_part_of_a_trials_identity() -> None:
+    def trials(**block: Any) -> list[Trial]:
+        return expand(experiment(methods=[{"name": "lora", "rslora": True, **block}]))
+
+    (plain,), (labelled,) = trials(), trials(label="rsLoRA")
+    assert (plain.label, labelled.label) == ("", "rsLoRA")
+    assert labelled.trial_id == plain.trial_id
+    assert labelled.parameters() == plain.parameters()
+
+
+@pytest.mark.parametrize("label", ["vera", "<b>", "", 7, "a\nb", "x" * 41])
+def test_a_label_that_would_deceive_or_break_a_table_is_refused(label: object) -> None:
+    with pytest.raises(ValueError, match=r"methods\.0\.label: .*allowed: "):
+        experiment(methods=[{"name": "lora", "label": label}])
