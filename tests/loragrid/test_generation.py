@@ -185,6 +185,12 @@ def test_generation_ends_with_the_last_row_and_not_later(setup: Setup) -> None:
     answers = generate(model, PROMPTS, KEYS, decoding(), count, frozen=True)[0]
     assert counted == [NUM_NEW]
     counted[0] = 0
+    ends = sorted({row[5 + index] for index, row in enumerate(answers)})
+    (ended,) = generate(model, PROMPTS, KEYS, decoding(*ends), count, frozen=True)
+    assert len({len(row) for row in ended}) > 1
+    assert counted == [max(len(row) for row in ended) + 1]
+    assert counted[0] < NUM_NEW
+    counted[0] = 0
     first_tokens = sorted({row[0] for row in answers})
     assert generate(model, PROMPTS, KEYS, decoding(*first_tokens), count, frozen=True) == [[[] for _ in PROMPTS]]
     assert counted == [1]
