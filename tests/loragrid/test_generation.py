@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,10 +74,10 @@ def alone(model: PackModel, member: int, setup: Setup, folder: Path) -> PreTrain
     return base
 
 
-def by_transformers(base: PreTrainedModel, prompt: Sequence[int], ends: Sequence[int]) -> list[int]:
+def by_transformers(base: Any, prompt: Sequence[int], ends: Sequence[int]) -> list[int]:
     """What transformers' own greedy decoding answers to a single prompt, without the token that ended it."""
     ids = torch.tensor([list(prompt)])
-    found = base.generate(
+    found: list[int] = base.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         do_sample=False,

@@ -174,7 +174,10 @@ def test_an_experiment_with_a_task_reads_back_from_what_it_dumps() -> None:
 def test_the_prompt_is_what_precedes_the_completion(load: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     data = load(PAIRS)
     for question in questions_of(data.evaluation):
-        prompt, reference = tokenizer.decode(question.prompt), tokenizer.decode(question.reference)
+        prompt, reference = (
+            str(tokenizer.decode(list(question.prompt))),
+            str(tokenizer.decode(list(question.reference))),
+        )
         number = int(prompt.removeprefix("Is ").removesuffix(" even?"))
         assert reference == PAIRS[number]["completion"] + "<|end|>"
         assert question.prompt == tuple(tokenizer(prompt)["input_ids"])
@@ -189,14 +192,14 @@ def test_the_question_of_a_chat_is_all_before_the_assistants_last_turn(
         [{"role": role, "content": f"{role} {turn} {row}"} for turn, role in enumerate(roles)] for row in range(12)
     ]
     data = load([{"messages": messages} for messages in turns])
-    by_row = {str(tokenizer.decode(question.prompt)): question for question in questions_of(data.evaluation)}
+    by_row = {str(tokenizer.decode(list(question.prompt))): question for question in questions_of(data.evaluation)}
     rendered = {
         tokenizer.apply_chat_template(messages[:3], tokenize=False, add_generation_prompt=True): messages
         for messages in turns
     }
     assert len(by_row) == 6
     for prompt, question in by_row.items():
-        assert tokenizer.decode(question.reference) == rendered[prompt][3]["content"] + "<|end|>"
+        assert tokenizer.decode(list(question.reference)) == rendered[prompt][3]["content"] + "<|end|>"
         assert list(question.prompt) == tokenizer(prompt, add_special_tokens=False)["input_ids"]
 
 

@@ -1,8 +1,9 @@
-"""Accuracy and forgetting are what each member's model shows alone, are looked at when asked, and stand in the record."""
+"""Accuracy and forgetting are what each member's model shows alone, looked at when asked, and recorded."""
 
 import csv
 import itertools
 import json
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,9 +27,10 @@ from loragrid.training import one_worker
 from tests.loragrid.small_packs import Run, Setup, largest_difference, make_setup, run_pack
 from tests.loragrid.test_lane_run import Seen, lane
 
-STEPS = 24
+STEPS = 60
 NUM_EVAL, NUM_TEST = 10, 7
-EXACT = TaskConfig(kind="exact_match", answer_after="####", normalise="number", max_new_tokens=12)
+EXACT = TaskConfig(kind="exact_match", answer_pattern="(#+)", max_new_tokens=12)
+"""As much as so small a model learns in so few steps: to write four of these."""
 LIKELY = TaskConfig(kind="label_likelihood")
 
 
@@ -58,10 +60,10 @@ def trials_of(setup: Setup, task: TaskConfig | None, **training: Any) -> list[Tr
     """Members that learn well, badly, and not at all."""
     settings = {"steps": STEPS, "measure_steps": 0} | training
     trials = [
-        setup.trial("lora", {"rank": 8}, lr=0.05, **settings),
-        setup.trial("lora", {"rank": 4}, lr=0.02, seed=1, **settings),
-        setup.trial("frozen", **settings),
-        setup.trial("vera", {"rank": 16}, lr=0.3, **settings),
+        setup.trial("lora", {"rank": 16}, lr=0.02, batch_size=8, **settings),
+        setup.trial("lora", {"rank": 4}, lr=0.005, batch_size=8, seed=1, **settings),
+        setup.trial("frozen", batch_size=8, **settings),
+        setup.trial("vera", {"rank": 16}, lr=0.3, batch_size=8, **settings),
     ]
     return [replace(trial, task=task, trial_id=f"{trial.trial_id}-{task is None}") for trial in trials]
 
@@ -93,7 +95,7 @@ def texts(setup: Setup, split: str) -> list[tuple[list[int], str]]:
     return found
 
 
-def answers_of_transformers(base: PreTrainedModel, setup: Setup, split: str) -> list[int]:
+def answers_of_transformers(base: Any, setup: Setup, split: str) -> list[int]:
     tokenizer = load_tokenizer(setup.model)
     right = []
     for prompt, completion in texts(setup, split):
@@ -106,8 +108,8 @@ def answers_of_transformers(base: PreTrainedModel, setup: Setup, split: str) -> 
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )[0, len(prompt) :]
-        said = str(tokenizer.decode(found, skip_special_tokens=True)).rpartition("####")
-        right.append(int(bool(said[1]) and said[2].strip() == completion.rpartition("####")[2].strip()))
+        said = str(tokenizer.decode(found, skip_special_tokens=True))
+        right.append(int(re.findall("#+", said)[-1:] == re.findall("#+", completion)[-1:]))
     return right
 
 
@@ -139,7 +141,7 @@ def test_every_members_right_answers_are_those_of_transformers_on_its_model(
         assert right[member].tolist() == answers_of_transformers(model, setup, name), member
     assert 0 < right.mean() < 1
     assert right[2].sum() == 0
-    assert 0 < right[0].sum()
+    assert right[0].sum() > 0
 
 
 @pytest.mark.parametrize("split", ["eval", "test"])
@@ -197,14 +199,15 @@ def _decide(scorer: TaskScorer, shares: Sequence[torch.Tensor], task: TaskConfig
         return total
     labels = sorted({row["completion"].strip() for row in sums()})
     own = torch.tensor([labels.index(completion.strip()) for _, completion in texts(setup, "test")])
-    return (total.unflatten(1, (NUM_TEST, len(labels))).argmin(-1) == own).double()
+    right: torch.Tensor = (total.unflatten(1, (NUM_TEST, len(labels))).argmin(-1) == own).double()
+    return right
 
 
 def test_accuracy_is_looked_at_before_the_first_step_after_the_last_and_when_asked(setup: Setup) -> None:
     for fields, expected in (
         ({}, {0, STEPS}),
         ({"base": False}, {STEPS}),
-        ({"every": 10}, {0, 10, 20, STEPS}),
+        ({"every": 25}, {0, 25, 50, STEPS}),
     ):
         trials = trials_of(setup, EXACT.model_copy(update=fields))
         seen = lane(setup, [trials])
