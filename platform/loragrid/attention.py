@@ -1,5 +1,7 @@
 """Causal attention without a mask: with right padding, no labelled token ever sees what the mask would hide."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -69,3 +71,20 @@ def use_causal_attention(base: PreTrainedModel, input_ids: Tensor) -> str:
         base.set_attn_implementation(before)
         return f"{type(base).__name__}'s attention is not plain causal (hidden states differ by {difference:.1e})"
     return ""
+
+
+@contextmanager
+def masked_attention(base: PreTrainedModel) -> Iterator[None]:
+    """Within, `base` uses an attention of transformers that takes masks, as padded prompts and a cache need it."""
+    before = base.config._attn_implementation
+    if before != NAME:
+        yield
+        return
+    try:
+        base.set_attn_implementation("sdpa")
+    except ValueError:  # a model for which transformers knows none
+        base.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        base.set_attn_implementation(before)

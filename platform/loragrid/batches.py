@@ -60,7 +60,7 @@ class PackBatches:
             rows, ones = self.data.evaluation, torch.ones(num_members).double()
             self._evaluation[num_members] = [
                 self._batch(_repeat(_padded(rows, start, self.rows_at_once), num_members), ones)
-                for start in self._starts(len(rows))
+                for start in self.starts(len(rows))
             ]
         return self._evaluation[num_members]
 
@@ -70,10 +70,10 @@ class PackBatches:
         Its `num_labels` has a one for each of its rows, so that it gives the sum of every row by itself.
         """
         ones = torch.ones(num_members * self.rows_at_once).double()
-        for start in self._starts(len(rows)):
+        for start in self.starts(len(rows)):
             yield start, self._batch(_repeat(_padded(rows, start, self.rows_at_once), num_members), ones)
 
-    def _starts(self, num_rows: int) -> range:
+    def starts(self, num_rows: int) -> range:
         """Where this worker's batches of `rows_at_once` rows begin.
 
         Every batch has the same shape and every worker as many, for where the base is sharded all of them take part in

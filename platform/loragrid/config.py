@@ -32,6 +32,7 @@ from loragrid.config_settings import (
     section_axis_types,
     writes_base,
 )
+from loragrid.config_task import TaskConfig, task_problems
 from loragrid.config_yaml import read_yaml
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "ModelConfig",
     "PackConfig",
     "StorageConfig",
+    "TaskConfig",
     "TrackingConfig",
     "TrainingConfig",
     "WorkersConfig",
@@ -127,6 +129,7 @@ class Experiment(Section):
     pack: PackConfig = PackConfig()
     engine: EngineConfig = EngineConfig()
     early_stopping: EarlyStoppingConfig | None = None
+    task: TaskConfig | None = None
     tracking: TrackingConfig = TrackingConfig()
     storage: StorageConfig = StorageConfig()
 
@@ -146,6 +149,7 @@ class Experiment(Section):
             pack: PackConfig | Mapping[str, Any] = ...,
             engine: EngineConfig | Mapping[str, Any] = ...,
             early_stopping: EarlyStoppingConfig | Mapping[str, Any] | None = ...,
+            task: TaskConfig | Mapping[str, Any] | None = ...,
             tracking: TrackingConfig | Mapping[str, Any] = ...,
             storage: StorageConfig | Mapping[str, Any] = ...,
         ) -> None: ...
@@ -175,6 +179,8 @@ class Experiment(Section):
                 problems += sharing_problems(size, self.training.micro_batch_size, num_workers)
         if self.workers.strategy == "shard":
             problems += self._sharding_problems()
+        if self.task is not None:
+            problems += task_problems(self.data, self.grid)
         grace_steps = self.early_stopping.grace_steps if self.early_stopping else 0
         if self.early_stopping is not None and self.pack.max_members == 1:
             for axis in self.grid:

@@ -93,6 +93,8 @@ class DataConfig(Section):
     name: embedded name, local .jsonl, .csv or .parquet file, or hub id (`revision`; `subset`: the hub's config name).
     eval_name: local file with the eval rows. eval_split: the split with the eval rows. Neither: part of the train rows.
     test_name, test_split: the same of the test rows.
+    forgetting_name: local .txt file, or one of the above with a column `text`, of plain text: its loss before and after
+    training is recorded. num_forgetting: its first pieces of max_length tokens; null takes them all.
     columns: canonical column -> column in the data. max_length: tokens; longer rows are skipped and counted.
     num_train, num_eval, num_test: rows; num_train null takes them all. Settings are chosen on the eval rows; the test
     rows are looked at once, after the last step. loss_on: the tokens that count in the loss.
@@ -106,6 +108,8 @@ class DataConfig(Section):
     eval_split: OptionalText = None
     test_name: OptionalText = None
     test_split: OptionalText = None
+    forgetting_name: OptionalText = None
+    num_forgetting: OptionalCount = None
     columns: Annotated[
         dict[str, Text], Field(description=f"a mapping from {', '.join(CANONICAL_COLUMNS)} to the data's column names")
     ] = {}
@@ -138,6 +142,9 @@ class DataConfig(Section):
             if getattr(self, key) is not None and self.num_test == 0:
                 what, allowed = "no test row is taken from it", "num_test set to a whole number from 1 on, or null here"
                 problems.append(Problem(key=key, value=getattr(self, key), what=what, allowed=allowed))
+        if self.forgetting_name is None and self.num_forgetting is not None:
+            what, allowed = "no text is read", "forgetting_name set, or null here"
+            problems.append(Problem(key="num_forgetting", value=self.num_forgetting, what=what, allowed=allowed))
         if problems:
             raise ExperimentError(problems)
         return self

@@ -5,7 +5,7 @@ import importlib.metadata
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from loragrid.cache import cache_folder, cached_folder
 from loragrid.config import DataConfig, ModelConfig
+from loragrid.forgetting import forgetting_pieces
 from loragrid.loss import IGNORED
 from loragrid.models import max_context
 from loragrid.splits import SPLITS, choose_rows, open_sources, permutation
@@ -68,7 +69,7 @@ class TokenizedData:
     """All rows of an experiment.
 
     test: 0 rows where none are asked for. skipped: reason -> rows that were read but not used. digest: of the tokens.
-    num_source_rows: in the train source.
+    num_source_rows: in the train source. forgetting: plain text, of shapes of its own; never stored.
     """
 
     train: TokenRows
@@ -77,6 +78,7 @@ class TokenizedData:
     skipped: dict[str, int]
     digest: str
     num_source_rows: int
+    forgetting: TokenRows | None = None
 
 
 def load_data(data: DataConfig, model: ModelConfig, tokenizer: "PreTrainedTokenizerBase") -> TokenizedData:
@@ -110,7 +112,11 @@ def load_data(data: DataConfig, model: ModelConfig, tokenizer: "PreTrainedTokeni
         assert tokenizer.pad_token_id is not None, "load_tokenizer sees to a pad token"
         _save(folder, splits, int(tokenizer.pad_token_id), skipped, sources["train"].rows.num_rows)
 
-    return _load(cached_folder(cache_folder() / "tokens" / name, fill))
+    forgetting = [LabelledTokens(piece, tuple(range(len(piece) - 1))) for piece in forgetting_pieces(data, tokenizer)]
+    return replace(
+        _load(cached_folder(cache_folder() / "tokens" / name, fill)),
+        forgetting=pad_rows(forgetting, int(tokenizer.pad_token_id or 0)) if forgetting else None,
+    )
 
 
 def batch_indices(num_rows: int, batch_size: int, seed: int, step: int) -> Tensor:
@@ -141,12 +147,10 @@ def _save(
     from safetensors.torch import save_file
 
     all_rows = [row for rows in splits.values() for row in rows]
-    length = max(len(row.input_ids) for row in all_rows)
-    num_labels = max(len(row.label_positions) for row in all_rows)
     tensors = {}
     digest = hashlib.sha256()
     for split, rows in splits.items():
-        padded = _pad(rows, length, num_labels, pad_token_id)
+        padded = pad_rows(rows, pad_token_id, shaped_by=all_rows)
         for name, tensor in sorted(vars(padded).items()):
             digest.update(f"{split}.{name} {tuple(tensor.shape)}\n".encode() + tensor.numpy().tobytes())
             tensors[f"{split}.{name}"] = tensor.to(torch.int32)
@@ -155,8 +159,12 @@ def _save(
     (folder / "summary.json").write_text(json.dumps(summary | {"num_source_rows": num_source_rows}), encoding="utf-8")
 
 
-def _pad(rows: Sequence[LabelledTokens], length: int, num_labels: int, pad_token_id: int) -> TokenRows:
-    """Rows of different lengths -> input_ids (N, length), label_positions and label_targets (N, num_labels)."""
+def pad_rows(
+    rows: Sequence[LabelledTokens], pad_token_id: int, *, shaped_by: Sequence[LabelledTokens] | None = None
+) -> TokenRows:
+    """Rows of different lengths in the shape that holds the longest of `shaped_by` (None: of themselves)."""
+    length = max(len(row.input_ids) for row in shaped_by or rows)
+    num_labels = max(len(row.label_positions) for row in shaped_by or rows)
     input_ids = torch.full((len(rows), length), pad_token_id, dtype=torch.int64)
     label_positions = torch.zeros((len(rows), num_labels), dtype=torch.int64)
     label_targets = torch.full((len(rows), num_labels), IGNORED, dtype=torch.int64)

@@ -10,7 +10,11 @@ CURVE_METRICS: dict[str, str] = {
 SUMMARY_METRICS: dict[str, str] = {
     "eval/final_loss": "evaluation loss after the last step",
     "eval/best_loss": "lowest evaluation loss",
+    "eval/accuracy": "share of the evaluation rows that are answered right (step 0: by the bare base)",
     "test/loss": "mean cross-entropy of the test rows' labelled tokens after the last step (nats)",
+    "test/accuracy": "share of the test rows that are answered right after the last step",
+    "forgetting/base_loss": "mean cross-entropy of the held-out plain text before training (nats)",
+    "forgetting/loss": "the same after the last step: what it lies higher is what the adapter forgot",
     "parameters/trainable": "numbers that the optimizer changes",
     "parameters/stored": "numbers that the adapter's file holds",
     "parameters/shared": "numbers that are frozen and shared by all layers (VeRA's projections)",
@@ -30,6 +34,7 @@ SUMMARY_METRICS: dict[str, str] = {
     "time/data_seconds": "putting batches together; on a GPU also waiting for the step before",
     "time/train_seconds": "all optimizer steps of the trial's packs, compiling included",
     "time/eval_seconds": "all evaluations of the trial's packs",
+    "time/generate_seconds": "answering the rows of the task, by generation or by likelihood, in the trial's packs",
 }
 
 DIVERGED = "diverged: loss or gradient not finite"

@@ -31,6 +31,7 @@ from loragrid.config_settings import (
     hyperparameter_types,
     section_axis_types,
 )
+from loragrid.config_task import TASK_OBSERVATION_KEYS, TaskConfig, task_parameters
 from loragrid_methods import Method, get_method
 
 DEFAULT_SEED = 0
@@ -49,10 +50,11 @@ class Trial:
     training: TrainingConfig
     label: str = ""
     """What the comparison calls the method; "": its name. No part of the trial's identity."""
+    task: TaskConfig | None = None
 
     def parameters(self) -> dict[str, Scalar]:
         """Dotted YAML path -> value of everything that defines the trial, flat, as MLflow records it."""
-        return _parameters(self.method, self.seed, self.model, self.data, self.training)
+        return _parameters(self.method, self.seed, self.model, self.data, self.training, self.task)
 
 
 def expand(experiment: Experiment) -> list[Trial]:
@@ -159,6 +161,7 @@ def _build_trial(experiment: Experiment, place: int, axes: Mapping[str, Any]) ->
     except ValueError as error:
         raise ExperimentError([Problem(key=f"methods.{place}", what=str(error))]) from None
     seed = values["seed"]
+    sections["task"] = experiment.task
     trial_id = _trial_id(method, seed, **sections)
     return Trial(trial_id=trial_id, method=method, seed=seed, **sections, label=block.label or "")
 
@@ -174,15 +177,22 @@ def _key_in_file(axis: str, block: MethodConfig, place: int) -> str:
     return f"grid.{axis}" if axis.startswith("method.") else axis
 
 
-def _trial_id(method: Method, seed: int, model: ModelConfig, data: DataConfig, training: TrainingConfig) -> str:
-    """Method and digest of every field that changes the result: the same trial has the same id on any day."""
-    content = {
+def _trial_id(
+    method: Method, seed: int, model: ModelConfig, data: DataConfig, training: TrainingConfig, task: TaskConfig | None
+) -> str:
+    """Method and digest of every field that changes the result: the same trial has the same id on any day.
+
+    A task changes no weight, but what is found in the end: a trial that is resumed with another is another trial.
+    """
+    content: dict[str, Any] = {
         "method": {"name": method.name, **method.hyperparameters()},
         "seed": seed,
         "model": model.model_dump(),
         "data": data.model_dump(),
         "training": training.model_dump(exclude=set(OBSERVATION_KEYS | HOLDING_KEYS)),
     }
+    if task is not None:
+        content["task"] = task.model_dump(exclude=set(TASK_OBSERVATION_KEYS))
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:DIGEST_LENGTH]
     return f"{method.name}-{digest}"
 
@@ -223,7 +233,7 @@ def _method_problem(name: str, settings: Mapping[str, Any], reason: str) -> Prob
 
 
 def _parameters(
-    method: Method, seed: int, model: ModelConfig, data: DataConfig, training: TrainingConfig
+    method: Method, seed: int, model: ModelConfig, data: DataConfig, training: TrainingConfig, task: TaskConfig | None
 ) -> dict[str, Scalar]:
     parameters: dict[str, Scalar] = {"method.name": method.name}
     for field, value in method.hyperparameters().items():
@@ -235,6 +245,8 @@ def _parameters(
                 parameters |= {f"{section}.{field}.{key}": text for key, text in sorted(value.items())}
             else:
                 parameters[f"{section}.{field}"] = value
+    if task is not None:
+        parameters |= {f"task.{key}": value for key, value in task_parameters(task).items()}
     return parameters
 
 

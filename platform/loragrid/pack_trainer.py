@@ -16,7 +16,6 @@ from loragrid.batches import PackBatches
 from loragrid.config import DataConfig, EarlyStoppingConfig, ModelConfig
 from loragrid.data import TokenizedData
 from loragrid.early_stopping import rung_steps
-from loragrid.engine import Engine
 from loragrid.engine_choice import RequestedMode
 from loragrid.export import export_member
 from loragrid.failure import Failure, process_can_go_on
@@ -26,11 +25,22 @@ from loragrid.measurement import Stopwatch, free_device_memory, peak_memory, res
 from loragrid.member_state import MemberState, put_member, take_member
 from loragrid.memory_estimate import MemoryEstimate
 from loragrid.messages import TrialEnd
+from loragrid.observations import Accuracy, Forgetting
 from loragrid.pack_reports import PackReports, SendUpdate
 from loragrid.planning import Pack
 from loragrid.row_scores import RowScores
 from loragrid.solo import measure_solo
-from loragrid.training import LoopSettings, PackModel, Report, SumOverWorkers, one_worker, score_rows_alone, train
+from loragrid.task_scoring import TaskScorer, task_scorer
+from loragrid.training import (
+    LoopSettings,
+    Observation,
+    PackModel,
+    Report,
+    SumOverWorkers,
+    one_worker,
+    score_rows_alone,
+    train,
+)
 from loragrid.trial_store import SavedTrial, TrialStore
 from loragrid.warm_base import WarmBase
 
@@ -144,6 +154,8 @@ class PackTrainer:
             model = build_model(trials, base)
             self._restore(model, trials)
             engine = self._warm.engine(model, trials, choice)
+            observations, scorer = self._observations(trials[0], batches)
+        tags = {} if scorer is None else scorer.tags()
         training = trials[0].training
         settings = LoopSettings(
             steps=until,
@@ -158,16 +170,28 @@ class PackTrainer:
             if report.finished:
                 with stopwatch.phase("eval"):
                     scores = self._score(trials[0], report, model, batches)
+                if scores is not None and scorer is not None:
+                    with stopwatch.phase("generate"):
+                        right = scorer.correct(model, batches, "test", self._sum_over_workers()).cpu()
+                        scores = [own.with_correct(mine) for own, mine in zip(scores, right, strict=True)]
                 self.reports.add_seconds(pack, stopwatch.seconds(), report.seconds)
-                self._finish(pack, report, model, engine, estimate, scores)
+                self._finish(pack, report, model, engine.tags() | tags, estimate, scores)
                 return
-            self.reports.training(pack, report, engine.tags())
+            self.reports.training(pack, report, engine.tags() | tags)
             if report.checkpoint_due or self._clock() - self._last_saved >= SAVE_EVERY_SECONDS:
                 with stopwatch.phase("checkpoint"):
                     self._save_members(pack, model, report.seconds)
 
         try:
-            train(model, batches, settings, on_report, sum_over_workers=self._sum_over_workers(), compute=engine)
+            train(
+                model,
+                batches,
+                settings,
+                on_report,
+                sum_over_workers=self._sum_over_workers(),
+                compute=engine,
+                observations=observations,
+            )
         finally:
             model.pack.detach()
             self._release_written_base(trials)
@@ -287,6 +311,17 @@ class PackTrainer:
                 raise
             return Failure.of(error)
 
+    def _observations(self, trial: Trial, batches: PackBatches) -> tuple[list[Observation], TaskScorer | None]:
+        """What a pack of trials like this one is looked at for beside its loss; the scorer of its task, if any."""
+        found: list[Observation] = []
+        last_step, scorer = trial.training.steps, None
+        if trial.task is not None:
+            scorer = task_scorer(trial.task, trial.model, batches.data)
+            found.append(Accuracy(scorer=scorer, batches=batches, last_step=last_step))
+        if batches.data.forgetting is not None:
+            found.append(Forgetting(batches=batches, last_step=last_step))
+        return found, scorer
+
     def _score(self, trial: Trial, report: Report, model: PackModel, batches: PackBatches) -> list[RowScores] | None:
         """How every member does on each of the test rows; None before the last step, and where there are none."""
         rows = batches.data.test
@@ -300,7 +335,7 @@ class PackTrainer:
         pack: Pack,
         report: Report,
         model: PackModel,
-        engine: Engine,
+        tags: Mapping[str, str],
         estimate: MemoryEstimate | None,
         scores: Sequence[RowScores] | None,
     ) -> None:
@@ -331,7 +366,7 @@ class PackTrainer:
                 self.states[trial.trial_id] = take_member(model, member)
         for trial_id in ended:
             self.states.pop(trial_id, None)
-        self.reports.finished(pack, report, engine.tags(), ended=ended, figures=figures)
+        self.reports.finished(pack, report, tags, ended=ended, figures=figures)
         if report.completed < pack.trials[0].training.steps:
             self._save_members(pack, model, {})
 

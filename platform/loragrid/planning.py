@@ -237,7 +237,7 @@ def sharing_key(trial: Trial) -> object:
     if not trial.method.packable:
         return trial.trial_id
     shared = trial.training.model_dump(exclude=set(MEMBER_TRAINING_KEYS))
-    return (trial.model, trial.data, tuple(shared.items()))
+    return (trial.model, trial.data, trial.task, tuple(shared.items()))
 
 
 def max_members(trial: Trial, config: PackConfig, num_workers: int = 1) -> int:

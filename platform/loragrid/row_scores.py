@@ -19,6 +19,7 @@ class RowScores:
     """The scores of N rows, column -> a value per row.
 
     row: its digest. num_labels: tokens whose prediction counts. loss: cross-entropy summed over these (nats).
+    correct: whether it is answered right, 1 or 0; where there is a task.
     """
 
     columns: dict[str, Sequence[str | int | float]]
@@ -29,10 +30,18 @@ class RowScores:
         num_labels = (rows.label_targets != IGNORED).sum(1)
         return cls(columns={"row": rows.digests(), "num_labels": num_labels.tolist(), "loss": losses.double().tolist()})
 
+    def with_correct(self, right: Tensor) -> "RowScores":
+        """These and whether each row was answered right: right (N,), 1 or 0."""
+        return RowScores(columns={**self.columns, "correct": [int(value) for value in right.tolist()]})
+
     def figures(self, split: str) -> dict[str, float]:
-        """Metric key -> figure over all rows: the mean loss of a label."""
+        """Metric key -> figure over all rows: the mean loss of a label, the share of right answers."""
         loss, num_labels = (sum(map(float, self.columns[name])) for name in ("loss", "num_labels"))
-        return {f"{split}/loss": loss / num_labels}
+        figures = {f"{split}/loss": loss / num_labels}
+        if "correct" in self.columns:
+            correct = [float(value) for value in self.columns["correct"]]
+            figures[f"{split}/accuracy"] = sum(correct) / len(correct)
+        return figures
 
     def write(self, split: str, folder: Path) -> None:
         """Write `<split>.csv` into the folder; every number reads back as what it was."""

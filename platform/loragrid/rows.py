@@ -17,6 +17,7 @@ from loragrid.local_path import local_path, reason_of
 from loragrid.row_files import read_csv, read_jsonl, read_parquet
 
 LOCAL_SUFFIXES = (".jsonl", ".csv", ".parquet")
+TEXT_SUFFIX = ".txt"
 MAX_SHOWN_COLUMNS = 30
 ROW_KINDS = (("messages",), ("prompt", "completion"), ("text",))
 """The canonical columns of each kind of row; a data set is read as exactly one kind."""
@@ -66,6 +67,25 @@ def open_eval_rows(data: DataConfig) -> RowSource | None:
 def open_test_rows(data: DataConfig) -> RowSource | None:
     """Open the rows that are for testing only; None where they are to be taken out of the train rows."""
     return _open_own(data, "test", data.test_name, data.test_split)
+
+
+def open_forgetting_text(data: DataConfig) -> RowSource | None:
+    """Open the plain text that `data.forgetting_name` stands for, as rows with a column `text`; None without one."""
+    key, name = "data.forgetting_name", data.forgetting_name
+    if name is None:
+        return None
+    if Path(name).suffix == TEXT_SUFFIX:
+        path = local_path(key, name)
+        try:
+            rows = [{"text": path.read_text(encoding="utf-8")}]
+            return _listed(key, name, rows, _fingerprint(path))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{key}: {name}: {reason_of(error)}") from error
+    if Path(name).suffix not in LOCAL_SUFFIXES:
+        raise ValueError(f"{key}: {name}: not a local {_one_of((TEXT_SUFFIX, *LOCAL_SUFFIXES))} file")
+    source = _read_file(key, name)
+    find_columns(source, {"text": "text"})
+    return source
 
 
 def find_columns(source: RowSource, columns: Mapping[str, str]) -> dict[str, str]:

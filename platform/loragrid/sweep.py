@@ -28,6 +28,7 @@ from loragrid.recorder import Recorder
 from loragrid.resume import earlier_sweep, tell_of_earlier, what_is_left
 from loragrid.rounds import Rounds
 from loragrid.storage import below, check_nodes_share, check_storage, spool_folder, storage_uri, trial_store
+from loragrid.task_scoring import task_scorer
 from loragrid.tracking import QUESTION_TAG, default_tracking_uri, tracking_origin
 from loragrid.trial_store import TrialStore
 
@@ -161,6 +162,8 @@ def tokenize(the_plan: Plan, console: Console) -> dict[tuple[ModelConfig, DataCo
             continue
         data = load_data(trial.data, trial.model, load_tokenizer(trial.model))
         tokenized[key] = data
+        if trial.task is not None:
+            task_scorer(trial.task, trial.model, data)  # what no worker could score is refused here
         skipped = "".join(f"; skipped {count}: {reason}" for reason, count in data.skipped.items() if count)
         tested = f", {len(data.test)} to test" if len(data.test) else ""
         console.print(

@@ -187,12 +187,20 @@ def evaluate(
 
 @torch.no_grad()
 def score_rows_alone(
-    model: PackModel, batches: "PackBatches", rows: "TokenRows", sum_over_workers: SumOverWorkers
+    model: PackModel,
+    batches: "PackBatches",
+    rows: "TokenRows",
+    sum_over_workers: SumOverWorkers,
+    *,
+    frozen: bool = False,
 ) -> Tensor:
-    """The summed cross-entropy over the labels of every row, by member: (M, N) float64, the same in every worker."""
-    num_members, device = model.pack.num_members, model.active.device
+    """The summed cross-entropy over the labels of every row, by member: (M, N) float64, the same in every worker.
+
+    (1, N) of the bare base with `frozen`.
+    """
+    num_members, device = 1 if frozen else model.pack.num_members, model.active.device
     scores = torch.zeros(num_members, len(rows), dtype=torch.float64, device=device)
-    with _evaluating(model):
+    with _evaluating(model), model.pack.disabled() if frozen else nullcontext():
         for start, batch in batches.by_row(rows, num_members):
             found = model.losses(batch).view(num_members, -1)
             end = min(start + found.shape[1], len(rows))
@@ -234,12 +242,26 @@ class Report:
     finished: bool
 
 
+class Observation(Protocol):
+    """Something looked at beside training and evaluation; its time counts in a phase of its own."""
+
+    @property
+    def phase(self) -> str:
+        """Where its time counts."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether to look after `step` steps; 0 is the bare base."""
+
+    def measure(self, model: PackModel, step: int, sum_over_workers: SumOverWorkers) -> Mapping[str, Tensor]:
+        """Metric key -> figure of each member (M,), or of the bare base (1,); changes nothing."""
+
+
 @dataclass(kw_only=True)
 class _Pending:
     """Figures that have not been reported, still on the device."""
 
     steps: list[tuple[int, StepResult]] = field(default_factory=list)
-    evaluations: list[tuple[int, Tensor]] = field(default_factory=list)
+    evaluations: list[tuple[int, str, Tensor]] = field(default_factory=list)
 
 
 def train(
@@ -250,6 +272,7 @@ def train(
     *,
     sum_over_workers: SumOverWorkers = one_worker,
     compute: ComputeStep = compute_step,
+    observations: Sequence[Observation] = (),
     clock: Callable[[], float] = time.perf_counter,
 ) -> None:
     """Train from `model.completed` to the end, calling `report` in every worker at the same steps.
@@ -277,10 +300,18 @@ def train(
             )
         )
 
+    def observe(step: int) -> None:
+        for observation in observations:
+            if observation.is_due(step):
+                with stopwatch.phase(observation.phase):
+                    found = observation.measure(model, step, sum_over_workers)
+                pending.evaluations += [(step, key, figures) for key, figures in found.items()]
+
     if model.completed == 0:
         with stopwatch.phase("eval"):
             base_loss = evaluate(model, batches.evaluation(1), batches.num_eval_labels, sum_over_workers, frozen=True)
-            pending.evaluations.append((0, base_loss.expand(model.pack.num_members)))
+            pending.evaluations.append((0, "eval/loss", base_loss))
+        observe(0)
         flush(checkpoint_due=False, finished=False)
     while model.completed < settings.steps:
         with stopwatch.phase("data"):
@@ -295,7 +326,8 @@ def train(
                 losses = evaluate(
                     model, batches.evaluation(model.pack.num_members), batches.num_eval_labels, sum_over_workers
                 )
-                pending.evaluations.append((done, losses))
+                pending.evaluations.append((done, "eval/loss", losses))
+        observe(done)
         checkpoint_due = finished or bool(settings.checkpoint_every and done % settings.checkpoint_every == 0)
         if milestone or checkpoint_due or done % settings.report_every == 0:
             flush(checkpoint_due=checkpoint_due, finished=finished)
@@ -316,10 +348,10 @@ def _records(pending: _Pending, learning_rates: Tensor, diverged_at: list[int | 
                     "train/grad_norm": norm,
                     "train/learning_rate": rates[member],
                 }
-    for step, losses in pending.evaluations:
-        for member, loss in enumerate(losses.tolist()):
-            if diverged_at[member] is None and _finite(loss):
-                records[member].setdefault(step, {"step": step})["eval/loss"] = loss
+    for step, key, figures in pending.evaluations:
+        for member, figure in enumerate(figures.expand(len(diverged_at)).tolist()):
+            if diverged_at[member] is None and _finite(figure):
+                records[member].setdefault(step, {"step": step})[key] = figure
     return [[by_step[step] for step in sorted(by_step)] for by_step in records]
 
 

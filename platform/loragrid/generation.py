@@ -1,0 +1,138 @@
+"""Answers prompts with all members of a pack at once: a key-value cache, left padding, and nothing left to defaults."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from loragrid.attention import masked_attention
+from loragrid.sharding import whole_head
+from loragrid.training import PackModel, SumOverWorkers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """All that decides which token follows. temperature None: the likeliest (greedy).
+
+    end_token_ids: any of them ends an answer and is its last token; what a finished row is filled up with is `pad`.
+    """
+
+    max_new_tokens: int
+    end_token_ids: tuple[int, ...]
+    pad_token_id: int
+    temperature: float | None = None
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@torch.no_grad()
+def generate(
+    model: PackModel,
+    prompts: Sequence[Sequence[int]],
+    keys: Sequence[str],
+    decoding: Decoding,
+    sum_over_workers: SumOverWorkers,
+    *,
+    frozen: bool = False,
+) -> list[list[list[int]]]:
+    """Every member's answers to the same R prompts, [member][row] -> tokens, the one that ended the answer left out.
+
+    `frozen`: those of the bare base, as of one member. `keys`: what a row's draws follow from, beside the seed and the
+    position; members of a pack, and packs cut in other ways, draw the same. Every worker calls it with as many rows.
+
+    Prompts are padded on the left, and the padding is masked and counted in no position: a row's tokens are those it
+    has alone. Rows that have ended are carried on to the end of the last one, so that shapes are the same for all.
+    """
+    device, num_members = model.active.device, 1 if frozen else model.pack.num_members
+    input_ids, mask = _left_padded(prompts, decoding.pad_token_id, device)
+    input_ids, mask = input_ids.repeat(num_members, 1), mask.repeat(num_members, 1)
+    draws = None if decoding.temperature is None else _draws(keys, decoding).repeat(num_members, 1).to(device)
+    ends = torch.tensor(decoding.end_token_ids, dtype=torch.int64, device=device)
+    ended = torch.zeros(len(input_ids), dtype=torch.bool, device=device)
+    cache = DynamicCache(config=model.base.config.get_text_config())
+    tokens: list[Tensor] = []
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    with _generating(model), model.pack.disabled() if frozen else nullcontext():
+        for index in range(decoding.max_new_tokens):
+            hidden = model.base.base_model(
+                input_ids=input_ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state[:, -1]
+            with whole_head(model.base) as head:
+                logits = torch.nn.functional.linear(hidden, head.weight, head.bias)
+            chosen = _choose(logits, decoding, None if draws is None else draws[:, index])
+            chosen = chosen.masked_fill(ended, decoding.pad_token_id)
+            tokens.append(chosen)
+            ended |= torch.isin(chosen, ends)
+            num_open = (~ended).sum().double().view(1)
+            sum_over_workers(num_open)
+            if not num_open.item():
+                break
+            input_ids, positions = chosen.unsqueeze(1), positions[:, -1:] + 1
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    return _answers(torch.stack(tokens, dim=1), num_members, set(decoding.end_token_ids))
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """R prompts as input_ids (R, P) and the mask (R, P) int64 of what is no padding."""
+    length = max(len(prompt) for prompt in prompts)
+    input_ids = torch.full((len(prompts), length), pad, dtype=torch.int64)
+    mask = torch.zeros_like(input_ids)
+    for row, prompt in enumerate(prompts):
+        assert prompt, "a prompt has a token"
+        input_ids[row, length - len(prompt) :] = torch.tensor(prompt)
+        mask[row, length - len(prompt) :] = 1
+    return input_ids.to(device), mask.to(device)
+
+
+def _choose(logits: Tensor, decoding: Decoding, draws: Tensor | None) -> Tensor:
+    """The next token of each row: logits (B, V), draws (B,) from 0 to 1 -> (B,)."""
+    if draws is None or decoding.temperature is None:
+        return logits.argmax(-1)
+    probabilities, tokens = (
+        (logits.double() / decoding.temperature).softmax(-1).sort(stable=True, dim=-1, descending=True)
+    )
+    below = probabilities.cumsum(-1) - probabilities
+    kept = probabilities.masked_fill(below >= decoding.top_p, 0.0)
+    total = kept.cumsum(-1)
+    place = (total <= draws.unsqueeze(1) * total[:, -1:]).sum(-1, keepdim=True)
+    chosen: Tensor = tokens.gather(1, place.clamp(max=logits.shape[-1] - 1)).squeeze(1)
+    return chosen
+
+
+def _draws(keys: Sequence[str], decoding: Decoding) -> Tensor:
+    """Numbers from 0 up to 1 for every row and position, (R, max_new_tokens) float64."""
+    rows = []
+    for key in keys:
+        digest = hashlib.sha256(f"answer {decoding.seed} {key}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        rows.append(torch.rand(decoding.max_new_tokens, dtype=torch.float64, generator=generator))
+    return torch.stack(rows)
+
+
+def _answers(tokens: Tensor, num_members: int, ends: set[int]) -> list[list[list[int]]]:
+    """tokens (M * R, T) as lists cut before the first that ends an answer."""
+    rows = []
+    for row in tokens.tolist():
+        end = next((index for index, token in enumerate(row) if token in ends), len(row))
+        rows.append(row[:end])
+    size = len(rows) // num_members
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+@contextmanager
+def _generating(model: PackModel) -> Iterator[None]:
+    """Within, attention takes masks, adapters are in evaluation mode, and nothing compiled for training runs."""
+    model.pack.train(False)
+    try:
+        with masked_attention(model.base), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        model.pack.train(True)
