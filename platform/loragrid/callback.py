@@ -11,6 +11,7 @@ from ray import cloudpickle
 from ray.tune import Callback
 
 from loragrid.convergence import Convergence
+from loragrid.fingerprint import changes_on_the_way
 from loragrid.glossary import DIVERGED, STOPPED_EARLY
 from loragrid.grid import Trial
 from loragrid.messages import LaneFailure, PackUpdate, TrialEnd
@@ -72,6 +73,8 @@ class RecordingCallback(Callback):
         self._convergence: dict[str, Convergence] = {}
         self._last_step: dict[str, int] = {}
         self._figures: dict[str, set[str]] = {}
+        # What workers have said of themselves: others may go on with a trial elsewhere.
+        self._said = {trial_id: dict(begun.tags) for trial_id, begun in self._earlier.items()}
         self._closed = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -161,7 +164,10 @@ class RecordingCallback(Callback):
             if "time/step_seconds" in figures:
                 self._convergence[trial_id].step_seconds = figures["time/step_seconds"]
         for trial_id, tags in update.tags.items():
-            self.recorder.tag_trial(trial_id, tags)
+            said = self._said.setdefault(trial_id, {})
+            kept = changes_on_the_way(said, tags)
+            said |= {**tags, **kept}
+            self.recorder.tag_trial(trial_id, {**tags, **kept})
         for trial_id, end in update.ended.items():
             if trial_id not in self.outcome.statuses:
                 self._end(self._trials[trial_id], end)

@@ -129,16 +129,22 @@ def compare(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Write the loss curves to this PNG file.")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a sweep whose trials ran on unlike code, hardware or inputs.")
+    ] = False,
     storage: Storage = DEFAULT_STORAGE,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Print the comparison of a sweep, from MLflow alone."""
     from loragrid.comparison import load_comparison
+    from loragrid.fingerprint import fingerprint_of, refuse_mixed
     from loragrid.report import plot_loss_curves, render_table
 
     if as_csv and as_json:
         raise ValueError("--csv and --json: one of them at a time")
     comparison = load_comparison(name, _store(storage, tracking_uri), sweep)
+    if strict:
+        refuse_mixed(fingerprint_of(comparison))
     if plot is not None:
         plot_loss_curves(comparison, plot)
     if as_csv:

@@ -4,7 +4,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -51,6 +51,8 @@ class Comparison:
     axes: Mapping[str, str]
     table: pd.DataFrame
     curves: pd.DataFrame
+    tags: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Trial id -> all tags of its run, from which `fingerprint_of` reads what it ran on."""
 
     @cached_property
     def metric_keys(self) -> list[str]:
@@ -109,6 +111,7 @@ def load_comparison(experiment_name: str, tracking_uri: str, sweep: str | None =
         axes=axes,
         table=_build_table(runs, axes),
         curves=_build_curves(client, runs),
+        tags={run.data.tags.get(TRIAL_TAG, str(run.info.run_name)): dict(run.data.tags) for run in runs},
     )
 
 

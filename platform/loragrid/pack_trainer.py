@@ -45,6 +45,7 @@ class PackTrainer:
     On the way, and at the end, worker 0 saves the states in `store`, so that other workers can take over.
 
     `isolate_failures`: a trial that fails is a result, and the others go on; not so where other workers would wait.
+    `describe`: the tags of what a trial trains on.
     """
 
     def __init__(
@@ -60,11 +61,13 @@ class PackTrainer:
         num_workers: int = 1,
         shard: bool = False,
         isolate_failures: bool = False,
+        describe: Callable[[Trial, TokenizedData], Mapping[str, str]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.states: dict[str, MemberState] = {}
         self.reports = PackReports(send)
         self.isolate_failures = isolate_failures
+        self._describe = describe
         self._worker, self._num_workers = worker, num_workers
         self._rows_of, self._device = rows_of, device
         self._store, self._clock = store, clock
@@ -108,13 +111,23 @@ class PackTrainer:
         first = pack.trials[0]
         rows = self._rows_of(first.model, first.data)
         if self._warm.has(first):
-            return self._warm.load(first, rows)
+            base = self._warm.load(first, rows)
+            self._describe_inputs(first, rows)
+            return base
         self.reports.phase(pack, "loading the base")
         stopwatch = Stopwatch()
         with stopwatch.phase("setup"):
             base = self._warm.load(first, rows)
+            if self._describe is not None:
+                self.reports.phase(pack, "identifying the base's weights")
+                self._describe_inputs(first, rows)
         self.reports.add_seconds(pack, stopwatch.seconds())
         return base
+
+    def _describe_inputs(self, trial: Trial, rows: TokenizedData) -> None:
+        """Let the reports say on what the trial trains; worker 0 alone is heard."""
+        if self._describe is not None and self._worker == 0:
+            self.reports.environment = self._describe(trial, rows)
 
     def train(self, pack: Pack, until: int) -> None:
         """Train the members up to step `until`; those whose training is over then are exported and end.
