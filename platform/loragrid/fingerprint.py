@@ -129,6 +129,17 @@ class FingerprintReport:
             found.append(f"dirty working tree: {what} ran code that no commit holds")
         return found
 
+    def to_dict(self) -> dict[str, object]:
+        """As JSON can hold it."""
+        return {
+            "sentences": self.sentences(),
+            "marked": self.marked,
+            "parts": [
+                {"part": row.part.name, "tag": row.part.tag, "bearing": row.part.bearing, "values": row.values}
+                for row in self.rows
+            ],
+        }
+
 
 def fingerprint_of(comparison: "Comparison") -> FingerprintReport:
     """The fingerprint of a comparison's trials, from the tags it has read; trials that no worker began are left out.

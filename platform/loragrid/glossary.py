@@ -31,6 +31,18 @@ SUMMARY_METRICS: dict[str, str] = {
     "time/eval_seconds": "all evaluations of the trial's packs",
 }
 
+SWEEP_METRICS: dict[str, str] = {
+    "sweep/trials_finished": "trials that came to their last step",
+    "sweep/trials_failed": "trials that failed; their runs say why",
+    "sweep/trials_stopped": "trials that fell behind and were stopped early",
+    "sweep/best_eval_loss": "lowest final evaluation loss; the tag `loragrid.best_trial` names the trial",
+    "sweep/best_test_loss": "loss of that trial, chosen by its evaluation loss, on the test rows",
+    "sweep/wall_seconds": "from the start of Ray's trials to the end of the last, over all resumptions",
+    "sweep/gpu_seconds": "seconds for which the sweep held GPUs, times their number",
+    "sweep/estimated_seconds": "what the packs were expected to take, without start-up; `loragrid plan` says what else",
+}
+"""What the sweep's own run has."""
+
 DIVERGED = "diverged: loss or gradient not finite"
 """How the reason of a trial begins whose numbers left the finite ones: the same would happen again."""
 
@@ -40,12 +52,21 @@ STOPPED_EARLY = "stopped early"
 
 def sweep_note(question: str, experiment_name: str) -> str:
     """The description on the parent run's page, in Markdown: how to read what lies below it."""
-    glossary = "\n".join(f"| `{key}` | {text} |" for key, text in {**SUMMARY_METRICS, **CURVE_METRICS}.items())
+    everything = {**SUMMARY_METRICS, **CURVE_METRICS, **SWEEP_METRICS}
+    glossary = "\n".join(f"| `{key}` | {text} |" for key, text in everything.items())
     return (
         (f"**{question}**\n\n" if question else "")
         + "This run is the sweep; each child run is one trial (one method, one set of hyperparameters, one seed)."
         + " To compare, tick child runs in the experiment's table and press *Compare*, or run"
-        + f" `loragrid compare {experiment_name}`.\n\n| metric | is |\n|---|---|\n{glossary}\n\n"
+        + f" `loragrid compare {experiment_name}`.\n\n"
+        + "* **Curves**: in the experiment, the *Chart* view; pin `eval/loss` and `train/loss`, and group the runs by"
+        + " `method.name` (or `training.lr`) to have one line per method with the spread of its seeds.\n"
+        + "* **Table**: of the columns, `method.name`, `method.rank`, `training.lr`, `seed`, `eval/final_loss`,"
+        + " `parameters/trainable` and `time/step_seconds` tell most; sort by `eval/final_loss`.\n"
+        + "* **Picture**: the artifact `figures/loss_curves.png` of this run, once the sweep has ended.\n"
+        + "* **What it ran on**: the tags `loragrid.version.*`, `loragrid.device`, `loragrid.model.weights`,"
+        + " `loragrid.data.digest`; `loragrid compare` says where trials differ in them.\n\n"
+        + f"| metric | is |\n|---|---|\n{glossary}\n\n"
         + "A metric that is missing was not measured. Memory and time per method are measured on the trial alone, never"
         + " on a pack that it shared with others."
     )

@@ -26,6 +26,7 @@ from loragrid.member_state import MemberState, put_member, take_member
 from loragrid.memory_estimate import MemoryEstimate
 from loragrid.messages import TrialEnd
 from loragrid.pack_reports import PackReports, SendUpdate
+from loragrid.pack_timing import SHAPE_TAG, pack_shape
 from loragrid.planning import Pack
 from loragrid.solo import measure_solo
 from loragrid.training import LoopSettings, PackModel, Report, SumOverWorkers, one_worker, train
@@ -156,6 +157,10 @@ class PackTrainer:
             self._restore(model, trials)
             engine = self._warm.engine(model, trials, choice)
         training = trials[0].training
+        if self._describe is not None and start == 0 and until == training.steps:
+            # Only then do the seconds of the trial's phases belong to a pack of this shape.
+            shape = {SHAPE_TAG: pack_shape(trials, self._num_workers)}
+            self.reports.environment = {**self.reports.environment, **shape}
         settings = LoopSettings(
             steps=until,
             report_every=training.report_every or max(1, training.steps // NUM_REPORTS),

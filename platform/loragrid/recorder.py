@@ -81,6 +81,11 @@ class Recorder:
         return {key: run_id for key, run_id in self._writer.run_ids.items() if key != SWEEP_ITSELF}
 
     @property
+    def sweep_name(self) -> str:
+        """The sweep that is, or was last, recorded; "" before the first."""
+        return self._sweep_name
+
+    @property
     def sweep_run_id(self) -> str:
         """MLflow's run id of the sweep.
 
@@ -188,6 +193,15 @@ class Recorder:
     def log_artifacts(self, trial_id: str, folder: Path, artifact_path: str) -> None:
         """Keep the files of a folder with the trial's run."""
         self._record("artifacts", self._started(trial_id), files=self._keep_files(folder), path=artifact_path)
+
+    def log_sweep_summary(self, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
+        """Figures and tags of the sweep's own run; not finite ones are left out."""
+        now = round(1000 * self._clock())
+        points = [[key, float(value), now, 0] for key, value in metrics.items() if math.isfinite(value)]
+        if points:
+            self._record("metrics", SWEEP_ITSELF, points=points)
+        if tags:
+            self._log_tags(SWEEP_ITSELF, tags)
 
     def log_sweep_artifact(self, path: Path, artifact_path: str | None = None) -> None:
         """Keep a file with the sweep's run."""

@@ -39,7 +39,7 @@ def arithmetic_tags(device: torch.device) -> dict[str, str]:
     """What does the arithmetic, and the switches that decide how exactly."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     tags = {
-        DEVICE_TAG: f"{processor()} ({torch.backends.cpu.get_cpu_capability()})",
+        DEVICE_TAG: cpu_name(),
         "loragrid.precision.float32_matmul": torch.get_float32_matmul_precision(),
         "loragrid.deterministic": str(torch.are_deterministic_algorithms_enabled()).lower(),
         "loragrid.threads": str(torch.get_num_threads()),
@@ -54,6 +54,11 @@ def arithmetic_tags(device: torch.device) -> dict[str, str]:
         "loragrid.precision.tf32": f"matmul {_on(matmul.allow_tf32)}, cudnn {_on(cudnn.allow_tf32)}",
         "loragrid.precision.reduced_bfloat16_sums": _on(matmul.allow_bf16_reduced_precision_reduction),
     }
+
+
+def cpu_name() -> str:
+    """The processor, with the instructions that torch uses of it."""
+    return f"{processor()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 @lru_cache(maxsize=1)
