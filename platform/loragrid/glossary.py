@@ -50,19 +50,22 @@ STOPPED_EARLY = "stopped early"
 """How the reason of a trial begins that fell behind and was stopped, which MLflow calls KILLED."""
 
 
-def sweep_note(question: str, experiment_name: str) -> str:
-    """The description on the parent run's page, in Markdown: how to read what lies below it."""
+def sweep_note(question: str, experiment_name: str, *, trials: str, charts: str) -> str:
+    """The description on the parent run's page, in Markdown: how to read what lies below it.
+
+    trials, charts: addresses of MLflow's pages with the sweep's trials.
+    """
     everything = {**SUMMARY_METRICS, **CURVE_METRICS, **SWEEP_METRICS}
     glossary = "\n".join(f"| `{key}` | {text} |" for key, text in everything.items())
     return (
         (f"**{question}**\n\n" if question else "")
         + "This run is the sweep; each child run is one trial (one method, one set of hyperparameters, one seed)."
-        + " To compare, tick child runs in the experiment's table and press *Compare*, or run"
-        + f" `loragrid compare {experiment_name}`.\n\n"
-        + "* **Curves**: in the experiment, the *Chart* view; pin `eval/loss` and `train/loss`, and group the runs by"
-        + " `method.name` (or `training.lr`) to have one line per method with the spread of its seeds.\n"
-        + "* **Table**: of the columns, `method.name`, `method.rank`, `training.lr`, `seed`, `eval/final_loss`,"
-        + " `parameters/trainable` and `time/step_seconds` tell most; sort by `eval/final_loss`.\n"
+        + f" To compare, run `loragrid compare {experiment_name}`, or look here:\n\n"
+        + f"* **[Table of the trials]({trials})**, lowest final loss first. Of the *Columns*, `method.name`,"
+        + " `method.rank`, `training.lr`, `seed`, `eval/final_loss`, `parameters/trainable` and `time/step_seconds` tell"
+        + " most; tick runs and press *Compare* to lay them side by side (*Show diff only* leaves out what is equal).\n"
+        + f"* **[Charts of the trials]({charts})**: ten at first, the eye above the list shows all. *Group by* the"
+        + " parameter `method.name` draws one line per method; `eval/loss` is the curve to compare.\n"
         + "* **Picture**: the artifact `figures/loss_curves.png` of this run, once the sweep has ended.\n"
         + "* **What it ran on**: the tags `loragrid.version.*`, `loragrid.device`, `loragrid.model.weights`,"
         + " `loragrid.data.digest`; `loragrid compare` says where trials differ in them.\n\n"

@@ -31,6 +31,7 @@ from loragrid.tracking import (
     format_parameter,
     quiet_store,
     sqlite_path,
+    trials_page,
 )
 
 PATIENCE_SECONDS = 20.0
@@ -137,7 +138,14 @@ class Recorder:
                 "with it, or another name"
             )
         self._open(name)
-        note = {NOTE_TAG: sweep_note(tags.get(QUESTION_TAG, ""), self.experiment_name)}
+        note = {
+            NOTE_TAG: sweep_note(
+                tags.get(QUESTION_TAG, ""),
+                self.experiment_name,
+                trials=trials_page(".", self.experiment_id, name),
+                charts=trials_page(".", self.experiment_id, name, charts=True),
+            )
+        }
         own = {KIND_TAG: "sweep", SWEEP_TAG: name}
         self._start_run(SWEEP_ITSELF, name, parameters, {**note, **tags, **own})
 

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -40,7 +40,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def record(
-    store: Path, name: str, changes: list[Mapping[str, str]], parameters: list[Mapping[str, Scalar]] | None = None
+    store: Path,
+    name: str,
+    changes: Sequence[Mapping[str, str]],
+    parameters: Sequence[Mapping[str, Scalar]] | None = None,
 ) -> Comparison:
     """A sweep of finished trials `lora-0`, ... with `TAGS` changed as told; "" takes a tag away."""
     recorder = Recorder(name, default_tracking_uri(str(store), None))
