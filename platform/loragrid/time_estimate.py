@@ -149,9 +149,10 @@ def _lane_seconds(packs: Sequence[Pack], timing_of: Mapping[str, PackTiming | No
             wanted = (first.model, first.data)
             if loaded != wanted:
                 seconds += timing.load
-            shapes = {pack_shape([trial], 1) for trial in pack.trials}
-            seconds += timing.measure * len(shapes - measured) / len(shapes)
-            measured |= shapes
+            if first.training.measure_steps:
+                shapes = {pack_shape([trial], 1) for trial in pack.trials}
+                seconds += timing.measure * len(shapes - measured) / len(shapes)
+                measured |= shapes
             loaded = wanted if all(trial.method.packable for trial in pack.trials) else None
         found.append(seconds)
     return found

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,12 +12,20 @@ from rich.console import Console
 
 from loragrid import cli
 from loragrid.cache import cache_folder
+from loragrid.callback import RecordingCallback
 from loragrid.comparison import Comparison, load_comparison
+from loragrid.earlier import find_earlier
 from loragrid.file_hash import file_sha256, remembered_sha256
-from loragrid.fingerprint import changes_on_the_way, fingerprint_of, refuse_mixed
+from loragrid.fingerprint import DEVICE_TAG, changes_on_the_way, fingerprint_of, refuse_mixed
+from loragrid.lane_run import run_lane
+from loragrid.messages import PackUpdate
+from loragrid.pack_timing import SHAPE_TAG, pack_shape
+from loragrid.pack_trainer import PackTrainer
+from loragrid.planning import Lane, Pack
 from loragrid.recorder import Recorder
 from loragrid.report import render_table
 from loragrid.tracking import Scalar, default_tracking_uri
+from loragrid.trial_store import TrialStore
 from loragrid.worker_environment import WorkerEnvironment, arithmetic_tags, input_tags
 from tests.loragrid.small_packs import make_setup
 
@@ -218,6 +227,64 @@ def test_a_worker_says_what_computes_and_on_which_weights_and_rows(tiny_llama_di
         assert arithmetic_tags(torch.device("cpu"))["loragrid.precision.float32_matmul"] == "high"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_what_a_worker_says_reaches_every_trial_it_trains_and_those_that_fail(
+    tiny_llama_dir: Path, chat_jsonl: Path, tmp_path: Path
+) -> None:
+    setup = make_setup(tiny_llama_dir, chat_jsonl, "float32")
+    told: dict[str, dict[str, str]] = {}
+
+    def send(update: PackUpdate) -> None:
+        for trial_id, tags in update.tags.items():
+            told.setdefault(trial_id, {}).update(tags)
+
+    device = torch.device("cpu")
+    trainer = PackTrainer(
+        lambda model, data: setup.rows,
+        send,
+        TrialStore(str(tmp_path)),
+        device,
+        isolate_failures=True,
+        describe=WorkerEnvironment(device, 1),
+    )
+    good = [setup.trial("lora", seed=seed, steps=2, measure_steps=0) for seed in (0, 1)]
+    bad = setup.trial("lora", {"target_modules": ("no_such_layer",)}, steps=2, measure_steps=0)
+    packs = [Pack(pack_id="pack-000", trials=tuple(good)), Pack(pack_id="pack-001", trials=(bad,))]
+    run_lane(packs, trainer, None)
+    for trial in (*good, bad):
+        assert told[trial.trial_id]["loragrid.data.digest"] == setup.rows.digest
+        assert DEVICE_TAG in told[trial.trial_id]
+    assert {told[trial.trial_id][SHAPE_TAG] for trial in good} == {pack_shape(good, 1)}
+    assert SHAPE_TAG not in told[bad.trial_id], "it has no time"
+
+
+def test_a_trial_that_goes_on_under_another_fingerprint_keeps_the_one_it_began_with(
+    tiny_llama_dir: Path, chat_jsonl: Path, tmp_path: Path
+) -> None:
+    setup = make_setup(tiny_llama_dir, chat_jsonl, "float32")
+    trial = setup.trial("lora")
+    lane = Lane(lane_id="lane-0", packs=(Pack(pack_id="pack-000", trials=(trial,)),))
+    uri = default_tracking_uri(str(tmp_path), None)
+    for version in ("2.11.0", "2.13.0"):
+        recorder = Recorder("again", uri)
+        earlier = find_earlier("again", uri, None)
+        if earlier is None:
+            recorder.start_sweep("again-1", {}, {})
+        else:
+            recorder.resume_sweep("again-1", {})
+        store = TrialStore(str(tmp_path / "trials"))
+        callback = RecordingCallback(recorder, store, lambda config, _: lane, {}, earlier=earlier)
+        tune_trial = SimpleNamespace(trial_id="a", config={}, pickled_error_file=None)
+        callback.on_trial_start(0, [], tune_trial)
+        tags = {trial.trial_id: TAGS | {"loragrid.version.torch": version}}
+        update = PackUpdate(pack_id="pack-000", trial_ids=(trial.trial_id,), phase="training", tags=tags)
+        callback.on_trial_result(0, [], tune_trial, {"update": update})
+        callback.close()  # interrupted
+    (tags_of,) = load_comparison("again", uri).tags.values()
+    assert tags_of["loragrid.version.torch"] == "2.13.0"
+    assert tags_of["loragrid.before.loragrid.version.torch"] == "2.11.0"
+    assert "loragrid.before.loragrid.device" not in tags_of, "it stayed the same"
 
 
 def test_the_revision_of_a_hub_model_is_its_commit() -> None:
