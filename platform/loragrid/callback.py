@@ -162,6 +162,8 @@ class RecordingCallback(Callback):
             self._fail(lane, failure)
         if lane is None or not isinstance(update, PackUpdate):
             return
+        if self._cost is not None:
+            self._cost.lane_spoke(trial.trial_id)
         mentioned = set(update.trial_ids)
         self._start([member for member in lane.trials if member.trial_id in mentioned], update.pack_id)
         for trial_id, records in update.records.items():

@@ -7,7 +7,7 @@ from loragrid.calibration import calibrate
 from loragrid.pack_timing import save_timings
 from loragrid.placement import Placement
 from loragrid.planning import Plan
-from loragrid.recorded_timing import device_here, known_timings
+from loragrid.recorded_timing import device_here, known_timings, recorded_start
 from loragrid.storage import local_folder
 from loragrid.sweep import tokenize
 from loragrid.time_estimate import TimeEstimate, estimate_time, local_node, plan_on
@@ -26,7 +26,7 @@ def forecast(
     plan, placement = plan_on(plan, local_node())
     if calibrated:
         calibrate_here(plan, placement, console, budget_seconds)
-    return plan, estimate_time(plan, placement, known_timings(plan, placement))
+    return plan, estimate_time(plan, placement, known_timings(plan, placement), recorded_start(plan))
 
 
 def too_large(plan: Plan, memory_bytes: int) -> list[str]:

@@ -38,8 +38,9 @@ SWEEP_METRICS: dict[str, str] = {
     "sweep/best_eval_loss": "lowest final evaluation loss; the tag `loragrid.best_trial` names the trial",
     "sweep/best_test_loss": "loss of that trial, chosen by its evaluation loss, on the test rows",
     "sweep/wall_seconds": "from the start of Ray's trials to the end of the last, over all resumptions",
+    "sweep/start_seconds": "from the start of the first lane to its workers' first word: Ray, processes, imports",
     "sweep/gpu_seconds": "seconds for which the sweep held GPUs, times their number",
-    "sweep/estimated_seconds": "what the packs were expected to take, without start-up; `loragrid plan` says what else",
+    "sweep/estimated_seconds": "what the sweep was expected to take; `loragrid plan` says what that leaves out",
 }
 """What the sweep's own run has."""
 

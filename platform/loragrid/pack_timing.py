@@ -39,15 +39,15 @@ class PackTiming:
         if self.problem:
             return None
         training = pack.trials[0].training
-        return self.setup + self.startup + training.steps * self.step + num_evaluations(pack) * self.evaluation
+        evaluations = num_evaluations(training.steps, training.eval_every, len(pack.trials))
+        return self.setup + self.startup + training.steps * self.step + evaluations * self.evaluation
 
 
-def num_evaluations(pack: Pack) -> float:
+def num_evaluations(steps: int, every: int | None, num_members: int) -> float:
     """Passes of all members over the evaluation rows; the bare base's own, at the start, is one member's part."""
-    training = pack.trials[0].training
-    regular = training.steps // training.eval_every if training.eval_every else 0
-    at_the_end = 0 if training.eval_every and training.steps % training.eval_every == 0 else 1
-    return regular + at_the_end + 1 / len(pack.trials)
+    regular = steps // every if every else 0
+    at_the_end = 0 if every and steps % every == 0 else 1
+    return regular + at_the_end + 1 / num_members
 
 
 def pack_shape(trials: Sequence[Trial], num_workers: int) -> str:
@@ -55,7 +55,8 @@ def pack_shape(trials: Sequence[Trial], num_workers: int) -> str:
     first = trials[0]
     training = first.training
     members = sorted(str((trial.method.stack_key(), trial.method.peft_config().get("r"))) for trial in trials)
-    settings = (training.batch_size, training.micro_batch_size, training.activation_checkpointing, num_workers)
+    settings = [training.batch_size, training.micro_batch_size, training.activation_checkpointing]
+    settings += [training.measure_steps, num_workers]
     text = json.dumps([first.model.model_dump(mode="json"), first.data.model_dump(mode="json"), settings, members])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -24,7 +24,7 @@ from loragrid.models import check_weights, load_tokenizer
 from loragrid.placement import Node, Placement, place
 from loragrid.planning import Plan, group_into_packs, plan
 from loragrid.progress import SweepProgress
-from loragrid.recorded_timing import known_timings
+from loragrid.recorded_timing import known_timings, recorded_start
 from loragrid.recorder import Recorder
 from loragrid.resume import earlier_sweep, tell_of_earlier, what_is_left
 from loragrid.rounds import Rounds
@@ -116,7 +116,10 @@ def run(
         the_plan = what_is_left(whole_plan, earlier, placement.num_packs) if earlier else whole_plan
         open_sweep(recorder, store, name, whole_plan, earlier)
         if is_local and earlier is None:
-            record_estimate(recorder, estimate_time(the_plan, placement, known_timings(the_plan, placement)))
+            record_estimate(
+                recorder,
+                estimate_time(the_plan, placement, known_timings(the_plan, placement), recorded_start(the_plan)),
+            )
         rows = {key: ray.put(data) for key, data in tokenized.items()}
         with SweepProgress(len(whole_plan.trials), console) as progress:
             progress.ended_before(earlier.outcome.statuses if earlier else ())

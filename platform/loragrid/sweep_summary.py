@@ -13,6 +13,7 @@ from loragrid.recorder import Recorder
 
 BEST_TRIAL_TAG = "loragrid.best_trial"
 FIGURES = "figures"
+START_METRIC = "sweep/start_seconds"
 
 
 class SweepCost:
@@ -23,10 +24,16 @@ class SweepCost:
         self._start = clock()
         self._lanes: dict[str, float] = {}
         self._gpu_seconds = 0.0
+        self._first_word: float | None = None
 
     def lane_started(self, lane: str) -> None:
         """A lane asks for its workers; more than one call does nothing."""
         self._lanes.setdefault(lane, self._clock())
+
+    def lane_spoke(self, lane: str) -> None:
+        """A lane's workers have said something; only the first word of the first lane counts."""
+        if self._first_word is None and lane in self._lanes:
+            self._first_word = self._clock() - self._lanes[lane]
 
     def lane_ended(self, lane: str) -> None:
         """A lane has given its workers back."""
@@ -38,6 +45,8 @@ class SweepCost:
         now = self._clock()
         running = self._gpus_per_lane * sum(now - start for start in self._lanes.values())
         found = {"sweep/wall_seconds": now - self._start}
+        if self._first_word is not None:
+            found[START_METRIC] = self._first_word
         return found | ({"sweep/gpu_seconds": self._gpu_seconds + running} if self._gpus_per_lane else {})
 
 
@@ -50,7 +59,8 @@ def record_summary(recorder: Recorder, sweep: str, cost: SweepCost) -> None:
         return
     comparison = load_comparison(recorder.experiment_name, recorder.tracking_uri, sweep)
     metrics = summary_metrics(comparison)
-    metrics |= {key: value + comparison.sweep_metrics.get(key, 0.0) for key, value in cost.metrics().items()}
+    for key, value in cost.metrics().items():
+        metrics[key] = value if key == START_METRIC else value + comparison.sweep_metrics.get(key, 0.0)
     best = best_trial(comparison)
     recorder.log_sweep_summary(metrics, {BEST_TRIAL_TAG: best} if best else {})
     if not comparison.curves["key"].isin(["eval/loss", "train/loss"]).any():

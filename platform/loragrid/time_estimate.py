@@ -18,7 +18,8 @@ class TimeEstimate:
     """Seconds of a sweep's packs, by pack id, and of the whole on `num_places` places; None where not known.
 
     lanes: which packs one set of workers trains in a row. num_waves: the most packs of a place. sources: where the
-    timings come from. unknown: pack id -> why its time is not known.
+    timings come from. start_seconds: of a lane's workers, once per lane in the total; None where no sweep has shown it
+    yet. unknown: pack id -> why its time is not known.
     """
 
     num_places: int
@@ -27,6 +28,7 @@ class TimeEstimate:
     pack_seconds: Mapping[str, float]
     total_seconds: float | None
     sources: tuple[str, ...]
+    start_seconds: float | None
     unknown: Mapping[str, str]
 
     def sentences(self) -> list[str]:
@@ -40,7 +42,7 @@ class TimeEstimate:
         if self.total_seconds is not None:
             sources = ", ".join(self.sources)
             found.append(f"time on this machine: about {format_seconds(self.total_seconds)} ({sources})")
-            found.append(f"not counted: {EXCLUDED}")
+            found.append(f"not counted: {self.excluded}")
         elif self.pack_seconds:
             known = sum(self.pack_seconds.values())
             found.append(
@@ -57,13 +59,18 @@ class TimeEstimate:
         return found
 
     @property
+    def excluded(self) -> str:
+        """What the total does not count."""
+        return EXCLUDED if self.start_seconds is not None else f"{START}, {EXCLUDED}"
+
+    @property
     def num_packs(self) -> int:
         """All packs of the plan."""
         return sum(len(lane) for lane in self.lanes)
 
     def to_dict(self) -> dict[str, object]:
         """As JSON can hold it, with what is no part of the seconds."""
-        return asdict(self) | {"excluded": EXCLUDED}
+        return asdict(self) | {"excluded": self.excluded}
 
 
 ESTIMATE_TAG = "loragrid.estimate.source"
@@ -72,10 +79,8 @@ HOW_TO_KNOW = (
     "no pack of such a shape was timed here: --calibrate times some steps, and every sweep recorded in this storage "
     "tells of its shapes"
 )
-EXCLUDED = (
-    "starting Ray and the workers' processes, tokenising, saving checkpoints and adapters, what packs side by side "
-    "take from each other"
-)
+START = "starting Ray and the workers' processes (no sweep in this storage has shown it yet)"
+EXCLUDED = "tokenising, saving checkpoints and adapters, what packs side by side take from each other"
 
 
 def local_node() -> Node:
@@ -102,7 +107,9 @@ def lanes_of(plan: Plan, placement: Placement) -> list[Lane]:
     return assign_lanes(plan.packs, num_lanes)
 
 
-def estimate_time(plan: Plan, placement: Placement, timings: Mapping[str, PackTiming]) -> TimeEstimate:
+def estimate_time(
+    plan: Plan, placement: Placement, timings: Mapping[str, PackTiming], start_seconds: float | None = None
+) -> TimeEstimate:
     """The seconds of every pack whose shape has a timing, and of the sweep if all have, early stopping aside."""
     timing_of = {pack.pack_id: timings.get(pack_shape(pack.trials, placement.num_workers)) for pack in plan.packs}
     lanes = lanes_of(plan, placement)
@@ -121,7 +128,10 @@ def estimate_time(plan: Plan, placement: Placement, timings: Mapping[str, PackTi
     for lane in lanes:
         busy, index = heapq.heappop(heap)
         num_packs_at[index] = num_packs_at.get(index, 0) + len(lane.packs)
-        heapq.heappush(heap, (busy + sum(pack_seconds.get(pack.pack_id, 0.0) for pack in lane.packs), index))
+        heapq.heappush(
+            heap,
+            (busy + (start_seconds or 0.0) + sum(pack_seconds.get(pack.pack_id, 0.0) for pack in lane.packs), index),
+        )
     return TimeEstimate(
         num_places=placement.num_packs,
         lanes=tuple(tuple(pack.pack_id for pack in lane.packs) for lane in lanes),
@@ -129,6 +139,7 @@ def estimate_time(plan: Plan, placement: Placement, timings: Mapping[str, PackTi
         pack_seconds=pack_seconds,
         total_seconds=None if unknown or not placement.num_packs else max(heap)[0],
         sources=tuple(dict.fromkeys(timing.source for timing in timing_of.values() if timing and not timing.problem)),
+        start_seconds=start_seconds,
         unknown=unknown,
     )
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from loragrid.fingerprint import DEVICE_TAG
 from loragrid.forecast import too_large
 from loragrid.pack_timing import SHAPE_TAG, PackTiming, num_evaluations, pack_shape, save_timings, saved_timings
 from loragrid.placement import Node, Placement
-from loragrid.planning import Pack, Plan, group_into_packs, plan
-from loragrid.recorded_timing import device_of, recorded_timings
+from loragrid.planning import Plan, group_into_packs, plan
+from loragrid.recorded_timing import device_of, recorded_start, recorded_timings
 from loragrid.recorder import Recorder
+from loragrid.sweep_summary import SweepCost, record_summary
 from loragrid.time_estimate import estimate_time, plan_on
 from loragrid.tracking import default_tracking_uri
 from tests.loragrid.small_packs import make_setup
@@ -72,12 +74,8 @@ def test_seeds_learning_rates_and_steps_change_no_shape_and_what_costs_time_does
 
 
 @pytest.mark.parametrize(("steps", "every", "expected"), [(10, None, 1.5), (10, 5, 2.5), (10, 4, 3.5), (3, 7, 1.5)])
-def test_evaluations_are_counted_as_the_loop_makes_them(
-    tiny_llama_dir: Path, chat_jsonl: Path, steps: int, every: int | None, expected: float
-) -> None:
-    setup = make_setup(tiny_llama_dir, chat_jsonl, "float32")
-    trials = tuple(setup.trial("lora", seed=seed, steps=steps, eval_every=every) for seed in (0, 1))
-    assert num_evaluations(Pack(pack_id="p", trials=trials)) == expected
+def test_evaluations_are_counted_as_the_loop_makes_them(steps: int, every: int | None, expected: float) -> None:
+    assert num_evaluations(steps, every, 2) == expected
 
 
 def test_packs_on_one_place_add_up_and_those_side_by_side_do_not(the_plan: Plan) -> None:
@@ -88,6 +86,34 @@ def test_packs_on_one_place_add_up_and_those_side_by_side_do_not(the_plan: Plan)
     assert set(one.pack_seconds.values()) == {10.0}
     four = estimate_time(the_plan, place_for(4), timings)
     assert (four.total_seconds, four.num_waves) == (10.0, 1)
+
+
+def test_every_lane_starts_its_workers_once(the_plan: Plan) -> None:
+    timings = timings_of(the_plan, step=1.0)
+    assert estimate_time(the_plan, place_for(1), timings, 20.0).total_seconds == 60.0
+    estimate = estimate_time(the_plan, place_for(4), timings, 20.0)
+    assert estimate.total_seconds == 30.0
+    assert "starting Ray" not in estimate.excluded
+    assert "starting Ray" in estimate_time(the_plan, place_for(4), timings).excluded
+
+
+def test_what_starting_takes_is_taken_from_the_latest_sweep_of_the_store(the_plan: Plan, tmp_path: Path) -> None:
+    storage = the_plan.experiment.storage.model_copy(update={"path": str(tmp_path)})
+    planned = replace(the_plan, experiment=the_plan.experiment.model_copy(update={"storage": storage}))
+    assert recorded_start(planned) is None
+    for number, seconds in enumerate((30.0, 20.0)):
+        recorder = Recorder("started", default_tracking_uri(str(tmp_path), None))
+        recorder.start_sweep(f"started-{number}", {}, {})
+        recorder.start_trial(f"lora-{number}", {"method.name": "lora"}, {})
+        recorder.end_trial(f"lora-{number}", "FAILED")
+        times = iter((0.0, 5.0, 5.0 + seconds, 90.0))
+        cost = SweepCost(clock=lambda times=times: next(times))  # type: ignore[misc]
+        cost.lane_started("a")
+        cost.lane_spoke("a")
+        cost.lane_spoke("a")
+        record_summary(recorder, f"started-{number}", cost)
+        recorder.end_sweep("FAILED")
+    assert recorded_start(planned) == 20.0
 
 
 def test_the_base_is_loaded_once_in_a_row_and_again_after_a_method_that_writes_it(the_plan: Plan) -> None:
@@ -172,10 +198,10 @@ def test_a_recorded_sweep_tells_what_packs_of_its_shapes_take_on_its_device_alon
     recorder.start_trial("lora-1", {"method.name": "lora", "training.steps": 10}, tags)
     recorder.end_trial("lora-1", "FAILED", "it has no times")
     recorder.end_sweep("FAILED")
-    found = recorded_timings(uri, device_of(tags), ["a-shape", "another"])
-    assert found == {"a-shape": PackTiming(source="sweep before-1", setup=7.0, measure=3.0, step=2.0, evaluation=2.0)}
-    assert recorded_timings(uri, device_of(tags | {DEVICE_TAG: "NVIDIA H100"}), ["a-shape"]) == {}
-    assert recorded_timings(default_tracking_uri(str(tmp_path / "nowhere"), None), "", ["a-shape"]) == {}
+    found = recorded_timings(uri, device_of(tags), {"a-shape": 1, "another": 2})
+    assert found == {"a-shape": PackTiming(source="sweep before-1", setup=7.0, measure=3.0, step=2.0, evaluation=1.5)}
+    assert recorded_timings(uri, device_of(tags | {DEVICE_TAG: "NVIDIA H100"}), {"a-shape": 1}) == {}
+    assert recorded_timings(default_tracking_uri(str(tmp_path / "nowhere"), None), "", {"a-shape": 1}) == {}
     assert not (tmp_path / "nowhere").exists(), "asking makes no store"
 
 
