@@ -101,9 +101,9 @@ class Recorder:
             raise ValueError(f"MLflow has not heard of sweep {self._sweep_name!r} yet")
         return run_id
 
-    def deliver(self) -> bool:
-        """Wait until MLflow has all that was recorded; False if it has not answered for some time."""
-        return self._spool is None or self._delivery.wait(PATIENCE_SECONDS)
+    def deliver(self, patience_seconds: float = PATIENCE_SECONDS) -> bool:
+        """Wait until MLflow has all that was recorded; False if it has not answered for so long."""
+        return self._spool is None or self._delivery.wait(patience_seconds)
 
     def next_sweep_name(self) -> str:
         """The experiment's name with the next free number: the first sweep is `<experiment>-1`."""

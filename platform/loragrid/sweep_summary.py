@@ -13,6 +13,8 @@ from loragrid.recorder import Recorder
 
 BEST_TRIAL_TAG = "loragrid.best_trial"
 FIGURES = "figures"
+# The sweep's end waits long for a store that fails, so that the record arrives; a summary can be read from that.
+SUMMARY_PATIENCE_SECONDS = 2.0
 START_METRIC = "sweep/start_seconds"
 
 
@@ -55,7 +57,7 @@ def record_summary(recorder: Recorder, sweep: str, cost: SweepCost) -> None:
 
     What a sweep cost that is taken up again is added to what it had cost before.
     """
-    if not recorder.deliver():
+    if not recorder.deliver(SUMMARY_PATIENCE_SECONDS):
         return
     comparison = load_comparison(recorder.experiment_name, recorder.tracking_uri, sweep)
     metrics = summary_metrics(comparison)
