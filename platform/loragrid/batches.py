@@ -1,7 +1,7 @@
 """The rows of every member's every step: a pure function of seed and step, cut for one worker."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -57,18 +57,31 @@ class PackBatches:
     def evaluation(self, num_members: int) -> list[Batch]:
         """This worker's share of the evaluation rows, the same for every member; kept on the device."""
         if num_members not in self._evaluation:
-            rows = self.data.evaluation
-            # Every batch has the same shape and every worker as many, for where the base is sharded all of them take
-            # part in every forward: what is missing is filled with rows without labels.
-            size = self.rows_at_once
-            num_rounds = math.ceil(len(rows) / (size * self.num_workers))
-            starts = range(0, num_rounds * self.num_workers * size, size)
+            rows, ones = self.data.evaluation, torch.ones(num_members).double()
             self._evaluation[num_members] = [
-                self._batch(_repeat(_padded(rows, start, size), num_members), torch.ones(num_members).double())
-                for index, start in enumerate(starts)
-                if index % self.num_workers == self.worker
+                self._batch(_repeat(_padded(rows, start, self.rows_at_once), num_members), ones)
+                for start in self._starts(len(rows))
             ]
         return self._evaluation[num_members]
+
+    def by_row(self, rows: TokenRows, num_members: int) -> Iterator[tuple[int, Batch]]:
+        """This worker's share of `rows`, the same for every member, with the number of each batch's first row.
+
+        Its `num_labels` has a one for each of its rows, so that it gives the sum of every row by itself.
+        """
+        ones = torch.ones(num_members * self.rows_at_once).double()
+        for start in self._starts(len(rows)):
+            yield start, self._batch(_repeat(_padded(rows, start, self.rows_at_once), num_members), ones)
+
+    def _starts(self, num_rows: int) -> range:
+        """Where this worker's batches of `rows_at_once` rows begin.
+
+        Every batch has the same shape and every worker as many, for where the base is sharded all of them take part in
+        every forward: what is missing is filled with rows without labels.
+        """
+        size = self.rows_at_once
+        num_rounds = math.ceil(num_rows / (size * self.num_workers))
+        return range(self.worker * size, num_rounds * self.num_workers * size, self.num_workers * size)
 
     def _batch(self, rows: TokenRows, num_labels: Tensor) -> Batch:
         return Batch(

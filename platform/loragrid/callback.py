@@ -20,7 +20,7 @@ from loragrid.progress import SweepProgress
 from loragrid.recorder import Recorder
 from loragrid.sweep_summary import SweepCost, record_summary
 from loragrid.tracking import card_tags
-from loragrid.trial_store import TrialStore
+from loragrid.trial_store import OUTPUTS, TrialStore
 
 if TYPE_CHECKING:
     from loragrid.earlier import EarlierSweep
@@ -263,19 +263,20 @@ class RecordingCallback(Callback):
                 },
             )
 
-    def _record_adapter(self, trial: Trial, end: TrialEnd) -> TrialEnd:
-        """Keep a finished trial's adapter; without it, the trial has failed."""
-        try:
-            with tempfile.TemporaryDirectory() as name:
-                if self.store.fetch_adapter(trial.trial_id, Path(name)):
-                    self.recorder.log_artifacts(trial.trial_id, Path(name), "adapter")
-            return end
-        except OSError as error:
-            return replace(end, status="FAILED", reason=f"the adapter could not be recorded: {error}")
+    def _record_outputs(self, trial: Trial, end: TrialEnd) -> TrialEnd:
+        """Keep what a finished trial leaves; without it, the trial has failed."""
+        for output in OUTPUTS:
+            try:
+                with tempfile.TemporaryDirectory() as name:
+                    if self.store.fetch_output(trial.trial_id, output, Path(name)):
+                        self.recorder.log_artifacts(trial.trial_id, Path(name), output)
+            except OSError as error:
+                return replace(end, status="FAILED", reason=f"the {output} could not be recorded: {error}")
+        return end
 
     def _end(self, trial: Trial, end: TrialEnd) -> None:
         if end.status == "FINISHED":
-            end = self._record_adapter(trial, end)
+            end = self._record_outputs(trial, end)
         if end.traceback:
             with tempfile.TemporaryDirectory() as name:
                 (Path(name) / "traceback.txt").write_text(end.traceback, encoding="utf-8")

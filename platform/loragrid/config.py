@@ -54,6 +54,10 @@ __all__ = [
     "load_experiment",
 ]
 
+if TYPE_CHECKING:
+    Axis = Sequence[Any] | Mapping[str, Any]
+    """An axis as it is written: its values, or a ladder."""
+
 
 class MethodConfig(Section):
     """One method of an experiment with what is special to it.
@@ -68,7 +72,7 @@ class MethodConfig(Section):
 
     if TYPE_CHECKING:  # the settings are checked below, where the method is known
 
-        def __init__(self, *, name: str, grid: Mapping[str, Sequence[Any]] = ..., **settings: Any) -> None: ...
+        def __init__(self, *, name: str, grid: Mapping[str, Axis] = ..., **settings: Any) -> None: ...
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -91,8 +95,8 @@ class MethodConfig(Section):
 class Experiment(Section):
     """One question, the trials that answer it, and where they run and are recorded.
 
-    grid: axis -> values. `seed`; `model.X`, `data.X`, `training.X`; `method.X` for every method that has X and does
-    not set it itself.
+    grid: axis -> values, or a ladder that stands for them (`{ladder: [1e-4, 1e-2], points: 5}`). `seed`; `model.X`,
+    `data.X`, `training.X`; `method.X` for every method that has X and does not set it itself.
     """
 
     name: Annotated[
@@ -133,7 +137,7 @@ class Experiment(Section):
             data: DataConfig | Mapping[str, Any],
             training: TrainingConfig | Mapping[str, Any],
             methods: Sequence[MethodConfig | Mapping[str, Any] | str],
-            grid: Mapping[str, Sequence[Any]] = ...,
+            grid: Mapping[str, Axis] = ...,
             workers: WorkersConfig | Mapping[str, Any] = ...,
             pack: PackConfig | Mapping[str, Any] = ...,
             engine: EngineConfig | Mapping[str, Any] = ...,

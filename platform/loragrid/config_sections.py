@@ -79,12 +79,14 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    """The rows that train and evaluate every trial.
+    """The rows that train, evaluate and test every trial; no row stands in two of the three.
 
     name: embedded name, local .jsonl, .csv or .parquet file, or hub id (`revision`; `subset`: the hub's config name).
     eval_name: local file with the eval rows. eval_split: the split with the eval rows. Neither: part of the train rows.
+    test_name, test_split: the same of the test rows.
     columns: canonical column -> column in the data. max_length: tokens; longer rows are skipped and counted.
-    num_train, num_eval: rows; num_train null takes them all. loss_on: the tokens that count in the loss.
+    num_train, num_eval, num_test: rows; num_train null takes them all. Settings are chosen on the eval rows; the test
+    rows are looked at once, after the last step. loss_on: the tokens that count in the loss.
     """
 
     name: Text
@@ -93,6 +95,8 @@ class DataConfig(Section):
     split: Text = "train"
     eval_name: OptionalText = None
     eval_split: OptionalText = None
+    test_name: OptionalText = None
+    test_split: OptionalText = None
     columns: Annotated[
         dict[str, Text], Field(description=f"a mapping from {', '.join(CANONICAL_COLUMNS)} to the data's column names")
     ] = {}
@@ -101,6 +105,7 @@ class DataConfig(Section):
     ] = 512
     num_train: OptionalCount = None
     num_eval: Count = 64
+    num_test: CountOrZero = 0
     loss_on: Annotated[Literal["completion", "all"], Field(description="completion, all")] = "completion"
 
     @model_validator(mode="after")
@@ -115,9 +120,15 @@ class DataConfig(Section):
             for key in self.columns
             if key not in CANONICAL_COLUMNS
         ]
-        if self.eval_name is not None and self.eval_split is not None:
-            what = f"the eval rows already come from eval_name ({self.eval_name})"
-            problems.append(Problem(key="eval_split", value=self.eval_split, what=what, allowed="one of the two"))
+        for rows in ("eval", "test"):
+            name, split = getattr(self, f"{rows}_name"), getattr(self, f"{rows}_split")
+            if name is not None and split is not None:
+                what = f"the {rows} rows already come from {rows}_name ({name})"
+                problems.append(Problem(key=f"{rows}_split", value=split, what=what, allowed="one of the two"))
+        for key in ("test_name", "test_split"):
+            if getattr(self, key) is not None and self.num_test == 0:
+                what, allowed = "no test row is taken from it", "num_test set to a whole number from 1 on, or null here"
+                problems.append(Problem(key=key, value=getattr(self, key), what=what, allowed=allowed))
         if problems:
             raise ExperimentError(problems)
         return self

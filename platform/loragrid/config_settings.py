@@ -19,6 +19,7 @@ from loragrid.config_sections import (
     Seed,
     TrainingConfig,
 )
+from loragrid.ladder import EXAMPLE, ladder_values
 
 AXIS_SECTIONS: dict[str, type[Section]] = {"model": ModelConfig, "data": DataConfig, "training": TrainingConfig}
 
@@ -117,10 +118,17 @@ def describe_type(value_type: Any) -> str:
 
 
 def check_axis_shape(key: str, values: object) -> tuple[AxisValue, ...]:
-    """The values of an axis as a tuple; raises ExperimentError unless they are a list of different plain values."""
+    """The values of an axis as a tuple; raises ExperimentError unless they are a list of different plain values.
+
+    A ladder stands for its values.
+    """
+    if isinstance(values, Mapping):
+        values = ladder_values(key, values)
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         what = "an axis is a list of its values"
-        raise ExperimentError([Problem(key=key, value=values, what=what, allowed="a list such as [1, 2]")])
+        raise ExperimentError(
+            [Problem(key=key, value=values, what=what, allowed=f"a list such as [1, 2], or {EXAMPLE}")]
+        )
     if not values:
         raise ExperimentError(
             [Problem(key=key, value=values, what="an axis without values", allowed="at least one value")]

@@ -10,6 +10,7 @@ CURVE_METRICS: dict[str, str] = {
 SUMMARY_METRICS: dict[str, str] = {
     "eval/final_loss": "evaluation loss after the last step",
     "eval/best_loss": "lowest evaluation loss",
+    "test/loss": "mean cross-entropy of the test rows' labelled tokens after the last step (nats)",
     "parameters/trainable": "numbers that the optimizer changes",
     "parameters/stored": "numbers that the adapter's file holds",
     "parameters/shared": "numbers that are frozen and shared by all layers (VeRA's projections)",

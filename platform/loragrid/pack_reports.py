@@ -70,12 +70,12 @@ class PackReports:
         tags: Mapping[str, str],
         *,
         ended: Mapping[str, TrialEnd],
-        figures: dict[str, float],
+        figures: Mapping[str, Mapping[str, float]],
     ) -> None:
-        """The pack's last report; `figures` hold for all its members."""
+        """The pack's last report, with figures by trial id."""
         update = self._training(pack, report, tags)
-        all_figures = {trial.trial_id: figures for trial in pack.trials} if figures else {}
-        self._send(replace(update, ended=self._with_seconds(ended), figures=all_figures, done=True))
+        found = {trial_id: dict(own) for trial_id, own in figures.items() if own}
+        self._send(replace(update, ended=self._with_seconds(ended), figures=found, done=True))
         self.ended_trials |= ended.keys()
 
     def add_seconds(self, pack: Pack, *parts: Mapping[str, float]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loragrid.assembly import build_batches, build_model
+from loragrid.batches import PackBatches
 from loragrid.config import DataConfig, EarlyStoppingConfig, ModelConfig
 from loragrid.data import TokenizedData
 from loragrid.early_stopping import rung_steps
@@ -28,8 +29,9 @@ from loragrid.messages import TrialEnd
 from loragrid.pack_reports import PackReports, SendUpdate
 from loragrid.pack_timing import SHAPE_TAG, pack_shape
 from loragrid.planning import Pack
+from loragrid.row_scores import RowScores
 from loragrid.solo import measure_solo
-from loragrid.training import LoopSettings, PackModel, Report, SumOverWorkers, one_worker, train
+from loragrid.training import LoopSettings, PackModel, Report, SumOverWorkers, one_worker, score_rows_alone, train
 from loragrid.trial_store import SavedTrial, TrialStore
 from loragrid.warm_base import WarmBase
 
@@ -172,8 +174,10 @@ class PackTrainer:
 
         def on_report(report: Report) -> None:
             if report.finished:
+                with stopwatch.phase("eval"):
+                    scores = self._score(trials[0], report, model, batches)
                 self.reports.add_seconds(pack, stopwatch.seconds(), report.seconds)
-                self._finish(pack, report, model, engine, estimate)
+                self._finish(pack, report, model, engine, estimate, scores)
                 return
             self.reports.training(pack, report, engine.tags())
             if report.checkpoint_due or self._clock() - self._last_saved >= SAVE_EVERY_SECONDS:
@@ -301,17 +305,32 @@ class PackTrainer:
                 raise
             return Failure.of(error)
 
+    def _score(self, trial: Trial, report: Report, model: PackModel, batches: PackBatches) -> list[RowScores] | None:
+        """How every member does on each of the test rows; None before the last step, and where there are none."""
+        rows = batches.data.test
+        if report.completed < trial.training.steps or not len(rows):
+            return None
+        losses = score_rows_alone(model, batches, rows, self._sum_over_workers())
+        return [RowScores.of(rows, own) for own in losses.cpu()]
+
     def _finish(
-        self, pack: Pack, report: Report, model: PackModel, engine: Engine, estimate: MemoryEstimate | None
+        self,
+        pack: Pack,
+        report: Report,
+        model: PackModel,
+        engine: Engine,
+        estimate: MemoryEstimate | None,
+        scores: Sequence[RowScores] | None,
     ) -> None:
         """Let the members end here, adapters exported, or keep their states until the pack's next rung."""
         wait_for(self._device)
-        figures: dict[str, float] = {}
+        of_pack: dict[str, float] = {}
         if estimate is not None:
-            figures["memory/pack_estimated_bytes"] = float(estimate.total)
+            of_pack["memory/pack_estimated_bytes"] = float(estimate.total)
         if self._device.type == "cuda":
-            figures["memory/pack_peak_bytes"] = peak_memory(self._device)["memory/peak_allocated_bytes"]
+            of_pack["memory/pack_peak_bytes"] = peak_memory(self._device)["memory/peak_allocated_bytes"]
         ended: dict[str, TrialEnd] = {}
+        figures = {trial.trial_id: dict(of_pack) for trial in pack.trials}
         for member, trial in enumerate(pack.trials):
             diverged_at = report.diverged_at[member]
             if trial.trial_id in self.reports.ended_trials:
@@ -322,7 +341,10 @@ class PackTrainer:
                 reason = f"{DIVERGED} at step {step}"
                 ended[trial.trial_id] = TrialEnd(status="FAILED", reason=reason)
             elif report.completed == trial.training.steps:
-                ended[trial.trial_id] = self._export(model, member, trial)
+                own = scores[member] if scores is not None else None
+                ended[trial.trial_id] = self._export(model, member, trial, own)
+                if own is not None:
+                    figures[trial.trial_id] |= own.figures("test")
             else:
                 self.states[trial.trial_id] = take_member(model, member)
         for trial_id in ended:
@@ -331,11 +353,14 @@ class PackTrainer:
         if report.completed < pack.trials[0].training.steps:
             self._save_members(pack, model, {})
 
-    def _export(self, model: PackModel, member: int, trial: Trial) -> TrialEnd:
-        """Leave a finished trial's adapter in the store."""
+    def _export(self, model: PackModel, member: int, trial: Trial, scores: RowScores | None) -> TrialEnd:
+        """Leave a finished trial's adapter, and its scores on the test rows, in the store."""
         if self._worker == 0:
             try:
-                self._store.save_adapter(trial.trial_id, partial(export_member, model, member, trial.model.name))
+                adapter = partial(export_member, model, member, trial.model.name)
+                self._store.save_output(trial.trial_id, "adapter", adapter)
+                if scores is not None:
+                    self._store.save_output(trial.trial_id, "scores", partial(scores.write, "test"))
             except OSError as error:
                 if not self.isolate_failures:
                     raise

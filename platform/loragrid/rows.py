@@ -60,13 +60,12 @@ def open_train_rows(data: DataConfig) -> RowSource:
 
 def open_eval_rows(data: DataConfig) -> RowSource | None:
     """Open the rows that are for evaluation only; None where they are to be taken out of the train rows."""
-    if data.eval_name is not None:
-        if Path(data.eval_name).suffix not in LOCAL_SUFFIXES:
-            raise ValueError(f"data.eval_name: {data.eval_name}: not a local {_one_of(LOCAL_SUFFIXES)} file")
-        return _read_file("data.eval_name", data.eval_name)
-    if data.eval_split is not None:
-        return _open(data, "data.eval_split", data.name, data.eval_split)
-    return None
+    return _open_own(data, "eval", data.eval_name, data.eval_split)
+
+
+def open_test_rows(data: DataConfig) -> RowSource | None:
+    """Open the rows that are for testing only; None where they are to be taken out of the train rows."""
+    return _open_own(data, "test", data.test_name, data.test_split)
 
 
 def find_columns(source: RowSource, columns: Mapping[str, str]) -> dict[str, str]:
@@ -103,11 +102,20 @@ def find_columns(source: RowSource, columns: Mapping[str, str]) -> dict[str, str
     return found_columns
 
 
+def _open_own(data: DataConfig, purpose: str, name: str | None, split: str | None) -> RowSource | None:
+    if name is not None:
+        key = f"data.{purpose}_name"
+        if Path(name).suffix not in LOCAL_SUFFIXES:
+            raise ValueError(f"{key}: {name}: not a local {_one_of(LOCAL_SUFFIXES)} file")
+        return _read_file(key, name)
+    return None if split is None else _open(data, f"data.{purpose}_split", data.name, split)
+
+
 def _open(data: DataConfig, key: str, name: str, split: str) -> RowSource:
     embedded = EMBEDDED_DATA.get(name)
     path = local_path(key, name)
     if embedded is not None or path.suffix in LOCAL_SUFFIXES or path.exists() or name.startswith(("/", ".", "~")):
-        set_for_hub = {"revision": data.revision, "subset": data.subset, "eval_split": data.eval_split}
+        set_for_hub = {key: getattr(data, key) for key in ("revision", "subset", "eval_split", "test_split")}
         set_for_hub["split"] = None if data.split == "train" else data.split
         for field, value in set_for_hub.items():
             if value is not None:

@@ -176,8 +176,10 @@ def tokenize(the_plan: Plan, console: Console) -> dict[tuple[ModelConfig, DataCo
         data = load_data(trial.data, trial.model, load_tokenizer(trial.model))
         tokenized[key] = data
         skipped = "".join(f"; skipped {count}: {reason}" for reason, count in data.skipped.items() if count)
+        tested = f", {len(data.test)} to test" if len(data.test) else ""
         console.print(
-            f"data {trial.data.name}: {len(data.train)} rows to train on, {len(data.evaluation)} to evaluate{skipped}",
+            f"data {trial.data.name}: {len(data.train)} rows to train on, {len(data.evaluation)} to "
+            f"evaluate{tested}{skipped}",
             highlight=False,
             markup=False,
         )

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,6 +18,7 @@ from loragrid_methods.engine.pack import AdapterPack
 
 if TYPE_CHECKING:  # a step needs torch and transformers alone, not what reads files and configurations
     from loragrid.batches import PackBatches
+    from loragrid.data import TokenRows
 
 
 class SumOverWorkers(Protocol):
@@ -177,14 +178,37 @@ def evaluate(
     """
     device = model.active.device
     total = torch.zeros(1 if frozen else model.pack.num_members, dtype=torch.float64, device=device)
-    model.pack.train(False)
-    # Compiled layers are compiled for training; they evaluate uncompiled.
-    with torch.compiler.set_stance("force_eager"), model.pack.disabled() if frozen else nullcontext():
+    with _evaluating(model), model.pack.disabled() if frozen else nullcontext():
         for batch in batches:
             total += model.losses(batch)
-    model.pack.train(True)
     sum_over_workers(total)
     return total / num_labels
+
+
+@torch.no_grad()
+def score_rows_alone(
+    model: PackModel, batches: "PackBatches", rows: "TokenRows", sum_over_workers: SumOverWorkers
+) -> Tensor:
+    """The summed cross-entropy over the labels of every row, by member: (M, N) float64, the same in every worker."""
+    num_members, device = model.pack.num_members, model.active.device
+    scores = torch.zeros(num_members, len(rows), dtype=torch.float64, device=device)
+    with _evaluating(model):
+        for start, batch in batches.by_row(rows, num_members):
+            found = model.losses(batch).view(num_members, -1)
+            end = min(start + found.shape[1], len(rows))
+            # Past the end stands what only fills the batch.
+            scores[:, start:end] = found[:, : max(end - start, 0)]
+    sum_over_workers(scores)
+    return scores
+
+
+@contextmanager
+def _evaluating(model: PackModel) -> Iterator[None]:
+    """Within, the adapters are in evaluation mode. Compiled layers are compiled for training: they run uncompiled."""
+    model.pack.train(False)
+    with torch.compiler.set_stance("force_eager"):
+        yield
+    model.pack.train(True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,10 @@ from loragrid.member_state import MemberState
 NUM_KEPT = 2
 """States of a trial that are kept: the latest, and the one before for the day on which the latest cannot be read."""
 
-_ADAPTER, _ENDED, _SUFFIX = "adapter", ".ended", ".safetensors"
+OUTPUTS = ("adapter", "scores")
+"""What a finished trial leaves: folders, of the same names in MLflow."""
+
+_ENDED, _SUFFIX = ".ended", ".safetensors"
 _TENSOR, _CURVE, _PROGRESS = "tensor/", "curve/", "progress"
 
 
@@ -96,22 +99,22 @@ class TrialStore:
                     spoiled.append(f"the state of step {step} cannot be read: {error}")
         return None, spoiled
 
-    def save_adapter(self, trial_id: str, write: Callable[[Path], object]) -> None:
-        """Let `write` fill a folder, and keep that folder; one without files is not kept.
+    def save_output(self, trial_id: str, output: str, write: Callable[[Path], object]) -> None:
+        """Let `write` fill a folder, and keep that folder as one of `OUTPUTS`; one without files is not kept.
 
         Raises:
             OSError: it could not be written.
         """
         with tempfile.TemporaryDirectory() as name:
-            folder = Path(name) / _ADAPTER
+            folder = Path(name) / output
             write(folder)
             files = [file for file in sorted(folder.rglob("*")) if file.is_file()] if folder.exists() else []
             for file in files:
-                self._upload(file, self._path(trial_id, f"{_ADAPTER}/{file.relative_to(folder).as_posix()}"))
+                self._upload(file, self._path(trial_id, f"{output}/{file.relative_to(folder).as_posix()}"))
 
-    def fetch_adapter(self, trial_id: str, folder: Path) -> bool:
-        """Copy the adapter into `folder`; False where there is none."""
-        source = self._path(trial_id, _ADAPTER)
+    def fetch_output(self, trial_id: str, output: str, folder: Path) -> bool:
+        """Copy one of `OUTPUTS` into `folder`; False where there is none."""
+        source = self._path(trial_id, output)
         if not self._is_folder(source):
             return False
         folder.mkdir(parents=True, exist_ok=True)
@@ -137,11 +140,12 @@ class TrialStore:
         return {info.base_name for info in self._filesystem.get_file_info(selector)}
 
     def delete_states(self, trial_id: str) -> None:
-        """Forget how far the trial had come, and its adapter; its mark stays."""
+        """Forget how far the trial had come, and its outputs; its mark stays."""
         for name in self._states(trial_id):
             self._filesystem.delete_file(self._path(trial_id, name))
-        if self._is_folder(self._path(trial_id, _ADAPTER)):
-            self._filesystem.delete_dir(self._path(trial_id, _ADAPTER))
+        for output in OUTPUTS:
+            if self._is_folder(self._path(trial_id, output)):
+                self._filesystem.delete_dir(self._path(trial_id, output))
 
     def delete(self, trial_ids: Iterable[str]) -> None:
         """Forget trials, and with the last one the sweep."""

@@ -30,6 +30,7 @@ def make_rows(count: int, first: int) -> TokenRows:
 DATA = TokenizedData(
     train=make_rows(NUM_TRAIN, 0),
     evaluation=make_rows(NUM_EVAL, 100),
+    test=make_rows(NUM_EVAL - 1, 200),
     skipped={},
     digest="sha256:0",
     num_source_rows=NUM_TRAIN + NUM_EVAL,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psutil
 import pytest
 import ray
@@ -41,7 +42,7 @@ def settings(tiny_gpt2_dir: Path, chat_jsonl: Path, tmp_path_factory: pytest.Tem
     return {
         "question": "Is it the same however it is run?",
         "model": {"name": str(tiny_gpt2_dir), "dtype": "float64"},
-        "data": {"name": str(chat_jsonl), "max_length": 96, "num_train": 40, "num_eval": 10},
+        "data": {"name": str(chat_jsonl), "max_length": 96, "num_train": 40, "num_eval": 10, "num_test": 7},
         "training": {
             "steps": STEPS,
             "batch_size": 4,
@@ -100,9 +101,10 @@ def curves(result: lg.SweepResult) -> dict[tuple[str, str, int], float]:
     return {(row.trial_id, row.key, row.step): row.value for row in table.itertuples()}  # type: ignore[misc]
 
 
-def artifact(result: lg.SweepResult, run: Run, folder: Path) -> Path:
+def artifact(result: lg.SweepResult, run: Run, folder: Path, name: str = "adapter") -> Path:
     client = MlflowClient(tracking_uri=result.tracking_uri)
-    return Path(client.download_artifacts(run.info.run_id, "adapter", str(folder)))
+    folder.mkdir(exist_ok=True)
+    return Path(client.download_artifacts(run.info.run_id, name, str(folder)))
 
 
 def free_cpus() -> Iterator[float]:
@@ -223,10 +225,11 @@ def test_steps_and_seconds_to_the_threshold_are_those_of_the_curve(
     assert 0 < crossed < len(runs)
 
 
-def eval_loss(model: Any, packed: lg.SweepResult) -> float:
-    """The mean loss over the labelled tokens of the evaluation rows, from the model's own logits."""
+def eval_loss(model: Any, packed: lg.SweepResult, split: str = "evaluation") -> float:
+    """The mean loss over the labelled tokens of the split's rows, from the model's own logits."""
     trial = packed.plan.trials[0]
-    rows = load_data(trial.data, trial.model, load_tokenizer(trial.model)).evaluation
+    data = load_data(trial.data, trial.model, load_tokenizer(trial.model))
+    rows = getattr(data, split)
     with torch.no_grad():
         logits = model(input_ids=rows.input_ids).logits
     predicted = logits.gather(1, rows.label_positions[..., None].expand(-1, -1, logits.shape[-1]))
@@ -243,6 +246,20 @@ def test_peft_loads_the_recorded_adapter_and_gets_the_recorded_loss(
     folder = artifact(packed, run, tmp_path)
     adapted = peft.PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False).eval()
     assert eval_loss(adapted, packed) == pytest.approx(run.data.metrics["eval/final_loss"], rel=1e-9)
+    assert eval_loss(adapted, packed, "test") == pytest.approx(run.data.metrics["test/loss"], rel=1e-9)
+
+
+def test_every_finished_trial_keeps_its_score_on_each_test_row(
+    packed: lg.SweepResult, runs: dict[str, Run], tmp_path: Path
+) -> None:
+    trial = packed.plan.trials[0]
+    rows = load_data(trial.data, trial.model, load_tokenizer(trial.model)).test
+    assert len(runs) == len(packed.plan.trials)
+    for trial_id, run in runs.items():
+        scores = pd.read_csv(artifact(packed, run, tmp_path / trial_id, "scores") / "test.csv", dtype={"row": str})
+        assert scores["row"].tolist() == rows.digests()
+        assert scores["num_labels"].sum() == rows.num_labels
+        assert scores["loss"].sum() / rows.num_labels == pytest.approx(run.data.metrics["test/loss"], rel=1e-12)
 
 
 def test_full_fine_tuning_leaves_a_whole_model_and_the_frozen_base_leaves_nothing(
@@ -254,7 +271,8 @@ def test_full_fine_tuning_leaves_a_whole_model_and_the_frozen_base_leaves_nothin
     model = AutoModelForCausalLM.from_pretrained(artifact(packed, run, tmp_path), dtype=torch.float64)
     assert eval_loss(model, packed) == pytest.approx(run.data.metrics["eval/final_loss"], rel=1e-9)
     client = MlflowClient(tracking_uri=packed.tracking_uri)
-    assert not client.list_artifacts(of_method(runs, "frozen").info.run_id)
+    left = client.list_artifacts(of_method(runs, "frozen").info.run_id)
+    assert [entry.path for entry in left] == ["scores"]
 
 
 def test_the_table_has_a_row_per_trial(packed: lg.SweepResult) -> None:
