@@ -38,16 +38,20 @@ class PackTiming:
         """All of a pack but loading and measuring, which packs on the same workers share; None where not known."""
         if self.problem:
             return None
-        training = pack.trials[0].training
-        evaluations = num_evaluations(training.steps, training.eval_every, len(pack.trials))
+        training, data = pack.trials[0].training, pack.trials[0].data
+        tests = data.num_test / data.num_eval
+        evaluations = num_evaluations(training.steps, training.eval_every, len(pack.trials), tests)
         return self.setup + self.startup + training.steps * self.step + evaluations * self.evaluation
 
 
-def num_evaluations(steps: int, every: int | None, num_members: int) -> float:
-    """Passes of all members over the evaluation rows; the bare base's own, at the start, is one member's part."""
+def num_evaluations(steps: int, every: int | None, num_members: int, test_per_eval_row: float = 0.0) -> float:
+    """Passes of all members over the evaluation rows; the bare base's own, at the start, is one member's part.
+
+    The one look at the test rows, after the last step, counts by their number.
+    """
     regular = steps // every if every else 0
     at_the_end = 0 if every and steps % every == 0 else 1
-    return regular + at_the_end + 1 / num_members
+    return regular + at_the_end + 1 / num_members + test_per_eval_row
 
 
 def pack_shape(trials: Sequence[Trial], num_workers: int) -> str:

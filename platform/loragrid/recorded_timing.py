@@ -91,12 +91,13 @@ def _recorded(run: Run, num_members: int) -> PackTiming | None:
     metrics, parameters = run.data.metrics, run.data.params
     try:
         steps, every = int(parameters["training.steps"]), json.loads(parameters.get("training.eval_every", "null"))
+        tests = int(parameters.get("data.num_test", "0")) / int(parameters["data.num_eval"])
         return PackTiming(
             source=f"sweep {run.data.tags.get(SWEEP_TAG, '')}",
             setup=metrics["time/setup_seconds"],
             measure=metrics.get("time/measure_seconds", 0.0),
             step=(metrics["time/train_seconds"] + metrics.get("time/data_seconds", 0.0)) / steps,
-            evaluation=metrics["time/eval_seconds"] / num_evaluations(steps, every, num_members),
+            evaluation=metrics["time/eval_seconds"] / num_evaluations(steps, every, num_members, tests),
         )
     except KeyError:
         return None

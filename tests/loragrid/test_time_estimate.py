@@ -22,7 +22,7 @@ from loragrid.recorded_timing import device_of, recorded_start, recorded_timings
 from loragrid.recorder import Recorder
 from loragrid.sweep_summary import SweepCost, record_summary
 from loragrid.time_estimate import estimate_time, plan_on
-from loragrid.tracking import default_tracking_uri
+from loragrid.tracking import Scalar, default_tracking_uri
 from tests.loragrid.small_packs import make_setup
 
 
@@ -76,6 +76,7 @@ def test_seeds_learning_rates_and_steps_change_no_shape_and_what_costs_time_does
 @pytest.mark.parametrize(("steps", "every", "expected"), [(10, None, 1.5), (10, 5, 2.5), (10, 4, 3.5), (3, 7, 1.5)])
 def test_evaluations_are_counted_as_the_loop_makes_them(steps: int, every: int | None, expected: float) -> None:
     assert num_evaluations(steps, every, 2) == expected
+    assert num_evaluations(steps, every, 2, 0.25) == expected + 0.25
 
 
 def test_packs_on_one_place_add_up_and_those_side_by_side_do_not(the_plan: Plan) -> None:
@@ -191,7 +192,8 @@ def test_a_recorded_sweep_tells_what_packs_of_its_shapes_take_on_its_device_alon
     recorder = Recorder("before", uri)
     recorder.start_sweep("before-1", {}, {})
     tags = {SHAPE_TAG: "a-shape", DEVICE_TAG: "NVIDIA H200", "loragrid.threads": "8"}
-    recorder.start_trial("lora-0", {"method.name": "lora", "training.steps": 10, "training.eval_every": 4}, tags)
+    settings: dict[str, Scalar] = {"training.steps": 10, "data.num_eval": 8, "data.num_test": 16}
+    recorder.start_trial("lora-0", {"method.name": "lora", "training.eval_every": 4, **settings}, tags)
     seconds = {"setup": 7.0, "measure": 3.0, "data": 1.0, "train": 19.0, "eval": 6.0}
     recorder.log_summary("lora-0", {f"time/{phase}_seconds": value for phase, value in seconds.items()})
     recorder.end_trial("lora-0", "FINISHED")
@@ -199,7 +201,7 @@ def test_a_recorded_sweep_tells_what_packs_of_its_shapes_take_on_its_device_alon
     recorder.end_trial("lora-1", "FAILED", "it has no times")
     recorder.end_sweep("FAILED")
     found = recorded_timings(uri, device_of(tags), {"a-shape": 1, "another": 2})
-    assert found == {"a-shape": PackTiming(source="sweep before-1", setup=7.0, measure=3.0, step=2.0, evaluation=1.5)}
+    assert found == {"a-shape": PackTiming(source="sweep before-1", setup=7.0, measure=3.0, step=2.0, evaluation=1.0)}
     assert recorded_timings(uri, device_of(tags | {DEVICE_TAG: "NVIDIA H100"}), {"a-shape": 1}) == {}
     assert recorded_timings(default_tracking_uri(str(tmp_path / "nowhere"), None), "", {"a-shape": 1}) == {}
     assert not (tmp_path / "nowhere").exists(), "asking makes no store"
