@@ -1,15 +1,13 @@
 """Foretells a sweep on this machine: calibrates where asked to, and otherwise takes what was measured before."""
 
+import os
+from pathlib import Path
+
 import torch
 from rich.console import Console
 
-from loragrid.calibration import calibrate
-from loragrid.pack_timing import save_timings
 from loragrid.placement import Placement
 from loragrid.planning import Plan
-from loragrid.recorded_timing import device_here, known_timings, recorded_start
-from loragrid.storage import local_folder
-from loragrid.sweep import tokenize
 from loragrid.time_estimate import TimeEstimate, estimate_time, local_node, plan_on
 
 CALIBRATION_SECONDS = 120.0
@@ -26,7 +24,18 @@ def forecast(
     plan, placement = plan_on(plan, local_node())
     if calibrated:
         calibrate_here(plan, placement, console, budget_seconds)
+    if not _may_know(plan):
+        return plan, estimate_time(plan, placement, {})
+    from loragrid.recorded_timing import known_timings, recorded_start  # and MLflow and Ray: seconds
+
     return plan, estimate_time(plan, placement, known_timings(plan, placement), recorded_start(plan))
+
+
+def _may_know(plan: Plan) -> bool:
+    """Whether there is a place where times of earlier sweeps and calibrations could be."""
+    experiment = plan.experiment
+    elsewhere = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "://" in experiment.storage.path
+    return bool(elsewhere) or Path(experiment.storage.path).expanduser().is_dir()
 
 
 def too_large(plan: Plan, memory_bytes: int) -> list[str]:
@@ -57,6 +66,12 @@ def calibrate_here(plan: Plan, placement: Placement, console: Console, budget_se
         )
     if not placement.num_packs:
         raise ValueError("--calibrate: no pack fits on this machine (workers: more CPUs or GPUs than it has)")
+
+    from loragrid.calibration import calibrate  # with MLflow and Ray, which a plan alone does without
+    from loragrid.pack_timing import save_timings
+    from loragrid.recorded_timing import device_here
+    from loragrid.storage import local_folder
+    from loragrid.sweep import tokenize
 
     def say(sentence: str) -> None:
         console.print(sentence, style="dim", highlight=False, markup=False)

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from loragrid.figures import format_seconds
 from loragrid.pack_timing import PackTiming, pack_shape
 from loragrid.placement import Node, Placement, place
 from loragrid.planning import Lane, Pack, Plan, assign_lanes, group_into_packs
@@ -33,6 +32,8 @@ class TimeEstimate:
 
     def sentences(self) -> list[str]:
         """The estimate as lines of a plan."""
+        from loragrid.figures import format_seconds  # and MLflow, which a plan as JSON does without
+
         if not self.num_places:
             return ["this machine: no place for a pack (workers: more CPUs or GPUs than it has)"]
         found = [
