@@ -11,12 +11,14 @@ from ray import cloudpickle
 from ray.tune import Callback
 
 from loragrid.convergence import Convergence
+from loragrid.fingerprint import changes_on_the_way
 from loragrid.glossary import DIVERGED, STOPPED_EARLY
 from loragrid.grid import Trial
 from loragrid.messages import LaneFailure, PackUpdate, TrialEnd
 from loragrid.planning import Lane, Pack, count_parameters
 from loragrid.progress import SweepProgress
 from loragrid.recorder import Recorder
+from loragrid.sweep_summary import SweepCost, record_summary
 from loragrid.tracking import LABEL_TAG, card_tags
 from loragrid.trial_store import OUTPUTS, TrialStore
 
@@ -44,7 +46,8 @@ class RecordingCallback(Callback):
     """Opens a run for every trial whose pack starts, writes what arrives, and ends the runs with the right status.
 
     `lane_of` turns a Tune trial's config and id into the lane it trains. `several_rounds`: the sweep closes the record
-    itself, for Tune runs more than once. `earlier`: what was recorded when the sweep was run before.
+    itself, for Tune runs more than once. `earlier`: what was recorded when the sweep was run before. `cost`: counts
+    what the sweep takes, which is then recorded with a summary.
     """
 
     def __init__(
@@ -57,10 +60,12 @@ class RecordingCallback(Callback):
         *,
         several_rounds: bool = False,
         earlier: "EarlierSweep | None" = None,
+        cost: SweepCost | None = None,
     ) -> None:
         self.recorder, self.store = recorder, store
         self.lane_of, self.environment = lane_of, environment
         self.progress, self.several_rounds = progress, several_rounds
+        self._cost = cost
         self.outcome = SweepOutcome()
         if earlier is not None:
             self.outcome.statuses.update(earlier.outcome.statuses)
@@ -72,6 +77,8 @@ class RecordingCallback(Callback):
         self._convergence: dict[str, Convergence] = {}
         self._last_step: dict[str, int] = {}
         self._figures: dict[str, set[str]] = {}
+        # What workers have said of themselves: others may go on with a trial elsewhere.
+        self._said = {trial_id: dict(begun.tags) for trial_id, begun in self._earlier.items()}
         self._closed = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -90,11 +97,20 @@ class RecordingCallback(Callback):
         open_trials = [trial for trial in self._trials.values() if trial.trial_id not in self.outcome.statuses]
         for trial in open_trials:
             self._end(trial, TrialEnd(status="KILLED", reason="interrupted"))
+        if self._cost is not None:
+            self._summarise(self._cost)
         failed = "FAILED" in self.outcome.statuses.values()
         interrupted = open_trials or not is_whole
         self.recorder.end_sweep("KILLED" if interrupted else "FAILED" if failed else "FINISHED")
         # The rest may go on one day.
         self.store.delete(trial_id for trial_id in self._trials if self.outcome.is_final(trial_id))
+
+    def _summarise(self, cost: SweepCost) -> None:
+        """Record what the sweep came to; whatever is wrong with that, the sweep itself ends as it would."""
+        try:
+            record_summary(self.recorder, self.recorder.sweep_name, cost)
+        except Exception as error:  # MLflow's, the database driver's, matplotlib's: the trials are recorded
+            self.recorder.log_sweep_summary({}, {"loragrid.summary.problem": f"{type(error).__name__}: {error}"})
 
     def left_by_failed_lanes(self) -> list[Pack]:
         """The packs that lanes had not begun when they failed, since the last call; none of interrupted lanes."""
@@ -127,6 +143,8 @@ class RecordingCallback(Callback):
         if lane is None:
             return
         self._lanes[trial.trial_id] = lane
+        if self._cost is not None:
+            self._cost.lane_started(trial.trial_id)
         self._start(lane.packs[0].trials, lane.packs[0].pack_id)
         if self.progress:
             self.progress.starting(lane)
@@ -144,6 +162,8 @@ class RecordingCallback(Callback):
             self._fail(lane, failure)
         if lane is None or not isinstance(update, PackUpdate):
             return
+        if self._cost is not None:
+            self._cost.lane_spoke(trial.trial_id)
         mentioned = set(update.trial_ids)
         self._start([member for member in lane.trials if member.trial_id in mentioned], update.pack_id)
         for trial_id, records in update.records.items():
@@ -161,7 +181,10 @@ class RecordingCallback(Callback):
             if "time/step_seconds" in figures:
                 self._convergence[trial_id].step_seconds = figures["time/step_seconds"]
         for trial_id, tags in update.tags.items():
-            self.recorder.tag_trial(trial_id, tags)
+            said = self._said.setdefault(trial_id, {})
+            kept = changes_on_the_way(said, tags)
+            said |= {**tags, **kept}
+            self.recorder.tag_trial(trial_id, {**tags, **kept})
         for trial_id, end in update.ended.items():
             if trial_id not in self.outcome.statuses:
                 self._end(self._trials[trial_id], end)
@@ -173,6 +196,8 @@ class RecordingCallback(Callback):
         lane = self._lanes.get(trial.trial_id)
         if lane is None:
             return
+        if self._cost is not None:
+            self._cost.lane_ended(trial.trial_id)
         for member in self._open(lane):
             self._end(member, TrialEnd(status="KILLED", reason=f"{STOPPED_EARLY} by the sweep's scheduler"))
         if self.progress:
@@ -190,6 +215,8 @@ class RecordingCallback(Callback):
             if lane is None:
                 return
             self.fail_unbegun(lane.packs, failure)
+        if self._cost is not None:
+            self._cost.lane_ended(trial.trial_id)
         self._fail(lane, failure)
 
     def _find_lane(self, trial: Any) -> Lane | None:

@@ -109,17 +109,31 @@ def plan(
     file: ExperimentFile,
     set_: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Time some real steps of every shape of pack on this machine first.")
+    ] = False,
+    calibration_seconds: Annotated[
+        float, typer.Option(help="After so long, --calibrate takes up no further shape of pack.")
+    ] = 120.0,
 ) -> None:
-    """Print what would run: trials, exact parameter counts, packs. Starts nothing, loads no weights."""
+    """Print what would run: trials, parameter counts, packs, time. Without --calibrate it loads no weights."""
     from loragrid.config import load_experiment
+    from loragrid.forecast import forecast, gpu_memory_here, too_large
     from loragrid.plan_table import render_plan
     from loragrid.planning import plan as make_plan
 
-    the_plan = make_plan(load_experiment(file, set_ or ()))
+    # What is said on the way must not come between the lines of the JSON.
+    told = Console(stderr=True)
+    the_plan, estimate = forecast(
+        make_plan(load_experiment(file, set_ or ())), told, calibrated=calibrate, budget_seconds=calibration_seconds
+    )
     if as_json:
-        typer.echo(json.dumps(the_plan.to_dict(), indent=2))
+        typer.echo(json.dumps(the_plan.to_dict() | {"time_on_this_machine": estimate.to_dict()}, indent=2))
     else:
-        _console().print(render_plan(the_plan))
+        _console().print(render_plan(the_plan, estimate))
+        memory = gpu_memory_here()
+        for sentence in too_large(the_plan, memory) if memory is not None else ():
+            _console().print(sentence, style="yellow", highlight=False, markup=False)
 
 
 @app.command()
@@ -129,22 +143,29 @@ def compare(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Write the loss curves to this PNG file.")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a sweep whose trials ran on unlike code, hardware or inputs.")
+    ] = False,
     storage: Storage = DEFAULT_STORAGE,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Print the comparison of a sweep, from MLflow alone."""
     from loragrid.comparison import load_comparison
+    from loragrid.fingerprint import fingerprint_of, refuse_mixed
     from loragrid.report import plot_loss_curves, render_table
 
     if as_csv and as_json:
         raise ValueError("--csv and --json: one of them at a time")
     comparison = load_comparison(name, _store(storage, tracking_uri), sweep)
+    if strict:
+        refuse_mixed(fingerprint_of(comparison))
     if plot is not None:
         plot_loss_curves(comparison, plot)
     if as_csv:
         typer.echo(comparison.to_csv(), nl=False)
     elif as_json:
-        typer.echo(comparison.to_json())
+        report = fingerprint_of(comparison).to_dict()
+        typer.echo(json.dumps(json.loads(comparison.to_json()) | {"fingerprint": report}, indent=2))
     else:
         console = _console()
         console.print(render_table(comparison, console.width))

@@ -55,6 +55,10 @@ class Comparison:
     table: pd.DataFrame
     curves: pd.DataFrame
     methods: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Trial id -> all tags of its run, from which `fingerprint_of` reads what it ran on."""
+    sweep_metrics: Mapping[str, float] = field(default_factory=dict)
+    """The sweep's own metrics, by MLflow key: how its trials ended, what it cost, what it was estimated to take."""
 
     @cached_property
     def metric_keys(self) -> list[str]:
@@ -114,6 +118,8 @@ def load_comparison(experiment_name: str, tracking_uri: str, sweep: str | None =
         methods={_label(run): run.data.tags.get(METHOD_TAG, "") for run in runs},
         table=_build_table(runs, axes),
         curves=_build_curves(client, runs),
+        tags={run.data.tags.get(TRIAL_TAG, str(run.info.run_name)): dict(run.data.tags) for run in runs},
+        sweep_metrics=dict(parent.data.metrics),
     )
 
 

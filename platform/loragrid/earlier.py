@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -20,11 +20,13 @@ class EarlierTrial:
     """What MLflow holds of a trial that did not come to its end.
 
     last_step: -1 where no step is recorded. eval_losses: as records. figures: the keys of what it has once.
+    tags: its run's.
     """
 
     last_step: int
     eval_losses: list[dict[str, float]]
     figures: frozenset[str]
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +100,7 @@ def _read(client: MlflowClient, run: Run) -> EarlierTrial:
         last_step=max(steps, default=-1),
         eval_losses=[{"step": point.step, "eval/loss": point.value} for point in curves["eval/loss"]],
         figures=frozenset(key for key in run.data.metrics if not key.startswith(("train/", "eval/"))),
+        tags=dict(run.data.tags),
     )
 
 

@@ -1,5 +1,6 @@
 """What a trial ran on, as MLflow tags: versions, git commit, processor and GPU; never a host name or a user name."""
 
+import hashlib
 import os
 import platform
 import shutil
@@ -8,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from loragrid.fingerprint import CHANGES_TAG, DIRTY_TAG
 
 PACKAGES = ("loragrid", "torch", "transformers", "datasets", "ray", "mlflow")
 
@@ -45,10 +48,15 @@ def commit_tags(source: Path) -> dict[str, str]:
         return {}
     top = _answer(["git", "-C", str(source), "rev-parse", "--show-toplevel"]) or str(source)
     changes = _answer(["git", "-C", top, "status", "--porcelain"])
-    return {
+    tags = {
         "mlflow.source.git.commit": commit,
-        "loragrid.git.dirty": "unknown" if changes is None else str(bool(changes)).lower(),
+        DIRTY_TAG: "unknown" if changes is None else str(bool(changes)).lower(),
     }
+    if changes:
+        # Equal commits with unequal changes are unequal code. What no commit has heard of counts by its name.
+        code = (_answer(["git", "-C", top, "diff", "HEAD"]) or "") + changes
+        tags[CHANGES_TAG] = f"sha256:{hashlib.sha256(code.encode()).hexdigest()}"
+    return tags
 
 
 def hardware_tags() -> dict[str, str]:

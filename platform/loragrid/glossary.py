@@ -37,6 +37,19 @@ SUMMARY_METRICS: dict[str, str] = {
     "time/generate_seconds": "answering the rows of the task, by generation or by likelihood, in the trial's packs",
 }
 
+SWEEP_METRICS: dict[str, str] = {
+    "sweep/trials_finished": "trials that came to their last step",
+    "sweep/trials_failed": "trials that failed; their runs say why",
+    "sweep/trials_stopped": "trials that fell behind and were stopped early",
+    "sweep/best_eval_loss": "lowest final evaluation loss; the tag `loragrid.best_trial` names the trial",
+    "sweep/best_test_loss": "loss of that trial, chosen by its evaluation loss, on the test rows",
+    "sweep/wall_seconds": "from the start of Ray's trials to the end of the last, over all resumptions",
+    "sweep/start_seconds": "from the start of the first lane to its workers' first word: Ray, processes, imports",
+    "sweep/gpu_seconds": "seconds for which the sweep held GPUs, times their number",
+    "sweep/estimated_seconds": "what the sweep was expected to take; `loragrid plan` says what that leaves out",
+}
+"""What the sweep's own run has."""
+
 DIVERGED = "diverged: loss or gradient not finite"
 """How the reason of a trial begins whose numbers left the finite ones: the same would happen again."""
 
@@ -44,14 +57,26 @@ STOPPED_EARLY = "stopped early"
 """How the reason of a trial begins that fell behind and was stopped, which MLflow calls KILLED."""
 
 
-def sweep_note(question: str, experiment_name: str) -> str:
-    """The description on the parent run's page, in Markdown: how to read what lies below it."""
-    glossary = "\n".join(f"| `{key}` | {text} |" for key, text in {**SUMMARY_METRICS, **CURVE_METRICS}.items())
+def sweep_note(question: str, experiment_name: str, *, trials: str, charts: str) -> str:
+    """The description on the parent run's page, in Markdown: how to read what lies below it.
+
+    trials, charts: addresses of MLflow's pages with the sweep's trials.
+    """
+    everything = {**SUMMARY_METRICS, **CURVE_METRICS, **SWEEP_METRICS}
+    glossary = "\n".join(f"| `{key}` | {text} |" for key, text in everything.items())
     return (
         (f"**{question}**\n\n" if question else "")
         + "This run is the sweep; each child run is one trial (one method, one set of hyperparameters, one seed)."
-        + " To compare, tick child runs in the experiment's table and press *Compare*, or run"
-        + f" `loragrid compare {experiment_name}`.\n\n| metric | is |\n|---|---|\n{glossary}\n\n"
+        + f" To compare, run `loragrid compare {experiment_name}`, or look here:\n\n"
+        + f"* **[Table of the trials]({trials})**, lowest final loss first. Of the *Columns*, `method.name`,"
+        + " `method.rank`, `training.lr`, `seed`, `eval/final_loss`, `parameters/trainable` and `time/step_seconds`"
+        + " tell most; tick runs and press *Compare* to lay them side by side (*Show diff only* hides what is equal).\n"
+        + f"* **[Charts of the trials]({charts})**: ten at first, the eye above the list shows all. *Group by* the"
+        + " parameter `method.name` draws one line per method; `eval/loss` is the curve to compare.\n"
+        + "* **Picture**: the artifact `figures/loss_curves.png` of this run, once the sweep has ended.\n"
+        + "* **What it ran on**: the tags `loragrid.version.*`, `loragrid.device`, `loragrid.model.weights`,"
+        + " `loragrid.data.digest`; `loragrid compare` says where trials differ in them.\n\n"
+        + f"| metric | is |\n|---|---|\n{glossary}\n\n"
         + "A metric that is missing was not measured. Memory and time per method are measured on the trial alone, never"
         + " on a pack that it shared with others."
     )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from loragrid.cache import cache_folder, cached_folder
 from loragrid.config import ModelConfig
+from loragrid.file_hash import file_sha256, remembered_sha256
 from loragrid.hub import NotOnHubError, resolve_commit
 from loragrid.local_path import local_path, reason_of
 
@@ -143,7 +144,7 @@ def model_digest(model: ModelConfig) -> str:
     digest = hashlib.sha256()
     for path in sorted(Path(source.location).iterdir()):
         if path.name == "config.json" or path.suffix == ".safetensors":
-            digest.update(f"{path.name}:{_file_sha256(path)}\n".encode())
+            digest.update(f"{path.name}:{remembered_sha256(path)}\n".encode())
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -259,13 +260,8 @@ def _convert_gguf(gguf_path: Path, target: Path) -> None:
         fresh.tie_weights()
         fresh.save_pretrained(target)
         AutoTokenizer.from_pretrained(**arguments).save_pretrained(target)
-    source = {"file": gguf_path.name, "sha256": _file_sha256(gguf_path)}
+    source = {"file": gguf_path.name, "sha256": file_sha256(gguf_path)}
     (target / SOURCE_FILE).write_text(json.dumps(source), encoding="utf-8")
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -25,6 +25,8 @@ class PackReports:
         self.until = 0
         """The step at which the packs that report stop for now."""
         self.ended_trials: set[str] = set()
+        self.environment: Mapping[str, str] = {}
+        """Tags of whatever trains from now on: the worker, its base and its rows."""
         self._records: dict[str, list[dict[str, float]]] = {}
         self._latest: dict[str, dict[str, float]] = {}
         self._figures: dict[str, dict[str, float]] = {}
@@ -52,7 +54,7 @@ class PackReports:
     ) -> None:
         """Trials of the pack have ended without finishing."""
         if ended:
-            own_tags = {trial_id: dict(tags) for trial_id in ended}
+            own_tags = {trial_id: {**self.environment, **tags} for trial_id in ended}
             ends = self._with_seconds(ended)
             self._send(self._update(pack, "ended", tags=own_tags, ended=ends, done=not pack_goes_on))
             self.ended_trials |= ended.keys()
@@ -153,7 +155,7 @@ class PackReports:
             completed=report.completed,
             steps=self.until,
             records=records,
-            tags=self._new_tags(pack, tags),
+            tags=self._new_tags(pack, {**self.environment, **tags}),
         )
 
     def _new_tags(self, pack: Pack, tags: Mapping[str, str]) -> dict[str, dict[str, str]]:

@@ -27,6 +27,7 @@ from loragrid.memory_estimate import MemoryEstimate
 from loragrid.messages import TrialEnd
 from loragrid.observations import Accuracy, Forgetting
 from loragrid.pack_reports import PackReports, SendUpdate
+from loragrid.pack_timing import SHAPE_TAG, pack_shape
 from loragrid.planning import Pack
 from loragrid.row_scores import RowScores
 from loragrid.solo import measure_solo
@@ -57,6 +58,7 @@ class PackTrainer:
     On the way, and at the end, worker 0 saves the states in `store`, so that other workers can take over.
 
     `isolate_failures`: a trial that fails is a result, and the others go on; not so where other workers would wait.
+    `describe`: the tags of what a trial trains on.
     """
 
     def __init__(
@@ -72,11 +74,13 @@ class PackTrainer:
         num_workers: int = 1,
         shard: bool = False,
         isolate_failures: bool = False,
+        describe: Callable[[Trial, TokenizedData], Mapping[str, str]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.states: dict[str, MemberState] = {}
         self.reports = PackReports(send)
         self.isolate_failures = isolate_failures
+        self._describe = describe
         self._worker, self._num_workers = worker, num_workers
         self._rows_of, self._device = rows_of, device
         self._store, self._clock = store, clock
@@ -120,13 +124,23 @@ class PackTrainer:
         first = pack.trials[0]
         rows = self._rows_of(first.model, first.data)
         if self._warm.has(first):
-            return self._warm.load(first, rows)
+            base = self._warm.load(first, rows)
+            self._describe_inputs(first, rows)
+            return base
         self.reports.phase(pack, "loading the base")
         stopwatch = Stopwatch()
         with stopwatch.phase("setup"):
             base = self._warm.load(first, rows)
+            if self._describe is not None:
+                self.reports.phase(pack, "identifying the base's weights")
+                self._describe_inputs(first, rows)
         self.reports.add_seconds(pack, stopwatch.seconds())
         return base
+
+    def _describe_inputs(self, trial: Trial, rows: TokenizedData) -> None:
+        """Let the reports say on what the trial trains; worker 0 alone is heard."""
+        if self._describe is not None and self._worker == 0:
+            self.reports.environment = self._describe(trial, rows)
 
     def train(self, pack: Pack, until: int) -> None:
         """Train the members up to step `until`; those whose training is over then are exported and end.
@@ -157,6 +171,10 @@ class PackTrainer:
             observations, scorer = self._observations(trials[0], batches)
         tags = {} if scorer is None else scorer.tags()
         training = trials[0].training
+        if self._describe is not None and start == 0 and until == training.steps:
+            # Only then do the seconds of the trial's phases belong to a pack of this shape.
+            shape = {SHAPE_TAG: pack_shape(trials, self._num_workers)}
+            self.reports.environment = {**self.reports.environment, **shape}
         settings = LoopSettings(
             steps=until,
             report_every=training.report_every or max(1, training.steps // NUM_REPORTS),

@@ -10,10 +10,11 @@ from loragrid.axes import varying_axes
 from loragrid.early_stopping import rung_steps
 from loragrid.memory_estimate import MemoryEstimate
 from loragrid.planning import Plan
+from loragrid.time_estimate import TimeEstimate
 
 
-def render_plan(plan: Plan) -> RenderableType:
-    """Every trial with its axes, its exact parameter counts and its pack."""
+def render_plan(plan: Plan, estimate: TimeEstimate | None = None) -> RenderableType:
+    """Every trial with its axes, its exact parameter counts and its pack; `estimate` is of this machine."""
     experiment, first = plan.experiment, plan.trials[0]
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("trial", no_wrap=True)
@@ -49,6 +50,10 @@ def render_plan(plan: Plan) -> RenderableType:
         lines.append(
             Text(f"memory on a GPU, {pack.pack_id} ({len(pack.trials)} trials): {_memory(plan.gpu_memory(pack))}")
         )
+    num_tokens = [trial.training.steps * trial.training.batch_size * trial.data.max_length for trial in plan.trials]
+    lines.append(Text(f"tokens: at most {max(num_tokens):,} per trial, {sum(num_tokens):,} in all"))
+    if estimate is not None:
+        lines += [Text(sentence) for sentence in estimate.sentences()]
     if experiment.early_stopping is not None:
         lines.append(Text(f"early stopping: {_rungs(plan)}"))
     return Group(Text(experiment.question, style="bold"), Text(facts), *lines, table)

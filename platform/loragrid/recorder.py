@@ -31,6 +31,7 @@ from loragrid.tracking import (
     format_parameter,
     quiet_store,
     sqlite_path,
+    trials_page,
 )
 
 PATIENCE_SECONDS = 20.0
@@ -81,6 +82,11 @@ class Recorder:
         return {key: run_id for key, run_id in self._writer.run_ids.items() if key != SWEEP_ITSELF}
 
     @property
+    def sweep_name(self) -> str:
+        """The sweep that is, or was last, recorded; "" before the first."""
+        return self._sweep_name
+
+    @property
     def sweep_run_id(self) -> str:
         """MLflow's run id of the sweep.
 
@@ -95,9 +101,9 @@ class Recorder:
             raise ValueError(f"MLflow has not heard of sweep {self._sweep_name!r} yet")
         return run_id
 
-    def deliver(self) -> bool:
-        """Wait until MLflow has all that was recorded; False if it has not answered for some time."""
-        return self._spool is None or self._delivery.wait(PATIENCE_SECONDS)
+    def deliver(self, patience_seconds: float = PATIENCE_SECONDS) -> bool:
+        """Wait until MLflow has all that was recorded; False if it has not answered for so long."""
+        return self._spool is None or self._delivery.wait(patience_seconds)
 
     def next_sweep_name(self) -> str:
         """The experiment's name with the next free number: the first sweep is `<experiment>-1`."""
@@ -132,7 +138,14 @@ class Recorder:
                 "with it, or another name"
             )
         self._open(name)
-        note = {NOTE_TAG: sweep_note(tags.get(QUESTION_TAG, ""), self.experiment_name)}
+        note = {
+            NOTE_TAG: sweep_note(
+                tags.get(QUESTION_TAG, ""),
+                self.experiment_name,
+                trials=trials_page(".", self.experiment_id, name),
+                charts=trials_page(".", self.experiment_id, name, charts=True),
+            )
+        }
         own = {KIND_TAG: "sweep", SWEEP_TAG: name}
         self._start_run(SWEEP_ITSELF, name, parameters, {**note, **tags, **own})
 
@@ -188,6 +201,15 @@ class Recorder:
     def log_artifacts(self, trial_id: str, folder: Path, artifact_path: str) -> None:
         """Keep the files of a folder with the trial's run."""
         self._record("artifacts", self._started(trial_id), files=self._keep_files(folder), path=artifact_path)
+
+    def log_sweep_summary(self, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
+        """Figures and tags of the sweep's own run; not finite ones are left out."""
+        now = round(1000 * self._clock())
+        points = [[key, float(value), now, 0] for key, value in metrics.items() if math.isfinite(value)]
+        if points:
+            self._record("metrics", SWEEP_ITSELF, points=points)
+        if tags:
+            self._log_tags(SWEEP_ITSELF, tags)
 
     def log_sweep_artifact(self, path: Path, artifact_path: str | None = None) -> None:
         """Keep a file with the sweep's run."""

@@ -12,10 +12,14 @@ from rich.text import Text
 
 from loragrid.comparison import Comparison, is_missing, sort_by_final_loss
 from loragrid.figures import format_bytes, format_count, format_seconds, format_value
+from loragrid.fingerprint import FingerprintReport, fingerprint_of
 from loragrid.glossary import STOPPED_EARLY
 from loragrid.loss_curves import plot_loss_curves
 
 __all__ = ["plot_loss_curves", "render_table"]
+
+MARK = "†"
+"""Stands behind the method of a trial whose fingerprint is not that of most others."""
 
 STATUS_STYLES = {"FAILED": "red", "KILLED": "yellow", "RUNNING": "yellow"}
 
@@ -52,7 +56,8 @@ def render_table(comparison: Comparison, width: int = 100) -> Table:
     `width` (characters) leaves no room are named below the table; settings are never left out.
     """
     rows = sort_by_final_loss(comparison.table).to_dict("records")
-    columns = [Column(header="method", cells=[Text(row["method"], style="bold") for row in rows])]
+    fingerprint = fingerprint_of(comparison)
+    columns = [Column(header="method", cells=[_method_cell(row, fingerprint) for row in rows])]
     for name in comparison.axes:
         columns.append(Column(header=name, cells=[Text(format_value(row[name])) for row in rows]))
     columns.append(Column(header="eval\nloss", cells=[_loss_cell(row, i == 0) for i, row in enumerate(rows)]))
@@ -67,10 +72,10 @@ def render_table(comparison: Comparison, width: int = 100) -> Table:
         box=box.SIMPLE_HEAD,
         show_edge=False,
         padding=(0, 1, 0, 0),
-        title=_title(comparison),
+        title=_title(comparison, fingerprint),
         title_justify="left",
         title_style="",
-        caption=_caption(comparison, left_out),
+        caption=_caption(comparison, left_out, fingerprint),
         caption_justify="left",
         caption_style="",
         min_width=min(width, 60),
@@ -105,7 +110,12 @@ def _loss_cell(row: Mapping[Any, Any], is_first: bool) -> Text:
     return Text(f"{loss:.4f}", style="bold green" if is_first else "")
 
 
-def _title(comparison: Comparison) -> Text:
+def _method_cell(row: Mapping[Any, Any], fingerprint: FingerprintReport) -> Text:
+    cell = Text(row["method"], style="bold")
+    return cell.append(f" {MARK}", style="bold yellow") if row["trial_id"] in fingerprint.marked else cell
+
+
+def _title(comparison: Comparison, fingerprint: FingerprintReport) -> Text:
     title = Text(comparison.experiment_name, style="bold")
     rows = comparison.table.to_dict("records")
     num_stopped = sum(_is_stopped(row) for row in rows)
@@ -118,12 +128,17 @@ def _title(comparison: Comparison) -> Text:
         title.append(f", {num_stopped} stopped early", style="not bold dim")
     if comparison.question:
         title.append(f"\n{comparison.question}", style="not bold italic")
+    for sentence in fingerprint.sentences():
+        title.append(f"\n{sentence}", style="not bold yellow")
     title.append("\n")
     return title
 
 
-def _caption(comparison: Comparison, left_out: Sequence[Column]) -> Text:
+def _caption(comparison: Comparison, left_out: Sequence[Column], fingerprint: FingerprintReport) -> Text:
     caption = Text()
+    for what, trial_ids in fingerprint.marked_together().items():
+        caption.append(f"{MARK} ", style="bold yellow")
+        caption.append(f"{', '.join(trial_ids)} {what}\n")
     start = comparison.curves.query("key == 'eval/loss' and step == 0")["value"]
     if not start.empty:
         low, high = f"{start.min():.4f}", f"{start.max():.4f}"

@@ -25,6 +25,7 @@ from loragrid.planning import Lane, Pack, Plan, assign_lanes
 from loragrid.progress import SweepProgress
 from loragrid.recorder import Recorder
 from loragrid.storage import below
+from loragrid.sweep_summary import SweepCost
 from loragrid.trial_store import TrialStore
 
 # What a Tune trial's process was seen to hold: Ray, torch and transformers imported, nothing loaded.
@@ -71,6 +72,7 @@ class Rounds:
             progress,
             several_rounds=True,
             earlier=earlier,
+            cost=SweepCost(placement.num_workers if placement.use_gpu else 0),
         )
 
     def run(self) -> SweepOutcome:

@@ -24,11 +24,13 @@ from loragrid.models import check_weights, load_tokenizer
 from loragrid.placement import Node, Placement, place
 from loragrid.planning import Plan, group_into_packs, plan
 from loragrid.progress import SweepProgress
+from loragrid.recorded_timing import known_timings, recorded_start
 from loragrid.recorder import Recorder
 from loragrid.resume import earlier_sweep, tell_of_earlier, what_is_left
 from loragrid.rounds import Rounds
 from loragrid.storage import below, check_nodes_share, check_storage, spool_folder, storage_uri, trial_store
 from loragrid.task_scoring import task_scorer
+from loragrid.time_estimate import ESTIMATE_TAG, TimeEstimate, estimate_time
 from loragrid.tracking import QUESTION_TAG, default_tracking_uri, tracking_origin
 from loragrid.trial_store import TrialStore
 
@@ -114,6 +116,11 @@ def run(
             whole_plan = replace(whole_plan, packs=tuple(packs))
         the_plan = what_is_left(whole_plan, earlier, placement.num_packs) if earlier else whole_plan
         open_sweep(recorder, store, name, whole_plan, earlier)
+        if is_local and earlier is None:
+            record_estimate(
+                recorder,
+                estimate_time(the_plan, placement, known_timings(the_plan, placement), recorded_start(the_plan)),
+            )
         rows = {key: ray.put(data) for key, data in tokenized.items()}
         with SweepProgress(len(whole_plan.trials), console) as progress:
             progress.ended_before(earlier.outcome.statuses if earlier else ())
@@ -151,6 +158,13 @@ def open_sweep(
         recorder.resume_sweep(name, {RESUMED_TAG: str(earlier.num_resumed + 1), **tags})
         store.delete(earlier.outcome.statuses)  # the driver may have been killed before it did
         store.reopen(trial_ids)
+
+
+def record_estimate(recorder: Recorder, estimate: TimeEstimate) -> None:
+    """Record what the sweep is expected to take, where all its packs' shapes were timed; measured stands beside it."""
+    if estimate.total_seconds is not None:
+        metrics = {"sweep/estimated_seconds": estimate.total_seconds}
+        recorder.log_sweep_summary(metrics, {ESTIMATE_TAG: ", ".join(estimate.sources)})
 
 
 def tokenize(the_plan: Plan, console: Console) -> dict[tuple[ModelConfig, DataConfig], TokenizedData]:

@@ -99,16 +99,30 @@ def experiment_page(server: str, experiment_id: str) -> str:
     return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
 
 
+def trials_page(server: str, experiment_id: str, sweep: str | None = None, *, charts: bool = False) -> str:
+    """The address of an experiment's trials, of all sweeps or one: a flat list, lowest final loss first, or charts.
+
+    MLflow folds trials into their sweep's run, and charts that run alone, unless the list is ordered by something else
+    than time. It charts the first ten.
+    """
+    condition = f"tags.`{KIND_TAG}` = 'trial'" + (f" and tags.`{SWEEP_TAG}` = '{sweep}'" if sweep else "")
+    order = quote("metrics.`eval/final_loss`", safe="")
+    mode = "&compareRunsMode=CHART" if charts else ""
+    page = experiment_page(server, experiment_id)
+    return f"{page}{mode}&orderByKey={order}&orderByAsc=true&searchFilter={quote(condition, safe='')}"
+
+
 def experiment_pages(uri: str, server: str) -> dict[str, str]:
-    """Name -> address on `server` of every experiment in the store, the latest first."""
+    """What it shows -> address on `server`, of every experiment in the store, latest first: its runs, and charts."""
     with quiet_store():
         experiments = MlflowClient(tracking_uri=uri).search_experiments(order_by=["last_update_time DESC"])
     # MLflow makes an empty experiment 0, "Default", in every store.
-    return {
-        experiment.name: experiment_page(server, experiment.experiment_id)
-        for experiment in experiments
-        if experiment.experiment_id != "0"
-    }
+    pages: dict[str, str] = {}
+    for experiment in experiments:
+        if experiment.experiment_id != "0":
+            pages[experiment.name] = experiment_page(server, experiment.experiment_id)
+            pages[f"{experiment.name}: trials in charts"] = trials_page(server, experiment.experiment_id, charts=True)
+    return pages
 
 
 def comparison_page(server: str, experiment_id: str, run_ids: Sequence[str]) -> str:

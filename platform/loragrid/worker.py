@@ -13,6 +13,7 @@ from loragrid.lane_run import run_lane
 from loragrid.messages import PackUpdate, WorkerTask
 from loragrid.pack_trainer import PackTrainer
 from loragrid.take_over import take_over, what_is_left
+from loragrid.worker_environment import WorkerEnvironment
 
 LOSSES = {"train_loss": "train/loss", "eval_loss": "eval/loss"}
 """Tune's key of a loss -> ours. Tune's searchers cannot read a key with a slash."""
@@ -31,17 +32,19 @@ def run_worker(task: WorkerTask) -> None:
         rows: TokenizedData = ray.get(task.rows[(model, data)])
         return rows
 
+    device = ray.train.torch.get_device()
     trainer = PackTrainer(
         rows_of,
         _RayReporter(hold_back=task.by_tune),
         task.store,
-        ray.train.torch.get_device(),
+        device,
         engine_mode=task.engine_mode,
         early_stopping=task.early_stopping,
         worker=worker,
         num_workers=num_workers,
         shard=task.shard,
         isolate_failures=num_workers == 1 and not task.by_tune,
+        describe=WorkerEnvironment(device, num_workers, shard=task.shard) if worker == 0 else lambda trial, rows: {},
     )
     take_over(trainer, task.lane, what_is_left(task.lane, task.store, worker, num_workers))
     run_lane(task.lane.packs, trainer, None if task.by_tune else task.early_stopping)

@@ -14,13 +14,16 @@ from pathlib import Path
 import pytest
 
 from loragrid.recorder import Recorder
+from loragrid.sweep_summary import SweepCost, record_summary
 from loragrid.tracking import (
     QUESTION_TAG,
     comparison_page,
     default_tracking_uri,
     experiment_page,
     tracking_ui_command,
+    trials_page,
 )
+from tests.loragrid.test_sweep_summary import record_many
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CHROMEDRIVER = shutil.which("chromedriver")
@@ -65,6 +68,10 @@ def recorder(tmp_path: Path) -> Recorder:
 
 @pytest.fixture
 def server(recorder: Recorder, tmp_path: Path) -> Iterator[str]:
+    yield from serve(recorder, tmp_path)
+
+
+def serve(recorder: Recorder, tmp_path: Path) -> Iterator[str]:
     """MLflow's own server on the recorded store, started with the command behind `loragrid ui`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -148,3 +155,59 @@ def test_mlflows_pages_show_both_methods_and_their_metrics_side_by_side_and_the_
             lambda _: all(part in page_text() for part in ("3 matching runs", "New run", "first")),
             f"the experiment does not open on its table of runs: {browser.current_url}",
         )
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Recorder:
+    """Thirty-two trials, summarised as a sweep is that has ended."""
+    recorder, sweep = record_many(default_tracking_uri(str(tmp_path / "store"), None))
+    record_summary(recorder, sweep, SweepCost())
+    recorder.end_sweep("FAILED")
+    return recorder
+
+
+@pytest.fixture
+def server_of_many(many: Recorder, tmp_path: Path) -> Iterator[str]:
+    yield from serve(many, tmp_path)
+
+
+def test_thirty_two_trials_are_listed_charted_and_compared_and_the_sweeps_note_leads_there(
+    many: Recorder, server_of_many: str, tmp_path: Path
+) -> None:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.options import Options
+    from selenium.webdriver.chrome.service import Service
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    options = Options()
+    options.binary_location = str(CHROMIUM)
+    for flag in (*CHROMIUM_FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(flag)
+    server, experiment_id, trials = server_of_many, many.experiment_id, many.run_ids
+    with webdriver.Chrome(options=options, service=Service(str(CHROMEDRIVER))) as browser:
+
+        def shows(page: str, name: str, *parts: str) -> None:
+            browser.get("about:blank")  # else only the part behind # changes
+            browser.get(page)
+            WebDriverWait(browser, PAGE_TIMEOUT_SECONDS).until(
+                lambda _: all(part in page_text() for part in parts), f"{name} does not show {parts}"
+            )
+            if folder := os.environ.get("LORAGRID_SCREENSHOTS"):
+                time.sleep(5.0)  # until the charts are drawn
+                browser.save_screenshot(str(Path(folder) / f"mlflow-many-{name}.png"))
+
+        def page_text() -> str:
+            return str(browser.execute_script("return document.body.innerText + document.body.textContent"))
+
+        best = "lora-5"
+        shows(trials_page(server, experiment_id), "table", "32 matching runs", best)
+        assert page_text().index(best) < page_text().index("lora-0"), "lowest loss first"
+        shows(trials_page(server, experiment_id, charts=True), "charts", "32 matching runs", best, "eval/loss")
+        assert "sweep/wall_seconds" not in page_text(), "the sweep's own run is not charted"
+        shows(comparison_page(server, experiment_id, list(trials.values())), "compare", "Comparing 32 Runs", best)
+        parent = f"{server}/#/experiments/{experiment_id}/runs/{many.sweep_run_id}"
+        shows(parent, "sweep", "sweep/trials_finished", "loragrid.best_trial", "Charts of the trials")
+        links = browser.execute_script(
+            "return [...document.querySelectorAll('a')].map(a => a.textContent + ' ' + a.href)"
+        )
+        assert f"Charts of the trials {trials_page(server, experiment_id, 'many-1', charts=True)}" in links

@@ -305,7 +305,10 @@ def test_the_commit_is_that_of_the_checkout_that_tracks_the_code(tmp_path: Path)
     commit = git("rev-parse", "HEAD")
     assert commit_tags(package) == {"mlflow.source.git.commit": commit, "loragrid.git.dirty": "false"}
     (package / "code.py").write_text("2")
-    assert commit_tags(package) == {"mlflow.source.git.commit": commit, "loragrid.git.dirty": "true"}
+    changed = commit_tags(package)
+    assert changed["loragrid.git.dirty"] == "true"
+    (package / "code.py").write_text("3")
+    assert commit_tags(package)["loragrid.git.changes"] != changed["loragrid.git.changes"], "unequal changes differ"
     (tmp_path / ".venv").mkdir()  # an installed copy inside somebody else's checkout
     (tmp_path / ".venv" / "code.py").write_text("1")
     assert commit_tags(tmp_path / ".venv") == {}

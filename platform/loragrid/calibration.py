@@ -1,0 +1,140 @@
+"""Times a few real steps of every distinct shape of pack on this machine, within a bounded time."""
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from loragrid.assembly import build_batches, build_model
+from loragrid.config import DataConfig, ModelConfig
+from loragrid.data import TokenizedData
+from loragrid.engine import STEPS_BEFORE_CAPTURE
+from loragrid.engine_choice import RequestedMode
+from loragrid.grid import Trial
+from loragrid.measurement import wait_for
+from loragrid.pack_timing import PackTiming, pack_shape
+from loragrid.planning import Pack
+from loragrid.solo import measure_solo
+from loragrid.training import evaluate, one_worker, train_step
+from loragrid.warm_base import WarmBase
+
+NUM_STEPS = 3
+"""Steps that are timed, after those that warm up; one is, however little time is left."""
+
+
+@dataclass(kw_only=True)
+class _SharedCosts:
+    """Seconds that packs have in common: loading a base, by base and rows; measuring a trial alone, by its shape."""
+
+    load: dict[tuple[ModelConfig, DataConfig], float] = field(default_factory=dict)
+    alone: dict[str, float] = field(default_factory=dict)
+
+
+def calibrate(
+    packs: Sequence[Pack],
+    rows: Mapping[tuple[ModelConfig, DataConfig], TokenizedData],
+    device: torch.device,
+    *,
+    engine_mode: RequestedMode,
+    budget_seconds: float,
+    say: Callable[[str], None] = lambda sentence: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, PackTiming]:
+    """Pack shape -> its timing in this process, as one worker alone; shapes for which no time is left are missing.
+
+    The largest packs come first. A pack that runs out of memory has a `problem` in place of a time.
+    """
+    start = clock()
+    warm = WarmBase(device, engine_mode, 1)
+    distinct = {pack_shape(pack.trials, 1): pack for pack in sorted(packs, key=lambda pack: len(pack.trials))}
+    found: dict[str, PackTiming] = {}
+    costs = _SharedCosts()
+    for index, (shape, pack) in enumerate(reversed(distinct.items())):
+        if found and clock() - start > budget_seconds:
+            say(f"no time left for {len(distinct) - index} of {len(distinct)} shapes of packs")
+            break
+        say(f"calibrating {pack.pack_id} ({len(pack.trials)} trials; {index + 1} of {len(distinct)} shapes)")
+        first = pack.trials[0]
+        data = rows[(first.model, first.data)]
+        try:
+            with warnings.catch_warnings():
+                # Members share flat buffers, so a gradient is a view with the buffer's strides: correct.
+                warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+                found[shape] = _time_pack(warm, pack.trials, data, costs, start + budget_seconds, clock)
+        except (torch.OutOfMemoryError, MemoryError):
+            warm.release()
+            found[shape] = PackTiming(source="calibrated", problem="does not fit into memory: it will be halved")
+    return found
+
+
+def _time_pack(
+    warm: WarmBase,
+    trials: Sequence[Trial],
+    data: TokenizedData,
+    costs: _SharedCosts,
+    deadline: float,
+    clock: Callable[[], float],
+) -> PackTiming:
+    """One pack's timing; what packs share is timed where it is met first, and kept in `costs`."""
+    first, device = trials[0], warm.device
+    length = data.train.input_ids.shape[1]
+    if not warm.has(first):
+        start = clock()
+        warm.load(first, data)
+        wait_for(device)
+        costs.load.setdefault((first.model, first.data), clock() - start)
+    measure = 0.0
+    for shape, trial in {pack_shape([trial], 1): trial for trial in trials}.items():
+        if shape not in costs.alone and first.training.measure_steps:
+            start = clock()
+            base = warm.load(trial, data)
+            engine = warm.engine_alone(trial, length)
+            measure_solo(trial, base, data, num_steps=trial.training.measure_steps, engine=engine)
+            costs.alone[shape] = clock() - start
+            if not trial.method.packable:
+                warm.release()
+        measure += costs.alone.get(shape, 0.0)
+    base = warm.load(first, data)
+    start = clock()
+    choice = warm.choose_mode(trials, length, first.training.steps)
+    batches = build_batches(trials, data, device)
+    model = build_model(trials, base)
+    engine = warm.engine(model, trials, choice)
+    wait_for(device)
+    setup = clock() - start
+
+    def step(index: int) -> float:
+        model.completed = 0  # the table of learning rates may be shorter
+        begun = clock()
+        train_step(model, batches.training(index), one_worker, engine)
+        wait_for(device)
+        return clock() - begun
+
+    try:
+        num_first = 1 if choice.mode == "eager" else STEPS_BEFORE_CAPTURE + 1
+        beginning = sum(step(index) for index in range(num_first))
+        seconds = [step(num_first)]
+        while len(seconds) < NUM_STEPS and clock() < deadline:
+            seconds.append(step(num_first + len(seconds)))
+        parts = batches.evaluation(len(trials))
+        begun = clock()
+        evaluate(model, parts[:1], batches.num_eval_labels, one_worker)
+        wait_for(device)
+        evaluation = (clock() - begun) * len(parts)
+    finally:
+        model.pack.detach()
+        if not all(trial.method.packable for trial in trials):
+            warm.release()
+    typical = statistics.median(seconds)
+    return PackTiming(
+        source="calibrated",
+        load=costs.load[(first.model, first.data)],
+        setup=setup,
+        measure=measure,
+        startup=max(0.0, beginning - num_first * typical),
+        step=typical,
+        evaluation=evaluation,
+    )

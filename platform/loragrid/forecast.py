@@ -1,0 +1,88 @@
+"""Foretells a sweep on this machine: calibrates where asked to, and otherwise takes what was measured before."""
+
+import os
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from loragrid.placement import Placement
+from loragrid.planning import Plan
+from loragrid.time_estimate import TimeEstimate, estimate_time, local_node, plan_on
+
+CALIBRATION_SECONDS = 120.0
+
+
+def forecast(
+    plan: Plan, console: Console, *, calibrated: bool = False, budget_seconds: float = CALIBRATION_SECONDS
+) -> tuple[Plan, TimeEstimate]:
+    """The plan with its packs cut for this machine, and what it will take here.
+
+    Raises:
+        ValueError: a calibration was asked for that one process cannot make.
+    """
+    plan, placement = plan_on(plan, local_node())
+    if calibrated:
+        calibrate_here(plan, placement, console, budget_seconds)
+    if not _may_know(plan):
+        return plan, estimate_time(plan, placement, {})
+    from loragrid.recorded_timing import known_timings, recorded_start  # and MLflow and Ray: seconds
+
+    return plan, estimate_time(plan, placement, known_timings(plan, placement), recorded_start(plan))
+
+
+def _may_know(plan: Plan) -> bool:
+    """Whether there is a place where times of earlier sweeps and calibrations could be."""
+    experiment = plan.experiment
+    elsewhere = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "://" in experiment.storage.path
+    return bool(elsewhere) or Path(experiment.storage.path).expanduser().is_dir()
+
+
+def too_large(plan: Plan, memory_bytes: int) -> list[str]:
+    """Of the largest packs, those whose steps need more than a GPU of this machine has, as lines of a plan."""
+    found = []
+    for pack in plan.largest_packs():
+        estimate = plan.gpu_memory(pack)
+        if estimate is not None and estimate.total > memory_bytes:
+            end = "its trials will fail" if len(pack.trials) == 1 else "it will be halved until its parts do"
+            found.append(
+                f"{pack.pack_id} ({len(pack.trials)} trials) does not fit: about {estimate.total / 2**30:.1f} GiB of "
+                f"{memory_bytes / 2**30:.1f}; {end}"
+            )
+    return found
+
+
+def gpu_memory_here() -> int | None:
+    """Bytes of this machine's first GPU; None without one."""
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+
+
+def calibrate_here(plan: Plan, placement: Placement, console: Console, budget_seconds: float) -> None:
+    """Time the plan's packs on one place of this machine and keep that in the storage folder."""
+    if placement.num_workers > 1:
+        raise ValueError(
+            f"--calibrate: workers.num_workers: {placement.num_workers}: a calibration is one process, which cannot "
+            "tell what workers wait for each other; allowed: --set workers.num_workers=1, or no --calibrate"
+        )
+    if not placement.num_packs:
+        raise ValueError("--calibrate: no pack fits on this machine (workers: more CPUs or GPUs than it has)")
+
+    from loragrid.calibration import calibrate  # with MLflow and Ray, which a plan alone does without
+    from loragrid.pack_timing import save_timings
+    from loragrid.recorded_timing import device_here
+    from loragrid.storage import local_folder
+    from loragrid.sweep import tokenize
+
+    def say(sentence: str) -> None:
+        console.print(sentence, style="dim", highlight=False, markup=False)
+
+    torch.set_num_threads(placement.threads)
+    timings = calibrate(
+        plan.packs,
+        tokenize(plan, console),
+        torch.device("cuda" if placement.use_gpu else "cpu"),
+        engine_mode=plan.experiment.engine.mode,
+        budget_seconds=budget_seconds,
+        say=say,
+    )
+    save_timings(local_folder(plan.experiment), device_here(placement), timings)

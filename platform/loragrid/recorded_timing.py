@@ -1,0 +1,103 @@
+"""What is known of the time that packs take: what was calibrated, and what earlier sweeps in MLflow have shown."""
+
+import json
+import statistics
+from collections.abc import Mapping
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from loragrid.environment import hardware_tags
+from loragrid.fingerprint import DEVICE_TAG
+from loragrid.pack_timing import SHAPE_TAG, PackTiming, num_evaluations, pack_shape, saved_timings
+from loragrid.placement import Placement
+from loragrid.planning import Plan
+from loragrid.storage import local_folder
+from loragrid.sweep_summary import START_METRIC
+from loragrid.tracking import KIND_TAG, SWEEP_TAG, default_tracking_uri, quiet_store, sqlite_path
+from loragrid.worker_environment import cpu_name
+
+
+def device_of(tags: Mapping[str, str]) -> str:
+    """What a worker with these tags computes on: times of one do not hold for another."""
+    return f"{tags.get(DEVICE_TAG, '')}, {tags.get('loragrid.threads', '')} threads"
+
+
+def known_timings(plan: Plan, placement: Placement) -> dict[str, PackTiming]:
+    """Timings of the plan's shapes on this machine: calibrated ones first, else those of recorded sweeps."""
+    shapes = {pack_shape(pack.trials, placement.num_workers): len(pack.trials) for pack in plan.packs}
+    experiment, device = plan.experiment, device_here(placement)
+    known = {key: timing for key, timing in saved_timings(local_folder(experiment), device).items() if key in shapes}
+    try:
+        uri = default_tracking_uri(experiment.storage.path, experiment.tracking.uri)
+        unknown = {shape: number for shape, number in shapes.items() if shape not in known}
+        return recorded_timings(uri, device, unknown) | known
+    except (MlflowException, ValueError):  # a store that is away, or of another kind, has nothing to tell
+        return known
+
+
+def device_here(placement: Placement) -> str:
+    """What a worker here computes on; `nvidia-smi` is asked, for torch would open a context on the GPU."""
+    name = hardware_tags().get("loragrid.gpu", "").partition(" × ")[2].partition(",")[0] if placement.use_gpu else ""
+    return device_of({DEVICE_TAG: name or cpu_name(), "loragrid.threads": str(placement.threads)})
+
+
+def recorded_start(plan: Plan) -> float | None:
+    """Seconds from a lane's start to its workers' first word in the latest sweep of the plan's store; None: not known.
+
+    Ray, the workers' processes and their imports; it hardly depends on what is trained.
+    """
+    try:
+        uri = default_tracking_uri(plan.experiment.storage.path, plan.experiment.tracking.uri)
+        path = sqlite_path(uri)
+        if path is not None and not path.exists():
+            return None
+        with quiet_store():
+            client = MlflowClient(tracking_uri=uri)
+            experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+            condition = f"tags.`{KIND_TAG}` = 'sweep' and metrics.`{START_METRIC}` > 0"
+            runs = client.search_runs(experiments, condition, order_by=["attributes.start_time DESC"], max_results=1)
+        return runs[0].data.metrics[START_METRIC] if runs else None
+    except (MlflowException, ValueError):  # as above
+        return None
+
+
+def recorded_timings(tracking_uri: str, device: str, shapes: Mapping[str, int]) -> dict[str, PackTiming]:
+    """What finished trials of packs of these shapes have shown on this device (as `device_of` names it), by shape.
+
+    shapes: shape -> members of its packs.
+    """
+    path = sqlite_path(tracking_uri)
+    if path is not None and not path.exists():
+        return {}
+    found: dict[str, PackTiming] = {}
+    with quiet_store():
+        client = MlflowClient(tracking_uri=tracking_uri)
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        for shape, num_members in shapes.items():
+            condition = f"tags.`{SHAPE_TAG}` = '{shape}' and attributes.status = 'FINISHED'"
+            runs = client.search_runs(experiments, condition, order_by=["attributes.start_time DESC"], max_results=100)
+            runs_here = [run for run in runs if device_of(run.data.tags) == device]
+            timings = [timing for run in runs_here if (timing := _recorded(run, num_members)) is not None]
+            if timings:
+                middle = statistics.median(timing.step for timing in timings)
+                found[shape] = min(timings, key=lambda timing: abs(timing.step - middle))
+    return found
+
+
+def _recorded(run: Run, num_members: int) -> PackTiming | None:
+    """What a trial's run tells of its pack; compiling and start-up are spread over the steps."""
+    metrics, parameters = run.data.metrics, run.data.params
+    try:
+        steps, every = int(parameters["training.steps"]), json.loads(parameters.get("training.eval_every", "null"))
+        tests = int(parameters.get("data.num_test", "0")) / int(parameters["data.num_eval"])
+        return PackTiming(
+            source=f"sweep {run.data.tags.get(SWEEP_TAG, '')}",
+            setup=metrics["time/setup_seconds"],
+            measure=metrics.get("time/measure_seconds", 0.0),
+            step=(metrics["time/train_seconds"] + metrics.get("time/data_seconds", 0.0)) / steps,
+            evaluation=metrics["time/eval_seconds"] / num_evaluations(steps, every, num_members, tests),
+        )
+    except KeyError:
+        return None
