@@ -246,14 +246,14 @@ def test_the_t_interval_covers_the_true_mean_in_95_of_100_sweeps(num: int) -> No
     assert covered == pytest.approx(0.95, abs=tolerance(0.95, simulations))
 
 
-@pytest.mark.parametrize("num", [12, 64])
+@pytest.mark.parametrize("num", [8, 64])
 def test_the_bootstraps_interval_covers_the_true_difference_and_its_test_seldom_errs(num: int) -> None:
-    """Rows of very different lengths; scatter falls with length, and one row is hard for both methods.
+    """Rows of very different lengths, whose scatter falls with their length; the difficulty is both methods' alike.
 
-    At 12 rows the plain percentile interval covers 0.89, which this would catch; the weights' own chance costs the
-    expanded one about a point below the nominal 0.95, for which the second tolerance stands.
+    The bootstrap is no exact test: at eight rows its interval covers 0.93 (of 3,000), for which two points are added
+    to the tolerance. Plain percentiles cover 0.88 there, and fail.
     """
-    simulations, shift = 500, 0.05
+    simulations, shift = 1000 if num == 8 else 500, 0.05
     generator = np.random.default_rng(12)
     covered = false_positives = 0
     for _ in range(simulations):
@@ -268,8 +268,8 @@ def test_the_bootstraps_interval_covers_the_true_difference_and_its_test_seldom_
         assert null.p_value is not None
         covered += test.low <= shift <= test.high
         false_positives += null.p_value < 0.05
-    assert covered / simulations == pytest.approx(0.95, abs=tolerance(0.95, simulations) + 0.01)
-    assert false_positives / simulations == pytest.approx(0.05, abs=tolerance(0.05, simulations) + 0.01)
+    assert covered / simulations == pytest.approx(0.95, abs=tolerance(0.95, simulations) + 0.02)
+    assert false_positives / simulations == pytest.approx(0.05, abs=tolerance(0.05, simulations) + 0.02)
 
 
 def test_the_paired_t_test_errs_in_5_of_100_sweeps_however_much_the_seeds_differ() -> None:
