@@ -103,11 +103,11 @@ def _over_items(
     if column is None or column not in scores:
         return None, []
     own = scores[scores["trial_id"].isin([*first, *second])]
+    if set(own["trial_id"]) != {*first, *second}:
+        return None, []
     # A row that is in the data twice has the same digits twice: its first occurrence is paired with the first.
     keys = [own["row"], own.groupby(["trial_id", "row"]).cumcount()]
     values = own.set_index(keys).pivot(columns="trial_id", values=[column, "num_labels"])
-    if not {*first, *second} <= set(values[column].columns):
-        return None, []
     complete = values.dropna()
     words = (
         [] if len(complete) == len(values) else [f"only {len(complete)} of {len(values)} test rows are scored by both"]
