@@ -2,7 +2,7 @@
 
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ LABELS = [5 + i % 17 for i in range(NUM_ROWS - 1)] + [5 + (NUM_ROWS - 2) % 17]
 ROW_IDS = [f"{i:016d}" for i in range(NUM_ROWS - 3)] + ["12345678901e2345", "00000000deadbeef", "00000000deadbeef"]
 
 
-def comparison_of(figures: dict[tuple[str, float], Sequence[float]], key: str = "test/loss") -> Comparison:
+def comparison_of(figures: Mapping[tuple[str, float], Sequence[float]], key: str = "test/loss") -> Comparison:
     """(method, lr) -> figure of every seed, on validation and test rows alike."""
     rows = [
         {
@@ -261,7 +261,8 @@ def test_several_tasks_have_no_verdict_together() -> None:
     axes = {**comparison.axes, "model.name": "model.name"}
     mixed = Comparison(**{**{f: getattr(comparison, f) for f in comparison.__dataclass_fields__}, "axes": axes})
     verdict = judge(mixed)
-    assert verdict.choices == verdict.contrasts == ()
+    assert not verdict.choices
+    assert not verdict.contrasts
     assert "several tasks (model.name small; model.name large)" in verdict.warnings[0]
     assert load_verdict(mixed) == verdict
 

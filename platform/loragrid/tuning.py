@@ -24,18 +24,18 @@ def edge_sides(best: Setting, tried: Sequence[Setting]) -> dict[str, str]:
     return sides
 
 
-def default_setting(settings: Sequence[Setting], best: Setting, axes: Mapping[str, str]) -> Setting | None:
+def default_setting(settings: Sequence[Setting], best: Setting, axes: Mapping[str, str], method: str) -> Setting | None:
     """The setting with the default on every axis that differs among `settings`; None where there is none, or no choice.
 
-    axes: name -> dotted path. The default is the method's, as it is installed, or that of `training`; an axis without
-    one (steps) keeps the value of `best`.
+    axes: name -> dotted path. method: its name, by which its class is found. The default is the method's, as it is
+    installed, or that of `training`; an axis without one (steps) keeps the value of `best`.
     """
     if len(settings) == 1:
         return None
     wanted = dict(best.values)
     for axis in best.values:
         if any(setting.values[axis] != best.values[axis] for setting in settings):
-            known, value = _default_value(best.method, axes[axis])
+            known, value = _default_value(method, axes[axis])
             wanted[axis] = value if known else wanted[axis]
     return next((setting for setting in settings if setting.values == wanted), None)
 
