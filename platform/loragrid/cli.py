@@ -141,7 +141,7 @@ def compare(
     storage: Storage = DEFAULT_STORAGE,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Print the comparison of a sweep, from MLflow alone."""
+    """Print the table of a sweep and what it shows, from MLflow alone."""
     from loragrid.comparison import load_comparison
     from loragrid.report import plot_loss_curves, render_table
 

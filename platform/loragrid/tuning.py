@@ -18,8 +18,9 @@ def edge_sides(best: Setting, tried: Sequence[Setting]) -> dict[str, str]:
     sides: dict[str, str] = {}
     for axis, value in best.values.items():
         others = _without(best.values, axis)
-        ladder = [own for own in (_beside(setting, axis, others) for setting in tried) if own is not None]
-        if isinstance(value, float) and value != 0 and len(ladder) > 1 and value in (min(ladder), max(ladder)):
+        beside = [setting.values[axis] for setting in tried if _without(setting.values, axis) == others]
+        ladder = [own for own in beside if isinstance(own, float)]
+        if len(ladder) > 1 and value != 0 and value in (min(ladder), max(ladder)):
             sides[axis] = "lowest" if value == min(ladder) else "highest"
     return sides
 
@@ -38,11 +39,6 @@ def default_setting(settings: Sequence[Setting], best: Setting, axes: Mapping[st
             known, value = _default_value(method, axes[axis])
             wanted[axis] = value if known else wanted[axis]
     return next((setting for setting in settings if setting.values == wanted), None)
-
-
-def _beside(setting: Setting, axis: str, others: Mapping[str, Scalar]) -> float | None:
-    value = setting.values[axis]
-    return value if isinstance(value, float) and _without(setting.values, axis) == others else None
 
 
 def _without(values: Mapping[str, Scalar], axis: str) -> dict[str, Scalar]:

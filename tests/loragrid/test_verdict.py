@@ -25,8 +25,8 @@ from loragrid.verdict_table import render_verdict
 
 NUM_ROWS = 60
 LABELS = [5 + i % 17 for i in range(NUM_ROWS - 1)] + [5 + (NUM_ROWS - 2) % 17]
-# Some of sixteen hex digits look like numbers, whole or with an exponent; two rows have the same content.
-ROW_IDS = [f"{i:016d}" for i in range(NUM_ROWS - 3)] + ["12345678901e2345", "00000000deadbeef", "00000000deadbeef"]
+# Sixteen hex digits can look like a number, whole or with an exponent; two rows have the same content.
+ROW_IDS = [f"{i:016d}" for i in range(NUM_ROWS - 3)] + ["12345678901e2345", "0000000098765432", "0000000098765432"]
 
 
 def comparison_of(figures: Mapping[tuple[str, float], Sequence[float]], key: str = "test/loss") -> Comparison:
