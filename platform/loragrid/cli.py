@@ -9,13 +9,17 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from loragrid.comparison import Comparison
 
 app = typer.Typer(
     help="Compare LoRA, LoRA-FA, VeRA, Delta-LoRA and LoRA+ on your model and your data.",
@@ -90,6 +94,7 @@ def run(
         raise typer.Exit(1)
     comparison = result.comparison()
     console.print(render_table(comparison, console.width))
+    _print_verdict(console, comparison)
     if not comparison.curves.empty:
         picture = plot_loss_curves(comparison, local_folder(experiment) / f"{result.name}.png")
         console.print(f"loss curves   {picture}", highlight=False, markup=False, soft_wrap=True)
@@ -146,10 +151,14 @@ def compare(
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse a sweep whose trials ran on unlike code, hardware or inputs.")
     ] = False,
+    apart: Annotated[
+        list[str] | None,
+        typer.Option(help="An axis (a column) to compare at each of its values, not to choose over. Can be repeated."),
+    ] = None,
     storage: Storage = DEFAULT_STORAGE,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Print the comparison of a sweep, from MLflow alone."""
+    """Print the table of a sweep and what it shows, from MLflow alone."""
     from loragrid.comparison import load_comparison
     from loragrid.fingerprint import fingerprint_of, refuse_mixed
     from loragrid.report import plot_loss_curves, render_table
@@ -169,6 +178,7 @@ def compare(
     else:
         console = _console()
         console.print(render_table(comparison, console.width))
+        _print_verdict(console, comparison, apart or ())
         if plot is not None:
             console.print(f"loss curves  {plot}", highlight=False, markup=False, soft_wrap=True)
 
@@ -251,6 +261,18 @@ def _store(storage: str, tracking_uri: str | None) -> str:
     if path is not None and not path.exists():
         raise ValueError(f"--storage {storage}: no MLflow store there ({path}); run an experiment first")
     return uri
+
+
+def _print_verdict(console: Console, comparison: "Comparison", apart: Sequence[str] = ()) -> None:
+    from loragrid.settings import tasks_of
+    from loragrid.verdict import load_verdict
+    from loragrid.verdict_table import render_verdict
+
+    for label, part in tasks_of(comparison).items():
+        console.print()
+        if label:
+            console.print(label, style="bold", highlight=False, markup=False)
+        console.print(render_verdict(load_verdict(part, apart)))
 
 
 def _console() -> Console:
