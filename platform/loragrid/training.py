@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loragrid.loss import ScoreRows, labelled_hidden_states, member_losses, score_rows
@@ -84,9 +84,13 @@ class PackModel:
     def losses(self, batch: Batch) -> Tensor:
         """The members' mean losses over their own labels, (M,); this batch's share where the step has several."""
         hidden = self.base.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-        labelled = labelled_hidden_states(hidden, batch.label_positions)
         with whole_head(self.base) as head:
-            return member_losses(labelled, batch.label_targets, batch.num_labels, head, self.score_rows)
+            return self.score(hidden, batch, head)
+
+    def score(self, hidden: Tensor, batch: Batch, head: nn.Linear) -> Tensor:
+        """The loss by itself: from the base's last hidden states (M * R, L, d) to the members' mean losses (M,)."""
+        labelled = labelled_hidden_states(hidden, batch.label_positions)
+        return member_losses(labelled, batch.label_targets, batch.num_labels, head, self.score_rows)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -189,12 +189,17 @@ def test_a_solo_measurement_gives_every_figure_and_the_base_back_as_it_was(setup
     figures = measure_solo(setup.trial(name), base, setup.rows, num_steps=2)
     assert figures.keys() == {
         "memory/base_bytes",
-        "memory/peak_resident_bytes",
+        "memory/adapter_bytes",
+        "memory/gradient_bytes",
+        "memory/optimizer_bytes",
         "memory/saved_activation_bytes",
+        "memory/loss_bytes",
+        "memory/peak_resident_bytes",
         "time/step_seconds",
         "throughput/tokens_per_second",
     }
-    assert figures["memory/base_bytes"] == sum(tensor.numel() * tensor.element_size() for tensor in base.parameters())
+    base_tensors = [*base.parameters(), *base.buffers()]
+    assert figures["memory/base_bytes"] == sum(tensor.numel() * tensor.element_size() for tensor in base_tensors)
     assert figures["memory/peak_resident_bytes"] > 0
     assert figures["time/step_seconds"] > 0
     assert figures["throughput/tokens_per_second"] > 0
