@@ -39,20 +39,31 @@ class PackBatches:
 
     def training(self, step: int) -> Batch:
         """This worker's rows in step `step`, counted from 0."""
+        return self.rows(step).to(self.device)
+
+    def rows(self, step: int) -> Batch:
+        """As `training`, in main memory."""
         rows = self.data.train
         share = self.batch_size // self.num_workers
         mine = slice(self.worker * share, (self.worker + 1) * share)
         chosen = {seed: batch_indices(len(rows), self.batch_size, seed, step) for seed in dict.fromkeys(self.seeds)}
         counts = {seed: (rows.label_targets[indices] != IGNORED).sum() for seed, indices in chosen.items()}
-        return self._batch(
+        return _batch(
             rows.select(torch.cat([chosen[seed][mine] for seed in self.seeds])),
             torch.stack([counts[seed] for seed in self.seeds]).double(),
         )
 
     def tokens(self, step: int, member: int) -> int:
         """The tokens that are not padding in one member's whole batch."""
+        return sum(self.row_tokens(step, member))
+
+    def row_tokens(self, step: int, member: int) -> list[int]:
+        """The tokens that are not padding in each row of one member's whole batch."""
         rows = self.data.train
-        return int(rows.num_tokens[batch_indices(len(rows), self.batch_size, self.seeds[member], step)].sum())
+        lengths: list[int] = rows.num_tokens[
+            batch_indices(len(rows), self.batch_size, self.seeds[member], step)
+        ].tolist()
+        return lengths
 
     def evaluation(self, num_members: int) -> list[Batch]:
         """This worker's share of the evaluation rows, the same for every member; kept on the device."""
@@ -64,19 +75,22 @@ class PackBatches:
             num_rounds = math.ceil(len(rows) / (size * self.num_workers))
             starts = range(0, num_rounds * self.num_workers * size, size)
             self._evaluation[num_members] = [
-                self._batch(_repeat(_padded(rows, start, size), num_members), torch.ones(num_members).double())
+                _batch(_repeat(_padded(rows, start, size), num_members), torch.ones(num_members).double()).to(
+                    self.device
+                )
                 for index, start in enumerate(starts)
                 if index % self.num_workers == self.worker
             ]
         return self._evaluation[num_members]
 
-    def _batch(self, rows: TokenRows, num_labels: Tensor) -> Batch:
-        return Batch(
-            input_ids=rows.input_ids.to(self.device),
-            label_positions=rows.label_positions.to(self.device),
-            label_targets=rows.label_targets.to(self.device),
-            num_labels=num_labels.to(self.device),
-        )
+
+def _batch(rows: TokenRows, num_labels: Tensor) -> Batch:
+    return Batch(
+        input_ids=rows.input_ids,
+        label_positions=rows.label_positions,
+        label_targets=rows.label_targets,
+        num_labels=num_labels,
+    )
 
 
 def _padded(rows: TokenRows, start: int, size: int) -> TokenRows:

@@ -29,17 +29,32 @@ SUMMARY_METRICS: dict[str, str] = {
     "memory/pack_peak_bytes": "peak of the GPU memory that it did allocate",
     "time/step_seconds": "one optimizer step; measured alone",
     "throughput/tokens_per_second": "non-padding tokens trained per second; measured alone",
+    "throughput/model_flops_per_second": "floating-point operations per second that the base itself needs for the "
+    "non-padding tokens of a step, the method's own products not counted; of one worker, measured alone",
+    "throughput/device_limit_flops_per_second": "operations per second of the fastest matrix product in the "
+    "base's type, measured on the device",
+    "throughput/device_limit_seconds": "what measuring that took, once per process; part of time/measure_seconds",
+    "throughput/fraction_of_device_limit": "model_flops_per_second over device_limit_flops_per_second",
+    "convergence/area_under_eval_curve": "evaluation loss averaged over the steps, by the trapezoid rule (nats)",
     "convergence/steps_to_threshold": "steps until the evaluation loss first reached the threshold",
     "convergence/seconds_to_threshold": "training seconds until then",
+    # These come to the whole time of the trial's packs, until its end is told; what never happened is missing.
     "time/setup_seconds": "loading and building before the first step of the trial's packs",
     "time/measure_seconds": "measuring memory and speed of single trials before the trial's packs",
-    "time/data_seconds": "putting batches together; on a GPU also waiting for the step before",
-    "time/train_seconds": "all optimizer steps of the trial's packs, compiling included",
+    "time/compile_seconds": "the first step of a pack that is compiled or captured, which compiles, and the capture",
+    "time/data_seconds": "putting batches together and onto the device",
+    "time/train_seconds": "all optimizer steps of the trial's packs but the first where that compiles",
+    "time/check_seconds": "checking during training that frozen tensors and the trainable set are as declared",
     "time/eval_seconds": "all evaluations of the trial's packs",
+    "time/checkpoint_seconds": "saving states, exporting adapters",
+    "time/report_seconds": "handing figures to the sweep, and waiting for other workers to do so",
 }
 
 DIVERGED = "diverged: loss or gradient not finite"
 """How the reason of a trial begins whose numbers left the finite ones: the same would happen again."""
+
+INVARIANT_VIOLATED = "invariant violated"
+"""How the reason of a trial begins in whose training something changed that must not: its numbers are worth nothing."""
 
 STOPPED_EARLY = "stopped early"
 """How the reason of a trial begins that fell behind and was stopped, which MLflow calls KILLED."""

@@ -17,27 +17,51 @@ from torch.utils._pytree import tree_leaves
 
 
 class Stopwatch:
-    """Adds up the wall-clock seconds of named phases.
+    """Adds up the wall-clock seconds of named phases; a phase within another is no part of that one.
 
-    It never waits for a GPU: work that is still queued counts in the phase that reads its result.
+    So the phases within an outermost one come to its whole time. It never waits for a GPU: work that is still queued
+    counts in the phase that waits for it.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self._seconds: dict[str, float] = {}
+        self._running: list[str] = []
+        self._counted_until = 0.0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count the time within as `name`."""
-        start = self._clock()
+        self._count()
+        self._running.append(name)
         try:
             yield
         finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - start
+            self._count()
+            self._running.pop()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a phase is being counted."""
+        return bool(self._running)
 
     def seconds(self) -> dict[str, float]:
-        """Phase -> seconds so far."""
+        """Phase -> seconds since the last `take`, up to now."""
+        if self._running:
+            self._count()
         return dict(self._seconds)
+
+    def take(self) -> dict[str, float]:
+        """As `seconds`, which begin at nothing again."""
+        seconds, self._seconds = self.seconds(), {}
+        return seconds
+
+    def _count(self) -> None:
+        now = self._clock()
+        if self._running:
+            name = self._running[-1]
+            self._seconds[name] = self._seconds.get(name, 0.0) + now - self._counted_until
+        self._counted_until = now
 
 
 def wait_for(device: torch.device) -> None:

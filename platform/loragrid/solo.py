@@ -12,6 +12,7 @@ from loragrid.batches import PackBatches
 from loragrid.data import TokenizedData
 from loragrid.engine import STEPS_BEFORE_CAPTURE, Engine
 from loragrid.engine_choice import EngineChoice
+from loragrid.flops import ModelShape, device_limit, model_flops, passes_of
 from loragrid.grid import Trial
 from loragrid.measurement import count_saved_bytes, peak_memory, reset_peak_memory, wait_for
 from loragrid.memory_parts import loss_bytes, resident_parts
@@ -38,6 +39,7 @@ def measure_solo(
     batch_size = trial.training.batch_size // num_workers
     share = replace(trial, training=trial.training.model_copy(update={"batch_size": batch_size}))
     batches = build_batches([share], data, base.device)
+    limit, shape = device_limit(base.device, base.dtype), ModelShape.of(base)
     model = build_model([share], base)
     figures = resident_parts(model) | _evaluation_peak(model, batches)
     first = next(batches.training(0).micro_batches(model.micro_batch_size))
@@ -54,7 +56,7 @@ def measure_solo(
     for _ in range(1 if compute.choice.mode == "eager" else STEPS_BEFORE_CAPTURE + 1):
         model.completed = 0
         train_step(model, batches.training(0), one_worker, compute)
-    seconds, tokens_per_second = [], []
+    seconds, tokens_per_second, flops_per_second = [], [], []
     for step in range(1, num_steps + 1):
         # The table of learning rates may be shorter than the measurement is long.
         model.completed = 0
@@ -64,12 +66,18 @@ def measure_solo(
         train_step(model, batch, one_worker, compute)
         wait_for(base.device)
         seconds.append(clock() - start)
-        tokens_per_second.append(batches.tokens(step, 0) / seconds[-1])
+        row_tokens, num_labels = batches.row_tokens(step, 0), int(batch.num_labels[0])
+        tokens_per_second.append(sum(row_tokens) / seconds[-1])
+        flops_per_second.append(model_flops(shape, row_tokens, num_labels, passes_of(model.pack)) / seconds[-1])
     figures |= peak_memory(base.device)
     model.pack.detach()
     return figures | {
         "time/step_seconds": statistics.median(seconds),
         "throughput/tokens_per_second": statistics.median(tokens_per_second),
+        "throughput/model_flops_per_second": statistics.median(flops_per_second),
+        "throughput/device_limit_flops_per_second": limit.flops_per_second,
+        "throughput/device_limit_seconds": limit.seconds,
+        "throughput/fraction_of_device_limit": statistics.median(flops_per_second) / limit.flops_per_second,
     }
 
 

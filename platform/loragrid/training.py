@@ -1,9 +1,8 @@
 """The training loop: batches in, one loss curve per member out. It names no method and knows neither Ray nor MLflow."""
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loragrid.loss import ScoreRows, labelled_hidden_states, member_losses, score_rows
-from loragrid.measurement import Stopwatch
+from loragrid.measurement import Stopwatch, wait_for
 from loragrid.sharding import whole_head
 from loragrid_methods.engine.optimizer import MemberAdamW
 from loragrid_methods.engine.pack import AdapterPack
@@ -42,6 +41,10 @@ class Batch:
     label_positions: Tensor
     label_targets: Tensor
     num_labels: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """This batch on a device."""
+        return Batch(**{part.name: getattr(self, part.name).to(device) for part in fields(self)})
 
     def micro_batches(self, num_rows: int | None) -> Iterator["Batch"]:
         """This batch in parts of `num_rows` rows of every member, each with the step's `num_labels`; None: uncut."""
@@ -193,13 +196,17 @@ def evaluate(
 
 @dataclass(frozen=True, kw_only=True)
 class LoopSettings:
-    """When the loop ends, reports, evaluates and saves; all in steps. At `milestones` it evaluates and reports."""
+    """When the loop ends, reports, evaluates and saves; all in steps. At `milestones` it evaluates and reports.
+
+    check_every: None checks after the loop's first and last step alone.
+    """
 
     steps: int
     report_every: int
     eval_every: int | None
     checkpoint_every: int | None
     milestones: frozenset[int] = frozenset()
+    check_every: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +216,6 @@ class Report:
     completed: int
     records: list[list[dict[str, float]]]
     diverged_at: list[int | None]
-    seconds: Mapping[str, float]
     checkpoint_due: bool
     finished: bool
 
@@ -230,14 +236,22 @@ def train(
     *,
     sum_over_workers: SumOverWorkers = one_worker,
     compute: ComputeStep = compute_step,
-    clock: Callable[[], float] = time.perf_counter,
+    check: Callable[[], None] | None = None,
+    stopwatch: Stopwatch | None = None,
 ) -> None:
     """Train from `model.completed` to the end, calling `report` in every worker at the same steps.
 
     Step 0's evaluation is the bare base's loss: attaching adapters changes no output. A member whose loss or gradient
     is no longer finite keeps its last weights, gets no further records, and is reported as diverged at that step.
+    `check` is called between steps, before anything of the step is evaluated, reported or saved.
     """
-    stopwatch = Stopwatch(clock)
+    first, stopwatch = model.completed, stopwatch or Stopwatch()
+    device = model.active.device
+
+    def wait() -> None:
+        with stopwatch.phase("train"):
+            wait_for(device)
+
     diverged_at: list[int | None] = [None if alive else 0 for alive in model.active.tolist()]
     pending = _Pending()
 
@@ -251,7 +265,6 @@ def train(
                 completed=model.completed,
                 records=records,
                 diverged_at=list(diverged_at),
-                seconds=stopwatch.seconds(),
                 checkpoint_due=checkpoint_due,
                 finished=finished,
             )
@@ -261,21 +274,32 @@ def train(
         with stopwatch.phase("eval"):
             base_loss = evaluate(model, batches.evaluation(1), batches.num_eval_labels, sum_over_workers, frozen=True)
             pending.evaluations.append((0, base_loss.expand(model.pack.num_members)))
+            wait_for(device)
         flush(checkpoint_due=False, finished=False)
     while model.completed < settings.steps:
         with stopwatch.phase("data"):
-            batch = batches.training(model.completed)
+            rows = batches.rows(model.completed)
+        wait()  # the copy would wait for the step before, and that is no time of the data
+        with stopwatch.phase("data"):
+            batch = rows.to(device)
             model.pack.clock.step = model.completed
         with stopwatch.phase("train"):
             pending.steps.append((model.completed + 1, train_step(model, batch, sum_over_workers, compute)))
         done, finished = model.completed, model.completed == settings.steps
         milestone = finished or done in settings.milestones
+        check_due = finished or done == first + 1 or bool(settings.check_every and done % settings.check_every == 0)
+        if check is not None and check_due:
+            wait()
+            with stopwatch.phase("check"):
+                check()
         if milestone or (settings.eval_every and done % settings.eval_every == 0):
+            wait()
             with stopwatch.phase("eval"):
                 losses = evaluate(
                     model, batches.evaluation(model.pack.num_members), batches.num_eval_labels, sum_over_workers
                 )
                 pending.evaluations.append((done, losses))
+                wait_for(device)
         checkpoint_due = finished or bool(settings.checkpoint_every and done % settings.checkpoint_every == 0)
         if milestone or checkpoint_due or done % settings.report_every == 0:
             flush(checkpoint_due=checkpoint_due, finished=finished)
