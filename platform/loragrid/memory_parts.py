@@ -69,7 +69,7 @@ def loss_bytes(model: PackModel, batch: Batch) -> int:
         losses = model.score(hidden, batch, head)
         kept = torch.cuda.memory_allocated(hidden.device) - before - bytes_of([losses])
         _backward(losses, trained)
-        return torch.cuda.max_memory_allocated(hidden.device) - before - kept
+        return int(torch.cuda.max_memory_allocated(hidden.device) - before - kept)
 
 
 def _backward(losses: Tensor, trained: Iterable[Tensor]) -> None:

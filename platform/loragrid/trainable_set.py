@@ -103,4 +103,4 @@ def _num_without_padding(stack: AdapterStack, name: str, parameter: Tensor, memb
 
 
 def _is_within(tensor: Tensor, flat: Tensor) -> bool:
-    return tensor.untyped_storage()._cdata == flat.untyped_storage()._cdata
+    return bool(tensor.untyped_storage()._cdata == flat.untyped_storage()._cdata)

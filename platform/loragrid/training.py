@@ -236,7 +236,7 @@ def train(
     *,
     sum_over_workers: SumOverWorkers = one_worker,
     compute: ComputeStep = compute_step,
-    check: Callable[[], None] | None = None,
+    check: Callable[[], object] | None = None,
     stopwatch: Stopwatch | None = None,
 ) -> None:
     """Train from `model.completed` to the end, calling `report` in every worker at the same steps.

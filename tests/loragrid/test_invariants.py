@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,6 @@ from loragrid.pack_trainer import PackTrainer
 from loragrid.planning import Pack
 from loragrid.training import Batch, PackModel, StepResult, SumOverWorkers, compute_step
 from loragrid_methods import get_method, method_names
-from loragrid_methods.engine.adapter_stack import AdapterStack
 from tests.loragrid.small_packs import Setup, bit_equal, make_setup, mixed_trials, run_pack
 from tests.loragrid.test_lane_run import Seen, assert_as_alone
 
@@ -118,7 +118,7 @@ def test_a_mixed_pack_of_padded_ranks_passes(setup: Setup) -> None:
     assert found == [{}] * 4
 
 
-def first_stack(model: PackModel, member: int = 0) -> AdapterStack:
+def first_stack(model: PackModel, member: int = 0) -> Any:
     return next(iter(model.pack.member_stacks(member)[0].values()))
 
 
@@ -219,7 +219,7 @@ def test_one_flipped_bit_in_any_weight_of_the_base_is_found_by_name(
 def test_a_bit_in_a_members_own_frozen_tensor_is_that_members_violation_and_told_once(setup: Setup) -> None:
     model, checks = checks_of(setup, [setup.trial("lora_fa", seed=seed) for seed in range(3)])
     stack = first_stack(model)
-    flip_bit(stack.lora_A.data[1], 5, 17)  # type: ignore[index]  # a tensor, whatever torch's stubs say of it
+    flip_bit(stack.lora_A.data[1], 5, 17)
     found = checks.check()
     assert found.keys() == {1}
     assert found[1].startswith("invariant violated: the frozen tensor 'transformer.h.0.")
@@ -278,7 +278,7 @@ def lane_with(
     monkeypatch: pytest.MonkeyPatch,
     packs: list[list[Trial]],
     spoil: Callable[[PackModel], object],
-    **settings: bool,
+    **settings: Any,
 ) -> Seen:
     """Run packs as a worker does; after step `FLIPPED_AFTER` of the first pack, `spoil` its model once."""
     import loragrid.engine
@@ -308,7 +308,7 @@ def lane_with(
 def test_a_flipped_bit_of_the_base_fails_its_whole_pack_and_the_next_one_gets_a_base_of_its_own(
     setup: Setup, monkeypatch: pytest.MonkeyPatch, isolate_failures: bool, check_every: int | None
 ) -> None:
-    settings = {"measure_steps": 0, "check_every": check_every, "report_every": 1}
+    settings: dict[str, Any] = {"measure_steps": 0, "check_every": check_every, "report_every": 1}
     first = [setup.trial(name, **settings) for name in ("lora", "lora_fa", "vera")]
     second = [setup.trial("lora", seed=1, **settings)]
     seen = lane_with(
@@ -339,7 +339,7 @@ def test_a_spoiled_member_fails_alone_and_the_others_do_not_notice(
         setup,
         monkeypatch,
         [trials],
-        lambda model: flip_bit(first_stack(model).lora_A.data[1], 0, 5),  # type: ignore[index]
+        lambda model: flip_bit(first_stack(model).lora_A.data[1], 0, 5),
     )
     assert seen.ended[trials[1].trial_id].status == "FAILED"
     assert seen.ended[trials[1].trial_id].reason.startswith("invariant violated: the frozen tensor")
