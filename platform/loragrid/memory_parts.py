@@ -62,7 +62,7 @@ def loss_bytes(model: PackModel, batch: Batch) -> int:
                 losses = model.score(hidden, batch, head)
                 kept = live.now - bytes_of([losses])
                 _backward(losses, trained)
-            return live.peak - kept
+            return int(live.peak - kept)
         wait_for(hidden.device)
         torch.cuda.reset_peak_memory_stats(hidden.device)
         before = torch.cuda.memory_allocated(hidden.device)

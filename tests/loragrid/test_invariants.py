@@ -41,7 +41,7 @@ def stores_that_pytest_cleans_away(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
-def flip_bit(tensor: Tensor, element: int, bit: int) -> None:
+def flip_bit(tensor: Any, element: int, bit: int) -> None:
     """Flip one bit of one element (bit 0 is the lowest of its first byte)."""
     raw = tensor.detach().view(-1)[element : element + 1].view(torch.uint8)
     raw[bit // 8] ^= 1 << (bit % 8)
