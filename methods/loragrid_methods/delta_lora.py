@@ -106,6 +106,7 @@ class DeltaLoRAStack(AdapterStack):
     """
 
     rank_axes: Mapping[str, int] = {"lora_A": 1, "lora_B": 2, "reference_A": 1, "reference_B": 2}
+    written_buffers = frozenset({"reference_A", "reference_B", "started"})
     scaling: Tensor
     delta_scale: Tensor
     started: Tensor

@@ -39,27 +39,38 @@ class PackBatches:
 
     def training(self, step: int) -> Batch:
         """This worker's rows in step `step`, counted from 0."""
+        return self.rows(step).to(self.device)
+
+    def rows(self, step: int) -> Batch:
+        """As `training`, in main memory."""
         rows = self.data.train
         share = self.batch_size // self.num_workers
         mine = slice(self.worker * share, (self.worker + 1) * share)
         chosen = {seed: batch_indices(len(rows), self.batch_size, seed, step) for seed in dict.fromkeys(self.seeds)}
         counts = {seed: (rows.label_targets[indices] != IGNORED).sum() for seed, indices in chosen.items()}
-        return self._batch(
+        return _batch(
             rows.select(torch.cat([chosen[seed][mine] for seed in self.seeds])),
             torch.stack([counts[seed] for seed in self.seeds]).double(),
         )
 
     def tokens(self, step: int, member: int) -> int:
         """The tokens that are not padding in one member's whole batch."""
+        return sum(self.row_tokens(step, member))
+
+    def row_tokens(self, step: int, member: int) -> list[int]:
+        """The tokens that are not padding in each row of one member's whole batch."""
         rows = self.data.train
-        return int(rows.num_tokens[batch_indices(len(rows), self.batch_size, self.seeds[member], step)].sum())
+        lengths: list[int] = rows.num_tokens[
+            batch_indices(len(rows), self.batch_size, self.seeds[member], step)
+        ].tolist()
+        return lengths
 
     def evaluation(self, num_members: int) -> list[Batch]:
         """This worker's share of the evaluation rows, the same for every member; kept on the device."""
         if num_members not in self._evaluation:
             rows, ones = self.data.evaluation, torch.ones(num_members).double()
             self._evaluation[num_members] = [
-                self._batch(_repeat(_padded(rows, start, self.rows_at_once), num_members), ones)
+                _batch(_repeat(_padded(rows, start, self.rows_at_once), num_members), ones).to(self.device)
                 for start in self.starts(len(rows))
             ]
         return self._evaluation[num_members]
@@ -71,7 +82,7 @@ class PackBatches:
         """
         ones = torch.ones(num_members * self.rows_at_once).double()
         for start in self.starts(len(rows)):
-            yield start, self._batch(_repeat(_padded(rows, start, self.rows_at_once), num_members), ones)
+            yield start, _batch(_repeat(_padded(rows, start, self.rows_at_once), num_members), ones).to(self.device)
 
     def starts(self, num_rows: int) -> range:
         """Where this worker's batches of `rows_at_once` rows begin.
@@ -83,13 +94,15 @@ class PackBatches:
         num_rounds = math.ceil(num_rows / (size * self.num_workers))
         return range(self.worker * size, num_rounds * self.num_workers * size, self.num_workers * size)
 
-    def _batch(self, rows: TokenRows, num_labels: Tensor) -> Batch:
-        return Batch(
-            input_ids=rows.input_ids.to(self.device),
-            label_positions=rows.label_positions.to(self.device),
-            label_targets=rows.label_targets.to(self.device),
-            num_labels=num_labels.to(self.device),
-        )
+
+def _batch(rows: TokenRows, num_labels: Tensor) -> Batch:
+    """The rows as a batch, in main memory."""
+    return Batch(
+        input_ids=rows.input_ids,
+        label_positions=rows.label_positions,
+        label_targets=rows.label_targets,
+        num_labels=num_labels,
+    )
 
 
 def _padded(rows: TokenRows, start: int, size: int) -> TokenRows:

@@ -14,7 +14,7 @@ from loragrid.data import TokenizedData
 from loragrid.engine import STEPS_BEFORE_CAPTURE
 from loragrid.engine_choice import RequestedMode
 from loragrid.grid import Trial
-from loragrid.measurement import wait_for
+from loragrid.measurement import Stopwatch, wait_for
 from loragrid.pack_timing import PackTiming, pack_shape
 from loragrid.planning import Pack
 from loragrid.solo import measure_solo
@@ -102,7 +102,7 @@ def _time_pack(
     choice = warm.choose_mode(trials, length, first.training.steps)
     batches = build_batches(trials, data, device)
     model = build_model(trials, base)
-    engine = warm.engine(model, trials, choice)
+    engine = warm.engine(model, trials, choice, Stopwatch())
     wait_for(device)
     setup = clock() - start
 

@@ -12,7 +12,7 @@ from ray.tune import Callback
 
 from loragrid.convergence import Convergence
 from loragrid.fingerprint import changes_on_the_way
-from loragrid.glossary import DIVERGED, STOPPED_EARLY
+from loragrid.glossary import DIVERGED, INVARIANT_VIOLATED, STOPPED_EARLY
 from loragrid.grid import Trial
 from loragrid.messages import LaneFailure, PackUpdate, TrialEnd
 from loragrid.planning import Lane, Pack, count_parameters
@@ -293,7 +293,8 @@ class RecordingCallback(Callback):
             self.outcome.reasons[trial.trial_id] = end.reason
         if not self._closed:  # what was interrupted is to go on one day
             self.store.mark_ended(trial.trial_id)
-        if self.outcome.is_final(trial.trial_id):
+        if self.outcome.is_final(trial.trial_id) or end.reason.startswith(INVARIANT_VIOLATED):
+            # What was spoiled is not gone on with: where the trial is run again, it begins anew.
             self.store.delete_states(trial.trial_id)
 
 

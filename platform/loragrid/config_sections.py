@@ -50,6 +50,9 @@ CountOrZero = Annotated[
 OptionalCount = Annotated[
     int | None, Field(strict=True, ge=1, le=MAX_COUNT, description=f"a whole number from 1 to {MAX_COUNT}, or null")
 ]
+OptionalCountOrZero = Annotated[
+    int | None, Field(strict=True, ge=0, le=MAX_COUNT, description=f"a whole number from 0 to {MAX_COUNT}, or null")
+]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False, description="a number above 0")]
 OptionalPositive = Annotated[
     float | None, Field(strict=True, gt=0, allow_inf_nan=False, description="a number above 0, or null")
@@ -161,6 +164,8 @@ class TrainingConfig(Section):
     activation_checkpointing: keep the input of every layer alone and compute the rest again: less memory, slower steps.
     eval_every: steps; null evaluates at the start and the end only. report_every: steps; null makes about 50 reports.
     checkpoint_every: steps; null keeps none but the last. loss_threshold: eval loss whose first crossing is recorded.
+    check_every: steps after which what must hold is checked, beside the first and the last step: the trainable set is
+    the method's, frozen tensors have their bits. null: after these two alone; 0: never.
     measure_steps: steps that each distinct method shape runs alone for its memory and speed; 0 measures nothing.
     """
 
@@ -182,6 +187,7 @@ class TrainingConfig(Section):
     report_every: OptionalCount = None
     checkpoint_every: OptionalCount = None
     loss_threshold: OptionalPositive = None
+    check_every: OptionalCountOrZero = 100
     measure_steps: CountOrZero = 3
 
     @model_validator(mode="after")
@@ -200,7 +206,9 @@ class TrainingConfig(Section):
 MEMBER_TRAINING_KEYS = ("lr", "schedule", "warmup_steps", "weight_decay", "clip_norm")
 """Training keys that a method's block may set for itself."""
 
-OBSERVATION_KEYS = frozenset({"eval_every", "report_every", "checkpoint_every", "loss_threshold", "measure_steps"})
+OBSERVATION_KEYS = frozenset(
+    {"eval_every", "report_every", "checkpoint_every", "check_every", "loss_threshold", "measure_steps"}
+)
 """Training keys that decide what is observed, not what is trained: no part of a trial's identity, never an axis."""
 
 HOLDING_KEYS = frozenset({"micro_batch_size"})

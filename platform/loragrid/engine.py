@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from loragrid.activation_checkpointing import decoder_layers
 from loragrid.engine_choice import EngineChoice
 from loragrid.loss import fusible_score_rows
+from loragrid.measurement import Stopwatch
 from loragrid.training import Batch, PackModel, StepResult, SumOverWorkers, compute_step, one_worker
 from loragrid_methods.engine.optimizer import adamw_update
 
@@ -24,11 +25,12 @@ class Engine:
     A captured step is replayed on the same tensors, so batches must keep their shapes; learning rates, stop marks and
     step counts are tensors, and a capture outlives every schedule. What must not be captured (evaluation, checkpoints,
     what follows a step) runs outside and finds the same tensors. Where a capture fails the steps go on eagerly, and
-    `choice` says why.
+    `choice` says why. `stopwatch` counts as `compile` the first step, which compiles what is compiled, and the capture.
     """
 
-    def __init__(self, choice: EngineChoice) -> None:
+    def __init__(self, choice: EngineChoice, stopwatch: Stopwatch | None = None) -> None:
         self.choice = choice
+        self._stopwatch = stopwatch or Stopwatch()
         self._num_before = 0
         self._captured: _Captured | None = None
 
@@ -39,10 +41,18 @@ class Engine:
         assert sum_over_workers is one_worker, "several workers are never captured"
         if self._num_before < STEPS_BEFORE_CAPTURE:
             self._num_before += 1
-            return self._compute_beside(model, batch, rates)
+            if self._num_before > 1:
+                return self._compute_beside(model, batch, rates)
+            torch.cuda.synchronize()
+            with self._stopwatch.phase("compile"):
+                result = self._compute_beside(model, batch, rates)
+                torch.cuda.synchronize()
+            return result
         if self._captured is None:
             try:
-                self._captured = _Captured(model, batch, rates)
+                torch.cuda.synchronize()
+                with self._stopwatch.phase("compile"):
+                    self._captured = _Captured(model, batch, rates)
             except torch.OutOfMemoryError:
                 raise  # a smaller pack may be captured
             except RuntimeError as error:

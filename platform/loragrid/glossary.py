@@ -18,23 +18,42 @@ SUMMARY_METRICS: dict[str, str] = {
     "parameters/trainable": "numbers that the optimizer changes",
     "parameters/stored": "numbers that the adapter's file holds",
     "parameters/shared": "numbers that are frozen and shared by all layers (VeRA's projections)",
-    "memory/base_bytes": "bytes of the base's weights that one worker holds: all, or its share of a sharded base",
+    "memory/base_bytes": "bytes of the base's weights (of a sharded base one worker's share) and buffers; exact",
+    "memory/adapter_bytes": "bytes of the method's own tensors, trained or frozen: LoRA-FA's A, VeRA's projections "
+    "once, Delta-LoRA's reference, full fine-tuning's float32 copy of a base in another type; exact, measured alone",
+    "memory/gradient_bytes": "bytes of the gradients that live from step to step; exact, measured alone",
+    "memory/optimizer_bytes": "bytes of AdamW's moments, and the few numbers its update reads; exact, measured alone",
     "memory/saved_activation_bytes": "bytes autograd keeps from forward to backward; exact, measured alone",
-    "memory/peak_allocated_bytes": "peak of the allocated GPU memory; measured alone",
-    "memory/peak_reserved_bytes": "peak of the reserved GPU memory; measured alone",
-    "memory/peak_resident_bytes": "peak of the process's resident memory",
+    "memory/loss_bytes": "bytes the loss holds at its peak (logits of a chunk) beyond what it saves; measured alone",
+    "memory/peak_allocated_bytes": "peak of the allocated GPU memory in a training step; measured alone",
+    "memory/peak_reserved_bytes": "peak of the reserved GPU memory in a training step; measured alone",
+    "memory/eval_peak_allocated_bytes": "peak of the allocated GPU memory in an evaluation; measured alone",
+    "memory/eval_peak_reserved_bytes": "peak of the reserved GPU memory in an evaluation; measured alone",
+    "memory/peak_resident_bytes": "peak of the process's resident memory in a training step, on a CPU",
     "memory/pack_estimated_bytes": "GPU memory that the trial's last pack was expected to allocate, from shapes alone",
     "memory/pack_peak_bytes": "peak of the GPU memory that it did allocate",
     "time/step_seconds": "one optimizer step; measured alone",
     "throughput/tokens_per_second": "non-padding tokens trained per second; measured alone",
+    "throughput/model_flops_per_second": "floating-point operations per second that the base itself needs for the "
+    "non-padding tokens of a step, the method's own products not counted; of one worker, measured alone",
+    "throughput/device_limit_flops_per_second": "operations per second of the fastest matrix product in the "
+    "base's type, measured on the device",
+    "throughput/device_limit_seconds": "what measuring that took, once per process; part of time/measure_seconds",
+    "throughput/fraction_of_device_limit": "model_flops_per_second over device_limit_flops_per_second",
+    "convergence/area_under_eval_curve": "evaluation loss averaged over the steps, by the trapezoid rule (nats)",
     "convergence/steps_to_threshold": "steps until the evaluation loss first reached the threshold",
     "convergence/seconds_to_threshold": "training seconds until then",
+    # These come to the whole time of the trial's packs, until its end is told; what never happened is missing.
     "time/setup_seconds": "loading and building before the first step of the trial's packs",
     "time/measure_seconds": "measuring memory and speed of single trials before the trial's packs",
-    "time/data_seconds": "putting batches together; on a GPU also waiting for the step before",
-    "time/train_seconds": "all optimizer steps of the trial's packs, compiling included",
+    "time/compile_seconds": "the first step of a pack that is compiled or captured, which compiles, and the capture",
+    "time/data_seconds": "putting batches together and onto the device",
+    "time/train_seconds": "all optimizer steps of the trial's packs but the first where that compiles",
+    "time/check_seconds": "checking during training that frozen tensors and the trainable set are as declared",
     "time/eval_seconds": "all evaluations of the trial's packs",
     "time/generate_seconds": "answering the rows of the task, by generation or by likelihood, in the trial's packs",
+    "time/checkpoint_seconds": "saving states, exporting adapters",
+    "time/report_seconds": "handing figures to the sweep, and waiting for other workers to do so",
 }
 
 SWEEP_METRICS: dict[str, str] = {
@@ -52,6 +71,9 @@ SWEEP_METRICS: dict[str, str] = {
 
 DIVERGED = "diverged: loss or gradient not finite"
 """How the reason of a trial begins whose numbers left the finite ones: the same would happen again."""
+
+INVARIANT_VIOLATED = "invariant violated"
+"""How the reason of a trial begins in whose training something changed that must not: its numbers are worth nothing."""
 
 STOPPED_EARLY = "stopped early"
 """How the reason of a trial begins that fell behind and was stopped, which MLflow calls KILLED."""

@@ -1,39 +1,67 @@
 """Time and memory: every such figure LoraGrid reports is taken here."""
 
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 class Stopwatch:
-    """Adds up the wall-clock seconds of named phases.
+    """Adds up the wall-clock seconds of named phases; a phase within another is no part of that one.
 
-    It never waits for a GPU: work that is still queued counts in the phase that reads its result.
+    So the phases within an outermost one come to its whole time. It never waits for a GPU: work that is still queued
+    counts in the phase that waits for it.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self._seconds: dict[str, float] = {}
+        self._running: list[str] = []
+        self._counted_until = 0.0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count the time within as `name`."""
-        start = self._clock()
+        self._count()
+        self._running.append(name)
         try:
             yield
         finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - start
+            self._count()
+            self._running.pop()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a phase is being counted."""
+        return bool(self._running)
 
     def seconds(self) -> dict[str, float]:
-        """Phase -> seconds so far."""
+        """Phase -> seconds since the last `take`, up to now."""
+        if self._running:
+            self._count()
         return dict(self._seconds)
+
+    def take(self) -> dict[str, float]:
+        """As `seconds`, which begin at nothing again."""
+        seconds, self._seconds = self.seconds(), {}
+        return seconds
+
+    def _count(self) -> None:
+        now = self._clock()
+        if self._running:
+            name = self._running[-1]
+            self._seconds[name] = self._seconds.get(name, 0.0) + now - self._counted_until
+        self._counted_until = now
 
 
 def wait_for(device: torch.device) -> None:
@@ -80,7 +108,12 @@ def free_device_memory(device: torch.device) -> int:
 
 def weight_bytes(model: nn.Module) -> int:
     """The bytes that this process holds of the model's weights, each storage once: of a sharded one its shares."""
-    local = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in model.parameters()]
+    return bytes_of(model.parameters())
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """The bytes of all storages behind the tensors, each once; of a sharded tensor this process's share."""
+    local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in local}
     return sum(storages.values())
 
@@ -107,3 +140,40 @@ def count_saved_bytes(model: nn.Module) -> Iterator[list[int]]:
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         yield result
     result.append(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
+
+
+class LiveBytes(TorchDispatchMode):
+    """Within, counts the bytes of all storages that were made there and are still alive: `now`, and their `peak`.
+
+    Exact, on any device: what a kernel takes for itself while it runs is not seen. `block_bytes`: every storage is
+    rounded up to a multiple of it, as an allocator does.
+    """
+
+    def __init__(self, *, block_bytes: int = 1) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._block_bytes = block_bytes
+        self._alive: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        given = {
+            tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)
+        }
+        for tensor in tree_leaves(results):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in given:
+                self._count(tensor.untyped_storage())
+        return results
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._alive:
+            return
+        size = -(-storage.nbytes() // self._block_bytes) * self._block_bytes
+        self._alive[key] = size
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.now -= self._alive.pop(key)

@@ -1,21 +1,19 @@
 """What a pack will need on a GPU: its step is run on the meta device, where tensors have shapes and no data."""
 
 import warnings
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, PreTrainedModel
 
 from loragrid.activation_checkpointing import checkpoint_activations
 from loragrid.attention import allow_padding_without_mask, causal_attention
 from loragrid.engine_choice import Mode
 from loragrid.loss import score_rows
+from loragrid.measurement import LiveBytes
 from loragrid.sharding import gathered_bytes, share_bytes
 from loragrid.training import Batch, PackModel, compute_step, one_worker
 from loragrid_methods import Method
@@ -90,7 +88,7 @@ def estimate_memory(
                 label_targets=torch.zeros(len(methods) * num_rows, length - 1, dtype=torch.long),
                 num_labels=torch.ones(len(methods), dtype=torch.float64),
             )
-            with _LiveBytes() as live, warnings.catch_warnings():
+            with LiveBytes(block_bytes=BLOCK_BYTES) as live, warnings.catch_warnings():
                 # Members share flat buffers, so a gradient is a view with the buffer's strides: correct.
                 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
                 losses = model.losses(rows)
@@ -142,38 +140,6 @@ def _bytes_of(tensors: Sequence[Tensor]) -> int:
     """The bytes of all storages behind the tensors, each once."""
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
-
-
-class _LiveBytes(TorchDispatchMode):
-    """Within, counts the bytes of all storages that were made there and are still alive: `now`, and their `peak`."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
-        self._alive: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        results = func(*args, **(kwargs or {}))
-        given = {
-            tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)
-        }
-        for tensor in tree_leaves(results):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in given:
-                self._count(tensor.untyped_storage())
-        return results
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key in self._alive:
-            return
-        size = -(-storage.nbytes() // BLOCK_BYTES) * BLOCK_BYTES
-        self._alive[key] = size
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, key)
-
-    def _forget(self, key: int) -> None:
-        self.now -= self._alive.pop(key)
 
 
 def _attention_of_shapes(

@@ -78,20 +78,20 @@ class PackReports:
         self._send(replace(update, ended=self._with_seconds(ended), figures=found, done=True))
         self.ended_trials |= ended.keys()
 
-    def add_seconds(self, pack: Pack, *parts: Mapping[str, float]) -> None:
+    def add_seconds(self, pack: Pack, seconds: Mapping[str, float]) -> None:
         """Count phase -> seconds towards every trial of the pack."""
         for trial in pack.trials:
-            _add(self._seconds.setdefault(trial.trial_id, {}), parts)
+            known = self._seconds.setdefault(trial.trial_id, {})
+            for phase, spent in seconds.items():
+                known[phase] = known.get(phase, 0.0) + spent
 
-    def saved(self, trial_id: str, state: MemberState, *parts: Mapping[str, float]) -> SavedTrial:
-        """A trial's state with all that it has said; `parts` are seconds by phase that are not counted yet."""
-        seconds = dict(self._seconds.get(trial_id, {}))
-        _add(seconds, parts)
+    def saved(self, trial_id: str, state: MemberState) -> SavedTrial:
+        """A trial's state with all that it has said."""
         return SavedTrial(
             state=state,
             records=self._records.get(trial_id, []),
             figures=self._figures.get(trial_id, {}),
-            seconds=seconds,
+            seconds=dict(self._seconds.get(trial_id, {})),
             rankings=self._rankings.get(trial_id, {}),
         )
 
@@ -120,6 +120,10 @@ class PackReports:
         """Let those who go on from a rung remember how it was decided."""
         for trial_id in best:
             self._rankings.setdefault(trial_id, {})[rung] = ranking
+
+    def has_ended(self, trial_id: str) -> bool:
+        """Whether the trial's end has been told."""
+        return trial_id in self.ended_trials
 
     def is_measured(self, trial_id: str) -> bool:
         """Whether the trial's own figures are known."""
@@ -174,9 +178,3 @@ class PackReports:
     def _update(self, pack: Pack, phase: str, **fields: object) -> PackUpdate:
         ids = tuple(trial.trial_id for trial in pack.trials)
         return PackUpdate(pack_id=pack.pack_id, trial_ids=ids, phase=phase, **fields)  # type: ignore[arg-type]
-
-
-def _add(seconds: dict[str, float], parts: Iterable[Mapping[str, float]]) -> None:
-    for part in parts:
-        for phase, spent in part.items():
-            seconds[phase] = seconds.get(phase, 0.0) + spent

@@ -3,6 +3,7 @@
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -21,10 +22,11 @@ from loragrid.export import export_member
 from loragrid.failure import Failure, process_can_go_on
 from loragrid.glossary import DIVERGED
 from loragrid.grid import Trial
-from loragrid.measurement import Stopwatch, free_device_memory, peak_memory, reset_peak_memory, wait_for
+from loragrid.invariants import InvariantChecks, InvariantError
+from loragrid.measurement import Stopwatch, free_device_memory, peak_memory, reset_peak_memory
 from loragrid.member_state import MemberState, put_member, take_member
 from loragrid.memory_estimate import MemoryEstimate
-from loragrid.messages import TrialEnd
+from loragrid.messages import PackUpdate, TrialEnd
 from loragrid.observations import Accuracy, Forgetting
 from loragrid.pack_reports import PackReports, SendUpdate
 from loragrid.pack_timing import SHAPE_TAG, pack_shape
@@ -78,7 +80,8 @@ class PackTrainer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.states: dict[str, MemberState] = {}
-        self.reports = PackReports(send)
+        self._stopwatch = Stopwatch(clock)
+        self.reports = PackReports(self._timed(send))
         self.isolate_failures = isolate_failures
         self._describe = describe
         self._worker, self._num_workers = worker, num_workers
@@ -127,15 +130,16 @@ class PackTrainer:
             base = self._warm.load(first, rows)
             self._describe_inputs(first, rows)
             return base
-        self.reports.phase(pack, "loading the base")
-        stopwatch = Stopwatch()
-        with stopwatch.phase("setup"):
-            base = self._warm.load(first, rows)
-            if self._describe is not None:
-                self.reports.phase(pack, "identifying the base's weights")
-                self._describe_inputs(first, rows)
-        self.reports.add_seconds(pack, stopwatch.seconds())
-        return base
+        try:
+            with self._stopwatch.phase("setup"):
+                self.reports.phase(pack, "loading the base")
+                base = self._warm.load(first, rows)
+                if self._describe is not None:
+                    self.reports.phase(pack, "identifying the base's weights")
+                    self._describe_inputs(first, rows)
+                return base
+        finally:
+            self.reports.add_seconds(pack, self._stopwatch.take())
 
     def _describe_inputs(self, trial: Trial, rows: TokenizedData) -> None:
         """Let the reports say on what the trial trains; worker 0 alone is heard."""
@@ -146,8 +150,17 @@ class PackTrainer:
         """Train the members up to step `until`; those whose training is over then are exported and end.
 
         Raises whatever goes wrong; the members' states are then what they were before, and `release` frees the memory.
+        The seconds of a pack's trials, phase by phase, come to the whole time in here and in `load`, up to the moment
+        at which a trial's end is sent.
         """
-        stopwatch = Stopwatch()
+        try:
+            with self._stopwatch.phase("setup"):
+                self._train(pack, until)
+        finally:
+            self.reports.add_seconds(pack, self._stopwatch.take())
+
+    def _train(self, pack: Pack, until: int) -> None:
+        stopwatch = self._stopwatch
         data = self._rows_of(pack.trials[0].model, pack.trials[0].data)
         length = data.train.input_ids.shape[1]
         with stopwatch.phase("measure"):
@@ -156,31 +169,34 @@ class PackTrainer:
             return
         pack = replace(pack, trials=trials)
         base = self.load(pack)
-        with stopwatch.phase("setup"):
-            start = self.states[trials[0].trial_id].completed if trials[0].trial_id in self.states else 0
-            choice = self._warm.choose_mode(trials, length, until - start)
-            self.release()
-            estimate = self._warm.estimate(trials, length, choice)
-            if estimate is not None:
-                self._make_sure_it_fits(pack, estimate)
-            reset_peak_memory(self._device)
-            batches = build_batches(trials, data, self._device, worker=self._worker, num_workers=self._num_workers)
-            model = build_model(trials, base)
-            self._restore(model, trials)
-            engine = self._warm.engine(model, trials, choice)
-            observations, scorer = self._observations(trials[0], batches)
+        start = self.states[trials[0].trial_id].completed if trials[0].trial_id in self.states else 0
+        choice = self._warm.choose_mode(trials, length, until - start)
+        self.release()
+        estimate = self._warm.estimate(trials, length, choice)
+        if estimate is not None:
+            self._make_sure_it_fits(pack, estimate)
+        reset_peak_memory(self._device)
+        batches = build_batches(trials, data, self._device, worker=self._worker, num_workers=self._num_workers)
+        model = build_model(trials, base)
+        self._restore(model, trials)
+        engine = self._warm.engine(model, trials, choice, stopwatch)
+        observations, scorer = self._observations(trials[0], batches)
         tags = {} if scorer is None else scorer.tags()
         training = trials[0].training
         if self._describe is not None and start == 0 and until == training.steps:
             # Only then do the seconds of the trial's phases belong to a pack of this shape.
             shape = {SHAPE_TAG: pack_shape(trials, self._num_workers)}
             self.reports.environment = {**self.reports.environment, **shape}
+        checks = None
+        if training.check_every != 0:
+            checks = InvariantChecks(model, self._warm.sums, self._sum_over_workers())
         settings = LoopSettings(
             steps=until,
             report_every=training.report_every or max(1, training.steps // NUM_REPORTS),
             eval_every=training.eval_every,
             checkpoint_every=training.checkpoint_every,
             milestones=frozenset(rung_steps(self._early_stopping, training.steps)),
+            check_every=training.check_every,
         )
         self.reports.phase(pack, "training")
 
@@ -192,13 +208,12 @@ class PackTrainer:
                     with stopwatch.phase("generate"):
                         right = scorer.correct(model, batches, "test", self._sum_over_workers()).cpu()
                         scores = [own.with_correct(mine) for own, mine in zip(scores, right, strict=True)]
-                self.reports.add_seconds(pack, stopwatch.seconds(), report.seconds)
                 self._finish(pack, report, model, engine.tags() | tags, estimate, scores)
                 return
             self.reports.training(pack, report, engine.tags() | tags)
             if report.checkpoint_due or self._clock() - self._last_saved >= SAVE_EVERY_SECONDS:
                 with stopwatch.phase("checkpoint"):
-                    self._save_members(pack, model, report.seconds)
+                    self._save_members(pack, model)
 
         try:
             train(
@@ -209,16 +224,42 @@ class PackTrainer:
                 sum_over_workers=self._sum_over_workers(),
                 compute=engine,
                 observations=observations,
+                check=None if checks is None else lambda: self._end_spoiled(pack, model, checks.check()),
+                stopwatch=stopwatch,
             )
+        except InvariantError as error:
+            failure = Failure.of(error)
+            self.end(pack, {t.trial_id: failure.end() for t in trials if not self.reports.has_ended(t.trial_id)}, {})
+            self._warm.release()  # its weights may be what has changed
         finally:
             model.pack.detach()
             self._release_written_base(trials)
 
+    def _end_spoiled(self, pack: Pack, model: PackModel, violated: Mapping[int, str]) -> None:
+        """Members in whose own tensors something is violated end here; the others do not notice."""
+        for member, reason in violated.items():
+            model.active[member] = False
+            trial_id = pack.trials[member].trial_id
+            if not self.reports.has_ended(trial_id):
+                self.reports.add_seconds(pack, self._stopwatch.take())
+                self.states.pop(trial_id, None)
+                self.reports.ended(pack, {trial_id: TrialEnd(status="FAILED", reason=reason)}, {}, pack_goes_on=True)
+
     def end(self, pack: Pack, ended: Mapping[str, TrialEnd], tags: Mapping[str, str]) -> None:
         """Trials of the pack end without having finished."""
+        self.reports.add_seconds(pack, self._stopwatch.take())
         for trial_id in ended:
             self.states.pop(trial_id, None)
         self.reports.ended(pack, ended, tags)
+
+    def _timed(self, send: SendUpdate) -> SendUpdate:
+        """`send`, its seconds counted where they are a pack's."""
+
+        def timed(update: PackUpdate) -> None:
+            with self._stopwatch.phase("report") if self._stopwatch.is_running else nullcontext():
+                send(update)
+
+        return timed
 
     def release(self) -> None:
         """Free what the pack before left behind: its modules and hooks hold each other."""
@@ -304,25 +345,26 @@ class PackTrainer:
                 model.completed = state.completed
         model.pack.after_load()
 
-    def _save_members(self, pack: Pack, model: PackModel, seconds: Mapping[str, float]) -> None:
+    def _save_members(self, pack: Pack, model: PackModel) -> None:
         """Save every member's state; one that cannot be written is that trial's failure alone."""
+        self.reports.add_seconds(pack, self._stopwatch.take())
         self._last_saved = self._clock()
         if self._worker != 0:
             return
         for member, trial in enumerate(pack.trials):
             if trial.trial_id in self.reports.ended_trials:
                 continue
-            failure = self._try_to_save(trial.trial_id, take_member(model, member), seconds)
+            failure = self._try_to_save(trial.trial_id, take_member(model, member))
             if failure is not None:
                 model.active[member] = False
                 self.states.pop(trial.trial_id, None)
                 self.reports.ended(pack, {trial.trial_id: failure.end()}, failure.tags(), pack_goes_on=True)
 
-    def _try_to_save(self, trial_id: str, state: MemberState, *seconds: Mapping[str, float]) -> Failure | None:
+    def _try_to_save(self, trial_id: str, state: MemberState) -> Failure | None:
         """What goes wrong, where that can stay the trial's own."""
         try:
             if self._worker == 0:
-                self._store.save(trial_id, self.reports.saved(trial_id, state, *seconds))
+                self._store.save(trial_id, self.reports.saved(trial_id, state))
             return None
         except OSError as error:
             if not self.isolate_failures:
@@ -358,7 +400,6 @@ class PackTrainer:
         scores: Sequence[RowScores] | None,
     ) -> None:
         """Let the members end here, adapters exported, or keep their states until the pack's next rung."""
-        wait_for(self._device)
         of_pack: dict[str, float] = {}
         if estimate is not None:
             of_pack["memory/pack_estimated_bytes"] = float(estimate.total)
@@ -377,16 +418,19 @@ class PackTrainer:
                 ended[trial.trial_id] = TrialEnd(status="FAILED", reason=reason)
             elif report.completed == trial.training.steps:
                 own = scores[member] if scores is not None else None
-                ended[trial.trial_id] = self._export(model, member, trial, own)
+                with self._stopwatch.phase("checkpoint"):
+                    ended[trial.trial_id] = self._export(model, member, trial, own)
                 if own is not None:
                     figures[trial.trial_id] |= own.figures("test")
             else:
                 self.states[trial.trial_id] = take_member(model, member)
         for trial_id in ended:
             self.states.pop(trial_id, None)
+        self.reports.add_seconds(pack, self._stopwatch.take())
         self.reports.finished(pack, report, tags, ended=ended, figures=figures)
         if report.completed < pack.trials[0].training.steps:
-            self._save_members(pack, model, {})
+            with self._stopwatch.phase("checkpoint"):
+                self._save_members(pack, model)
 
     def _export(self, model: PackModel, member: int, trial: Trial, scores: RowScores | None) -> TrialEnd:
         """Leave a finished trial's adapter, and its scores on the test rows, in the store."""

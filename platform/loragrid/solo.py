@@ -8,12 +8,15 @@ from dataclasses import replace
 from transformers import PreTrainedModel
 
 from loragrid.assembly import build_batches, build_model
+from loragrid.batches import PackBatches
 from loragrid.data import TokenizedData
 from loragrid.engine import STEPS_BEFORE_CAPTURE, Engine
 from loragrid.engine_choice import EngineChoice
+from loragrid.flops import ModelShape, device_limit, model_flops, passes_of
 from loragrid.grid import Trial
-from loragrid.measurement import count_saved_bytes, peak_memory, reset_peak_memory, wait_for, weight_bytes
-from loragrid.training import one_worker, train_step
+from loragrid.measurement import count_saved_bytes, peak_memory, reset_peak_memory, wait_for
+from loragrid.memory_parts import loss_bytes, resident_parts
+from loragrid.training import PackModel, evaluate, one_worker, train_step
 
 
 def measure_solo(
@@ -28,25 +31,32 @@ def measure_solo(
 ) -> dict[str, float]:
     """Metric key -> figure of one member alone on this worker, with one worker's share of its batch.
 
-    The first step is not timed, nor are those that `engine` takes before it replays a graph. Saved activations are
-    those of one micro batch. `base` is given back without adapters; a method that trains the base leaves it changed,
+    The first step is not timed, nor are those that `engine` takes before it replays a graph. Saved activations and the
+    loss are those of one micro batch. Peaks are of a training step, and apart from it of an evaluation, with all that
+    lives beside each. `base` is given back without adapters; a method that trains the base leaves it changed,
     and its caller must load it again.
     """
     batch_size = trial.training.batch_size // num_workers
     share = replace(trial, training=trial.training.model_copy(update={"batch_size": batch_size}))
     batches = build_batches([share], data, base.device)
-    base_bytes = weight_bytes(base)
-    reset_peak_memory(base.device)
+    limit, shape = device_limit(base.device, base.dtype), ModelShape.of(base)
     model = build_model([share], base)
+    figures = resident_parts(model) | _evaluation_peak(model, batches)
     first = next(batches.training(0).micro_batches(model.micro_batch_size))
     with count_saved_bytes(base) as saved:
         losses = model.losses(first)
     del losses
+    figures |= {
+        "memory/saved_activation_bytes": float(saved[0]),
+        "memory/loss_bytes": float(loss_bytes(model, first)),
+    }
+    # Before the first step: what a captured one allocates, it allocates at its capture.
+    reset_peak_memory(base.device)
     compute = engine or Engine(EngineChoice(mode="eager", reason="engine.mode"))
     for _ in range(1 if compute.choice.mode == "eager" else STEPS_BEFORE_CAPTURE + 1):
         model.completed = 0
         train_step(model, batches.training(0), one_worker, compute)
-    seconds, tokens_per_second = [], []
+    seconds, tokens_per_second, flops_per_second = [], [], []
     for step in range(1, num_steps + 1):
         # The table of learning rates may be shorter than the measurement is long.
         model.completed = 0
@@ -56,12 +66,30 @@ def measure_solo(
         train_step(model, batch, one_worker, compute)
         wait_for(base.device)
         seconds.append(clock() - start)
-        tokens_per_second.append(batches.tokens(step, 0) / seconds[-1])
-    figures = peak_memory(base.device)
+        row_tokens, num_labels = batches.row_tokens(step, 0), int(batch.num_labels[0])
+        tokens_per_second.append(sum(row_tokens) / seconds[-1])
+        flops_per_second.append(model_flops(shape, row_tokens, num_labels, passes_of(model.pack)) / seconds[-1])
+    figures |= peak_memory(base.device)
     model.pack.detach()
     return figures | {
-        "memory/base_bytes": float(base_bytes),
-        "memory/saved_activation_bytes": float(saved[0]),
         "time/step_seconds": statistics.median(seconds),
         "throughput/tokens_per_second": statistics.median(tokens_per_second),
+        "throughput/model_flops_per_second": statistics.median(flops_per_second),
+        "throughput/device_limit_flops_per_second": limit.flops_per_second,
+        "throughput/device_limit_seconds": limit.seconds,
+        "throughput/fraction_of_device_limit": statistics.median(flops_per_second) / limit.flops_per_second,
     }
+
+
+def _evaluation_peak(model: PackModel, batches: PackBatches) -> dict[str, float]:
+    """The peaks of one evaluation batch on a GPU, by metric key: every batch has its shape, so they are all batches'.
+
+    Nothing on a CPU: the process's resident set keeps what earlier work freed, and an evaluation needs less than that.
+    """
+    device = model.base.device
+    reset_peak_memory(device)
+    evaluate(model, batches.evaluation(1)[:1], batches.num_eval_labels, one_worker)
+    wait_for(device)
+    if device.type != "cuda":
+        return {}
+    return {key.replace("/peak", "/eval_peak"): value for key, value in peak_memory(device).items()}

@@ -1,17 +1,16 @@
 """The training loop: batches in, one loss curve per member out. It names no method and knows neither Ray nor MLflow."""
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loragrid.loss import ScoreRows, labelled_hidden_states, member_losses, score_rows
-from loragrid.measurement import Stopwatch
+from loragrid.measurement import Stopwatch, wait_for
 from loragrid.sharding import whole_head
 from loragrid_methods.engine.optimizer import MemberAdamW
 from loragrid_methods.engine.pack import AdapterPack
@@ -43,6 +42,10 @@ class Batch:
     label_positions: Tensor
     label_targets: Tensor
     num_labels: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """This batch on a device."""
+        return Batch(**{part.name: getattr(self, part.name).to(device) for part in fields(self)})
 
     def micro_batches(self, num_rows: int | None) -> Iterator["Batch"]:
         """This batch in parts of `num_rows` rows of every member, each with the step's `num_labels`; None: uncut."""
@@ -85,9 +88,13 @@ class PackModel:
     def losses(self, batch: Batch) -> Tensor:
         """The members' mean losses over their own labels, (M,); this batch's share where the step has several."""
         hidden = self.base.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-        labelled = labelled_hidden_states(hidden, batch.label_positions)
         with whole_head(self.base) as head:
-            return member_losses(labelled, batch.label_targets, batch.num_labels, head, self.score_rows)
+            return self.score(hidden, batch, head)
+
+    def score(self, hidden: Tensor, batch: Batch, head: nn.Linear) -> Tensor:
+        """The loss by itself: from the base's last hidden states (M * R, L, d) to the members' mean losses (M,)."""
+        labelled = labelled_hidden_states(hidden, batch.label_positions)
+        return member_losses(labelled, batch.label_targets, batch.num_labels, head, self.score_rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,13 +228,17 @@ def _evaluating(model: PackModel) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class LoopSettings:
-    """When the loop ends, reports, evaluates and saves; all in steps. At `milestones` it evaluates and reports."""
+    """When the loop ends, reports, evaluates and saves; all in steps. At `milestones` it evaluates and reports.
+
+    check_every: None checks after the loop's first and last step alone.
+    """
 
     steps: int
     report_every: int
     eval_every: int | None
     checkpoint_every: int | None
     milestones: frozenset[int] = frozenset()
+    check_every: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +248,6 @@ class Report:
     completed: int
     records: list[list[dict[str, float]]]
     diverged_at: list[int | None]
-    seconds: Mapping[str, float]
     checkpoint_due: bool
     finished: bool
 
@@ -273,14 +283,22 @@ def train(
     sum_over_workers: SumOverWorkers = one_worker,
     compute: ComputeStep = compute_step,
     observations: Sequence[Observation] = (),
-    clock: Callable[[], float] = time.perf_counter,
+    check: Callable[[], object] | None = None,
+    stopwatch: Stopwatch | None = None,
 ) -> None:
     """Train from `model.completed` to the end, calling `report` in every worker at the same steps.
 
     Step 0's evaluation is the bare base's loss: attaching adapters changes no output. A member whose loss or gradient
     is no longer finite keeps its last weights, gets no further records, and is reported as diverged at that step.
+    `check` is called between steps, before anything of the step is evaluated, reported or saved.
     """
-    stopwatch = Stopwatch(clock)
+    first, stopwatch = model.completed, stopwatch or Stopwatch()
+    device = model.active.device
+
+    def wait() -> None:
+        with stopwatch.phase("train"):
+            wait_for(device)
+
     diverged_at: list[int | None] = [None if alive else 0 for alive in model.active.tolist()]
     pending = _Pending()
 
@@ -294,7 +312,6 @@ def train(
                 completed=model.completed,
                 records=records,
                 diverged_at=list(diverged_at),
-                seconds=stopwatch.seconds(),
                 checkpoint_due=checkpoint_due,
                 finished=finished,
             )
@@ -303,30 +320,43 @@ def train(
     def observe(step: int) -> None:
         for observation in observations:
             if observation.is_due(step):
+                wait()
                 with stopwatch.phase(observation.phase):
                     found = observation.measure(model, step, sum_over_workers)
+                    wait_for(device)
                 pending.evaluations += [(step, key, figures) for key, figures in found.items()]
 
     if model.completed == 0:
         with stopwatch.phase("eval"):
             base_loss = evaluate(model, batches.evaluation(1), batches.num_eval_labels, sum_over_workers, frozen=True)
             pending.evaluations.append((0, "eval/loss", base_loss))
+            wait_for(device)
         observe(0)
         flush(checkpoint_due=False, finished=False)
     while model.completed < settings.steps:
         with stopwatch.phase("data"):
-            batch = batches.training(model.completed)
+            rows = batches.rows(model.completed)
+        wait()  # the copy would wait for the step before, and that is no time of the data
+        with stopwatch.phase("data"):
+            batch = rows.to(device)
             model.pack.clock.step = model.completed
         with stopwatch.phase("train"):
             pending.steps.append((model.completed + 1, train_step(model, batch, sum_over_workers, compute)))
         done, finished = model.completed, model.completed == settings.steps
         milestone = finished or done in settings.milestones
+        check_due = finished or done == first + 1 or bool(settings.check_every and done % settings.check_every == 0)
+        if check is not None and check_due:
+            wait()
+            with stopwatch.phase("check"):
+                check()
         if milestone or (settings.eval_every and done % settings.eval_every == 0):
+            wait()
             with stopwatch.phase("eval"):
                 losses = evaluate(
                     model, batches.evaluation(model.pack.num_members), batches.num_eval_labels, sum_over_workers
                 )
                 pending.evaluations.append((done, "eval/loss", losses))
+                wait_for(device)
         observe(done)
         checkpoint_due = finished or bool(settings.checkpoint_every and done % settings.checkpoint_every == 0)
         if milestone or checkpoint_due or done % settings.report_every == 0:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from loragrid.activation_checkpointing import checkpoint_activations
@@ -15,6 +16,8 @@ from loragrid.data import TokenizedData
 from loragrid.engine import Engine, compile_layers, fuse_pieces, uncompile_layers
 from loragrid.engine_choice import EngineChoice, RequestedMode, capture_obstacle, choose_mode, flops_of_step
 from loragrid.grid import Trial
+from loragrid.invariants import base_sums
+from loragrid.measurement import Stopwatch
 from loragrid.memory_estimate import MemoryEstimate, estimate_memory
 from loragrid.models import load_base, load_meta_model
 from loragrid.sharding import shard_base, whole_head
@@ -32,6 +35,8 @@ class WarmBase:
         self._engine_mode, self._num_workers = engine_mode, num_workers
         self._base: PreTrainedModel | None = None
         self._loaded: tuple[ModelConfig, DataConfig] | None = None
+        self.sums: dict[str, Tensor] | None = None
+        """The checksums of the base's weights as they were loaded; None where no trial asked for checks then."""
         self._attention_obstacle = ""
         self._compiled_for: object = None
         self._estimates: dict[object, MemoryEstimate | None] = {}
@@ -48,6 +53,7 @@ class WarmBase:
         """
         if self._base is not None and self.has(trial):
             checkpoint_activations(self._base, trial.training.activation_checkpointing)
+            self._sum(self._base, trial)
             return self._base
         self.release()
         base = load_base(trial.model)
@@ -65,15 +71,20 @@ class WarmBase:
             check_logits(base, build_batches([trial], data, self.device, num_workers=self._num_workers))
         checkpoint_activations(base, trial.training.activation_checkpointing)
         self._base, self._loaded = base, (trial.model, trial.data)
+        self._sum(base, trial)
         return base
 
     def release(self) -> None:
         """Forget the base: a method wrote it, or another takes its place."""
         if self._compiled_for is not None:
             torch._dynamo.reset()  # compiled code holds on to the base that it was compiled for
-        self._base = self._loaded = self._compiled_for = None
+        self._base = self._loaded = self._compiled_for = self.sums = None
         if self._shard:
             gc.collect()  # FSDP's units and their modules hold each other, and the next base would come on top
+
+    def _sum(self, base: PreTrainedModel, trial: Trial) -> None:
+        if self.sums is None and trial.training.check_every != 0:
+            self.sums = base_sums(base)
 
     def choose_mode(self, trials: Sequence[Trial], length: int, num_steps: int) -> EngineChoice:
         """How `num_steps` steps of a pack with rows of `length` tokens are run."""
@@ -98,19 +109,19 @@ class WarmBase:
         uncompile_layers(self._base)
         return Engine(choice if choice.mode == "eager" else replace(choice, mode="graph"))
 
-    def engine(self, model: PackModel, trials: Sequence[Trial], choice: EngineChoice) -> Engine:
+    def engine(self, model: PackModel, trials: Sequence[Trial], choice: EngineChoice, stopwatch: Stopwatch) -> Engine:
         """The engine of a pack, with what it compiles; packs of equal composition share what the first compiled."""
         if choice.mode != "eager":
             fuse_pieces(model)
         composition = _composition(trials)
         if choice.mode != "compiled":
             uncompile_layers(model.base)
-            return Engine(choice)
+            return Engine(choice, stopwatch)
         if self._compiled_for != composition:
             torch._dynamo.reset()
             self._compiled_for = composition
         compile_layers(model.base)
-        return Engine(choice)
+        return Engine(choice, stopwatch)
 
     def estimate(self, trials: Sequence[Trial], length: int, choice: EngineChoice) -> MemoryEstimate | None:
         """What the pack will hold on a GPU at its peak; None on a CPU, and where shapes alone do not tell."""

@@ -3,7 +3,6 @@
 import copy
 import math
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from loragrid.assembly import build_batches, build_model
 from loragrid.config import DataConfig, ModelConfig, PackConfig, TrainingConfig
 from loragrid.data import TokenizedData, load_data
 from loragrid.grid import Trial
+from loragrid.measurement import Stopwatch
 from loragrid.member_state import put_member
 from loragrid.models import load_base, load_tokenizer
 from loragrid.planning import group_into_packs
@@ -137,7 +137,9 @@ def run_pack(
     num_workers: int = 1,
     sum_over_workers: SumOverWorkers = one_worker,
     compute: ComputeStep = compute_step,
-    clock: Callable[[], float] = time.perf_counter,
+    stopwatch: Stopwatch | None = None,
+    check: Callable[[PackModel], Callable[[], object]] | None = None,
+    check_every: int | None = None,
 ) -> Run:
     """Train the trials as one pack to their end; `prepare` may change the model before."""
     run = Run(model=build_model(trials, setup.base() if base is None else base), records=[{} for _ in trials])
@@ -160,11 +162,13 @@ def run_pack(
             report_every=report_every,
             eval_every=eval_every,
             checkpoint_every=checkpoint_every,
+            check_every=check_every,
         ),
         keep,
         sum_over_workers=sum_over_workers,
         compute=compute,
-        clock=clock,
+        check=None if check is None else check(run.model),
+        stopwatch=stopwatch,
     )
     return run
 

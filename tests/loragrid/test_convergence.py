@@ -1,5 +1,6 @@
 """Convergence in numbers: last and best evaluation loss, and what it took to reach a threshold."""
 
+import numpy as np
 import pytest
 
 from loragrid.convergence import Convergence
@@ -36,6 +37,21 @@ def test_the_first_evaluation_at_or_below_the_threshold_counts_and_no_training_l
     figures = summary(threshold)
     assert figures["convergence/steps_to_threshold"] == steps
     assert figures["convergence/seconds_to_threshold"] == (None if steps is None else 0.5 * steps)
+
+
+def test_the_area_under_the_curve_is_numpys_trapezoid_over_the_steps_and_its_unit_is_the_losses() -> None:
+    steps, losses = [0, 10, 20, 30], [5.0, 3.0, 2.5, 2.75]
+    area = summary(None)["convergence/area_under_eval_curve"]
+    assert area == pytest.approx(np.trapezoid(losses, steps) / 30, rel=1e-15)
+    flat = Convergence(threshold=None)
+    flat.add([{"step": step, "eval/loss": 1.5} for step in (3, 4, 70)])
+    assert flat.summary()["convergence/area_under_eval_curve"] == 1.5
+
+
+def test_of_a_single_evaluation_there_is_no_area() -> None:
+    convergence = Convergence(threshold=None)
+    convergence.add(RECORDS[:1])
+    assert convergence.summary()["convergence/area_under_eval_curve"] is None
 
 
 def test_without_a_measured_step_the_seconds_are_missing_and_the_steps_are_not() -> None:

@@ -69,6 +69,26 @@ def test_a_stopwatch_adds_up_phases_and_counts_a_failed_one_too() -> None:
     assert stopwatch.seconds() == {"train": 5.0, "eval": 0.5}
 
 
+def test_the_phases_within_an_outermost_one_come_to_its_whole_time() -> None:
+    now = [0.0]
+    stopwatch = Stopwatch(lambda: now[0])
+    with stopwatch.phase("setup"):
+        now[0] += 1
+        with stopwatch.phase("measure"):
+            now[0] += 2
+            with stopwatch.phase("setup"):
+                now[0] += 4
+            now[0] += 8
+            assert stopwatch.take() == {"setup": 5.0, "measure": 10.0}
+            now[0] += 16
+        now[0] += 32
+        assert stopwatch.is_running
+    now[0] += 64
+    assert not stopwatch.is_running
+    assert stopwatch.take() == {"setup": 32.0, "measure": 16.0}
+    assert stopwatch.take() == {}
+
+
 @pytest.mark.parametrize(
     ("name", "num_kept"),
     # LoRA keeps x and z = x A^T, LoRA-FA z alone, VeRA u = x A^T alone.
@@ -189,12 +209,21 @@ def test_a_solo_measurement_gives_every_figure_and_the_base_back_as_it_was(setup
     figures = measure_solo(setup.trial(name), base, setup.rows, num_steps=2)
     assert figures.keys() == {
         "memory/base_bytes",
-        "memory/peak_resident_bytes",
+        "memory/adapter_bytes",
+        "memory/gradient_bytes",
+        "memory/optimizer_bytes",
         "memory/saved_activation_bytes",
+        "memory/loss_bytes",
+        "memory/peak_resident_bytes",
         "time/step_seconds",
         "throughput/tokens_per_second",
+        "throughput/model_flops_per_second",
+        "throughput/device_limit_flops_per_second",
+        "throughput/device_limit_seconds",
+        "throughput/fraction_of_device_limit",
     }
-    assert figures["memory/base_bytes"] == sum(tensor.numel() * tensor.element_size() for tensor in base.parameters())
+    base_tensors = [*base.parameters(), *base.buffers()]
+    assert figures["memory/base_bytes"] == sum(tensor.numel() * tensor.element_size() for tensor in base_tensors)
     assert figures["memory/peak_resident_bytes"] > 0
     assert figures["time/step_seconds"] > 0
     assert figures["throughput/tokens_per_second"] > 0

@@ -11,8 +11,8 @@ from loragrid.assembly import build_batches, build_model
 from loragrid.attention import NAME, causal_attention, use_causal_attention
 from loragrid.engine import STEPS_BEFORE_CAPTURE, Engine, compile_layers, fuse_pieces
 from loragrid.engine_choice import EngineChoice, Mode
-from loragrid.measurement import count_saved_bytes, reset_peak_memory
-from loragrid.memory_estimate import MemoryEstimate, _LiveBytes, estimate_memory
+from loragrid.measurement import LiveBytes, count_saved_bytes, reset_peak_memory
+from loragrid.memory_estimate import MemoryEstimate, estimate_memory
 from loragrid.models import load_meta_model
 from loragrid.training import Batch, PackModel, compute_step, one_worker, train_step
 from loragrid_methods import Method, get_method, method_names
@@ -158,7 +158,7 @@ def test_a_step_in_micro_batches_peaks_where_one_with_the_rows_of_a_single_one_d
         with torch.device("meta"):
             model, rows = pack_of_methods(base, [method(name)]), rows_of_tokens(base, 1, num_rows, LENGTH)
             model.micro_batch_size = micro_batch_size
-            with _LiveBytes() as live:
+            with LiveBytes() as live:
                 compute_step(model, rows, model.learning_rates[0], one_worker)
         return float(live.peak)
 

@@ -26,6 +26,12 @@ class AdapterStack(nn.Module):
     rank_axes: Mapping[str, int] = {}
     """Tensor name -> axis, member axis included, along which it is padded to the largest rank of the stack."""
 
+    written_buffers: frozenset[str] = frozenset()
+    """The buffers that training changes (Delta-LoRA's reference); all others must keep their bits, and that is checked.
+
+    A stack's own buffers are (M, ...) as its parameters are; those of a module within it are shared.
+    """
+
     def __init__(self, ranks: Sequence[int]) -> None:
         super().__init__()
         self.ranks = tuple(ranks)
