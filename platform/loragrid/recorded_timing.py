@@ -87,7 +87,7 @@ def recorded_timings(tracking_uri: str, device: str, shapes: Mapping[str, int]) 
 
 
 def _recorded(run: Run, num_members: int) -> PackTiming | None:
-    """What a trial's run tells of its pack; compiling and start-up are spread over the steps."""
+    """What a trial's run tells of its pack; a start-up that was not compiling is spread over the steps."""
     metrics, parameters = run.data.metrics, run.data.params
     try:
         steps, every = int(parameters["training.steps"]), json.loads(parameters.get("training.eval_every", "null"))
@@ -96,7 +96,8 @@ def _recorded(run: Run, num_members: int) -> PackTiming | None:
             source=f"sweep {run.data.tags.get(SWEEP_TAG, '')}",
             setup=metrics["time/setup_seconds"],
             measure=metrics.get("time/measure_seconds", 0.0),
-            step=(metrics["time/train_seconds"] + metrics.get("time/data_seconds", 0.0)) / steps,
+            startup=metrics.get("time/compile_seconds", 0.0),
+            step=sum(metrics.get(f"time/{phase}_seconds", 0.0) for phase in ("train", "data", "check")) / steps,
             evaluation=metrics["time/eval_seconds"] / num_evaluations(steps, every, num_members, tests),
         )
     except KeyError:

@@ -236,7 +236,8 @@ def _choose_one(
             )
     tried = [candidate.setting for candidate in candidates if candidate.figures or candidate.fault]
     sides = edge_sides(best.setting, tried)
-    wanted = default_setting([candidate.setting for candidate in candidates], best.setting, comparison.axes, method)
+    settings = [candidate.setting for candidate in candidates]
+    wanted = default_setting(settings, best.setting, comparison.axes, comparison.methods.get(method, method))
     default = next((candidate for candidate in candidates if candidate.setting == wanted), None)
     if default is not None and (default.fault or not default.figures):
         fault = f"a trial of it {default.fault}" if default.fault else "no trial of it has finished"

@@ -81,7 +81,7 @@ HOW_TO_KNOW = (
     "tells of its shapes"
 )
 START = "starting Ray and the workers' processes (no sweep in this storage has shown it yet)"
-EXCLUDED = "tokenising, saving checkpoints and adapters, what packs side by side take from each other"
+EXCLUDED = "tokenising, answering a task, saving checkpoints and adapters, what packs side by side take from each other"
 
 
 def local_node() -> Node:

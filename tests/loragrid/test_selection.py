@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -265,6 +266,17 @@ def test_an_axis_without_a_default_keeps_the_chosen_value_and_a_method_that_is_g
     assert default.setting.values == {"steps": 20, "lr": 1e-3}
     gone = [{**row, "method": "of_last_year"} for row in rows]
     assert only_choice(comparison_of(gone)).default is not None
+
+
+def test_a_labelled_methods_default_is_that_of_the_method() -> None:
+    rows = [row for rank in (4, 8) for row in trials("rsLoRA", [2.0 + rank], test=2.0, rank=rank)]
+    comparison = comparison_of(rows)
+    chosen = only_choice(comparison).default  # no method is called so: its rank has no default
+    assert chosen is not None
+    assert chosen.setting.values == {"rank": 4}
+    default = only_choice(replace(comparison, methods={"rsLoRA": "lora"})).default
+    assert default is not None
+    assert default.setting.values == {"rank": 8}
 
 
 def test_a_default_that_diverged_is_told() -> None:
