@@ -1,0 +1,233 @@
+"""The tables of a report as text, from a verdict and a sweep's record; what is missing is a dash, never a zero."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loragrid.comparison import Comparison, is_missing, sort_by_final_loss
+from loragrid.figures import format_bytes, format_count, format_seconds, format_value
+from loragrid.glossary import STOPPED_EARLY
+from loragrid.metric_text import MISSING, format_difference, format_metric, format_p, format_range, metric_name
+from loragrid.selection import Choice, Contrast, Verdict
+from loragrid.statistics import Interval, PairedTest
+from loragrid.sweep_record import SweepRecord
+from loragrid.tracking import Scalar
+
+PACK_TAG = "loragrid.pack"
+ESTIMATES = (
+    ("GPU memory", "memory/pack_estimated_bytes", "memory/pack_peak_bytes", format_bytes),
+    ("time", "time/estimated_seconds", "time/train_seconds", format_seconds),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A cell: what it says, smaller lines below that, and whether it is a number (set to the right)."""
+
+    text: str
+    notes: tuple[str, ...] = ()
+    is_number: bool = False
+    is_marked: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageTable:
+    """A table of the page. header: one text per column."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def interval_cell(metric: str, interval: Interval | None) -> Cell:
+    """Mean, deviation, 95 % interval and number of seeds."""
+    if interval is None:
+        return Cell(text=MISSING, is_number=True)
+    deviation = "" if interval.std is None else f" ± {format_metric(metric, interval.std)}"
+    return Cell(
+        text=format_metric(metric, interval.mean) + deviation,
+        notes=(f"95 %: {format_range(metric, interval)}; n = {interval.num}",),
+        is_number=True,
+    )
+
+
+def setting_text(values: Mapping[str, Scalar]) -> str:
+    """`rank 8, lr 0.001`; a method without a setting that varies has none."""
+    present = [f"{name} {format_value(value)}" for name, value in values.items() if not is_missing(value)]
+    return ", ".join(present) or MISSING
+
+
+def choice_table(verdict: Verdict, comparison: Comparison) -> PageTable:
+    """One row per method, best first, with its untuned default beside it."""
+    has_test = any(choice.test is not None for choice in verdict.choices)
+    validation = [choice.metric for choice in verdict.choices][:1]
+    heads = ([metric_name(verdict.metric)] if has_test else []) + [metric_name(metric) for metric in validation]
+    header = ["method", "chosen setting", *heads, "untuned default", "settings tried", "trained params"]
+    rows = []
+    for choice in verdict.choices:
+        marks = tuple(f"{name} {format_value(value)} is at the edge of its ladder: extend it" for name, value in choice.edges.items())
+        figures = [interval_cell(verdict.metric, choice.test)] if has_test else []
+        figures.append(interval_cell(choice.metric, choice.validation))
+        rows.append(
+            (
+                Cell(text=choice.method),
+                Cell(text=setting_text(choice.setting.values), notes=marks, is_marked=bool(marks)),
+                *figures,
+                _default_cell(choice, verdict.metric),
+                Cell(text=str(choice.num_settings), is_number=True),
+                _figure_cell(comparison, choice, "parameters/trainable", format_count),
+            )
+        )
+    return PageTable(header=tuple(header), rows=tuple(rows))
+
+
+def _default_cell(choice: Choice, metric: str) -> Cell:
+    default = choice.default
+    if default is None:
+        return Cell(text=MISSING, notes=("not in the sweep",), is_number=True)
+    if default.setting.values == choice.setting.values:
+        return Cell(text="the same", is_number=True)
+    shown, name = (default.test, metric) if default.test is not None else (default.validation, default.metric)
+    cell = interval_cell(name, shown)
+    return Cell(text=cell.text, notes=(*cell.notes, setting_text(default.setting.values)), is_number=True)
+
+
+def contrast_table(verdict: Verdict) -> PageTable:
+    """Every pair of methods: the difference over seeds and over test rows, and what it shows."""
+    rows = []
+    for contrast in verdict.contrasts:
+        for test, pairs in ((contrast.over_seeds, "seeds"), (contrast.over_items, "test rows")):
+            if test is not None:
+                rows.append(_contrast_row(contrast, test, pairs, verdict.higher_is_better))
+        if contrast.over_seeds is None and contrast.over_items is None:
+            names = Cell(text=f"{contrast.first} − {contrast.second}")
+            rows.append((names, Cell(text="too few pairs to test"), *[Cell(text=MISSING, is_number=True)] * 4))
+    return PageTable(
+        header=("pair", "what it shows", "difference", "95 % interval", "p (Holm)", "n"), rows=tuple(rows)
+    )
+
+
+def _contrast_row(contrast: Contrast, test: PairedTest, pairs: str, higher_is_better: bool) -> tuple[Cell, ...]:
+    low, high = (format_difference(contrast.metric, bound) for bound in (test.low, test.high))
+    return (
+        Cell(text=f"{contrast.first} − {contrast.second}", notes=(test.test,)),
+        Cell(text=what_it_shows(contrast, test, higher_is_better)),
+        Cell(text=format_difference(contrast.metric, test.difference), is_number=True),
+        Cell(text=MISSING if test.low is None or test.high is None else f"{low} to {high}", is_number=True),
+        Cell(text=format_p(test.p_adjusted), is_number=True),
+        Cell(text=f"{test.num} {pairs}", is_number=True),
+    )
+
+
+def what_it_shows(contrast: Contrast, test: PairedTest, higher_is_better: bool, level: float = 0.05) -> str:
+    """Which of the two is better, in words, where the adjusted p-value is below `level`."""
+    if test.p_adjusted is None:
+        return "too few pairs to test"
+    if test.p_adjusted >= level or test.difference == 0:
+        return "no difference shown"
+    first_is_better = (test.difference > 0) == higher_is_better
+    return f"{contrast.first if first_is_better else contrast.second} is better"
+
+
+def _figure_cell(comparison: Comparison, choice: Choice, key: str, write: Callable[[Any], str]) -> Cell:
+    value = mean_figure(comparison, list(choice.setting.trial_ids.values()), key)
+    return Cell(text=MISSING if value is None else write(value), is_number=True)
+
+
+def mean_figure(comparison: Comparison, trial_ids: Sequence[str], key: str) -> float | None:
+    """The mean of a metric over those of the trials that have it."""
+    table = comparison.table
+    if key not in table:
+        return None
+    present = [float(value) for value in table.loc[table["trial_id"].isin(trial_ids), key] if not is_missing(value)]
+    return sum(present) / len(present) if present else None
+
+
+def unfinished_table(comparison: Comparison) -> PageTable:
+    """Trials that did not finish, each with its reason; an out-of-memory trial is a result."""
+    rows = [
+        (Cell(text=row["trial_id"]), Cell(text=_setting_of(comparison, row)), Cell(text=end_of(row)), Cell(text=row["reason"] or MISSING))
+        for row in comparison.table.to_dict("records")
+        if row["status"] != "FINISHED"
+    ]
+    return PageTable(header=("trial", "setting", "ended", "reason"), rows=tuple(rows))
+
+
+def end_of(row: Mapping[Any, Any]) -> str:
+    """How a trial ended, in words."""
+    if row["reason"].startswith(STOPPED_EARLY):
+        return "stopped early"
+    if row["status"] == "FAILED" and "out of memory" in row["reason"].lower():
+        return "out of memory"
+    return str(row["status"]).lower()
+
+
+def _setting_of(comparison: Comparison, row: Mapping[Any, Any]) -> str:
+    return f"{row['method']}, {setting_text({name: row[name] for name in comparison.axes})}".removesuffix(f", {MISSING}")
+
+
+def trial_table(comparison: Comparison, groups: Mapping[str, str]) -> PageTable:
+    """All trials with every figure MLflow has of them; `groups`: trial id -> letter where fingerprints differ."""
+    keys = comparison.metric_keys
+    marked = ("fingerprint",) if groups else ()
+    rows = [
+        (
+            Cell(text=row["trial_id"]),
+            *([Cell(text=groups.get(row["trial_id"], MISSING))] if groups else []),
+            Cell(text=row["method"]),
+            Cell(text=end_of(row)),
+            *(Cell(text=format_value(row[name]), is_number=True) for name in comparison.axes),
+            *(Cell(text=MISSING if is_missing(row[key]) else write_figure(key, row[key]), is_number=True) for key in keys),
+        )
+        for row in sort_by_final_loss(comparison.table).to_dict("records")
+    ]
+    return PageTable(header=("trial", *marked, "method", "ended", *comparison.axes, *keys), rows=tuple(rows))
+
+
+def write_figure(key: str, value: Any) -> str:
+    """A figure in the unit that its key names."""
+    if key.endswith("_bytes"):
+        return format_bytes(value)
+    if key.endswith("_seconds") or key.endswith("seconds_to_threshold"):
+        return format_seconds(value)
+    if key.startswith("parameters/"):
+        return format_count(value)
+    if key.endswith(("loss", "accuracy")):
+        return format_metric(key, value)
+    return f"{value:,.0f}" if value >= 1000 else format_value(round(value, 4) if isinstance(value, float) else value)
+
+
+def parts_table(
+    comparison: Comparison,
+    choices: Sequence[tuple[str, Sequence[str]]],
+    parts: Mapping[str, str],
+    write: Callable[[float], str],
+) -> PageTable:
+    """The bars as numbers: one row per (label, trial ids), one column per part that somebody has."""
+    values = {
+        label: {key: mean_figure(comparison, trial_ids, key) for key in parts} for label, trial_ids in choices
+    }
+    keys = [key for key in parts if any(row[key] is not None for row in values.values())]
+    rows = tuple(
+        (Cell(text=label), *(_written(row[key], write) for key in keys)) for label, row in values.items() if keys
+    )
+    return PageTable(header=("method", *(parts[key] for key in keys)), rows=rows)
+
+
+def _written(value: float | None, write: Callable[[float], str]) -> Cell:
+    return Cell(text=MISSING if value is None else write(value), is_number=True)
+
+
+def estimate_table(record: SweepRecord) -> PageTable:
+    """What was expected against what came, once per pack, where MLflow has both."""
+    rows: dict[tuple[str, str, str, str], tuple[Cell, ...]] = {}
+    for row in record.comparison.table.to_dict("records"):
+        trial = record.trials.get(row["trial_id"])
+        pack = trial.tags.get(PACK_TAG, row["trial_id"]) if trial else row["trial_id"]
+        for what, estimated, measured, write in ESTIMATES:
+            expected, came = row.get(estimated), row.get(measured)
+            if is_missing(expected) or is_missing(came):
+                continue
+            ratio = f"{came / expected:.2f}" if expected else MISSING
+            cells = [Cell(text=text, is_number=True) for text in (write(expected), write(came), ratio)]
+            rows[pack, what, cells[0].text, cells[1].text] = (Cell(text=pack), Cell(text=what), *cells)
+    return PageTable(header=("pack", "what", "estimated", "measured", "measured / estimated"), rows=tuple(rows.values()))
