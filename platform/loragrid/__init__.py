@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from loragrid.comparison import Comparison, load_comparison
     from loragrid.config import Experiment, ExperimentError, experiment_from_mapping, load_experiment
     from loragrid.custom_sweep import recording, trainable
+    from loragrid.item_scores import load_scores
     from loragrid.planning import Plan, plan
+    from loragrid.selection import Verdict
     from loragrid.sweep import SweepResult, run
+    from loragrid.verdict import judge, load_verdict
 
 _HOME = {
     "Comparison": "comparison",
@@ -28,10 +31,14 @@ _HOME = {
     "load_experiment": "config",
     "recording": "custom_sweep",
     "trainable": "custom_sweep",
+    "load_scores": "item_scores",
     "Plan": "planning",
     "plan": "planning",
+    "Verdict": "selection",
     "SweepResult": "sweep",
     "run": "sweep",
+    "judge": "verdict",
+    "load_verdict": "verdict",
 }
 
 __all__ = [
@@ -40,9 +47,13 @@ __all__ = [
     "ExperimentError",
     "Plan",
     "SweepResult",
+    "Verdict",
     "experiment_from_mapping",
+    "judge",
     "load_comparison",
     "load_experiment",
+    "load_scores",
+    "load_verdict",
     "plan",
     "recording",
     "run",

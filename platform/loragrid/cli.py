@@ -10,12 +10,15 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from loragrid.comparison import Comparison
 
 app = typer.Typer(
     help="Compare LoRA, LoRA-FA, VeRA, Delta-LoRA and LoRA+ on your model and your data.",
@@ -90,6 +93,7 @@ def run(
         raise typer.Exit(1)
     comparison = result.comparison()
     console.print(render_table(comparison, console.width))
+    _print_verdict(console, comparison)
     if not comparison.curves.empty:
         picture = plot_loss_curves(comparison, local_folder(experiment) / f"{result.name}.png")
         console.print(f"loss curves   {picture}", highlight=False, markup=False, soft_wrap=True)
@@ -148,6 +152,7 @@ def compare(
     else:
         console = _console()
         console.print(render_table(comparison, console.width))
+        _print_verdict(console, comparison)
         if plot is not None:
             console.print(f"loss curves  {plot}", highlight=False, markup=False, soft_wrap=True)
 
@@ -230,6 +235,18 @@ def _store(storage: str, tracking_uri: str | None) -> str:
     if path is not None and not path.exists():
         raise ValueError(f"--storage {storage}: no MLflow store there ({path}); run an experiment first")
     return uri
+
+
+def _print_verdict(console: Console, comparison: "Comparison") -> None:
+    from loragrid.settings import tasks_of
+    from loragrid.verdict import load_verdict
+    from loragrid.verdict_table import render_verdict
+
+    for label, part in tasks_of(comparison).items():
+        console.print()
+        if label:
+            console.print(label, style="bold", highlight=False, markup=False)
+        console.print(render_verdict(load_verdict(part)))
 
 
 def _console() -> Console:

@@ -3,7 +3,7 @@
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import pandas as pd
 
 from loragrid.comparison import Comparison, is_missing, sort_by_final_loss
 from loragrid.figures import format_value
+from loragrid.settings import rows_by_setting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +27,7 @@ MIN_POINTS_TO_SMOOTH = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class Line:
     """What one line stands for: a method with its hyperparameters, over all its seeds."""
 
     label: str
@@ -80,19 +81,17 @@ def plot_loss_curves(comparison: Comparison, path: Path) -> Path:
     return path
 
 
-def group_by_setting(comparison: Comparison) -> list[Setting]:
+def group_by_setting(comparison: Comparison) -> list[Line]:
     """The lines of the picture, lowest mean final loss first; settings without one come last."""
     table = sort_by_final_loss(comparison.table)
     names = [name for name, path in comparison.axes.items() if path != "seed"]
     methods = sorted(set(table["method"]))
     ranks = sorted(set(table["rank"].dropna())) if "rank" in names else []
-    groups: dict[tuple[Any, ...], list[dict[Any, Any]]] = {}
-    for row in table.to_dict("records"):
-        groups.setdefault((row["method"], *(format_value(row[name]) for name in names)), []).append(row)
+    groups = rows_by_setting(replace(comparison, table=table))
 
-    ranked: list[tuple[float, Setting]] = []
+    ranked: list[tuple[float, Line]] = []
     markers: dict[tuple[str, Any], int] = {}
-    for rows in groups.values():
+    for rows in groups:
         method, rank = rows[0]["method"], rows[0].get("rank")
         alike = (method, None if is_missing(rank) else rank)
         markers[alike] = markers.get(alike, -1) + 1
@@ -101,15 +100,15 @@ def group_by_setting(comparison: Comparison) -> list[Setting]:
         told = [name for name in names if name == "rank" or table[table["method"] == method][name].nunique() > 1]
         values = [f"{name} {format_value(rows[0][name])}" for name in told if not is_missing(rows[0][name])]
         start = rows[0]["status"].lower() if math.isinf(loss) else f"{loss:.3f}"
-        setting = Setting(
+        line = Line(
             label=f"{start}  {method}  {', '.join(values)}".rstrip(),
             trial_ids=tuple(row["trial_id"] for row in rows),
             colour=COLOURS[methods.index(method) % len(COLOURS)],
             line_style=LINE_STYLES[0 if is_missing(rank) else ranks.index(rank) % len(LINE_STYLES)],
             marker=MARKERS[markers[alike] % len(MARKERS)],
         )
-        ranked.append((loss, setting))
-    return [setting for _, setting in sorted(ranked, key=lambda entry: entry[0])]
+        ranked.append((loss, line))
+    return [line for _, line in sorted(ranked, key=lambda entry: entry[0])]
 
 
 def _mean_final_loss(rows: Sequence[dict[Any, Any]]) -> float:
@@ -119,7 +118,7 @@ def _mean_final_loss(rows: Sequence[dict[Any, Any]]) -> float:
 
 
 def _draw_panel(
-    panel: "Axes", points: pd.DataFrame, settings: Sequence[Setting], heading: str, smooth: bool = False
+    panel: "Axes", points: pd.DataFrame, settings: Sequence[Line], heading: str, smooth: bool = False
 ) -> dict[str, "Line2D"]:
     """Draws one loss of all settings; gives the line of each label."""
     from matplotlib.ticker import MaxNLocator

@@ -1,0 +1,147 @@
+"""Says what a sweep shows and what it does not: every pair of choices tested over seeds and over test rows."""
+
+import itertools
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from loragrid.comparison import Comparison, is_missing
+from loragrid.figures import format_value
+from loragrid.item_scores import load_scores
+from loragrid.selection import (
+    Choice,
+    Contrast,
+    Selection,
+    Verdict,
+    choose,
+)
+from loragrid.settings import tasks_of
+from loragrid.statistics import PairedTest, holm, mcnemar, paired_bootstrap, paired_t
+from loragrid.verdict_words import sentences_of
+
+
+def judge(comparison: Comparison, scores: pd.DataFrame | None = None, apart: Collection[str] = ()) -> Verdict:
+    """Every method's choice against every other's: paired t over the seeds they share, paired tests over test rows.
+
+    scores: what `load_scores` gives; without it nothing is tested over rows. Over rows, losses and accuracies are
+    averaged over the shared seeds and bootstrapped; correctness of one seed takes McNemar's exact test. Both families,
+    over seeds and over rows, are corrected by Holm's method over all pairs. apart: see `choose`.
+
+    A sweep over several models or data sets has no verdict of its own: `tasks_of` gives the parts that have.
+
+    ValueError: `apart` names no axis.
+    """
+    tasks = tasks_of(comparison)
+    if len(tasks) > 1:
+        warning = f"several tasks ({'; '.join(tasks)}): their figures are not of one contest, and each is judged apart"
+        return _without_choices(warning)
+    selection = choose(comparison, apart)
+    warnings = [*selection.warnings, *_edge_warnings(selection)]
+    choices = selection.choices
+    figures = {choice.name: _figures_by_seed(comparison, choice, selection.reported) for choice in choices}
+    contrasts: list[Contrast] = []
+    for first, second in itertools.combinations(choices, 2):
+        shared = sorted(figures[first.name].keys() & figures[second.name].keys())
+        values = [[figures[choice.name][seed] for seed in shared] for choice in (first, second)]
+        over_items = None
+        if scores is not None and shared:
+            trials = [[choice.setting.trial_ids[seed] for seed in shared] for choice in (first, second)]
+            over_items, words = _over_items(scores, trials[0], trials[1], selection.reported)
+            warnings += [f"{first.name} and {second.name}: {word}" for word in words]
+        contrasts.append(
+            Contrast(
+                first=first.name,
+                second=second.name,
+                metric=selection.reported,
+                over_seeds=paired_t(values[0], values[1]) if len(shared) > 1 else None,
+                over_items=over_items,
+            )
+        )
+    corrected = _corrected(contrasts)
+    return Verdict(
+        metric=selection.reported,
+        higher_is_better=selection.higher_is_better,
+        choices=choices,
+        references=selection.references,
+        contrasts=corrected,
+        sentences=tuple(sentences_of(selection, corrected)),
+        warnings=tuple(warnings),
+    )
+
+
+def load_verdict(comparison: Comparison, apart: Collection[str] = ()) -> Verdict:
+    """The verdict with tests over test rows: reads the scores of the chosen trials, and theirs alone, from MLflow.
+
+    ValueError: `apart` names no axis.
+    """
+    if len(tasks_of(comparison)) > 1:
+        return judge(comparison, apart=apart)
+    chosen = {trial for choice in choose(comparison, apart).choices for trial in choice.setting.trial_ids.values()}
+    return judge(comparison, load_scores(comparison, chosen), apart)
+
+
+def _without_choices(warning: str) -> Verdict:
+    return Verdict(
+        metric="", higher_is_better=False, choices=(), contrasts=(), sentences=(), warnings=(warning,), references=()
+    )
+
+
+def _figures_by_seed(comparison: Comparison, choice: Choice, metric: str) -> dict[int, float]:
+    column = comparison.table.set_index("trial_id").get(metric)
+    if column is None:
+        return {}
+    found = {seed: column.loc[trial_id] for seed, trial_id in choice.setting.trial_ids.items()}
+    return {seed: float(value) for seed, value in found.items() if not is_missing(value)}
+
+
+def _over_items(
+    scores: pd.DataFrame, first: Sequence[str], second: Sequence[str], metric: str
+) -> tuple[PairedTest | None, list[str]]:
+    """The test over the rows that all these trials have scored, and what is wrong with them."""
+    column = {"test/loss": "loss", "test/accuracy": "correct"}.get(metric)
+    if column is None or column not in scores:
+        return None, []
+    own = scores[scores["trial_id"].isin([*first, *second])]
+    # A row that is in the data twice has the same digits twice: its first occurrence is paired with the first.
+    keys = [own["row"], own.groupby(["trial_id", "row"]).cumcount()]
+    values = own.set_index(keys).pivot(columns="trial_id", values=[column, "num_labels"])
+    if not {*first, *second} <= set(values[column].columns):
+        return None, []
+    complete = values.dropna()
+    words = (
+        [] if len(complete) == len(values) else [f"only {len(complete)} of {len(values)} test rows are scored by both"]
+    )
+    if len(complete) < 2:
+        return None, words
+    items = complete[column]
+    labels = complete["num_labels"][first[0]]
+    if column == "correct":
+        if len(first) == 1:
+            return mcnemar(list(items[first[0]]), list(items[second[0]])), words
+        means = [items[list(trials)].mean(axis="columns") for trials in (first, second)]
+        return paired_bootstrap(list(means[0]), list(means[1]), [1.0] * len(items)), words
+    scored = labels > 0
+    means = [(items[list(trials)].mean(axis="columns") / labels)[scored] for trials in (first, second)]
+    return paired_bootstrap(list(means[0]), list(means[1]), list(labels[scored])), words
+
+
+def _corrected(contrasts: Sequence[Contrast]) -> tuple[Contrast, ...]:
+    def adjusted(tests: Sequence[PairedTest | None]) -> list[PairedTest | None]:
+        p_values = holm([None if test is None else test.p_value for test in tests])
+        return [None if test is None else replace(test, p_adjusted=p) for test, p in zip(tests, p_values, strict=True)]
+
+    seeds = adjusted([contrast.over_seeds for contrast in contrasts])
+    items = adjusted([contrast.over_items for contrast in contrasts])
+    return tuple(
+        replace(contrast, over_seeds=over_seeds, over_items=over_items)
+        for contrast, over_seeds, over_items in zip(contrasts, seeds, items, strict=True)
+    )
+
+
+def _edge_warnings(selection: Selection) -> list[str]:
+    return [
+        f"{choice.name}: its best {axis} ({format_value(choice.edges[axis])}) is the {side} tried: extend the ladder"
+        for choice in selection.choices
+        for axis, side in choice.edge_sides.items()
+    ]
