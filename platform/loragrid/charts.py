@@ -1,5 +1,6 @@
 """Draws a chart as SVG that stands inside a page: no outside font, no script, a title and a description for every reader."""
 
+import hashlib
 import io
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup, escape
 
 from loragrid.loss_curves import COLOURS, LINE_STYLES, MARKERS
+from loragrid.selection import Choice
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,16 +57,25 @@ class MethodStyle:
     marker: str
 
 
-def method_styles(methods: Iterable[str]) -> dict[str, MethodStyle]:
-    """Method -> style, in alphabetical order of all of the sweep's methods, as the picture of the loss curves has them."""
-    return {
-        method: MethodStyle(
-            colour=COLOURS[index % len(COLOURS)],
-            line_style=LINE_STYLES[index % len(LINE_STYLES)],
-            marker=MARKERS[index % len(MARKERS)],
-        )
-        for index, method in enumerate(sorted(set(methods)))
-    }
+def method_styles(methods: Iterable[str], choices: Iterable[Choice] = ()) -> dict[str, MethodStyle]:
+    """Name -> style of methods, and of choices that are a method's part ("lora rank 8").
+
+    Colours go by the alphabet over all of the sweep's methods, as in the picture of the loss curves; a method's parts
+    share its colour.
+    """
+    styles = {method: _style(index, index) for index, method in enumerate(sorted(set(methods)))}
+    places = {method: index for index, method in enumerate(styles)}
+    for index, choice in enumerate(choices):
+        styles.setdefault(choice.name, _style(places[choice.method], index))
+    return styles
+
+
+def _style(colour: int, form: int) -> MethodStyle:
+    return MethodStyle(
+        colour=COLOURS[colour % len(COLOURS)],
+        line_style=LINE_STYLES[form % len(LINE_STYLES)],
+        marker=MARKERS[form % len(MARKERS)],
+    )
 
 
 def draw(
@@ -91,7 +102,7 @@ def draw(
 
 def _inline(drawing: str, title: str, description: str) -> Markup:
     """The drawing as a part of an HTML page: named, sized by the page, its ids apart from those of other drawings."""
-    name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    name = f"c{hashlib.sha256((title + drawing).encode()).hexdigest()[:10]}"
     body = drawing[drawing.index(">", drawing.index("<svg")) + 1 : drawing.rindex("</svg>")]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)  # it would rule the whole page

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from loragrid.charts import Chart, MethodStyle, draw, labels_beside, legend_above, ticks_between
 from loragrid.figures import format_bytes, format_count, format_seconds
-from loragrid.metric_text import format_metric, is_accuracy, metric_name
+from loragrid.metric_text import format_metric, metric_name
 from loragrid.pareto import pareto_front
+from loragrid.selection import is_higher_better
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,9 +50,12 @@ PART_HATCHES = ("", "///", "", "\\\\\\", "", "///", "")
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One setting: its figure (mean over seeds) and its costs by metric key; `is_chosen`: its method's best."""
+    """One setting: its figure (mean over seeds) and its costs by metric key; `is_chosen`: its method's best.
 
-    method: str
+    name: of its style, and what it is called where it is chosen. label: with its values.
+    """
+
+    name: str
     label: str
     figure: float
     costs: Mapping[str, float]
@@ -126,7 +130,7 @@ def _paint_front(
         zorder=1,
     )
     for point in sorted(points, key=lambda point: point.is_chosen):
-        style = styles[point.method]
+        style = styles[point.name]
         panel.plot(
             point.costs[key],
             point.figure,
@@ -152,13 +156,13 @@ def _paint_front(
     panel.set_ylim(low, high)
     panel.set_xlabel(label)
     panel.set_ylabel(metric_name(metric))
-    if is_accuracy(metric):
+    if is_higher_better(metric):
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_metric(metric, value)))
     panel.grid(color="#e4e4e4", linewidth=0.6)
     panel.set_axisbelow(True)
     labels_beside(
         panel,
-        [(p.costs[key], p.figure, p.method, styles[p.method].colour) for p in points if p.is_chosen],
+        [(p.costs[key], p.figure, p.name, styles[p.name].colour) for p in points if p.is_chosen],
     )
 
 

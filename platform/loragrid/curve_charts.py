@@ -23,18 +23,16 @@ START_SHARE = 0.15
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One line of a chart: a method's setting, over its seeds."""
+    """One line of a chart: a method's setting, over its seeds; `label` is also the name of its style."""
 
-    method: str
     label: str
     trial_ids: tuple[str, ...]
 
 
 def curve_charts(
-    record: SweepRecord, lines: Sequence[Line], styles: Mapping[str, MethodStyle]
+    record: SweepRecord, curves: pd.DataFrame, lines: Sequence[Line], styles: Mapping[str, MethodStyle]
 ) -> tuple[list[Chart], list[str]]:
-    """The charts that can be drawn, and a sentence for each that cannot."""
-    curves = record.comparison.curves
+    """The charts of `curves` (as `Comparison.curves`) that can be drawn, and a sentence for each that cannot."""
     losses = curves[curves["key"] == "eval/loss"]
     if losses.empty:
         return [], ["No evaluation loss was recorded: there is no curve to draw."]
@@ -113,7 +111,7 @@ def _paint(
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     for line in lines:
-        style = styles[line.method]
+        style = styles[line.label]
         places, means, low, high = zip(*_points(losses, line, scale), strict=True)
         if len(line.trial_ids) > 1:
             panel.fill_between(places, low, high, color=style.colour, alpha=0.14, linewidth=0)

@@ -30,7 +30,7 @@ def load_scores(comparison: Comparison, trial_ids: Collection[str] | None = None
     if trial_ids is not None:
         finished = finished[finished["trial_id"].isin(list(trial_ids))]
     parts: list[pd.DataFrame] = []
-    with quiet_store(), _no_progress_bars(), tempfile.TemporaryDirectory() as folder:
+    with quiet_store(), no_progress_bars(), tempfile.TemporaryDirectory() as folder:
         client = MlflowClient(tracking_uri=comparison.tracking_uri)
         for trial_id, run_id in zip(finished["trial_id"], finished["run_id"], strict=True):
             if SCORES_ARTIFACT in {file.path for file in client.list_artifacts(run_id, "scores")}:
@@ -45,7 +45,7 @@ def load_scores(comparison: Comparison, trial_ids: Collection[str] | None = None
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """MLflow draws one per file, which for dozens of small files is all that a reader would see."""
     key = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
     is_set = key in os.environ

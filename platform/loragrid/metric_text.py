@@ -1,6 +1,8 @@
 """Writes a compared figure for a reader: losses in nats, accuracies in per cent, with interval and number of seeds."""
 
+from loragrid.selection import is_higher_better
 from loragrid.statistics import Interval
+from loragrid.verdict_words import METRIC_WORDS
 
 MISSING = "–"
 
@@ -9,14 +11,14 @@ def format_metric(metric: str, value: float | None) -> str:
     """2.3456 for a loss, 41.2 % for an accuracy."""
     if value is None:
         return MISSING
-    return f"{100 * value:.1f} %" if "accuracy" in metric else f"{value:.4f}"
+    return f"{100 * value:.1f} %" if is_higher_better(metric) else f"{value:.4f}"
 
 
 def format_difference(metric: str, value: float | None) -> str:
     """The same with its sign; the difference of accuracies is in percentage points."""
     if value is None:
         return MISSING
-    text = f"{100 * value:+.1f} pp" if "accuracy" in metric else f"{value:+.4f}"
+    text = f"{100 * value:+.1f} pp" if is_higher_better(metric) else f"{value:+.4f}"
     return text.replace("-", "−")
 
 
@@ -29,14 +31,7 @@ def format_range(metric: str, interval: Interval | None) -> str:
 
 def metric_name(metric: str) -> str:
     """`test/loss` as a reader calls it."""
-    names = {"eval": "validation", "test": "test"}
-    group, _, figure = metric.partition("/")
-    return f"{names.get(group, group)} {figure.replace('final_', '').replace('_', ' ')}"
-
-
-def is_accuracy(metric: str) -> bool:
-    """Whether the metric is a share of right answers."""
-    return metric.endswith("accuracy")
+    return METRIC_WORDS.get(metric, metric.replace("/", " ").replace("_", " "))
 
 
 def format_p(value: float | None) -> str:

@@ -5,7 +5,7 @@ and wants whole numbers for memory, file size, samples and tokens: a trial witho
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ _REQUIRED = (
 )
 
 
-def write_peft_results(record: SweepRecord, verdict: Verdict, folder: Path) -> list[str]:
+def write_peft_results(record: SweepRecord, verdicts: Sequence[Verdict], folder: Path) -> list[str]:
     """Write a file for every seed of every method's choice; gives a sentence for each trial that has none.
 
     ValueError: no trial has what PEFT's app needs.
@@ -37,7 +37,7 @@ def write_peft_results(record: SweepRecord, verdict: Verdict, folder: Path) -> l
     rows = {row["trial_id"]: row for row in record.comparison.table.to_dict("records")}
     results: dict[str, dict[str, Any]] = {}
     left_out = []
-    for choice in verdict.choices:
+    for choice in [choice for verdict in verdicts for choice in verdict.choices]:
         for trial_id in choice.setting.trial_ids.values():
             absent = [key for key in _REQUIRED if is_missing(rows[trial_id].get(key))]
             if absent:

@@ -5,7 +5,7 @@ import dataclasses
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -14,9 +14,9 @@ from mlflow import MlflowClient
 from loragrid.comparison import Comparison
 from loragrid.local_path import reason_of
 from loragrid.peft_results import write_peft_results
-from loragrid.report_page import render_page
+from loragrid.report_page import Part, load_parts, render_page
 from loragrid.report_tables import PageTable, choice_table, contrast_table, unfinished_table
-from loragrid.selection import Choice, Setting, Verdict
+from loragrid.selection import Choice
 from loragrid.statistics import Interval
 from loragrid.sweep_record import SweepRecord, load_record
 from loragrid.tracking import quiet_store
@@ -39,20 +39,23 @@ def format_of(out: Path, asked: str | None) -> ReportFormat:
     return found  # type: ignore[return-value]
 
 
-def write_report(comparison: Comparison, out: Path, asked: str | None = None) -> list[str]:
+def write_report(
+    comparison: Comparison, out: Path, asked: str | None = None, apart: Collection[str] = ()
+) -> list[str]:
     """Write the report to the file `out` (to the folder `out` for PEFT's format); gives what it could not say.
 
+    apart: axes whose values are contestants of their own, see `choose`.
+
     Raises:
-        ValueError: no such format, `out` cannot be written, or the sweep has nothing of what the format must hold.
+        ValueError: no such format or axis, `out` cannot be written, or the sweep lacks what the format must hold.
     """
     form = format_of(out, asked)
-    record = load_record(comparison)
-    settings, verdict = judge_sweep(comparison)
+    record, parts = load_record(comparison), load_parts(comparison, apart)
     try:
         if form == "peft":
-            return write_peft_results(record, verdict, out)
+            return write_peft_results(record, [part.verdict for part in parts], out)
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(report_text(form, record, settings, verdict), encoding="utf-8", newline="\n")
+        out.write_text(report_text(form, record, parts), encoding="utf-8", newline="\n")
     except OSError as error:
         raise ValueError(f"--out {out}: cannot be written: {reason_of(error)}") from error
     return []
@@ -70,35 +73,36 @@ def keep_report(comparison: Comparison, out: Path) -> None:
         )
 
 
-def report_text(
-    form: Literal["html", "md", "csv", "json"], record: SweepRecord, settings: Sequence[Setting], verdict: Verdict
-) -> str:
+def report_text(form: Literal["html", "md", "csv", "json"], record: SweepRecord, parts: Sequence[Part]) -> str:
     """The report as text, in one of the formats that are one file."""
     match form:
         case "html":
-            return render_page(record, settings, verdict)
+            return render_page(record, parts)
         case "md":
-            return to_markdown(record.comparison, verdict)
+            return to_markdown(record.comparison, parts)
         case "csv":
-            return to_csv(verdict)
+            return to_csv(parts)
         case "json":
-            return to_json(record.comparison, verdict)
+            return to_json(record.comparison, parts)
 
 
-def to_markdown(comparison: Comparison, verdict: Verdict) -> str:
+def to_markdown(comparison: Comparison, parts: Sequence[Part]) -> str:
     """Verdict, choices, contrasts and what did not finish, as Markdown without HTML."""
-    parts = [f"# {_plain(comparison.question or comparison.experiment_name)}"]
-    parts.append(f"{_plain(comparison.experiment_name)}, sweep {_plain(comparison.sweep)}, {len(comparison.table)} trials.")
-    parts.append("\n".join(f"- {_plain(sentence)}" for sentence in verdict.sentences) or "No verdict.")
-    parts += [f"**Beware:** {_plain(warning)}" for warning in verdict.warnings]
-    for heading, table in (
-        ("Every method at its best setting", choice_table(verdict, comparison)),
-        ("Method against method", contrast_table(verdict)),
-        ("Failed, stopped and out of memory", unfinished_table(comparison)),
-    ):
-        if table.rows:
-            parts += [f"## {heading}", _markdown_table(table)]
-    return "\n\n".join(parts) + "\n"
+    blocks = [f"# {_plain(comparison.question or comparison.experiment_name)}"]
+    blocks.append(_plain(f"{comparison.experiment_name}, sweep {comparison.sweep}, {len(comparison.table)} trials."))
+    for part in parts:
+        if part.label:
+            blocks.append(f"# {_plain(part.label)}")
+        blocks.append("\n".join(f"- {_plain(sentence)}" for sentence in part.verdict.sentences) or "No verdict.")
+        blocks += [f"**Beware:** {_plain(warning)}" for warning in part.verdict.warnings]
+        blocks += _headed("Every method at its best setting", choice_table(part.verdict, part.comparison))
+        blocks += _headed("Method against method", contrast_table(part.verdict))
+    blocks += _headed("Failed, stopped and out of memory", unfinished_table(comparison))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _headed(heading: str, table: PageTable) -> list[str]:
+    return [f"## {heading}", _markdown_table(table)] if table.rows else []
 
 
 def _markdown_table(table: PageTable) -> str:
@@ -113,24 +117,24 @@ def _plain(text: str) -> str:
     return re.sub(r"([\\`*_\[\]|])", r"\\\1", one_line).replace("&", "&amp;").replace("<", "&lt;")
 
 
-def to_csv(verdict: Verdict) -> str:
+def to_csv(parts: Sequence[Part]) -> str:
     """One line per choice with its intervals; what is missing is an empty cell."""
-    names = list(dict.fromkeys(name for choice in verdict.choices for name in choice.setting.values))
-    figures = ("mean", "std", "low", "high", "num")
+    choices = [(part, choice) for part in parts for choice in (*part.verdict.choices, *part.verdict.references)]
+    axes = list(dict.fromkeys(name for _, choice in choices for name in choice.setting.values))
     groups = ("validation", "test", "default_validation", "default_test")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
-        ["method", *names, "validation_metric", "metric", "at_edge", "num_settings"]
-        + [f"{group}_{figure}" for group in groups for figure in figures]
+        ["task", "method", *axes, "validation_metric", "metric", "at_edge", "num_settings"]
+        + [f"{group}_{figure}" for group in groups for figure in ("mean", "std", "low", "high", "num")]
     )
-    for choice in verdict.choices:
+    for part, choice in choices:
         default = choice.default
         intervals = [choice.validation, choice.test, default and default.validation, default and default.test]
         writer.writerow(
-            [choice.method, *(_cell(choice.setting.values.get(name)) for name in names)]
-            + [choice.metric, verdict.metric, " ".join(choice.edges), choice.num_settings]
-            + [_cell(value) for interval in intervals for value in _figures(interval)]
+            [part.label, choice.name, *(choice.setting.values.get(name) for name in axes)]
+            + [choice.metric, part.verdict.metric, " ".join(choice.edges), choice.num_settings]
+            + [value for interval in intervals for value in _figures(interval)]
         )
     return text.getvalue()
 
@@ -141,27 +145,29 @@ def _figures(interval: Interval | None) -> list[float | None]:
     return [interval.mean, interval.std, interval.low, interval.high, interval.num]
 
 
-def _cell(value: object) -> object:
-    return "" if value is None else value
-
-
-def to_json(comparison: Comparison, verdict: Verdict) -> str:
-    """The comparison with the verdict as data, `null` for what is missing."""
+def to_json(comparison: Comparison, parts: Sequence[Part]) -> str:
+    """The comparison with its verdicts (one per task) as data, `null` for what is missing."""
     content = json.loads(comparison.to_json())
-    content["verdict"] = {
-        "metric": verdict.metric,
-        "higher_is_better": verdict.higher_is_better,
-        "sentences": list(verdict.sentences),
-        "warnings": list(verdict.warnings),
-        "choices": [_choice(choice) for choice in verdict.choices],
-        "contrasts": [dataclasses.asdict(contrast) for contrast in verdict.contrasts],
-    }
+    content["verdicts"] = [
+        {
+            "task": part.label,
+            "metric": part.verdict.metric,
+            "higher_is_better": part.verdict.higher_is_better,
+            "sentences": list(part.verdict.sentences),
+            "warnings": list(part.verdict.warnings),
+            "choices": [_choice(choice) for choice in part.verdict.choices],
+            "references": [_choice(choice) for choice in part.verdict.references],
+            "contrasts": [dataclasses.asdict(contrast) for contrast in part.verdict.contrasts],
+        }
+        for part in parts
+    ]
     return json.dumps(content, indent=2, allow_nan=False, default=_number) + "\n"
 
 
 def _choice(choice: Choice) -> dict[str, object]:
     return {
         "method": choice.method,
+        "name": choice.name,
         "setting": dict(choice.setting.values),
         "trial_ids": {str(seed): trial_id for seed, trial_id in choice.setting.trial_ids.items()},
         "metric": choice.metric,
@@ -176,8 +182,3 @@ def _choice(choice: Choice) -> dict[str, object]:
 def _number(value: object) -> object:
     """A numpy scalar as the Python number that it is."""
     return value.item()  # type: ignore[attr-defined]
-
-
-def judge_sweep(comparison: Comparison) -> tuple[list[Setting], Verdict]:
-    """The sweep's settings and what they show."""
-    raise NotImplementedError

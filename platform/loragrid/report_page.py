@@ -1,14 +1,15 @@
 """Puts a report together: one HTML page that holds everything it shows and asks no other place for anything."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from loragrid.charts import MethodStyle, method_styles
-from loragrid.comparison import Comparison, is_missing
+from loragrid.charts import method_styles
+from loragrid.comparison import Comparison
 from loragrid.cost_charts import COSTS, MEMORY_PARTS, TIME_PARTS, Bar, Point, bar_chart, pareto_charts
 from loragrid.curve_charts import Line, curve_charts
 from loragrid.figures import format_bytes, format_seconds
@@ -21,12 +22,14 @@ from loragrid.report_tables import (
     estimate_table,
     mean_figure,
     parts_table,
-    setting_text,
     trial_table,
     unfinished_table,
 )
-from loragrid.selection import Setting, Verdict
+from loragrid.selection import Verdict
+from loragrid.settings import Setting, settings_of, show_setting, tasks_of
 from loragrid.sweep_record import SweepRecord
+from loragrid.tracking import Scalar
+from loragrid.verdict import load_verdict
 
 MEMORY_PEAKS = {
     "memory/peak_allocated_bytes": "peak allocated, training",
@@ -46,8 +49,26 @@ CARD_FIELDS = {
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 
-def render_page(record: SweepRecord, settings: Sequence[Setting], verdict: Verdict) -> str:
-    """The report as HTML. `settings`: all of the sweep's, as `settings_of` gives them.
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What a sweep shows on one model and one data set; `label` tells them apart where it has several."""
+
+    label: str
+    comparison: Comparison
+    settings: Sequence[Setting]
+    verdict: Verdict
+
+
+def load_parts(comparison: Comparison, apart: Collection[str] = ()) -> list[Part]:
+    """The parts of a sweep, judged by what MLflow holds; see `load_verdict`."""
+    return [
+        Part(label=label, comparison=part, settings=settings_of(part), verdict=load_verdict(part, apart))
+        for label, part in tasks_of(comparison).items()
+    ]
+
+
+def render_page(record: SweepRecord, parts: Sequence[Part]) -> str:
+    """The report as HTML.
 
     The same record gives the same page, byte for byte: it holds no time but those of the sweep.
     """
@@ -58,36 +79,43 @@ def render_page(record: SweepRecord, settings: Sequence[Setting], verdict: Verdi
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2").render(_contents(record, settings, verdict))
+    comparison, prints = record.comparison, fingerprints(record.trials)
+    return environment.get_template("report.html.j2").render(
+        comparison=comparison,
+        record=record,
+        parts=[_contents(record, part) for part in parts],
+        when=_period(record),
+        counts=count_ends(comparison),
+        styles=method_styles(comparison.table["method"]),
+        unfinished=unfinished_table(comparison),
+        trials=trial_table(comparison, prints.groups),
+        cards=record.cards,
+        card_fields=CARD_FIELDS,
+        fingerprints=prints,
+        estimates=estimate_table(record),
+        yaml=None if record.experiment_yaml is None else _CREDENTIALS.sub("…", record.experiment_yaml),
+    )
 
 
-def _contents(record: SweepRecord, settings: Sequence[Setting], verdict: Verdict) -> dict[str, Any]:
-    comparison = record.comparison
-    styles = method_styles(comparison.table["method"])
+def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
+    comparison, verdict = part.comparison, part.verdict
+    styles = method_styles(record.comparison.table["method"], [*verdict.choices, *verdict.references])
     chosen = _lines(comparison, verdict)
-    curves, missing_curves = curve_charts(record, chosen, styles)
-    points = setting_points(comparison, settings, verdict)
-    metric = validation_metric(verdict)
+    curves, missing_curves = curve_charts(record, comparison.curves, chosen, styles)
+    points, metric = setting_points(part), validation_metric(verdict)
     fronts, missing_fronts = pareto_charts(points, metric, verdict.higher_is_better, styles)
-    prints = fingerprints(record.trials)
     by_label = [(line.label, line.trial_ids) for line in chosen]
     return {
-        "comparison": comparison,
-        "record": record,
+        "label": part.label,
         "verdict": verdict,
-        "when": _period(record),
-        "counts": count_ends(comparison),
         "choices": choice_table(verdict, comparison),
         "contrasts": contrast_table(verdict),
         "has_test": any(choice.test is not None for choice in verdict.choices),
-        "styles": styles,
         "curves": curves,
         "missing_curves": missing_curves,
         "fronts": fronts,
         "missing_fronts": missing_fronts if points else [],
-        "heat_maps": heat_maps(
-            _figures_by_method(comparison, settings, metric), comparison.axes, metric, verdict.higher_is_better
-        ),
+        "heat_maps": heat_maps(_figures_by_method(part, metric), comparison.axes, metric, verdict.higher_is_better),
         "memory_chart": bar_chart(
             "Memory by part", _bars(comparison, chosen, MEMORY_PARTS), MEMORY_PARTS, format_bytes, _MEMORY_CAPTION
         ),
@@ -98,13 +126,6 @@ def _contents(record: SweepRecord, settings: Sequence[Setting], verdict: Verdict
         "time_table": parts_table(
             comparison, by_label, {"time/step_seconds": "one step, alone", **TIME_PARTS}, format_seconds
         ),
-        "unfinished": unfinished_table(comparison),
-        "trials": trial_table(comparison, prints.groups),
-        "cards": record.cards,
-        "card_fields": CARD_FIELDS,
-        "fingerprints": prints,
-        "estimates": estimate_table(record),
-        "yaml": None if record.experiment_yaml is None else _CREDENTIALS.sub("…", record.experiment_yaml),
     }
 
 
@@ -123,39 +144,36 @@ def count_ends(comparison: Comparison) -> dict[str, int]:
     return counts
 
 
-def setting_points(comparison: Comparison, settings: Sequence[Setting], verdict: Verdict) -> list[Point]:
+def setting_points(part: Part) -> list[Point]:
     """Every setting with a finished trial, as a point of the Pareto charts: its figure on the validation rows."""
-    metric = validation_metric(verdict)
-    chosen = {(choice.method, tuple(choice.setting.trial_ids.values())) for choice in verdict.choices}
+    metric, everyone = validation_metric(part.verdict), [*part.verdict.choices, *part.verdict.references]
+    chosen = {tuple(choice.setting.trial_ids.values()): choice.name for choice in everyone}
     points = []
-    for setting in settings:
+    for setting in part.settings:
         trial_ids = tuple(setting.trial_ids.values())
-        figure = mean_figure(comparison, trial_ids, metric)
+        figure = mean_figure(part.comparison, trial_ids, metric)
         if figure is None:
             continue
-        costs = {key: mean_figure(comparison, trial_ids, key) for _, keys, _ in COSTS for key, _ in keys}
-        text = setting_text(setting.values)
+        costs = {key: mean_figure(part.comparison, trial_ids, key) for _, keys, _ in COSTS for key, _ in keys}
         points.append(
             Point(
-                method=setting.method,
-                label=setting.method if text == "–" else f"{setting.method} {text}",
+                name=chosen.get(trial_ids, setting.method),
+                label=f"{setting.method} {show_setting(setting)}" if setting.values else setting.method,
                 figure=figure,
                 costs={key: cost for key, cost in costs.items() if cost is not None},
-                is_chosen=(setting.method, trial_ids) in chosen,
+                is_chosen=trial_ids in chosen,
             )
         )
     return points
 
 
 def _lines(comparison: Comparison, verdict: Verdict) -> list[Line]:
-    """One line per method: its chosen setting, or, where nothing finished, all of its trials."""
-    if verdict.choices:
-        return [
-            Line(method=choice.method, label=choice.method, trial_ids=tuple(choice.setting.trial_ids.values()))
-            for choice in verdict.choices
-        ]
+    """One line per choice and reference, or, where nothing finished, one per method over all of its trials."""
+    everyone = [*verdict.choices, *verdict.references]
+    if everyone:
+        return [Line(label=choice.name, trial_ids=tuple(choice.setting.trial_ids.values())) for choice in everyone]
     groups: Mapping[str, Any] = comparison.table.groupby("method")["trial_id"].agg(tuple).to_dict()
-    return [Line(method=method, label=method, trial_ids=ids) for method, ids in groups.items()]
+    return [Line(label=method, trial_ids=trial_ids) for method, trial_ids in groups.items()]
 
 
 def _bars(comparison: Comparison, lines: Sequence[Line], parts: Mapping[str, str]) -> list[Bar]:
@@ -166,14 +184,11 @@ def _bars(comparison: Comparison, lines: Sequence[Line], parts: Mapping[str, str
     return bars
 
 
-def _figures_by_method(
-    comparison: Comparison, settings: Sequence[Setting], metric: str
-) -> dict[str, list[tuple[Mapping[str, Any], float | None]]]:
-    figures: dict[str, list[tuple[Mapping[str, Any], float | None]]] = {}
-    for setting in settings:
-        values = {name: value for name, value in setting.values.items() if not is_missing(value)}
-        figure = mean_figure(comparison, list(setting.trial_ids.values()), metric)
-        figures.setdefault(setting.method, []).append((values, figure))
+def _figures_by_method(part: Part, metric: str) -> dict[str, list[tuple[Mapping[str, Scalar], float | None]]]:
+    figures: dict[str, list[tuple[Mapping[str, Scalar], float | None]]] = {}
+    for setting in part.settings:
+        figure = mean_figure(part.comparison, list(setting.trial_ids.values()), metric)
+        figures.setdefault(setting.method, []).append((setting.values, figure))
     return figures
 
 
@@ -190,5 +205,3 @@ _TIME_CAPTION = (
     "Of the packs that the trials trained in: members of one pack share these times, so they say where a sweep's time "
     "went, not which method is faster. For that, see the step time measured alone."
 )
-
-

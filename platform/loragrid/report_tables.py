@@ -9,9 +9,10 @@ from loragrid.figures import format_bytes, format_count, format_seconds, format_
 from loragrid.glossary import STOPPED_EARLY
 from loragrid.metric_text import MISSING, format_difference, format_metric, format_p, format_range, metric_name
 from loragrid.selection import Choice, Contrast, Verdict
+from loragrid.settings import show_setting
 from loragrid.statistics import Interval, PairedTest
 from loragrid.sweep_record import SweepRecord
-from loragrid.tracking import Scalar
+from loragrid.verdict_words import is_shown
 
 PACK_TAG = "loragrid.pack"
 ESTIMATES = (
@@ -50,34 +51,36 @@ def interval_cell(metric: str, interval: Interval | None) -> Cell:
     )
 
 
-def setting_text(values: Mapping[str, Scalar]) -> str:
-    """`rank 8, lr 0.001`; a method without a setting that varies has none."""
-    present = [f"{name} {format_value(value)}" for name, value in values.items() if not is_missing(value)]
-    return ", ".join(present) or MISSING
-
-
 def choice_table(verdict: Verdict, comparison: Comparison) -> PageTable:
-    """One row per method, best first, with its untuned default beside it."""
-    has_test = any(choice.test is not None for choice in verdict.choices)
-    validation = [choice.metric for choice in verdict.choices][:1]
-    heads = ([metric_name(verdict.metric)] if has_test else []) + [metric_name(metric) for metric in validation]
-    header = ["method", "chosen setting", *heads, "untuned default", "settings tried", "trained params"]
+    """One row per choice, best first, with its untuned default beside it; then the references, out of the contest."""
+    everyone = [*verdict.choices, *verdict.references]
+    has_test = any(choice.test is not None for choice in everyone)
+    heads = ([metric_name(verdict.metric)] if has_test else []) + [metric_name(choice.metric) for choice in everyone[:1]]
     rows = []
-    for choice in verdict.choices:
-        marks = tuple(f"{name} {format_value(value)} is at the edge of its ladder: extend it" for name, value in choice.edges.items())
+    for choice in everyone:
+        marks = tuple(
+            f"{axis} {format_value(value)} is {_side(choice, axis)}: extend the ladder"
+            for axis, value in choice.edges.items()
+        )
         figures = [interval_cell(verdict.metric, choice.test)] if has_test else []
         figures.append(interval_cell(choice.metric, choice.validation))
+        is_reference = choice in verdict.references
         rows.append(
             (
-                Cell(text=choice.method),
-                Cell(text=setting_text(choice.setting.values), notes=marks, is_marked=bool(marks)),
+                Cell(text=choice.name, notes=("trains nothing: for reference",) if is_reference else ()),
+                Cell(text=show_setting(choice.setting), notes=marks, is_marked=bool(marks)),
                 *figures,
-                _default_cell(choice, verdict.metric),
+                Cell(text=MISSING, is_number=True) if is_reference else _default_cell(choice, verdict.metric),
                 Cell(text=str(choice.num_settings), is_number=True),
                 _figure_cell(comparison, choice, "parameters/trainable", format_count),
             )
         )
-    return PageTable(header=tuple(header), rows=tuple(rows))
+    header = ("method", "chosen setting", *heads, "untuned default", "settings tried", "trained params")
+    return PageTable(header=header, rows=tuple(rows))
+
+
+def _side(choice: Choice, axis: str) -> str:
+    return f"the {choice.edge_sides[axis]} tried" if axis in choice.edge_sides else "at the edge of its ladder"
 
 
 def _default_cell(choice: Choice, metric: str) -> Cell:
@@ -88,7 +91,7 @@ def _default_cell(choice: Choice, metric: str) -> Cell:
         return Cell(text="the same", is_number=True)
     shown, name = (default.test, metric) if default.test is not None else (default.validation, default.metric)
     cell = interval_cell(name, shown)
-    return Cell(text=cell.text, notes=(*cell.notes, setting_text(default.setting.values)), is_number=True)
+    return Cell(text=cell.text, notes=(*cell.notes, show_setting(default.setting)), is_number=True)
 
 
 def contrast_table(verdict: Verdict) -> PageTable:
@@ -100,7 +103,7 @@ def contrast_table(verdict: Verdict) -> PageTable:
                 rows.append(_contrast_row(contrast, test, pairs, verdict.higher_is_better))
         if contrast.over_seeds is None and contrast.over_items is None:
             names = Cell(text=f"{contrast.first} − {contrast.second}")
-            rows.append((names, Cell(text="too few pairs to test"), *[Cell(text=MISSING, is_number=True)] * 4))
+            rows.append((names, Cell(text="cannot be tested"), *[Cell(text=MISSING, is_number=True)] * 4))
     return PageTable(
         header=("pair", "what it shows", "difference", "95 % interval", "p (Holm)", "n"), rows=tuple(rows)
     )
@@ -118,11 +121,11 @@ def _contrast_row(contrast: Contrast, test: PairedTest, pairs: str, higher_is_be
     )
 
 
-def what_it_shows(contrast: Contrast, test: PairedTest, higher_is_better: bool, level: float = 0.05) -> str:
-    """Which of the two is better, in words, where the adjusted p-value is below `level`."""
+def what_it_shows(contrast: Contrast, test: PairedTest, higher_is_better: bool) -> str:
+    """Which of the two is better, in words, where the corrected test shows a difference."""
     if test.p_adjusted is None:
-        return "too few pairs to test"
-    if test.p_adjusted >= level or test.difference == 0:
+        return "cannot be tested"
+    if not is_shown(test):
         return "no difference shown"
     first_is_better = (test.difference > 0) == higher_is_better
     return f"{contrast.first if first_is_better else contrast.second} is better"
@@ -162,7 +165,8 @@ def end_of(row: Mapping[Any, Any]) -> str:
 
 
 def _setting_of(comparison: Comparison, row: Mapping[Any, Any]) -> str:
-    return f"{row['method']}, {setting_text({name: row[name] for name in comparison.axes})}".removesuffix(f", {MISSING}")
+    values = [f"{name} {format_value(row[name])}" for name in comparison.axes if not is_missing(row[name])]
+    return ", ".join([row["method"], *values])
 
 
 def trial_table(comparison: Comparison, groups: Mapping[str, str]) -> PageTable:

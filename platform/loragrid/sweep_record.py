@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from loragrid.comparison import PAGE_SIZE, Comparison
 from loragrid.experiment_file import EXPERIMENT_FILE, rebuild_experiment
+from loragrid.item_scores import no_progress_bars
 from loragrid.tracking import METHOD_TAG, PARENT_TAG, quiet_store
 
 CARD_PREFIX = "loragrid.card."
@@ -106,7 +107,7 @@ def _seconds(milliseconds: int | None) -> float | None:
 
 def read_artifact(tracking_uri: str, run_id: str, path: str) -> str | None:
     """The text of a file that a run keeps; None where it has none, or the files are gone that MLflow lists."""
-    with quiet_store(), tempfile.TemporaryDirectory() as folder:
+    with quiet_store(), no_progress_bars(), tempfile.TemporaryDirectory() as folder:
         client = MlflowClient(tracking_uri=tracking_uri)
         parent = path.rpartition("/")[0]
         if path not in {artifact.path for artifact in client.list_artifacts(run_id, parent or None)}:
