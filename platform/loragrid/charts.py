@@ -1,4 +1,4 @@
-"""Draws a chart as SVG that stands inside a page: no outside font, no script, a title and a description for every reader."""
+"""Draws a chart as SVG that stands inside a page: no outside font, no script, a title and a description for everyone."""
 
 import hashlib
 import io
@@ -40,7 +40,7 @@ _STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """One drawing. title: what it shows. description: the same in words, for who cannot see it. caption: how to read it."""
+    """One drawing. title: what it shows. description: the same in words, read aloud. caption: how to read it."""
 
     title: str
     description: str
@@ -92,12 +92,15 @@ def draw(
     from matplotlib.figure import Figure
 
     file = io.StringIO()
-    with rc_context({**_STYLE, "svg.hashsalt": title}):
+    style: Any = {**_STYLE, "svg.hashsalt": title}
+    with rc_context(style):
         figure = Figure(figsize=inches, layout="constrained")
         FigureCanvasSVG(figure)
         paint(figure.subplots())
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
-    return Chart(title=title, description=description, caption=caption, svg=_inline(file.getvalue(), title, description))
+    return Chart(
+        title=title, description=description, caption=caption, svg=_inline(file.getvalue(), title, description)
+    )
 
 
 def _inline(drawing: str, title: str, description: str) -> Markup:
@@ -133,10 +136,12 @@ def legend_above(panel: "Axes", num_columns: int = 2) -> None:
 
 
 def labels_beside(panel: "Axes", points: Sequence[tuple[float, float, str, str]]) -> None:
-    """Names (x, y, text, colour) in a column right of the axes, none over another, each with a thin line to its point."""
+    """Names (x, y, text, colour) in a column right of the axes, apart from each other, with thin lines to the points."""
     gap = 0.075  # of the height of the axes: a line of text
     ordered = sorted(points, key=lambda point: point[1])
-    places = [float(panel.transLimits.transform((0, panel.transScale.transform((1, point[1]))[1]))[1]) for point in ordered]
+    places = [
+        float(panel.transLimits.transform((0, panel.transScale.transform((1, point[1]))[1]))[1]) for point in ordered
+    ]
     heights: list[float] = []
     for place in places:
         heights.append(max(place, heights[-1] + gap) if heights else max(0.0, place))

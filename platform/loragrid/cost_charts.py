@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from loragrid.charts import Chart, MethodStyle, draw, labels_beside, legend_above, ticks_between
@@ -42,10 +43,13 @@ TIME_PARTS = {
     "time/train_seconds": "training",
     "time/data_seconds": "data",
     "time/eval_seconds": "evaluation",
+    "time/generate_seconds": "answering",
     "time/checkpoint_seconds": "checkpoints",
+    "time/check_seconds": "checking",
+    "time/report_seconds": "reporting",
 }
-PART_COLOURS = ("#5B6C8F", "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#CC79A7", "#8C6D31")
-PART_HATCHES = ("", "///", "", "\\\\\\", "", "///", "")
+PART_COLOURS = ("#5B6C8F", "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#CC79A7", "#8C6D31", "#009E73", "#444444", "#BBBBBB")
+PART_HATCHES = ("", "///", "", "\\\\\\", "", "///", "", "///", "", "\\\\\\")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +78,8 @@ def pareto_charts(
     points: Sequence[Point], metric: str, higher_is_better: bool, styles: Mapping[str, MethodStyle]
 ) -> tuple[list[Chart], list[str]]:
     """A chart per cost that was measured, and a sentence for each that was not."""
-    charts, missing = [], []
+    charts: list[Chart] = []
+    missing: list[str] = []
     for name, keys, write in COSTS:
         key, label = next(
             ((key, label) for key, label in keys if any(key in point.costs for point in points)), (None, "")
@@ -93,8 +98,15 @@ def pareto_charts(
                 f"{metric_name(metric).capitalize()} against {name}",
                 f"{len(with_cost)} settings. Not beaten in both: {on_it}.",
                 f"On the front: {on_it}." + _outside(with_cost),
-                lambda panel, own=with_cost, key=key, label=label, write=write, front=front: _paint_front(
-                    panel, own, key, label, write, front, metric, styles
+                partial(
+                    _paint_front,
+                    points=with_cost,
+                    key=key,
+                    label=label,
+                    write=write,
+                    front=front,
+                    metric=metric,
+                    styles=styles,
                 ),
             )
         )
@@ -167,7 +179,7 @@ def _paint_front(
 
 
 def figure_limits(points: Sequence[Point]) -> tuple[float, float]:
-    """The frame around the chosen settings and what lies near: a setting that failed to learn must not press them flat."""
+    """The frame around the chosen settings and what lies near: what failed to learn must not press them flat."""
     all_figures = [point.figure for point in points]
     chosen = [point.figure for point in points if point.is_chosen] or all_figures
     low, high = min(chosen), max(chosen)
@@ -184,7 +196,7 @@ def _base_of(key: str) -> float:
 def bar_chart(
     title: str, bars: Sequence[Bar], parts: Mapping[str, str], write: Callable[[float], str], caption: str
 ) -> Chart | None:
-    """Stacked bars, one per method; None where nothing of it was measured. Parts that nobody has are not in the legend."""
+    """Stacked bars, one per method; None where nothing of it was measured."""
     known = [key for key in parts if any(bar.parts.get(key) is not None for bar in bars)]
     shown = [bar for bar in bars if any(key in bar.parts for key in known)]
     if not known or not shown:
@@ -209,8 +221,8 @@ def bar_chart(
                 widths,
                 left=lefts,
                 height=0.62,
-                color=PART_COLOURS[index],
-                hatch=PART_HATCHES[index],
+                color=PART_COLOURS[index % len(PART_COLOURS)],
+                hatch=PART_HATCHES[index % len(PART_HATCHES)],
                 edgecolor="white",
                 linewidth=0.5,
                 label=parts[key],

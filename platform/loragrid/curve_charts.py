@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -41,7 +42,8 @@ def curve_charts(
         ("tokens", "non-padding tokens", tokens_per_step(record), _TOKENS_CAPTION, _NO_TOKENS),
         ("seconds", "seconds of training", seconds_per_step(record.comparison), _SECONDS_CAPTION, _NO_SECONDS),
     ]
-    charts, missing = [], []
+    charts: list[Chart] = []
+    missing: list[str] = []
     for name, label, scale, caption, absent in scales:
         drawn = [line for line in lines if _points(losses, line, scale)]
         if not drawn:
@@ -53,7 +55,7 @@ def curve_charts(
                 f"Evaluation loss over {name}",
                 f"One line per method. Last values in nats per token: {ends}.",
                 caption,
-                lambda panel, drawn=drawn, scale=scale, label=label: _paint(panel, losses, drawn, scale, styles, label),
+                partial(_paint, losses=losses, lines=drawn, scale=scale, styles=styles, label=label),
             )
         )
     return charts, missing
@@ -70,9 +72,7 @@ def tokens_per_step(record: SweepRecord) -> dict[str, float]:
     tokens = table["throughput/tokens_per_second"] * table["time/step_seconds"]
     rows_of = [
         tuple(
-            sorted(
-                item for item in record.trials[trial_id].parameters.items() if item[0].startswith(_ROW_PARAMETERS)
-            )
+            sorted(item for item in record.trials[trial_id].parameters.items() if item[0].startswith(_ROW_PARAMETERS))
         )
         for trial_id in table["trial_id"]
     ]
@@ -97,7 +97,14 @@ def _points(losses: pd.DataFrame, line: Line, scale: Mapping[str, float]) -> lis
         return []
     factor = sum(scale[trial_id] for trial_id in trial_ids) / len(trial_ids)
     by_step = own.groupby("step")["value"].agg(["mean", "min", "max"]).sort_index()
-    return thin_out([(float(row.Index) * factor, row.mean, row.min, row.max) for row in by_step.itertuples()])  # type: ignore[operator,misc]
+    return thin_out(
+        [
+            (float(step) * factor, float(mean), float(low), float(high))
+            for step, mean, low, high in zip(
+                by_step.index, by_step["mean"], by_step["min"], by_step["max"], strict=True
+            )
+        ]
+    )
 
 
 def _paint(

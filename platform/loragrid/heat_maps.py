@@ -68,7 +68,10 @@ def _heat_map(
     higher_is_better: bool,
 ) -> Chart:
     levels, places = list(grid), list(next(iter(grid.values())))
-    numbers = [[math.nan if grid[level][place] is None else float(grid[level][place] or 0.0) for place in places] for level in levels]
+    numbers = [
+        [math.nan if grid[level][place] is None else float(grid[level][place] or 0.0) for place in places]
+        for level in levels
+    ]
     present = [number for line in numbers for number in line if not math.isnan(number)]
     best = (max if higher_is_better else min)(present, default=math.nan)
     what = f"{metric_name(metric)} over {pair[0]} × {pair[1]}"
@@ -79,15 +82,15 @@ def _heat_map(
     )
 
     def paint(panel: "Axes") -> None:
-        from matplotlib.cm import ScalarMappable
+        from matplotlib import colormaps
         from matplotlib.colors import Normalize
         from matplotlib.patches import Rectangle
 
         # Dark is good in both directions, and stays so in print.
         colours = "Blues" if higher_is_better else "Blues_r"
-        # One trial that diverged must not make all others look alike: the scale ends at three times the middle distance.
+        # One setting that failed to learn must not make all others look alike: see `_limits`.
         limits = _limits(present, higher_is_better)
-        shade = ScalarMappable(Normalize(*limits, clip=True), colours)
+        colour_map, scale = colormaps[colours], Normalize(*limits, clip=True)
         panel.set_xlim(-0.5, len(places) - 0.5)
         panel.set_ylim(len(levels) - 0.5, -0.5)
         for y, line in enumerate(numbers):
@@ -96,10 +99,17 @@ def _heat_map(
                 dark = not math.isnan(number) and (share > 0.55 if higher_is_better else share < 0.45)
                 text = "–" if math.isnan(number) else format_metric(metric, number)
                 weight = "bold" if number == best else "normal"
-                fill = "#f1f1f1" if math.isnan(number) else shade.to_rgba(number, alpha=0.85)
+                fill = "#f1f1f1" if math.isnan(number) else (*colour_map(scale(number))[:3], 0.85)
                 panel.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=fill, edgecolor="white", lw=1))
                 panel.text(
-                    x, y, text, ha="center", va="center", fontsize=8.5, weight=weight, color="white" if dark else "#222222"
+                    x,
+                    y,
+                    text,
+                    ha="center",
+                    va="center",
+                    fontsize=8.5,
+                    weight=weight,
+                    color="white" if dark else "#222222",
                 )
                 if number == best:
                     panel.add_patch(Rectangle((x - 0.47, y - 0.46), 0.94, 0.92, fill=False, edgecolor="#D55E00", lw=2))
@@ -114,7 +124,7 @@ def _heat_map(
     return draw(
         f"{method}: {what}",
         cells,
-        "Mean over seeds, the best over all other axes; the frame marks the best cell, – a cell without a finished trial.",
+        "Mean over seeds, the best over all other axes. Framed: the best cell; –: no trial finished.",
         paint,
         (4.6, 1.1 + 0.42 * len(levels)),
     )

@@ -41,7 +41,9 @@ def write_peft_results(record: SweepRecord, verdicts: Sequence[Verdict], folder:
         for trial_id in choice.setting.trial_ids.values():
             absent = [key for key in _REQUIRED if is_missing(rows[trial_id].get(key))]
             if absent:
-                left_out.append(f"{trial_id}: no file, for PEFT's app wants {', '.join(absent)}, which was not measured")
+                left_out.append(
+                    f"{trial_id}: no file, for PEFT's app wants {', '.join(absent)}, which was not measured"
+                )
             else:
                 results[trial_id] = peft_result(record, trial_id, rows[trial_id])
     if not results:
@@ -66,7 +68,7 @@ def peft_result(record: SweepRecord, trial_id: str, row: Mapping[Any, Any]) -> d
     samples, tokens = steps * batch_size, round(train_time * float(row["throughput/tokens_per_second"]))
     train_loss = _last(record, trial_id, "train/loss")
     evaluations = _curve(record, trial_id, "eval/accuracy")
-    metrics = [
+    metrics: list[dict[str, float | None]] = [
         {"step": step, "valid accuracy": value, "train samples": step * batch_size} for step, value in evaluations
     ]
     metrics.append(
@@ -102,7 +104,9 @@ def peft_result(record: SweepRecord, trial_id: str, row: Mapping[Any, Any]) -> d
         },
         "meta_info": {
             "model_info": {"sha": parameters.get("model.revision"), "created_at": None},
-            "dataset_info": {str(parameters.get("data.name")): {"sha": parameters.get("data.revision"), "created_at": None}},
+            "dataset_info": {
+                str(parameters.get("data.name")): {"sha": parameters.get("data.revision"), "created_at": None}
+            },
             "package_info": _package_info(run),
             "system_info": {
                 "system": run.tags.get("loragrid.system", ""),
@@ -120,7 +124,9 @@ def peft_result(record: SweepRecord, trial_id: str, row: Mapping[Any, Any]) -> d
 
 
 def _train_config(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    training = {key.removeprefix("training."): value for key, value in parameters.items() if key.startswith("training.")}
+    training = {
+        key.removeprefix("training."): value for key, value in parameters.items() if key.startswith("training.")
+    }
     return {
         **training,
         "model_id": parameters.get("model.name"),
@@ -150,7 +156,11 @@ def _peft_config(
     }
     if not hyperparameters and row["parameters/trainable"]:
         return None
-    return {"peft_type": str(row["method"]).upper(), "base_model_name_or_path": parameters.get("model.name"), **hyperparameters}
+    return {
+        "peft_type": str(row["method"]).upper(),
+        "base_model_name_or_path": parameters.get("model.name"),
+        **hyperparameters,
+    }
 
 
 def _package_info(run: TrialRun) -> dict[str, str | None]:
@@ -178,8 +188,8 @@ def _number(value: Any) -> float | None:
 
 
 _NOTES = {
-    "accelerator_memory_reserved_avg": "the peak, of the trial measured alone: LoraGrid keeps no average; an upper bound",
-    "accelerator_memory_reserved_99th": "the peak, of the trial measured alone; an upper bound",
+    "accelerator_memory_reserved_avg": "the peak of the trial alone: LoraGrid keeps no average; an upper bound",
+    "accelerator_memory_reserved_99th": "the peak of the trial alone; an upper bound",
     "accelerator_memory_max": "peak of the reserved memory in training, evaluation left out",
     "train_time": "steps times the step time of the trial measured alone",
     "total_time": "of the packs that the trial shared with others",

@@ -35,13 +35,13 @@ def format_of(out: Path, asked: str | None) -> ReportFormat:
     found = asked if asked is not None else out.suffix.removeprefix(".").lower()
     if found not in allowed or (asked is None and found == "peft"):
         key = f"--format {asked}" if asked is not None else f"--out {out}"
-        raise ValueError(f"{key}: no such format; allowed: a file ending in .html, .md, .csv or .json, or --format peft")
+        raise ValueError(
+            f"{key}: no such format; allowed: a file ending in .html, .md, .csv or .json, or --format peft"
+        )
     return found  # type: ignore[return-value]
 
 
-def write_report(
-    comparison: Comparison, out: Path, asked: str | None = None, apart: Collection[str] = ()
-) -> list[str]:
+def write_report(comparison: Comparison, out: Path, asked: str | None = None, apart: Collection[str] = ()) -> list[str]:
     """Write the report to the file `out` (to the folder `out` for PEFT's format); gives what it could not say.
 
     apart: axes whose values are contestants of their own, see `choose`.
@@ -130,7 +130,7 @@ def to_csv(parts: Sequence[Part]) -> str:
     )
     for part, choice in choices:
         default = choice.default
-        intervals = [choice.validation, choice.test, default and default.validation, default and default.test]
+        intervals = [choice.validation, choice.test, *([default.validation, default.test] if default else [None, None])]
         writer.writerow(
             [part.label, choice.name, *(choice.setting.values.get(name) for name in axes)]
             + [choice.metric, part.verdict.metric, " ".join(choice.edges), choice.num_settings]

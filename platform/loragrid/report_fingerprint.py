@@ -12,7 +12,8 @@ FINGERPRINT_PREFIXES = (
     "loragrid.system",
     "loragrid.cpu.",
     "loragrid.gpu",
-    "loragrid.fingerprint.",
+    "loragrid.device",
+    "loragrid.precision.",
     "mlflow.source.git.commit",
 )
 

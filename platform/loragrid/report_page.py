@@ -34,7 +34,7 @@ from loragrid.verdict import load_verdict
 MEMORY_PEAKS = {
     "memory/peak_allocated_bytes": "peak allocated, training",
     "memory/peak_reserved_bytes": "peak reserved, training",
-    "memory/eval_peak_bytes": "peak allocated, evaluation",
+    "memory/eval_peak_allocated_bytes": "peak allocated, evaluation",
     "memory/peak_resident_bytes": "peak of the process (RAM)",
 }
 CARD_FIELDS = {
@@ -172,8 +172,8 @@ def _lines(comparison: Comparison, verdict: Verdict) -> list[Line]:
     everyone = [*verdict.choices, *verdict.references]
     if everyone:
         return [Line(label=choice.name, trial_ids=tuple(choice.setting.trial_ids.values())) for choice in everyone]
-    groups: Mapping[str, Any] = comparison.table.groupby("method")["trial_id"].agg(tuple).to_dict()
-    return [Line(label=method, trial_ids=trial_ids) for method, trial_ids in groups.items()]
+    groups = comparison.table.groupby("method")["trial_id"]
+    return [Line(label=str(method), trial_ids=tuple(trial_ids)) for method, trial_ids in groups]
 
 
 def _bars(comparison: Comparison, lines: Sequence[Line], parts: Mapping[str, str]) -> list[Bar]:

@@ -15,10 +15,8 @@ from loragrid.sweep_record import SweepRecord
 from loragrid.verdict_words import is_shown
 
 PACK_TAG = "loragrid.pack"
-ESTIMATES = (
-    ("GPU memory", "memory/pack_estimated_bytes", "memory/pack_peak_bytes", format_bytes),
-    ("time", "time/estimated_seconds", "time/train_seconds", format_seconds),
-)
+SWEEP_ESTIMATE, SWEEP_TIME = "sweep/estimated_seconds", "sweep/wall_seconds"
+PACK_ESTIMATE, PACK_PEAK = "memory/pack_estimated_bytes", "memory/pack_peak_bytes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +53,9 @@ def choice_table(verdict: Verdict, comparison: Comparison) -> PageTable:
     """One row per choice, best first, with its untuned default beside it; then the references, out of the contest."""
     everyone = [*verdict.choices, *verdict.references]
     has_test = any(choice.test is not None for choice in everyone)
-    heads = ([metric_name(verdict.metric)] if has_test else []) + [metric_name(choice.metric) for choice in everyone[:1]]
+    heads = ([metric_name(verdict.metric)] if has_test else []) + [
+        metric_name(choice.metric) for choice in everyone[:1]
+    ]
     rows = []
     for choice in everyone:
         marks = tuple(
@@ -104,9 +104,7 @@ def contrast_table(verdict: Verdict) -> PageTable:
         if contrast.over_seeds is None and contrast.over_items is None:
             names = Cell(text=f"{contrast.first} − {contrast.second}")
             rows.append((names, Cell(text="cannot be tested"), *[Cell(text=MISSING, is_number=True)] * 4))
-    return PageTable(
-        header=("pair", "what it shows", "difference", "95 % interval", "p (Holm)", "n"), rows=tuple(rows)
-    )
+    return PageTable(header=("pair", "what it shows", "difference", "95 % interval", "p (Holm)", "n"), rows=tuple(rows))
 
 
 def _contrast_row(contrast: Contrast, test: PairedTest, pairs: str, higher_is_better: bool) -> tuple[Cell, ...]:
@@ -148,7 +146,12 @@ def mean_figure(comparison: Comparison, trial_ids: Sequence[str], key: str) -> f
 def unfinished_table(comparison: Comparison) -> PageTable:
     """Trials that did not finish, each with its reason; an out-of-memory trial is a result."""
     rows = [
-        (Cell(text=row["trial_id"]), Cell(text=_setting_of(comparison, row)), Cell(text=end_of(row)), Cell(text=row["reason"] or MISSING))
+        (
+            Cell(text=row["trial_id"]),
+            Cell(text=_setting_of(comparison, row)),
+            Cell(text=end_of(row)),
+            Cell(text=row["reason"] or MISSING),
+        )
         for row in comparison.table.to_dict("records")
         if row["status"] != "FINISHED"
     ]
@@ -180,7 +183,10 @@ def trial_table(comparison: Comparison, groups: Mapping[str, str]) -> PageTable:
             Cell(text=row["method"]),
             Cell(text=end_of(row)),
             *(Cell(text=format_value(row[name]), is_number=True) for name in comparison.axes),
-            *(Cell(text=MISSING if is_missing(row[key]) else write_figure(key, row[key]), is_number=True) for key in keys),
+            *(
+                Cell(text=MISSING if is_missing(row[key]) else write_figure(key, row[key]), is_number=True)
+                for key in keys
+            ),
         )
         for row in sort_by_final_loss(comparison.table).to_dict("records")
     ]
@@ -191,7 +197,7 @@ def write_figure(key: str, value: Any) -> str:
     """A figure in the unit that its key names."""
     if key.endswith("_bytes"):
         return format_bytes(value)
-    if key.endswith("_seconds") or key.endswith("seconds_to_threshold"):
+    if key.endswith(("_seconds", "seconds_to_threshold")):
         return format_seconds(value)
     if key.startswith("parameters/"):
         return format_count(value)
@@ -207,9 +213,7 @@ def parts_table(
     write: Callable[[float], str],
 ) -> PageTable:
     """The bars as numbers: one row per (label, trial ids), one column per part that somebody has."""
-    values = {
-        label: {key: mean_figure(comparison, trial_ids, key) for key in parts} for label, trial_ids in choices
-    }
+    values = {label: {key: mean_figure(comparison, trial_ids, key) for key in parts} for label, trial_ids in choices}
     keys = [key for key in parts if any(row[key] is not None for row in values.values())]
     rows = tuple(
         (Cell(text=label), *(_written(row[key], write) for key in keys)) for label, row in values.items() if keys
@@ -222,16 +226,23 @@ def _written(value: float | None, write: Callable[[float], str]) -> Cell:
 
 
 def estimate_table(record: SweepRecord) -> PageTable:
-    """What was expected against what came, once per pack, where MLflow has both."""
-    rows: dict[tuple[str, str, str, str], tuple[Cell, ...]] = {}
+    """What was expected against what came: the sweep's time, and once per pack its memory, where MLflow has both."""
+    rows: dict[tuple[str, float, float], tuple[Cell, ...]] = {}
+    if SWEEP_ESTIMATE in record.figures and SWEEP_TIME in record.figures:
+        expected, came = record.figures[SWEEP_ESTIMATE], record.figures[SWEEP_TIME]
+        rows["", expected, came] = _estimate("the whole sweep", "time", expected, came, format_seconds)
     for row in record.comparison.table.to_dict("records"):
+        expected, came = row.get(PACK_ESTIMATE), row.get(PACK_PEAK)
+        if expected is None or came is None or is_missing(expected) or is_missing(came):
+            continue
         trial = record.trials.get(row["trial_id"])
         pack = trial.tags.get(PACK_TAG, row["trial_id"]) if trial else row["trial_id"]
-        for what, estimated, measured, write in ESTIMATES:
-            expected, came = row.get(estimated), row.get(measured)
-            if is_missing(expected) or is_missing(came):
-                continue
-            ratio = f"{came / expected:.2f}" if expected else MISSING
-            cells = [Cell(text=text, is_number=True) for text in (write(expected), write(came), ratio)]
-            rows[pack, what, cells[0].text, cells[1].text] = (Cell(text=pack), Cell(text=what), *cells)
-    return PageTable(header=("pack", "what", "estimated", "measured", "measured / estimated"), rows=tuple(rows.values()))
+        rows[pack, float(expected), float(came)] = _estimate(pack, "GPU memory", expected, came, format_bytes)
+    return PageTable(header=("of", "what", "estimated", "measured", "measured / estimated"), rows=tuple(rows.values()))
+
+
+def _estimate(
+    name: str, what: str, expected: float, came: float, write: Callable[[float], str]
+) -> tuple[Cell, ...]:
+    numbers = (write(expected), write(came), f"{came / expected:.2f}" if expected else MISSING)
+    return (Cell(text=name), Cell(text=what), *(Cell(text=text, is_number=True) for text in numbers))

@@ -1,8 +1,8 @@
-"""What MLflow holds of a sweep beside its comparison: every run's parameters, tags and times, and the experiment's file."""
+"""What MLflow holds of a sweep beside its comparison: parameters, tags and times of its runs, the experiment's file."""
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -34,7 +34,7 @@ class SweepRecord:
     """A comparison with what stands behind it. trials: trial id -> run, in the comparison's order.
 
     experiment_yaml: the file that repeats the sweep, None where it can neither be found nor rebuilt; is_rebuilt: it was
-    put together from recorded parameters. started, ended: of the sweep, in seconds since 1970.
+    put together from recorded parameters. figures: the sweep's own, by metric key. started, ended: of the sweep, in seconds since 1970.
     """
 
     comparison: Comparison
@@ -44,13 +44,16 @@ class SweepRecord:
     status: str
     started: float | None
     ended: float | None
+    figures: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def cards(self) -> dict[str, dict[str, str]]:
         """Method -> its card's fields, as its trials recorded them."""
         found: dict[str, dict[str, str]] = {}
         for trial in self.trials.values():
-            card = {key.removeprefix(CARD_PREFIX): text for key, text in trial.tags.items() if key.startswith(CARD_PREFIX)}
+            card = {
+                key.removeprefix(CARD_PREFIX): text for key, text in trial.tags.items() if key.startswith(CARD_PREFIX)
+            }
             if card:
                 found.setdefault(trial.tags.get(METHOD_TAG, ""), card)
         return dict(sorted(found.items()))
@@ -76,6 +79,7 @@ def load_record(comparison: Comparison) -> SweepRecord:
         status=str(parent.info.status),
         started=_seconds(parent.info.start_time),
         ended=_seconds(parent.info.end_time),
+        figures=dict(parent.data.metrics),
     )
 
 

@@ -157,7 +157,7 @@ def record_trial(recorder: Recorder, trial: MadeUpTrial) -> None:
             "memory/saved_activation_bytes": saved_mib * 2**20,
             "memory/loss_bytes": 96 * 2**20,
             "memory/peak_allocated_bytes": (269 + 96 + saved_mib + 40) * 2**20,
-            "memory/eval_peak_bytes": 1100 * 2**20,
+            "memory/eval_peak_allocated_bytes": 1100 * 2**20,
             "memory/peak_reserved_bytes": (269 + 96 + saved_mib + 140) * 2**20,
             "memory/pack_estimated_bytes": 6.1e9,
             "memory/pack_peak_bytes": 5.7e9,
