@@ -1,4 +1,4 @@
-"""Draws a chart as SVG that stands inside a page: no outside font, no script, a title and a description for everyone."""
+"""Draws a chart as SVG that stands inside a page: no outside font, no script, a title and a description in words."""
 
 import hashlib
 import io
@@ -136,7 +136,7 @@ def legend_above(panel: "Axes", num_columns: int = 2) -> None:
 
 
 def labels_beside(panel: "Axes", points: Sequence[tuple[float, float, str, str]]) -> None:
-    """Names (x, y, text, colour) in a column right of the axes, apart from each other, with thin lines to the points."""
+    """Names (x, y, text, colour) in a column right of the axes, apart from each other, with lines to the points."""
     gap = 0.075  # of the height of the axes: a line of text
     ordered = sorted(points, key=lambda point: point[1])
     places = [

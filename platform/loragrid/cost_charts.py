@@ -48,7 +48,18 @@ TIME_PARTS = {
     "time/check_seconds": "checking",
     "time/report_seconds": "reporting",
 }
-PART_COLOURS = ("#5B6C8F", "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#CC79A7", "#8C6D31", "#009E73", "#444444", "#BBBBBB")
+PART_COLOURS = (
+    "#5B6C8F",
+    "#0072B2",
+    "#56B4E9",
+    "#E69F00",
+    "#D55E00",
+    "#CC79A7",
+    "#8C6D31",
+    "#009E73",
+    "#444444",
+    "#BBBBBB",
+)
 PART_HATCHES = ("", "///", "", "\\\\\\", "", "///", "", "///", "", "\\\\\\")
 
 

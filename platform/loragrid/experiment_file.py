@@ -53,4 +53,12 @@ def _parse(text: str) -> Any:
 
 
 def _to_yaml(mapping: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(mapping), sort_keys=False, allow_unicode=True, width=100)
+    axes = mapping.get("grid") or {}
+    written = {
+        # An axis of the grid takes the place of the section's key: a file with both is refused.
+        section: {key: item for key, item in value.items() if f"{section}.{key}" not in axes}
+        if isinstance(value, dict)
+        else value
+        for section, value in mapping.items()
+    }
+    return yaml.safe_dump(written, sort_keys=False, allow_unicode=True, width=100)

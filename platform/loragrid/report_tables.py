@@ -229,8 +229,8 @@ def estimate_table(record: SweepRecord) -> PageTable:
     """What was expected against what came: the sweep's time, and once per pack its memory, where MLflow has both."""
     rows: dict[tuple[str, float, float], tuple[Cell, ...]] = {}
     if SWEEP_ESTIMATE in record.figures and SWEEP_TIME in record.figures:
-        expected, came = record.figures[SWEEP_ESTIMATE], record.figures[SWEEP_TIME]
-        rows["", expected, came] = _estimate("the whole sweep", "time", expected, came, format_seconds)
+        seconds = (record.figures[SWEEP_ESTIMATE], record.figures[SWEEP_TIME])
+        rows["", *seconds] = _estimate("the whole sweep", "time", *seconds, format_seconds)
     for row in record.comparison.table.to_dict("records"):
         expected, came = row.get(PACK_ESTIMATE), row.get(PACK_PEAK)
         if expected is None or came is None or is_missing(expected) or is_missing(came):
@@ -241,8 +241,6 @@ def estimate_table(record: SweepRecord) -> PageTable:
     return PageTable(header=("of", "what", "estimated", "measured", "measured / estimated"), rows=tuple(rows.values()))
 
 
-def _estimate(
-    name: str, what: str, expected: float, came: float, write: Callable[[float], str]
-) -> tuple[Cell, ...]:
+def _estimate(name: str, what: str, expected: float, came: float, write: Callable[[float], str]) -> tuple[Cell, ...]:
     numbers = (write(expected), write(came), f"{came / expected:.2f}" if expected else MISSING)
     return (Cell(text=name), Cell(text=what), *(Cell(text=text, is_number=True) for text in numbers))

@@ -34,7 +34,8 @@ class SweepRecord:
     """A comparison with what stands behind it. trials: trial id -> run, in the comparison's order.
 
     experiment_yaml: the file that repeats the sweep, None where it can neither be found nor rebuilt; is_rebuilt: it was
-    put together from recorded parameters. figures: the sweep's own, by metric key. started, ended: of the sweep, in seconds since 1970.
+    put together from recorded parameters. started, ended: of the sweep, in seconds since 1970. figures: its own, by
+    metric key.
     """
 
     comparison: Comparison

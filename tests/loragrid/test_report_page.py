@@ -119,6 +119,7 @@ def test_the_figures_of_the_choices_are_those_of_the_store_with_their_t_interval
 ) -> None:
     client = MlflowClient(tracking_uri=maths_uri)
     experiment = client.get_experiment_by_name("maths")
+    assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], "attributes.status = 'FINISHED'", max_results=1000)
     rows = maths.table_of("chosen setting")
     assert {row["method"] for row in rows} == set(METHODS)
@@ -360,7 +361,7 @@ def test_a_browser_without_network_shows_the_whole_page_and_never_scrolls_it_sid
         assert len(boxes) == 13
         assert all(left >= 0 and right <= width and height > 60 for left, right, height in boxes)
         assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
-        assert browser.get_log("browser") == []
+        assert browser.get_log("browser") == []  # type: ignore[no-untyped-call]
         if folder := os.environ.get("LORAGRID_SCREENSHOTS"):
             height = browser.execute_script("return document.documentElement.scrollHeight")
             clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
