@@ -9,6 +9,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -135,10 +136,14 @@ def compare(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Write the loss curves to this PNG file.")] = None,
+    apart: Annotated[
+        list[str] | None,
+        typer.Option(help="An axis (a column) to compare at each of its values, not to choose over. Can be repeated."),
+    ] = None,
     storage: Storage = DEFAULT_STORAGE,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Print the comparison of a sweep, from MLflow alone."""
+    """Print the table of a sweep and what it shows, from MLflow alone."""
     from loragrid.comparison import load_comparison
     from loragrid.report import plot_loss_curves, render_table
 
@@ -154,7 +159,7 @@ def compare(
     else:
         console = _console()
         console.print(render_table(comparison, console.width))
-        _print_verdict(console, comparison)
+        _print_verdict(console, comparison, apart or ())
         if plot is not None:
             console.print(f"loss curves  {plot}", highlight=False, markup=False, soft_wrap=True)
 
@@ -288,7 +293,7 @@ def _store(storage: str, tracking_uri: str | None) -> str:
     return uri
 
 
-def _print_verdict(console: Console, comparison: "Comparison") -> None:
+def _print_verdict(console: Console, comparison: "Comparison", apart: Sequence[str] = ()) -> None:
     from loragrid.settings import tasks_of
     from loragrid.verdict import load_verdict
     from loragrid.verdict_table import render_verdict
@@ -297,7 +302,7 @@ def _print_verdict(console: Console, comparison: "Comparison") -> None:
         console.print()
         if label:
             console.print(label, style="bold", highlight=False, markup=False)
-        console.print(render_verdict(load_verdict(part)))
+        console.print(render_verdict(load_verdict(part, apart)))
 
 
 def _console() -> Console:

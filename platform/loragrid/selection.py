@@ -13,7 +13,6 @@ from typing import Any
 from loragrid.comparison import Comparison, is_missing
 from loragrid.figures import format_value
 from loragrid.glossary import DIVERGED, STOPPED_EARLY
-from loragrid.ladders import default_setting, edge_sides
 from loragrid.settings import (
     TASK_SECTIONS,
     Row,
@@ -27,6 +26,7 @@ from loragrid.settings import (
 )
 from loragrid.statistics import Interval, PairedTest, t_interval
 from loragrid.tracking import Scalar
+from loragrid.tuning import default_setting, edge_sides
 
 VALIDATION_METRICS = ("eval/accuracy", "eval/final_loss")
 TEST_METRICS = ("test/accuracy", "test/loss")
@@ -118,7 +118,7 @@ def choose(comparison: Comparison, apart: Collection[str] = ()) -> Selection:
     as `rank` to compare at equal ranks, or `rslora`. Ties go to the lower validation loss, then to the first.
 
     A neighbour that diverged or was stopped early bounds a ladder as well as one that did worse; one that is missing
-    does not. What counts as a ladder and as a default: `ladders`.
+    does not. What counts as a ladder and as a default: `tuning`.
 
     ValueError: `apart` names no axis; or the sweep has several tasks (`tasks_of` gives them one by one).
     """
@@ -236,7 +236,7 @@ def _choose_one(
             )
     tried = [candidate.setting for candidate in candidates if candidate.figures or candidate.fault]
     sides = edge_sides(best.setting, tried)
-    wanted = default_setting([candidate.setting for candidate in candidates], best.setting, comparison.axes)
+    wanted = default_setting([candidate.setting for candidate in candidates], best.setting, comparison.axes, method)
     default = next((candidate for candidate in candidates if candidate.setting == wanted), None)
     if default is not None and (default.fault or not default.figures):
         fault = f"a trial of it {default.fault}" if default.fault else "no trial of it has finished"
@@ -284,7 +284,7 @@ def _holds(comparison: Comparison, key: str) -> bool:
 
 
 def _figure(row: Row, key: str) -> float | None:
-    value = row.get(key)
+    value: Any = row.get(key)
     return None if is_missing(value) or not math.isfinite(value) else float(value)
 
 

@@ -1,6 +1,6 @@
 """Groups the trials of a sweep that differ in their seed alone: what is drawn, chosen and tested is a setting."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,9 +62,10 @@ def tasks_of(comparison: Comparison) -> dict[str, Comparison]:
     return parts
 
 
-def show_setting(setting: Setting) -> str:
-    """The values that tell a setting from the others of its method: `rank 8, lr 0.001`."""
-    return ", ".join(f"{axis} {format_value(value)}" for axis, value in setting.values.items()) or "its only setting"
+def show_setting(setting: Setting, without: Collection[str] = ()) -> str:
+    """The values that tell a setting from the others of its method: `rank 8, lr 0.001`; `without` these axes."""
+    shown = [f"{axis} {format_value(value)}" for axis, value in setting.values.items() if axis not in without]
+    return ", ".join(shown) or "its only setting"
 
 
 def setting_of(comparison: Comparison, rows: Sequence[Row], names: Sequence[str]) -> Setting:

@@ -103,27 +103,30 @@ def _over_items(
     if column is None or column not in scores:
         return None, []
     own = scores[scores["trial_id"].isin([*first, *second])]
+    if set(own["trial_id"]) != {*first, *second}:
+        return None, []
     # A row that is in the data twice has the same digits twice: its first occurrence is paired with the first.
     keys = [own["row"], own.groupby(["trial_id", "row"]).cumcount()]
-    values = own.set_index(keys).pivot(columns="trial_id", values=[column, "num_labels"])
-    if not {*first, *second} <= set(values[column].columns):
-        return None, []
-    complete = values.dropna()
-    words = (
-        [] if len(complete) == len(values) else [f"only {len(complete)} of {len(values)} test rows are scored by both"]
-    )
-    if len(complete) < 2:
+    own = own.set_index(keys)
+    values = own.pivot(columns="trial_id", values=column)
+    items = values.dropna()
+    words = [] if len(items) == len(values) else [f"only {len(items)} of {len(values)} test rows are scored by both"]
+    if len(items) < 2:
         return None, words
-    items = complete[column]
-    labels = complete["num_labels"][first[0]]
+    labels = own[own["trial_id"] == first[0]]["num_labels"].reindex(items.index)
     if column == "correct":
         if len(first) == 1:
             return mcnemar(list(items[first[0]]), list(items[second[0]])), words
-        means = [items[list(trials)].mean(axis="columns") for trials in (first, second)]
+        means = [_mean(items, trials) for trials in (first, second)]
         return paired_bootstrap(list(means[0]), list(means[1]), [1.0] * len(items)), words
     scored = labels > 0
-    means = [(items[list(trials)].mean(axis="columns") / labels)[scored] for trials in (first, second)]
+    means = [(_mean(items, trials) / labels)[scored] for trials in (first, second)]
     return paired_bootstrap(list(means[0]), list(means[1]), list(labels[scored])), words
+
+
+def _mean(items: pd.DataFrame, trials: Sequence[str]) -> "pd.Series[float]":
+    """Every row's mean over these trials: those of one setting, one per seed."""
+    return items[list(trials)].mean(axis="columns")
 
 
 def _corrected(contrasts: Sequence[Contrast]) -> tuple[Contrast, ...]:

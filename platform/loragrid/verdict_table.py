@@ -63,6 +63,7 @@ def _setting_cell(choice: Choice) -> Text:
             EDGE_MARKS.get(choice.edge_sides.get(axis, ""), ""), style="yellow"
         )
         for axis, value in choice.setting.values.items()
+        if axis not in choice.apart
     )
     return cell.append(f" of {choice.num_settings}", style="dim") if choice.num_settings > 1 else Text("–")
 

@@ -9,7 +9,7 @@ from loragrid.statistics import CONFIDENCE, Interval, PairedTest
 LEVEL = 1 - CONFIDENCE
 """A difference is shown where its corrected p-value is below this."""
 
-MAX_PAIRS_IN_WORDS = 6
+MAX_PAIRS_IN_WORDS = 3
 """Of the pairs without the best contestant: more than these are counted, not named."""
 
 METRIC_WORDS = {
@@ -70,7 +70,7 @@ def _leader(best: Choice, selection: Selection, alone: bool) -> str:
     interval = reported_interval(best, selection.reported)
     assert interval is not None
     most = "highest" if selection.higher_is_better else "lowest"
-    values = f" ({show_setting(best.setting)})" if best.setting.values else ""
+    values = f" ({show_setting(best.setting, best.apart)})" if best.setting.values.keys() - best.apart else ""
     metric = METRIC_WORDS.get(selection.reported, selection.reported)
     spread = "" if interval.low is None else f"95 % interval {interval.low:.4f} to {interval.high:.4f}, "
     figure = f"{interval.mean:.4f} ({spread}n = {_count(interval.num, 'seed')})"

@@ -18,31 +18,27 @@ def edge_sides(best: Setting, tried: Sequence[Setting]) -> dict[str, str]:
     sides: dict[str, str] = {}
     for axis, value in best.values.items():
         others = _without(best.values, axis)
-        ladder = [own for own in (_beside(setting, axis, others) for setting in tried) if own is not None]
-        if isinstance(value, float) and value != 0 and len(ladder) > 1 and value in (min(ladder), max(ladder)):
+        beside = [setting.values[axis] for setting in tried if _without(setting.values, axis) == others]
+        ladder = [own for own in beside if isinstance(own, float)]
+        if len(ladder) > 1 and value != 0 and value in (min(ladder), max(ladder)):
             sides[axis] = "lowest" if value == min(ladder) else "highest"
     return sides
 
 
-def default_setting(settings: Sequence[Setting], best: Setting, axes: Mapping[str, str]) -> Setting | None:
+def default_setting(settings: Sequence[Setting], best: Setting, axes: Mapping[str, str], method: str) -> Setting | None:
     """The setting with the default on every axis that differs among `settings`; None where there is none, or no choice.
 
-    axes: name -> dotted path. The default is the method's, as it is installed, or that of `training`; an axis without
-    one (steps) keeps the value of `best`.
+    axes: name -> dotted path. method: its name, by which its class is found. The default is the method's, as it is
+    installed, or that of `training`; an axis without one (steps) keeps the value of `best`.
     """
     if len(settings) == 1:
         return None
     wanted = dict(best.values)
     for axis in best.values:
         if any(setting.values[axis] != best.values[axis] for setting in settings):
-            known, value = _default_value(best.method, axes[axis])
+            known, value = _default_value(method, axes[axis])
             wanted[axis] = value if known else wanted[axis]
     return next((setting for setting in settings if setting.values == wanted), None)
-
-
-def _beside(setting: Setting, axis: str, others: Mapping[str, Scalar]) -> float | None:
-    value = setting.values[axis]
-    return value if isinstance(value, float) and _without(setting.values, axis) == others else None
 
 
 def _without(values: Mapping[str, Scalar], axis: str) -> dict[str, Scalar]:
