@@ -1,4 +1,4 @@
-"""The command line: run, plan, compare, sync, export, methods, ui.
+"""The command line: run, plan, compare, report, sync, export, methods, ui.
 
 Exit codes: 0 all went well; 1 a trial failed (the others are recorded), or MLflow does not have the whole record;
 2 the request was wrong; 130 interrupted, 143 ended by SIGTERM.
@@ -85,7 +85,8 @@ def run(
     if result.waiting_record is not None:
         console.print(
             f"MLflow has not taken all of the record: the rest waits in {result.waiting_record}; when it answers "
-            f"again: loragrid sync --storage {local_folder(experiment)}",
+            f"again: loragrid sync --storage {local_folder(experiment)}; then, for the report: "
+            f"{shlex.join(['loragrid', 'report', experiment.name, '--sweep', result.name, '--out', 'report.html'])}",
             style="yellow",
             highlight=False,
             markup=False,
@@ -98,6 +99,7 @@ def run(
     if not comparison.curves.empty:
         picture = plot_loss_curves(comparison, local_folder(experiment) / f"{result.name}.png")
         console.print(f"loss curves   {picture}", highlight=False, markup=False, soft_wrap=True)
+    _keep_report(console, comparison, local_folder(experiment) / f"{result.name}.html")
     console.print(f"MLflow store  {result.tracking_uri}", highlight=False, markup=False, soft_wrap=True)
     console.print(
         f"browse it     loragrid ui --storage {local_folder(experiment)}",
@@ -184,6 +186,34 @@ def compare(
 
 
 @app.command()
+def report(
+    name: Annotated[str, typer.Argument(help="The experiment's name.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The file to write: .html, .md, .csv or .json.", show_default=False)],
+    sweep: Annotated[str | None, typer.Option(help="One sweep of it. Default: the latest.")] = None,
+    format_: Annotated[
+        str | None,
+        typer.Option("--format", help="html, md, csv, json; or peft: a folder of result files for PEFT's app."),
+    ] = None,
+    apart: Annotated[
+        list[str] | None,
+        typer.Option(help="An axis whose values are compared instead of chosen between: rank. Can be repeated."),
+    ] = None,
+    storage: Storage = DEFAULT_STORAGE,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Write the report of a sweep, from MLflow alone: one page that holds all it shows and opens offline."""
+    from loragrid.comparison import load_comparison
+    from loragrid.report_files import format_of, write_report
+
+    format_of(out, format_)
+    comparison = load_comparison(name, _store(storage, tracking_uri), sweep)
+    console = _console()
+    for sentence in write_report(comparison, out, format_, apart or ()):
+        console.print(sentence, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"report  {out}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def sync(storage: Storage = DEFAULT_STORAGE) -> None:
     """Deliver to MLflow what a sweep could not: the store was away, or the program was killed."""
     from loragrid.sync import sync as deliver
@@ -251,6 +281,27 @@ def ui(
         console.print(f"{name}  {page}", highlight=False, markup=False, soft_wrap=True)
     console.print("MLflow is starting; Ctrl-C ends it", highlight=False)
     raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+def _keep_report(console: Console, comparison: "Comparison", out: Path) -> None:
+    """Write a finished sweep's page and keep it in MLflow; the sweep is recorded, and does not fail for want of it."""
+    from mlflow.exceptions import MlflowException
+
+    from loragrid.report_files import keep_report
+
+    try:
+        keep_report(comparison, out)
+    except (OSError, ValueError, MlflowException) as error:
+        again = shlex.join(["loragrid", "report", comparison.experiment_name, "--sweep", comparison.sweep])
+        console.print(
+            f"the report could not be kept ({error}); to write it: {again} --out report.html",
+            style="yellow",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+        return
+    console.print(f"report        {out}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _store(storage: str, tracking_uri: str | None) -> str:

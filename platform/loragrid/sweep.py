@@ -19,6 +19,7 @@ from loragrid.comparison import Comparison, load_comparison
 from loragrid.config import DataConfig, Experiment, ModelConfig
 from loragrid.data import TokenizedData, load_data
 from loragrid.earlier import RESUMED_TAG, TRIALS_TAG, EarlierSweep, identify
+from loragrid.experiment_file import keep_experiment
 from loragrid.local_path import reason_of
 from loragrid.models import check_weights, load_tokenizer
 from loragrid.placement import Node, Placement, place
@@ -153,11 +154,13 @@ def open_sweep(
     if earlier is None:
         experiment = whole_plan.experiment
         recorder.start_sweep(name, sweep_parameters(experiment), {QUESTION_TAG: experiment.question, **tags})
+        keep_experiment(recorder, experiment)
         store.delete(trial_ids)
     else:
         recorder.resume_sweep(name, {RESUMED_TAG: str(earlier.num_resumed + 1), **tags})
         store.delete(earlier.outcome.statuses)  # the driver may have been killed before it did
         store.reopen(trial_ids)
+        keep_experiment(recorder, whole_plan.experiment)  # it may have grown
 
 
 def record_estimate(recorder: Recorder, estimate: TimeEstimate) -> None:

@@ -260,6 +260,32 @@ def test_compare_reads_the_record_as_table_csv_json_and_picture(
 
 
 @pytest.mark.end_to_end
+def test_a_run_leaves_its_report_in_the_storage_and_in_mlflow_with_the_file_that_repeats_it(
+    finished: Done, loragrid: Command, keys: dict[str, Any], tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    from loragrid.comparison import load_comparison
+    from loragrid.config import load_experiment
+
+    store = Path(keys["storage"]["path"])
+    page = (store / "tiny-1.html").read_text(encoding="utf-8")
+    assert f"report        {store / 'tiny-1.html'}" in finished.out
+    done = loragrid("report", "tiny", "--storage", store, "--out", tmp_path / "again.html")
+    assert (done.code, done.err) == (0, "")
+    assert (tmp_path / "again.html").read_text(encoding="utf-8") == page
+    comparison = load_comparison("tiny", f"sqlite:///{store / 'mlflow.db'}")
+    for loss in comparison.table["eval/final_loss"]:
+        assert f"{loss:.4f}" in page
+    client = MlflowClient(tracking_uri=comparison.tracking_uri)
+    kept = client.download_artifacts(comparison.sweep_run_id, "report/report.html", str(tmp_path))
+    assert Path(kept).read_text(encoding="utf-8") == page
+    (tmp_path / "original.yaml").write_text(yaml.safe_dump(keys), encoding="utf-8")
+    repeated = client.download_artifacts(comparison.sweep_run_id, "experiment.yaml", str(tmp_path))
+    assert load_experiment(Path(repeated)) == load_experiment(tmp_path / "original.yaml")
+
+
+@pytest.mark.end_to_end
 def test_an_adapter_and_the_merged_model_are_exported_and_give_the_same_logits(
     finished: Done, loragrid: Command, keys: dict[str, Any], tmp_path: Path
 ) -> None:

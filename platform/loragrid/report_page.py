@@ -1,0 +1,207 @@
+"""Puts a report together: one HTML page that holds everything it shows and asks no other place for anything."""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from loragrid.charts import method_styles
+from loragrid.comparison import Comparison
+from loragrid.cost_charts import COSTS, MEMORY_PARTS, TIME_PARTS, Bar, Point, bar_chart, pareto_charts
+from loragrid.curve_charts import Line, curve_charts
+from loragrid.figures import format_bytes, format_seconds
+from loragrid.heat_maps import heat_maps
+from loragrid.report_fingerprint import fingerprints
+from loragrid.report_tables import (
+    choice_table,
+    contrast_table,
+    end_of,
+    estimate_table,
+    mean_figure,
+    parts_table,
+    trial_table,
+    unfinished_table,
+)
+from loragrid.selection import Verdict
+from loragrid.settings import Setting, settings_of, show_setting, tasks_of
+from loragrid.sweep_record import SweepRecord
+from loragrid.tracking import Scalar
+from loragrid.verdict import load_verdict
+
+MEMORY_PEAKS = {
+    "memory/peak_allocated_bytes": "peak allocated, training",
+    "memory/peak_reserved_bytes": "peak reserved, training",
+    "memory/eval_peak_allocated_bytes": "peak allocated, evaluation",
+    "memory/peak_resident_bytes": "peak of the process (RAM)",
+}
+CARD_FIELDS = {
+    "paper": "paper",
+    "authors": "authors",
+    "year": "year",
+    "arxiv": "arXiv",
+    "update_rule": "update rule",
+    "differences": "what differs from the paper",
+    "peft_equivalent": "PEFT equivalent",
+}
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What a sweep shows on one model and one data set; `label` tells them apart where it has several."""
+
+    label: str
+    comparison: Comparison
+    settings: Sequence[Setting]
+    verdict: Verdict
+
+
+def load_parts(comparison: Comparison, apart: Collection[str] = ()) -> list[Part]:
+    """The parts of a sweep, judged by what MLflow holds; see `load_verdict`."""
+    return [
+        Part(label=label, comparison=part, settings=settings_of(part), verdict=load_verdict(part, apart))
+        for label, part in tasks_of(comparison).items()
+    ]
+
+
+def render_page(record: SweepRecord, parts: Sequence[Part]) -> str:
+    """The report as HTML.
+
+    The same record gives the same page, byte for byte: it holds no time but those of the sweep.
+    """
+    environment = Environment(
+        loader=PackageLoader("loragrid"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    comparison, prints = record.comparison, fingerprints(record.trials)
+    return environment.get_template("report.html.j2").render(
+        comparison=comparison,
+        record=record,
+        parts=[_contents(record, part) for part in parts],
+        when=_period(record),
+        counts=count_ends(comparison),
+        styles=method_styles(comparison.table["method"]),
+        unfinished=unfinished_table(comparison),
+        trials=trial_table(comparison, prints.groups),
+        cards=record.cards,
+        card_fields=CARD_FIELDS,
+        fingerprints=prints,
+        estimates=estimate_table(record),
+        yaml=None if record.experiment_yaml is None else _CREDENTIALS.sub("…", record.experiment_yaml),
+    )
+
+
+def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
+    comparison, verdict = part.comparison, part.verdict
+    styles = method_styles(record.comparison.table["method"], [*verdict.choices, *verdict.references])
+    chosen = _lines(comparison, verdict)
+    curves, missing_curves = curve_charts(record, comparison.curves, chosen, styles)
+    points, metric = setting_points(part), validation_metric(verdict)
+    fronts, missing_fronts = pareto_charts(points, metric, verdict.higher_is_better, styles)
+    by_label = [(line.label, line.trial_ids) for line in chosen]
+    return {
+        "label": part.label,
+        "verdict": verdict,
+        "choices": choice_table(verdict, comparison),
+        "contrasts": contrast_table(verdict),
+        "has_test": any(choice.test is not None for choice in verdict.choices),
+        "curves": curves,
+        "missing_curves": missing_curves,
+        "fronts": fronts,
+        "missing_fronts": missing_fronts if points else [],
+        "heat_maps": heat_maps(_figures_by_method(part, metric), comparison.axes, metric, verdict.higher_is_better),
+        "memory_chart": bar_chart(
+            "Memory by part", _bars(comparison, chosen, MEMORY_PARTS), MEMORY_PARTS, format_bytes, _MEMORY_CAPTION
+        ),
+        "memory_table": parts_table(comparison, by_label, {**MEMORY_PARTS, **MEMORY_PEAKS}, format_bytes),
+        "time_chart": bar_chart(
+            "Time by part", _bars(comparison, chosen, TIME_PARTS), TIME_PARTS, format_seconds, _TIME_CAPTION
+        ),
+        "time_table": parts_table(
+            comparison, by_label, {"time/step_seconds": "one step, alone", **TIME_PARTS}, format_seconds
+        ),
+    }
+
+
+def validation_metric(verdict: Verdict) -> str:
+    """The metric by which settings were chosen; without any choice the one that would have been."""
+    if verdict.choices:
+        return verdict.choices[0].metric
+    return "eval/accuracy" if verdict.higher_is_better else "eval/final_loss"
+
+
+def count_ends(comparison: Comparison) -> dict[str, int]:
+    """How trials ended, in words -> how many."""
+    counts: dict[str, int] = {}
+    for row in comparison.table.to_dict("records"):
+        counts[end_of(row)] = counts.get(end_of(row), 0) + 1
+    return counts
+
+
+def setting_points(part: Part) -> list[Point]:
+    """Every setting with a finished trial, as a point of the Pareto charts: its figure on the validation rows."""
+    metric, everyone = validation_metric(part.verdict), [*part.verdict.choices, *part.verdict.references]
+    chosen = {tuple(choice.setting.trial_ids.values()): choice.name for choice in everyone}
+    points = []
+    for setting in part.settings:
+        trial_ids = tuple(setting.trial_ids.values())
+        figure = mean_figure(part.comparison, trial_ids, metric)
+        if figure is None:
+            continue
+        costs = {key: mean_figure(part.comparison, trial_ids, key) for _, keys, _ in COSTS for key, _ in keys}
+        points.append(
+            Point(
+                name=chosen.get(trial_ids, setting.method),
+                label=f"{setting.method} {show_setting(setting)}" if setting.values else setting.method,
+                figure=figure,
+                costs={key: cost for key, cost in costs.items() if cost is not None},
+                is_chosen=trial_ids in chosen,
+            )
+        )
+    return points
+
+
+def _lines(comparison: Comparison, verdict: Verdict) -> list[Line]:
+    """One line per choice and reference, or, where nothing finished, one per method over all of its trials."""
+    everyone = [*verdict.choices, *verdict.references]
+    if everyone:
+        return [Line(label=choice.name, trial_ids=tuple(choice.setting.trial_ids.values())) for choice in everyone]
+    groups = comparison.table.groupby("method")["trial_id"]
+    return [Line(label=str(method), trial_ids=tuple(trial_ids)) for method, trial_ids in groups]
+
+
+def _bars(comparison: Comparison, lines: Sequence[Line], parts: Mapping[str, str]) -> list[Bar]:
+    bars = []
+    for line in lines:
+        values = {key: mean_figure(comparison, line.trial_ids, key) for key in parts}
+        bars.append(Bar(label=line.label, parts={key: value for key, value in values.items() if value is not None}))
+    return bars
+
+
+def _figures_by_method(part: Part, metric: str) -> dict[str, list[tuple[Mapping[str, Scalar], float | None]]]:
+    figures: dict[str, list[tuple[Mapping[str, Scalar], float | None]]] = {}
+    for setting in part.settings:
+        figure = mean_figure(part.comparison, list(setting.trial_ids.values()), metric)
+        figures.setdefault(setting.method, []).append((setting.values, figure))
+    return figures
+
+
+def _period(record: SweepRecord) -> str:
+    if record.started is None:
+        return ""
+    started = datetime.fromtimestamp(record.started, UTC)
+    text = f"{started:%Y-%m-%d %H:%M} UTC"
+    return text if record.ended is None else f"{text}, {format_seconds(record.ended - record.started)}"
+
+
+_MEMORY_CAPTION = "One worker, the trial measured alone; the chosen setting of every method, mean over its seeds."
+_TIME_CAPTION = (
+    "Of the packs that the trials trained in: members of one pack share these times, so they say where a sweep's time "
+    "went, not which method is faster. For that, see the step time measured alone."
+)

@@ -1,0 +1,152 @@
+"""What charts are drawn from: fronts, grids, places on the axes; and that drawings keep out of each other's way."""
+
+import random
+
+import pandas as pd
+import pytest
+
+from loragrid.charts import draw, method_styles, thin_out, ticks_between
+from loragrid.comparison import Comparison
+from loragrid.cost_charts import Bar, Point, bar_chart, figure_limits
+from loragrid.curve_charts import seconds_per_step, tokens_per_step
+from loragrid.figures import format_bytes
+from loragrid.heat_maps import grid_of, heat_maps
+from loragrid.metric_text import format_difference, format_metric, format_p
+from loragrid.pareto import pareto_front
+from loragrid.sweep_record import SweepRecord, TrialRun
+
+
+def test_a_front_holds_what_nothing_beats_in_both() -> None:
+    points = [(1.0, 5.0), (2.0, 3.0), (2.0, 4.0), (3.0, 3.0), (4.0, 1.0), (5.0, 2.0)]
+    assert pareto_front(points) == [0, 1, 4]
+    assert pareto_front(points, higher_is_better=True) == [0]
+    assert pareto_front([(1.0, 1.0), (1.0, 1.0)]) == [0, 1]
+    assert pareto_front([]) == []
+
+
+def test_every_point_outside_a_front_is_beaten_by_one_on_it() -> None:
+    numbers = random.Random(0)
+    points = [(float(numbers.randint(0, 9)), float(numbers.randint(0, 9))) for _ in range(60)]
+    front = pareto_front(points)
+    for index, (cost, loss) in enumerate(points):
+        beaten = [i for i in front if points[i] != (cost, loss) and points[i][0] <= cost and points[i][1] <= loss]
+        assert bool(beaten) != (index in front)
+
+
+def test_a_cell_of_a_heat_map_is_the_best_over_all_other_axes_and_empty_where_nothing_finished() -> None:
+    figures = [
+        ({"lr": 0.1, "rank": 8, "alpha": 1.0}, 3.0),
+        ({"lr": 0.1, "rank": 8, "alpha": 2.0}, 2.0),
+        ({"lr": 0.01, "rank": 8, "alpha": 1.0}, 4.0),
+        ({"lr": 0.1, "rank": 16, "alpha": 1.0}, None),
+    ]
+    grid = grid_of(figures, "lr", "rank", higher_is_better=False)
+    assert grid == {8.0: {0.01: 4.0, 0.1: 2.0}, 16.0: {0.01: None, 0.1: None}}
+    assert grid_of(figures, "lr", "rank", higher_is_better=True)[8.0][0.1] == 3.0
+    axes = {"rank": "method.rank", "lr": "training.lr"}
+    (chart,) = heat_maps({"lora": figures}, axes, "eval/final_loss", higher_is_better=False)
+    assert "rank 8, lr 0.1: 2.0000" in chart.description
+    assert "rank 16, lr 0.1: –" in chart.description
+    assert heat_maps({"lora": figures[:3]}, axes, "eval/final_loss", higher_is_better=False) == []
+
+
+def record_of(rows: list[dict[str, object]], parameters: dict[str, dict[str, str]]) -> SweepRecord:
+    comparison = Comparison(
+        experiment_name="e",
+        sweep="s",
+        question="",
+        tracking_uri="",
+        experiment_id="1",
+        sweep_run_id="p",
+        axes={},
+        table=pd.DataFrame(rows),
+        curves=pd.DataFrame(columns=["trial_id", "method", "step", "key", "value"]),
+    )
+    trials = {
+        trial_id: TrialRun(run_id=trial_id, parameters=own, tags={}, started=None, ended=None)
+        for trial_id, own in parameters.items()
+    }
+    return SweepRecord(
+        comparison=comparison,
+        trials=trials,
+        experiment_yaml=None,
+        is_rebuilt=False,
+        status="FINISHED",
+        started=None,
+        ended=None,
+    )
+
+
+def test_trials_on_the_same_rows_have_the_same_tokens_per_step_whatever_their_speed() -> None:
+    speed, seconds = "throughput/tokens_per_second", "time/step_seconds"
+    rows: list[dict[str, object]] = [
+        {"trial_id": "a", speed: 1000.0, seconds: 0.47},
+        {"trial_id": "b", speed: 2000.0, seconds: 0.26},
+        {"trial_id": "c", speed: 100.0, seconds: 5.0},
+        {"trial_id": "d", speed: 1000.0, seconds: 1.0},
+        {"trial_id": "e", speed: None, seconds: None},
+    ]
+    small, large = {"data.name": "x", "training.batch_size": "4"}, {"data.name": "x", "training.batch_size": "8"}
+    record = record_of(rows, {"a": small, "b": small, "c": small, "d": large, "e": {"data.name": "y"}})
+    assert tokens_per_step(record) == {"a": 500.0, "b": 500.0, "c": 500.0, "d": 1000.0}
+    assert seconds_per_step(record.comparison) == {"a": 0.47, "b": 0.26, "c": 5.0, "d": 1.0}
+
+
+def test_drawings_on_one_page_share_no_name_and_rule_nothing_but_themselves() -> None:
+    charts = [draw(title, "words", "", lambda panel: panel.plot([0, 1], [0, 1])) for title in ("one", "two")]
+    names = [set(chart.svg.split('id="')[1:]) for chart in charts]
+    assert names[0]
+    assert not {name.split('"')[0] for name in names[0]} & {name.split('"')[0] for name in names[1]}
+    assert not any("<style" in chart.svg or "<metadata" in chart.svg or "http" in chart.svg for chart in charts)
+
+
+def test_a_label_with_markup_or_mathematics_is_drawn_as_it_is() -> None:
+    chart = draw("t", "<i>d</i>", "", lambda panel: panel.set_xlabel("<b>&$x^2$"))
+    assert "&lt;b&gt;&amp;$x^2$" in chart.svg
+    assert "&lt;i&gt;d&lt;/i&gt;" in chart.svg
+
+
+def test_bars_leave_out_what_was_not_measured_and_name_it() -> None:
+    parts = {"base": "base", "loss": "the loss"}
+    chart = bar_chart("Memory", [Bar(label="lora", parts={"base": 2.0**20})], parts, format_bytes, "Caption.")
+    assert chart is not None
+    assert chart.caption == "Caption. Not measured: the loss."
+    assert chart.description == "lora: base 1 MiB"
+    assert bar_chart("Memory", [Bar(label="lora", parts={})], parts, format_bytes, "") is None
+
+
+def test_a_setting_that_failed_to_learn_does_not_press_the_others_flat() -> None:
+    def point(figure: float, is_chosen: bool) -> Point:
+        return Point(name="m", label="m", figure=figure, costs={}, is_chosen=is_chosen)
+
+    low, high = figure_limits([point(1.0, True), point(1.2, True), point(1.25, False), point(9.0, False)])
+    assert low < 1.0
+    assert 1.25 < high < 1.4
+
+
+def test_styles_tell_methods_apart_without_colour_and_parts_of_a_method_share_it() -> None:
+    styles = method_styles([f"m{index}" for index in range(8)])
+    assert len({style.colour for style in styles.values()}) == 8
+    assert len({style.marker for style in styles.values()}) == 8
+
+
+def test_curves_are_thinned_to_their_ends_and_ticks_are_round() -> None:
+    assert thin_out(list(range(10)), 4) == [0, 3, 6, 9]
+    assert thin_out([1, 2], 4) == [1, 2]
+    assert all(tick % (50 * 2**20) == 0 for tick in ticks_between(0, 900 * 2**20, 1024.0))
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (format_metric("test/accuracy", 0.4125), "41.2 %"),
+        (format_metric("test/loss", 2.25), "2.2500"),
+        (format_metric("test/loss", None), "–"),
+        (format_difference("test/accuracy", -0.031), "−3.1 pp"),
+        (format_difference("test/loss", 0.5), "+0.5000"),
+        (format_p(0.0004), "< 0.001"),
+        (format_p(None), "–"),
+    ],
+)
+def test_figures_are_written_for_readers(text: str, wanted: str) -> None:
+    assert text == wanted

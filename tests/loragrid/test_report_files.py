@@ -1,0 +1,225 @@
+"""Reports as files: Markdown, CSV and JSON with the verdict's figures, PEFT's result files as its app loads them."""
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from loragrid.comparison import Comparison, load_comparison
+from loragrid.config import experiment_from_mapping, load_experiment
+from loragrid.experiment_file import experiment_to_yaml, rebuild_experiment
+from loragrid.recorder import Recorder
+from loragrid.report_files import format_of, keep_report, write_report
+from loragrid.sweep import sweep_parameters
+from loragrid.sweep_record import load_record
+from loragrid.tracking import QUESTION_TAG, default_tracking_uri, format_parameter
+from loragrid.verdict import load_verdict
+from tests.loragrid.recorded_sweeps import LADDERS, MadeUpTrial, record_trial
+
+EXPERIMENTS = sorted((Path(__file__).resolve().parents[2] / "experiments").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    """Two methods × three learning rates × two seeds."""
+    uri = default_tracking_uri(str(tmp_path_factory.mktemp("small")), None)
+    recorder = Recorder("small", uri)
+    recorder.start_sweep("small-1", {"tracking.uri": "http://me:secret@host"}, {QUESTION_TAG: "a | b <b> *c*"})
+    for method in ("lora", "lora_fa"):
+        for lr in LADDERS[method]:
+            for seed in (0, 1):
+                trial = MadeUpTrial(trial_id=f"{method}-{lr:g}-{seed}", method=method, rank=16, lr=lr, seed=seed)
+                record_trial(recorder, trial)
+    recorder.end_sweep("FINISHED")
+    return load_comparison("small", uri)
+
+
+def load_as_pefts_app_does(folder: Path) -> pd.DataFrame:
+    """What `method_comparison/processing.py` of PEFT takes from result files, and the types it turns that into."""
+    rows = []
+    for file in sorted(folder.glob("*.json")):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        run, train, meta = result["run_info"], result["train_info"], result["meta_info"]
+        assert train["status"] == "success"
+        last, packages = train["metrics"][-1], meta["package_info"]
+        rows.append(
+            {
+                "experiment_name": run["experiment_name"],
+                "model_id": run["train_config"]["model_id"],
+                "peft_type": run["peft_config"]["peft_type"] if run["peft_config"] else "full-finetuning",
+                "accelerator_memory_reserved_avg": train["accelerator_memory_reserved_avg"],
+                "accelerator_memory_max": train["accelerator_memory_max"],
+                "accelerator_memory_reserved_99th": train["accelerator_memory_reserved_99th"],
+                "total_time": run["total_time"],
+                "train_time": train["train_time"],
+                "file_size": train["file_size"],
+                "num_trainable_params": train["num_trainable_params"],
+                "test_accuracy": last["test accuracy"],
+                "train_loss": last["train loss"],
+                "train_samples": last["train samples"],
+                "train_total_tokens": last["train total tokens"],
+                "peft_branch": run["peft_branch"],
+                "created_at": run["created_at"],
+                "system_info": meta["system_info"],
+                **{name: packages[f"{name}-version"] for name in ("peft", "transformers", "datasets", "torch")},
+                "bitsandbytes": packages["bitsandbytes-version"],
+            }
+        )
+    whole = ["accelerator_memory_reserved_avg", "accelerator_memory_max", "accelerator_memory_reserved_99th"]
+    whole += ["file_size", "num_trainable_params", "train_samples", "train_total_tokens"]
+    types: dict[str, Any] = dict.fromkeys(whole, int)
+    types |= dict.fromkeys(["total_time", "train_time", "test_accuracy", "train_loss"], float)
+    types |= dict.fromkeys(["experiment_name", "model_id", "peft_type", "peft_branch", "created_at"], "string")
+    frame = pd.DataFrame(rows).astype(types)
+    frame["created_at"] = pd.to_datetime(frame["created_at"])
+    return frame
+
+
+def test_pefts_app_can_load_a_file_per_seed_of_every_choice(small: Comparison, tmp_path: Path) -> None:
+    assert write_report(small, tmp_path / "results", "peft") == []
+    frame = load_as_pefts_app_does(tmp_path / "results").set_index("experiment_name")
+    assert sorted(frame.index) == [
+        "lora/lora-0.001-0",
+        "lora/lora-0.001-1",
+        "lora_fa/lora_fa-0.003-0",
+        "lora_fa/lora_fa-0.003-1",
+    ]
+    row = frame.loc["lora/lora-0.001-0"]
+    assert row["peft_type"] == "LORA"
+    assert row["accelerator_memory_max"] == (269 + 96 + 604 + 140) * 2**20
+    assert row["train_time"] == pytest.approx(500 * 0.084)
+    assert row["train_samples"] == 4000
+    assert row["train_total_tokens"] == 500 * 700
+    assert row["num_trainable_params"] == 16 * 57_600
+    own = small.curves[(small.curves["trial_id"] == "lora-0.001-0") & (small.curves["key"] == "train/loss")]
+    assert row["train_loss"] == own["value"].iloc[-1]
+    assert pd.isna(row["test_accuracy"])
+
+
+def test_a_trial_without_what_pefts_app_needs_has_no_file_and_is_named(tmp_path: Path) -> None:
+    recorder = Recorder("cpu", default_tracking_uri(str(tmp_path), None))
+    recorder.start_sweep("cpu-1", {}, {})
+    recorder.start_trial("lora-1", {"method.name": "lora", "seed": 0}, {})
+    recorder.log_summary("lora-1", {"eval/final_loss": 2.0})
+    recorder.end_trial("lora-1", "FINISHED")
+    recorder.end_sweep("FINISHED")
+    comparison = load_comparison("cpu", recorder.tracking_uri)
+    with pytest.raises(ValueError, match=r"--format peft: .*lora-1: no file.*memory/peak_reserved_bytes"):
+        write_report(comparison, tmp_path / "results", "peft")
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_csv_has_the_choices_with_their_intervals(small: Comparison, tmp_path: Path) -> None:
+    write_report(small, tmp_path / "report.csv")
+    lora, lora_fa = csv.DictReader(io.StringIO((tmp_path / "report.csv").read_text(encoding="utf-8")))
+    values = small.table.set_index("trial_id").loc[["lora-0.001-0", "lora-0.001-1"], "test/loss"]
+    assert (lora["method"], lora["lr"], lora["metric"], lora["test_num"]) == ("lora", "0.001", "test/loss", "2")
+    assert float(lora["test_mean"]) == pytest.approx(float(values.mean()), abs=1e-12)
+    assert float(lora["test_std"]) == pytest.approx(float(values.std()), abs=1e-12)
+    assert float(lora["test_low"]) < float(lora["test_mean"]) < float(lora["test_high"])
+    assert (lora_fa["at_edge"], lora["at_edge"]) == ("lr", "")
+
+
+def test_the_json_says_what_the_verdict_says(small: Comparison, tmp_path: Path) -> None:
+    write_report(small, tmp_path / "report.json")
+    content = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    verdict = load_verdict(small)
+    (found,) = content["verdicts"]
+    assert found["sentences"] == list(verdict.sentences)
+    assert found["choices"][0]["test"]["mean"] == verdict.choices[0].test.mean  # type: ignore[union-attr]
+    assert found["contrasts"][0]["over_seeds"]["num"] == 2
+    assert len(content["trials"]) == 12
+
+
+def test_the_markdown_has_verdict_and_tables_and_its_text_stays_text(small: Comparison, tmp_path: Path) -> None:
+    write_report(small, tmp_path / "report.md")
+    lines = (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == r"# a \| b &lt;b> \*c\*"
+    header = next(line for line in lines if line.startswith("| method |"))
+    body = [line for line in lines if line.startswith(("| lora |", r"| lora\_fa |"))]
+    assert len(body) == 2
+    assert all(line.count(" | ") == header.count(" | ") for line in body)
+    assert "n = 2" in body[0]
+
+
+def test_the_format_is_asked_for_or_told_by_the_suffix() -> None:
+    assert format_of(Path("a/b.HTML"), None) == "html"
+    assert format_of(Path("a/b"), "peft") == "peft"
+    for out, asked, key in (("b.txt", None, "--out b.txt"), ("b", None, "--out b"), ("b.html", "pdf", "--format pdf")):
+        with pytest.raises(ValueError, match=rf"{key}: no such format; allowed: a file ending in \.html"):
+            format_of(Path(out), asked)
+
+
+def test_a_place_that_cannot_be_written_is_the_users_mistake(small: Comparison, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"--out .*file/report\.html: cannot be written"):
+        write_report(small, tmp_path / "file" / "report.html")
+
+
+def test_axes_can_be_contestants_of_their_own(small: Comparison, tmp_path: Path) -> None:
+    write_report(small, tmp_path / "report.csv", apart=["lr"])
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "report.csv").read_text(encoding="utf-8"))))
+    assert sorted(row["method"] for row in rows if row["method"].startswith("lora lr")) == [
+        "lora lr 0.0003",
+        "lora lr 0.001",
+        "lora lr 0.003",
+    ]
+    write_report(small, tmp_path / "report.html", apart=["lr"])
+    assert "lora_fa lr 0.0003" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_report_is_kept_with_the_sweeps_run(small: Comparison, tmp_path: Path) -> None:
+    keep_report(small, tmp_path / "small-1.html")
+    client = MlflowClient(tracking_uri=small.tracking_uri)
+    kept = Path(client.download_artifacts(small.sweep_run_id, "report/report.html", str(tmp_path)))
+    assert kept.read_text(encoding="utf-8") == (tmp_path / "small-1.html").read_text(encoding="utf-8")
+    assert client.get_run(small.sweep_run_id).info.status == "FINISHED"
+
+
+def test_secrets_in_addresses_are_not_in_the_page(small: Comparison, tmp_path: Path) -> None:
+    assert "secret" in str(load_record(small).experiment_yaml)
+    write_report(small, tmp_path / "report.html")
+    assert "secret" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=[file.stem for file in EXPERIMENTS])
+def test_the_file_that_a_sweep_keeps_is_the_same_experiment(file: Path) -> None:
+    experiment = load_experiment(file, ["training.batch_size=3"])
+    text = experiment_to_yaml(experiment)
+    assert experiment_from_mapping(yaml.safe_load(text), "kept") == experiment
+    recorded = {key: format_parameter(value) for key, value in sweep_parameters(experiment).items()}
+    rebuilt = rebuild_experiment(recorded)
+    assert rebuilt is not None
+    assert experiment_from_mapping(yaml.safe_load(rebuilt), "rebuilt") == experiment
+
+
+def test_an_experiment_that_was_too_long_to_be_recorded_is_not_rebuilt() -> None:
+    assert rebuild_experiment({"name": "long", "methods": "[" + "1," * 3000}) is None
+    assert rebuild_experiment({}) is None
+
+
+def test_the_command_writes_the_report_and_refuses_what_it_cannot_write(
+    small: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from loragrid.cli import main
+
+    out = tmp_path / "new folder" / "report.html"
+    words = ["loragrid", "report", "small", "--tracking-uri", small.tracking_uri, "--out"]
+    monkeypatch.setattr(sys, "argv", [*words, str(out)])
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert done.value.code == 0
+    assert out.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert f"report  {out}" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*words, str(tmp_path / "report.doc")])
+    with pytest.raises(SystemExit) as refused:
+        main()
+    assert refused.value.code == 2
+    assert "no such format" in capsys.readouterr().err
