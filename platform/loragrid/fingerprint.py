@@ -62,9 +62,10 @@ PARTS: tuple[Part, ...] = (
     Part(tag="loragrid.version.mlflow", name="MLflow", bearing="neither"),
     Part(tag="loragrid.version.datasets", name="datasets", bearing="neither"),
     Part(tag="loragrid.system", name="system", bearing="neither"),
+    Part(tag="loragrid.gpu", name="GPUs beside the sweep's program", bearing="neither"),
 )
-DECODING_PREFIX = "loragrid.decoding."
-"""How answers are generated; the tasks that do so name its parts, and every one decides on results."""
+DECODING_PREFIX = "loragrid.decoding"
+"""How answers are generated, a tag or several: every one decides on results."""
 
 NOT_RECORDED = "not recorded"
 
@@ -156,9 +157,9 @@ def fingerprint_of(comparison: "Comparison") -> FingerprintReport:
     extra = [
         Part(
             tag=key,
-            name=f"decoding {key.removeprefix(DECODING_PREFIX)}",
+            name=key.removeprefix("loragrid.").replace(".", " "),
             bearing="results",
-            given_by=("data.", "task.", "evaluation."),
+            given_by=("data.", "model."),
         )
         for key in decoding
     ]

@@ -13,8 +13,8 @@ from loragrid.comparison import Comparison
 from loragrid.cost_charts import COSTS, MEMORY_PARTS, TIME_PARTS, Bar, Point, bar_chart, pareto_charts
 from loragrid.curve_charts import Line, curve_charts
 from loragrid.figures import format_bytes, format_seconds
+from loragrid.fingerprint import fingerprint_of
 from loragrid.heat_maps import heat_maps
-from loragrid.report_fingerprint import fingerprints
 from loragrid.report_tables import (
     choice_table,
     contrast_table,
@@ -79,7 +79,7 @@ def render_page(record: SweepRecord, parts: Sequence[Part]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    comparison, prints = record.comparison, fingerprints(record.trials)
+    comparison, fingerprint = record.comparison, fingerprint_of(record.comparison)
     return environment.get_template("report.html.j2").render(
         comparison=comparison,
         record=record,
@@ -88,10 +88,10 @@ def render_page(record: SweepRecord, parts: Sequence[Part]) -> str:
         counts=count_ends(comparison),
         styles=method_styles(comparison.table["method"]),
         unfinished=unfinished_table(comparison),
-        trials=trial_table(comparison, prints.groups),
+        trials=trial_table(comparison, fingerprint.marked),
         cards=record.cards,
         card_fields=CARD_FIELDS,
-        fingerprints=prints,
+        fingerprint=fingerprint,
         estimates=estimate_table(record),
         yaml=None if record.experiment_yaml is None else _CREDENTIALS.sub("…", record.experiment_yaml),
     )

@@ -172,14 +172,14 @@ def _setting_of(comparison: Comparison, row: Mapping[Any, Any]) -> str:
     return ", ".join([row["method"], *values])
 
 
-def trial_table(comparison: Comparison, groups: Mapping[str, str]) -> PageTable:
-    """All trials with every figure MLflow has of them; `groups`: trial id -> letter where fingerprints differ."""
+def trial_table(comparison: Comparison, marked: Mapping[str, str]) -> PageTable:
+    """All trials with every figure MLflow has of them; `marked`: trial id -> what sets it apart from most others."""
     keys = comparison.metric_keys
-    marked = ("fingerprint",) if groups else ()
+    heading = ("fingerprint",) if marked else ()
     rows = [
         (
             Cell(text=row["trial_id"]),
-            *([Cell(text=groups.get(row["trial_id"], MISSING))] if groups else []),
+            *([Cell(text=marked.get(row["trial_id"], "as most"))] if marked else []),
             Cell(text=row["method"]),
             Cell(text=end_of(row)),
             *(Cell(text=format_value(row[name]), is_number=True) for name in comparison.axes),
@@ -190,7 +190,7 @@ def trial_table(comparison: Comparison, groups: Mapping[str, str]) -> PageTable:
         )
         for row in sort_by_final_loss(comparison.table).to_dict("records")
     ]
-    return PageTable(header=("trial", *marked, "method", "ended", *comparison.axes, *keys), rows=tuple(rows))
+    return PageTable(header=("trial", *heading, "method", "ended", *comparison.axes, *keys), rows=tuple(rows))
 
 
 def write_figure(key: str, value: Any) -> str:

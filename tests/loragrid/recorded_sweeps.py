@@ -42,6 +42,7 @@ ENVIRONMENT = {
     "loragrid.version.transformers": "5.23.0",
     "loragrid.system": "linux x86_64",
     "loragrid.cpu.num_cores": "16",
+    "loragrid.device": "NVIDIA H200",
     "loragrid.gpu": "1 × NVIDIA H200",
     "loragrid.gpu.driver": "570.86.15",
     "mlflow.source.git.commit": "0f3c2a9d7be14c55a8f1b6e9d2c3a4b5c6d7e8f9",

@@ -296,12 +296,17 @@ def test_a_sweep_without_trials_has_a_report_too(tmp_path: Path) -> None:
 
 def test_trials_that_ran_on_different_machines_are_marked_and_the_head_says_so(tmp_path: Path) -> None:
     uri = default_tracking_uri(str(tmp_path), None)
-    tags = {"lora": {"loragrid.gpu": "1 × H100"}, "vera": {"loragrid.gpu": "1 × H200"}}
-    record_small(uri, "mixed", {"lora": 2.0, "vera": 2.5}, tags=tags)
+    tags = {name: {"loragrid.device": "NVIDIA H100"} for name in ("lora", "vera", "lora_fa")}
+    tags["vera"] = {"loragrid.device": "NVIDIA H200"}
+    record_small(uri, "mixed", {"lora": 2.0, "vera": 2.5, "lora_fa": 2.6}, tags=tags)
     page = page_of(uri, "mixed", tmp_path)
-    assert "The trials did not all run on the same versions or machines: 2 fingerprints" in page.text
-    assert {row["trial"]: row["fingerprint"] for row in page.table_of("fingerprint")} == {"lora-x": "A", "vera-x": "B"}
-    assert any(row["fact"] == "loragrid.gpu" and "1 × H100 (1 trial)" in row["value"] for row in page.table_of("fact"))
+    assert "Mixed fingerprints: trials differ in more than their settings: device" in page.text
+    assert {row["trial"]: row["fingerprint"] for row in page.table_of("fingerprint")} == {
+        "lora-x": "as most",
+        "lora_fa-x": "as most",
+        "vera-x": "ran with device NVIDIA H200, the others with NVIDIA H100",
+    }
+    assert any(row["fact"] == "device" and "NVIDIA H200 (1 trial)" in row["value"] for row in page.table_of("fact"))
 
 
 def test_a_sweep_over_two_data_sets_is_judged_once_for_each(tmp_path: Path) -> None:
