@@ -87,9 +87,9 @@ def _evaluation_peak(model: PackModel, batches: PackBatches) -> dict[str, float]
     Nothing on a CPU: the process's resident set keeps what earlier work freed, and an evaluation needs less than that.
     """
     device = model.base.device
+    if device.type != "cuda":
+        return {}
     reset_peak_memory(device)
     evaluate(model, batches.evaluation(1)[:1], batches.num_eval_labels, one_worker)
     wait_for(device)
-    if device.type != "cuda":
-        return {}
     return {key.replace("/peak", "/eval_peak"): value for key, value in peak_memory(device).items()}
