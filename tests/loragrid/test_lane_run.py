@@ -2,6 +2,7 @@
 
 import gc
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -360,3 +361,26 @@ def test_on_a_gpu_without_enough_memory_a_pack_is_halved_and_every_trial_gets_it
         assert ours.keys() == theirs.keys()
         for step in range(1, STEPS + 1):
             assert ours[step]["train/loss"] == pytest.approx(theirs[step]["train/loss"], rel=1e-4)
+
+
+def test_a_packs_seconds_by_phase_come_to_the_whole_time_until_its_end_is_told(
+    tiny_gpt2_dir: Path, chat_jsonl: Path
+) -> None:
+    setup = make_setup(tiny_gpt2_dir, chat_jsonl, "float64", num_test=5)
+    trials = [setup.trial("lora", measure_steps=1, eval_every=2, checkpoint_every=3, lr=lr) for lr in (0.01, 0.02)]
+    start, told = time.monotonic(), dict[str, float]()
+
+    class Timed(Seen):
+        def __call__(self, update: PackUpdate) -> None:
+            super().__call__(update)
+            told.update(dict.fromkeys(update.ended, time.monotonic()))
+
+    seen = Timed()
+    trainer = PackTrainer(lambda model, data: setup.rows, seen, seen.store, torch.device("cpu"), isolate_failures=True)
+    run_lane([Pack(pack_id="pack-000", trials=tuple(trials))], trainer, None)
+    phases = {"setup", "measure", "data", "train", "check", "eval", "checkpoint", "report"}
+    for trial in trials:
+        seconds = seen.ended[trial.trial_id].seconds
+        assert seconds.keys() == phases
+        # What lies between is the way from one call of the trainer to the next.
+        assert 0.97 * (told[trial.trial_id] - start) < sum(seconds.values()) <= told[trial.trial_id] - start
