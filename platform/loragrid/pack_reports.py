@@ -173,7 +173,9 @@ class PackReports:
         return changed
 
     def _with_seconds(self, ended: Mapping[str, TrialEnd]) -> dict[str, TrialEnd]:
-        return {trial_id: replace(end, seconds=dict(self._seconds.get(trial_id, {}))) for trial_id, end in ended.items()}
+        return {
+            trial_id: replace(end, seconds=dict(self._seconds.get(trial_id, {}))) for trial_id, end in ended.items()
+        }
 
     def _update(self, pack: Pack, phase: str, **fields: object) -> PackUpdate:
         ids = tuple(trial.trial_id for trial in pack.trials)
