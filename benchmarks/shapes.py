@@ -12,7 +12,7 @@ SEVEN_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
 
 
 def _llama(**fields: Any) -> LlamaConfig:
-    return LlamaConfig(tie_word_embeddings=True, max_position_embeddings=4096, use_cache=False, **fields)
+    return LlamaConfig(**{"tie_word_embeddings": True, "max_position_embeddings": 4096, "use_cache": False} | fields)
 
 
 def shape_config(name: str) -> PretrainedConfig:
@@ -25,6 +25,10 @@ def shape_config(name: str) -> PretrainedConfig:
         "llama-3.2-1b": lambda: _llama(
             vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
             num_key_value_heads=8, head_dim=64,
+        ),
+        "llama-3.1-8b": lambda: _llama(
+            vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+            num_key_value_heads=8, tie_word_embeddings=False,
         ),
         "qwen3-0.6b": lambda: Qwen3Config(
             vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16,
