@@ -22,9 +22,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed
-import torch.multiprocessing
 import transformers
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from benchmarks.packs import build_pack, lora, mixed
 from benchmarks.shapes import random_base, random_rows, shape_config
@@ -67,7 +67,8 @@ def share_of(batch: Batch, num_members: int, worker: int, num_workers: int) -> B
     def cut(rows: Tensor) -> Tensor:
         by_member = rows.unflatten(0, (num_members, -1))
         size = by_member.shape[1] // num_workers
-        return by_member[:, worker * size : (worker + 1) * size].flatten(0, 1).contiguous()
+        own: Tensor = by_member[:, worker * size : (worker + 1) * size].flatten(0, 1).contiguous()
+        return own
 
     return Batch(
         input_ids=cut(batch.input_ids),
@@ -142,7 +143,7 @@ def _all_reduce(tensor: Tensor) -> None:
 def measure(job: Job) -> Result:
     """Run the job's workers to their ends, each in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(work, (job, folder), nprocs=job.num_workers)  # type: ignore[no-untyped-call]
+        spawn(work, (job, folder), nprocs=job.num_workers)
         return Result(**json.loads((Path(folder) / "result.json").read_text(encoding="utf-8")))
 
 

@@ -46,8 +46,9 @@ def test_two_workers_generate_the_answers_of_one_and_the_verdict_is_by_accuracy(
         assert table[key].tolist() == pytest.approx(shared[key].tolist(), rel=1e-9), key
     assert table.loc["lora", "test/accuracy"] == 1.0  # it has learnt the four signs that the base never writes
     assert table.loc["frozen", "test/accuracy"] == 0.0
-    assert table.loc["frozen", "forgetting/loss"] == table.loc["frozen", "forgetting/base_loss"]
-    assert table.loc["lora", "forgetting/loss"] != table.loc["lora", "forgetting/base_loss"]
+    forgotten = table["forgetting/loss"] - table["forgetting/base_loss"]
+    assert forgotten["frozen"] == 0.0
+    assert forgotten["lora"] != 0.0
     scores, others = lg.load_scores(one.comparison()), lg.load_scores(two.comparison())
     assert len(scores) == 3 * NUM_TEST
     assert scores["correct"].tolist() == others["correct"].tolist()
