@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 
 from loragrid.comparison import Comparison
+from loragrid.report_tables import Cell, choice_table
 from loragrid.selection import Choice, choose
 from loragrid.settings import settings_of, tasks_of
+from loragrid.verdict import judge
 
 AXES = {
     "rank": "method.rank",
@@ -60,6 +62,12 @@ def trials(method: str, losses: Sequence[float], test: float | None = None, **va
         }
         for seed, loss in enumerate(losses)
     ]
+
+
+def default_cell_of(comparison: Comparison) -> Cell:
+    """The report's cell beside the only choice, under "untuned default"."""
+    table = choice_table(judge(comparison), comparison)
+    return table.rows[0][table.header.index("untuned default")]
 
 
 def only_choice(comparison: Comparison) -> Choice:
@@ -285,6 +293,19 @@ def test_a_default_that_diverged_is_told() -> None:
     selection = choose(comparison_of(rows))
     assert selection.choices[0].default is None
     assert "lora: its default is lr 0.001: a trial of it diverged" in selection.warnings
+    assert default_cell_of(comparison_of(rows)) == Cell(text="–", notes=("a trial of it diverged",), is_number=True)
+
+
+def test_a_default_without_a_test_figure_shows_none_and_never_one_of_the_validation_rows() -> None:
+    rows = [*trials("lora", [1.9], test=1.95, lr=1e-4), *trials("lora", [2.0], lr=1e-3)]
+    cell = default_cell_of(comparison_of(rows))
+    assert (cell.text, cell.notes) == ("–", ("lr 0.001",))
+
+
+def test_a_default_is_not_said_to_be_missing_where_nothing_was_chosen() -> None:
+    assert default_cell_of(comparison_of(trials("lora", [2.0], lr=1e-3))).notes == ("nothing was chosen",)
+    others = [*trials("lora", [2.0], lr=1e-4), *trials("lora", [1.9], lr=1e-2)]
+    assert default_cell_of(comparison_of(others)).notes == ("not in the sweep",)
 
 
 def test_a_method_that_trains_nothing_is_a_reference_and_not_in_the_contest() -> None:
