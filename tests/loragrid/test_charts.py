@@ -145,6 +145,8 @@ def test_curves_are_thinned_to_their_ends_and_ticks_are_round() -> None:
         (format_difference("test/accuracy", -0.031), "−3.1 pp"),
         (format_difference("test/loss", 0.5), "+0.5000"),
         (format_p(0.0004), "< 0.001"),
+        (format_p(0.04996), "< 0.05"),
+        (format_p(0.05), "0.050"),
         (format_p(None), "–"),
     ],
 )
