@@ -219,6 +219,10 @@ def bar_chart(
     absent = [name for key, name in parts.items() if key not in known]
     if absent:
         caption += f" Not measured: {', '.join(absent)}."
+    for bar in shown:
+        lacking = [parts[key] for key in known if key not in bar.parts]
+        if lacking:
+            caption += f" {bar.label} is without {', '.join(lacking)}."
 
     def paint(panel: "Axes") -> None:
         from matplotlib.ticker import FuncFormatter

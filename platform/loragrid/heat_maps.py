@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 PAIRS = (("lr", "rank"), ("lr", "lr_ratio"))
 
 SettingFigures = Sequence[tuple[Mapping[str, Scalar], float | None]]
-"""A method's settings: values of its axes, and the mean figure over seeds (None: no trial of it finished)."""
+"""A method's settings: values of its axes, and the mean figure over seeds (None: it lacks seeds that others have)."""
 
 
 def heat_maps(
@@ -38,7 +38,7 @@ def heat_maps(
 def grid_of(
     figures: SettingFigures, column: str, row: str, higher_is_better: bool
 ) -> dict[float, dict[float, float | None]]:
-    """Row value -> column value -> the best figure there over all other axes, None where nothing finished."""
+    """Row value -> column value -> the best figure there over all other axes, None where there is none."""
     known = [
         (float(values[row]), float(values[column]), figure)  # type: ignore[arg-type]
         for values, figure in figures
@@ -124,7 +124,7 @@ def _heat_map(
     return draw(
         f"{method}: {what}",
         cells,
-        "Mean over seeds, the best over all other axes. Framed: the best cell; –: no trial finished.",
+        "Mean over seeds, the best over all other axes. Framed: the best cell; –: no setting with all seeds.",
         paint,
         (4.6, 1.1 + 0.42 * len(levels)),
     )

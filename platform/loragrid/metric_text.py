@@ -2,7 +2,7 @@
 
 from loragrid.selection import is_higher_better
 from loragrid.statistics import Interval
-from loragrid.verdict_words import METRIC_WORDS
+from loragrid.verdict_words import LEVEL, METRIC_WORDS
 
 MISSING = "–"
 
@@ -35,7 +35,9 @@ def metric_name(metric: str) -> str:
 
 
 def format_p(value: float | None) -> str:
-    """A p-value to three digits, the smallest as a bound."""
+    """A p-value to three digits, the smallest and what rounds to the level it is below as a bound."""
     if value is None:
         return MISSING
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    if value < 0.001:
+        return "< 0.001"
+    return f"< {LEVEL:g}" if value < LEVEL <= float(f"{value:.3f}") else f"{value:.3f}"

@@ -157,7 +157,8 @@ def _peft_config(
     if not hyperparameters and row["parameters/trainable"]:
         return None
     return {
-        "peft_type": str(row["method"]).upper(),
+        # The app groups by it: the method, which the table may show under a label of the experiment's own.
+        "peft_type": str(parameters.get("method.name") or row["method"]).upper(),
         "base_model_name_or_path": parameters.get("model.name"),
         **hyperparameters,
     }

@@ -25,7 +25,7 @@ from loragrid.report_tables import (
     trial_table,
     unfinished_table,
 )
-from loragrid.selection import Verdict
+from loragrid.selection import Verdict, is_higher_better
 from loragrid.settings import Setting, settings_of, show_setting, tasks_of
 from loragrid.sweep_record import SweepRecord
 from loragrid.tracking import Scalar
@@ -103,7 +103,9 @@ def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
     chosen = _lines(comparison, verdict)
     curves, missing_curves = curve_charts(record, comparison.curves, chosen, styles)
     points, metric = setting_points(part), validation_metric(verdict)
-    fronts, missing_fronts = pareto_charts(points, metric, verdict.higher_is_better, styles)
+    # Not the verdict's direction: settings may be chosen by accuracy and reported by loss.
+    higher_is_better = is_higher_better(metric)
+    fronts, missing_fronts = pareto_charts(points, metric, higher_is_better, styles)
     by_label = [(line.label, line.trial_ids) for line in chosen]
     return {
         "label": part.label,
@@ -115,7 +117,7 @@ def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
         "missing_curves": missing_curves,
         "fronts": fronts,
         "missing_fronts": missing_fronts if points else [],
-        "heat_maps": heat_maps(_figures_by_method(part, metric), comparison.axes, metric, verdict.higher_is_better),
+        "heat_maps": heat_maps(figures_by_method(part, metric), comparison.axes, metric, higher_is_better),
         "memory_chart": bar_chart(
             "Memory by part", _bars(comparison, chosen, MEMORY_PARTS), MEMORY_PARTS, format_bytes, _MEMORY_CAPTION
         ),
@@ -145,11 +147,11 @@ def count_ends(comparison: Comparison) -> dict[str, int]:
 
 
 def setting_points(part: Part) -> list[Point]:
-    """Every setting with a finished trial, as a point of the Pareto charts: its figure on the validation rows."""
+    """Every setting as a point of the Pareto charts: its figure on the validation rows, unless it lacks seeds."""
     metric, everyone = validation_metric(part.verdict), [*part.verdict.choices, *part.verdict.references]
     chosen = {tuple(choice.setting.trial_ids.values()): choice.name for choice in everyone}
     points = []
-    for setting in part.settings:
+    for setting in _with_all_seeds(part):
         trial_ids = tuple(setting.trial_ids.values())
         figure = mean_figure(part.comparison, trial_ids, metric)
         if figure is None:
@@ -184,12 +186,28 @@ def _bars(comparison: Comparison, lines: Sequence[Line], parts: Mapping[str, str
     return bars
 
 
-def _figures_by_method(part: Part, metric: str) -> dict[str, list[tuple[Mapping[str, Scalar], float | None]]]:
+def figures_by_method(part: Part, metric: str) -> dict[str, list[tuple[Mapping[str, Scalar], float | None]]]:
+    """Method -> the values of each setting and its mean over seeds, None where it lacks some that others have."""
     figures: dict[str, list[tuple[Mapping[str, Scalar], float | None]]] = {}
+    whole = _with_all_seeds(part)
     for setting in part.settings:
-        figure = mean_figure(part.comparison, list(setting.trial_ids.values()), metric)
+        trial_ids = list(setting.trial_ids.values())
+        figure = mean_figure(part.comparison, trial_ids, metric) if setting in whole else None
         figures.setdefault(setting.method, []).append((setting.values, figure))
     return figures
+
+
+def _with_all_seeds(part: Part) -> list[Setting]:
+    """Chosen settings, and those with as many finished trials as any of their method's: none looks good by luck."""
+    chosen = [choice.setting.trial_ids for choice in (*part.verdict.choices, *part.verdict.references)]
+    most: dict[str, int] = {}
+    for setting in part.settings:
+        most[setting.method] = max(most.get(setting.method, 0), len(setting.trial_ids))
+    return [
+        setting
+        for setting in part.settings
+        if setting.trial_ids in chosen or 0 < len(setting.trial_ids) == most[setting.method]
+    ]
 
 
 def _period(record: SweepRecord) -> str:

@@ -8,7 +8,7 @@ from loragrid.comparison import Comparison, is_missing, sort_by_final_loss
 from loragrid.figures import format_bytes, format_count, format_seconds, format_value
 from loragrid.glossary import STOPPED_EARLY
 from loragrid.metric_text import MISSING, format_difference, format_metric, format_p, format_range, metric_name
-from loragrid.selection import Choice, Contrast, Verdict
+from loragrid.selection import Choice, Contrast, Verdict, reported_interval
 from loragrid.settings import show_setting
 from loragrid.statistics import Interval, PairedTest
 from loragrid.sweep_record import SweepRecord
@@ -86,12 +86,14 @@ def _side(choice: Choice, axis: str) -> str:
 def _default_cell(choice: Choice, metric: str) -> Cell:
     default = choice.default
     if default is None:
-        return Cell(text=MISSING, notes=("not in the sweep",), is_number=True)
+        untold = "nothing was chosen" if choice.num_settings == 1 else "not in the sweep"
+        return Cell(text=MISSING, notes=(choice.default_fault or untold,), is_number=True)
     if default.setting.values == choice.setting.values:
         return Cell(text="the same", is_number=True)
-    shown, name = (default.test, metric) if default.test is not None else (default.validation, default.metric)
-    cell = interval_cell(name, shown)
-    return Cell(text=cell.text, notes=(*cell.notes, show_setting(default.setting)), is_number=True)
+    # Never the validation figure in place of a test figure that is missing: it would be held against test figures.
+    cell = interval_cell(metric, reported_interval(default, metric))
+    fault = (choice.default_fault,) if choice.default_fault else ()
+    return Cell(text=cell.text, notes=(*cell.notes, show_setting(default.setting), *fault), is_number=True)
 
 
 def contrast_table(verdict: Verdict) -> PageTable:

@@ -38,8 +38,9 @@ class Choice:
 
     validation, test: of the chosen setting; test is None where the sweep has no test rows. edges: axis -> best value,
     where it is the lowest or highest of a ladder of at least two; edge_sides: axis -> which of them. default: the
-    method's untuned setting in the same sweep, with its own figures; None where the sweep does not hold it. apart:
-    axis -> value, of the axes by which the method was asked to be split into several contestants.
+    method's untuned setting in the same sweep, with its own figures; None where the sweep does not hold it, or holds no
+    figure of it, for which `default_fault` gives the reason. apart: axis -> value, of the axes by which the method was
+    asked to be split into several contestants.
     """
 
     method: str
@@ -51,6 +52,7 @@ class Choice:
     edge_sides: Mapping[str, str] = field(default_factory=dict)
     num_settings: int
     default: "Choice | None" = None
+    default_fault: str = ""
     apart: Mapping[str, Scalar] = field(default_factory=dict)
 
     @property
@@ -239,6 +241,7 @@ def _choose_one(
     settings = [candidate.setting for candidate in candidates]
     wanted = default_setting(settings, best.setting, comparison.axes, comparison.methods.get(method, method))
     default = next((candidate for candidate in candidates if candidate.setting == wanted), None)
+    fault = ""
     if default is not None and (default.fault or not default.figures):
         fault = f"a trial of it {default.fault}" if default.fault else "no trial of it has finished"
         warnings.append(f"{name}: its default is {show_setting(default.setting)}: {fault}")
@@ -247,6 +250,7 @@ def _choose_one(
         edges={axis: best.setting.values[axis] for axis in sides},
         edge_sides=sides,
         default=_as_choice(default, apart, metric, reported, len(candidates)) if default and default.figures else None,
+        default_fault=fault,
     )
     if choice.test is not None and choice.test.num < choice.validation.num:
         warnings.append(f"{name}: {choice.test.num} of its {choice.validation.num} trials have a {reported}")

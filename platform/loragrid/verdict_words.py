@@ -6,7 +6,7 @@ from loragrid.selection import Choice, Contrast, Selection, is_higher_better, re
 from loragrid.settings import show_setting
 from loragrid.statistics import CONFIDENCE, Interval, PairedTest
 
-LEVEL = 1 - CONFIDENCE
+LEVEL = round(1 - CONFIDENCE, 10)  # 1 - 0.95 is a little more than 0.05
 """A difference is shown where its corrected p-value is below this."""
 
 MAX_PAIRS_IN_WORDS = 3
@@ -26,7 +26,7 @@ def sentences_of(selection: Selection, contrasts: Sequence[Contrast]) -> list[st
     if not ranked:
         return ["Nothing can be compared yet: no method has a finished trial with a figure to report."]
     best = ranked[0]
-    sentences = [_leader(best, selection, alone=len(ranked) == 1), *_reference_words(ranked, selection)]
+    sentences = [_leader(best, selection, ranked[1:]), *_reference_words(ranked, selection)]
     if len(ranked) == 1:
         return sentences
     tested = [contrast for contrast in contrasts if contrast.over_seeds or contrast.over_items]
@@ -63,10 +63,14 @@ def show_interval(interval: Interval) -> str:
 
 
 def show_p(p_value: float) -> str:
-    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
+    """Two digits; what is below the level never reads as the level itself."""
+    if p_value < 0.001:
+        return "p < 0.001"
+    text = f"{p_value:.2g}"
+    return f"p < {LEVEL:g}" if p_value < LEVEL <= float(text) else f"p = {text}"
 
 
-def _leader(best: Choice, selection: Selection, alone: bool) -> str:
+def _leader(best: Choice, selection: Selection, others: Sequence[Choice]) -> str:
     interval = reported_interval(best, selection.reported)
     assert interval is not None
     most = "highest" if selection.higher_is_better else "lowest"
@@ -74,9 +78,17 @@ def _leader(best: Choice, selection: Selection, alone: bool) -> str:
     metric = METRIC_WORDS.get(selection.reported, selection.reported)
     spread = "" if interval.low is None else f"95 % interval {interval.low:.4f} to {interval.high:.4f}, "
     figure = f"{interval.mean:.4f} ({spread}n = {_count(interval.num, 'seed')})"
-    if alone:
+    if not others:
         return f"{best.name}{values} has a {metric} of {figure}; there is no other method to compare it with."
-    return f"{best.name}{values} has the {most} {metric}: {figure}."
+    # Accuracies on the same rows tie easily, and the order of a tie is that of the file.
+    equals = [choice.name for choice in others if _mean_of(choice, selection) == interval.mean]
+    shared = f", and {', '.join(equals)} the same" if equals else ""
+    return f"{best.name}{values} has the {most} {metric}: {figure}{shared}."
+
+
+def _mean_of(choice: Choice, selection: Selection) -> float | None:
+    interval = reported_interval(choice, selection.reported)
+    return None if interval is None else interval.mean
 
 
 def _reference_words(ranked: Sequence[Choice], selection: Selection) -> list[str]:
@@ -107,7 +119,8 @@ def _clause(test: PairedTest, kind: str, contrast: Contrast) -> str:
     if is_shown(test):
         return f"better by {gain:.4f} {over} ({evidence})"
     by = "worse" if gain < 0 else "better"
-    return f"no difference shown {over} ({abs(gain):.4f} {by}; {evidence})"
+    size = f"{abs(gain):.4f} {by}" if gain else "the same"
+    return f"no difference shown {over} ({size}; {evidence})"
 
 
 def _rest_words(contrasts: Sequence[Contrast]) -> list[str]:

@@ -4,7 +4,7 @@ import csv
 import math
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,7 +127,7 @@ def record_maths(uri: str) -> Recorder:
     return recorder
 
 
-def record_trial(recorder: Recorder, trial: MadeUpTrial) -> None:
+def record_trial(recorder: Recorder, trial: MadeUpTrial, more_tags: Mapping[str, str] | None = None) -> None:
     """One of them, to its end."""
     _, _, per_rank, saved_mib, step_ms = METHODS[trial.method]
     parameters: dict[str, Scalar] = {
@@ -145,6 +145,7 @@ def record_trial(recorder: Recorder, trial: MadeUpTrial) -> None:
     if trial.lr_ratio is not None:
         parameters["method.lr_ratio"] = trial.lr_ratio
     tags = {**ENVIRONMENT, **card_tags(get_method(trial.method).card), "loragrid.pack": f"pack-{trial.method}"}
+    tags |= more_tags or {}
     recorder.start_trial(trial.trial_id, parameters, tags)
     recorder.log_summary(
         trial.trial_id,

@@ -115,6 +115,14 @@ def test_bars_leave_out_what_was_not_measured_and_name_it() -> None:
     assert bar_chart("Memory", [Bar(label="lora", parts={})], parts, format_bytes, "") is None
 
 
+def test_a_bar_that_lacks_a_part_others_have_is_named() -> None:
+    parts = {"base": "base", "loss": "the loss"}
+    bars = [Bar(label="lora", parts={"base": 2.0**20, "loss": 2.0**20}), Bar(label="vera", parts={"base": 2.0**20})]
+    chart = bar_chart("Memory", bars, parts, format_bytes, "Caption.")
+    assert chart is not None
+    assert chart.caption == "Caption. vera is without the loss."
+
+
 def test_a_setting_that_failed_to_learn_does_not_press_the_others_flat() -> None:
     def point(figure: float, is_chosen: bool) -> Point:
         return Point(name="m", label="m", figure=figure, costs={}, is_chosen=is_chosen)
@@ -145,6 +153,8 @@ def test_curves_are_thinned_to_their_ends_and_ticks_are_round() -> None:
         (format_difference("test/accuracy", -0.031), "−3.1 pp"),
         (format_difference("test/loss", 0.5), "+0.5000"),
         (format_p(0.0004), "< 0.001"),
+        (format_p(0.04996), "< 0.05"),
+        (format_p(0.05), "0.050"),
         (format_p(None), "–"),
     ],
 )

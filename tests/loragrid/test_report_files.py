@@ -15,11 +15,12 @@ from mlflow import MlflowClient
 from loragrid.comparison import Comparison, load_comparison
 from loragrid.config import experiment_from_mapping, load_experiment
 from loragrid.experiment_file import experiment_to_yaml, rebuild_experiment
+from loragrid.peft_results import write_peft_results
 from loragrid.recorder import Recorder
 from loragrid.report_files import format_of, keep_report, write_report
 from loragrid.sweep import sweep_parameters
 from loragrid.sweep_record import load_record
-from loragrid.tracking import QUESTION_TAG, default_tracking_uri, format_parameter
+from loragrid.tracking import LABEL_TAG, QUESTION_TAG, default_tracking_uri, format_parameter
 from loragrid.verdict import load_verdict
 from tests.loragrid.recorded_sweeps import LADDERS, MadeUpTrial, record_trial
 
@@ -101,6 +102,20 @@ def test_pefts_app_can_load_a_file_per_seed_of_every_choice(small: Comparison, t
     own = small.curves[(small.curves["trial_id"] == "lora-0.001-0") & (small.curves["key"] == "train/loss")]
     assert row["train_loss"] == own["value"].iloc[-1]
     assert pd.isna(row["test_accuracy"])
+
+
+def test_pefts_type_is_the_method_whatever_label_it_goes_by(tmp_path: Path) -> None:
+    uri = default_tracking_uri(str(tmp_path), None)
+    recorder = Recorder("labelled", uri)
+    recorder.start_sweep("labelled-1", {}, {})
+    trial = MadeUpTrial(trial_id="a", method="lora_fa", rank=16, lr=1e-3, seed=0)
+    record_trial(recorder, trial, {LABEL_TAG: "frozen A"})
+    recorder.end_sweep("FINISHED")
+    comparison = load_comparison("labelled", uri)
+    assert [choice.method for choice in load_verdict(comparison).choices] == ["frozen A"]
+    write_peft_results(load_record(comparison), [load_verdict(comparison)], tmp_path / "results")
+    (file,) = (tmp_path / "results").glob("*.json")
+    assert json.loads(file.read_text(encoding="utf-8"))["run_info"]["peft_config"]["peft_type"] == "LORA_FA"
 
 
 def test_a_trial_without_what_pefts_app_needs_has_no_file_and_is_named(tmp_path: Path) -> None:

@@ -9,8 +9,12 @@ import pandas as pd
 import pytest
 
 from loragrid.comparison import Comparison
+from loragrid.report_page import Part, figures_by_method, render_page, setting_points
+from loragrid.report_tables import Cell, choice_table
 from loragrid.selection import Choice, choose
 from loragrid.settings import settings_of, tasks_of
+from loragrid.sweep_record import SweepRecord
+from loragrid.verdict import judge
 
 AXES = {
     "rank": "method.rank",
@@ -60,6 +64,12 @@ def trials(method: str, losses: Sequence[float], test: float | None = None, **va
         }
         for seed, loss in enumerate(losses)
     ]
+
+
+def default_cell_of(comparison: Comparison) -> Cell:
+    """The report's cell beside the only choice, under "untuned default"."""
+    table = choice_table(judge(comparison), comparison)
+    return table.rows[0][table.header.index("untuned default")]
 
 
 def only_choice(comparison: Comparison) -> Choice:
@@ -285,6 +295,19 @@ def test_a_default_that_diverged_is_told() -> None:
     selection = choose(comparison_of(rows))
     assert selection.choices[0].default is None
     assert "lora: its default is lr 0.001: a trial of it diverged" in selection.warnings
+    assert default_cell_of(comparison_of(rows)) == Cell(text="–", notes=("a trial of it diverged",), is_number=True)
+
+
+def test_a_default_without_a_test_figure_shows_none_and_never_one_of_the_validation_rows() -> None:
+    rows = [*trials("lora", [1.9], test=1.95, lr=1e-4), *trials("lora", [2.0], lr=1e-3)]
+    cell = default_cell_of(comparison_of(rows))
+    assert (cell.text, cell.notes) == ("–", ("lr 0.001",))
+
+
+def test_a_default_is_not_said_to_be_missing_where_nothing_was_chosen() -> None:
+    assert default_cell_of(comparison_of(trials("lora", [2.0], lr=1e-3))).notes == ("nothing was chosen",)
+    others = [*trials("lora", [2.0], lr=1e-4), *trials("lora", [1.9], lr=1e-2)]
+    assert default_cell_of(comparison_of(others)).notes == ("not in the sweep",)
 
 
 def test_a_method_that_trains_nothing_is_a_reference_and_not_in_the_contest() -> None:
@@ -326,3 +349,39 @@ def test_several_tasks_are_not_one_contest_and_each_can_be_judged_alone() -> Non
     assert list(tasks) == ["model.name small", "model.name large"]
     assert [only_choice(task).validation.mean for task in tasks.values()] == [3.0, 2.0]
     assert tasks_of(tasks["model.name small"]) == {"": tasks["model.name small"]}
+
+
+def part_of(comparison: Comparison, apart: Sequence[str] = ()) -> Part:
+    return Part(label="", comparison=comparison, settings=settings_of(comparison), verdict=judge(comparison, None, apart))
+
+
+def test_the_charts_of_a_report_show_no_setting_by_the_seeds_it_has_left() -> None:
+    rows = [*trials("lora", [2.0, 2.1], lr=1e-4), *trials("lora", [1.0, 9.0], lr=1e-3)]
+    rows[3] |= DIVERGED
+    part = part_of(comparison_of(rows))
+    assert [(point.label, point.is_chosen) for point in setting_points(part)] == [("lora lr 0.0001", True)]
+    assert figures_by_method(part, "eval/final_loss") == {
+        "lora": [({"lr": 1e-4}, pytest.approx(2.05)), ({"lr": 1e-3}, None)]
+    }
+    ranks = [*trials("lora", [2.0, 2.1], rank=8), *trials("lora", [2.2, 2.3], rank=16)]
+    ranks[3] |= LOST
+    points = setting_points(part_of(comparison_of(ranks), ["rank"]))
+    assert [(point.name, point.is_chosen) for point in points] == [("lora rank 8", True), ("lora rank 16", True)]
+
+
+def test_charts_of_accuracies_point_upwards_though_methods_are_reported_by_loss() -> None:
+    rows = [*trials("lora", [2.0], test=2.0), *trials("vera", [2.0], test=2.1)]
+    for row, accuracy, size in zip(rows, (0.4, 0.3), (100, 100), strict=True):
+        row |= {"eval/accuracy": accuracy, "parameters/trainable": size}
+    comparison = comparison_of(rows)
+    record = SweepRecord(
+        comparison=comparison,
+        trials={},
+        experiment_yaml=None,
+        is_rebuilt=False,
+        status="FINISHED",
+        started=None,
+        ended=None,
+    )
+    page = render_page(record, [part_of(comparison)])
+    assert "On the front: lora (100, 40.0 %)." in page

@@ -18,10 +18,11 @@ from loragrid.comparison import Comparison
 from loragrid.item_scores import load_scores
 from loragrid.recorder import Recorder
 from loragrid.selection import Verdict
-from loragrid.statistics import holm, mcnemar, paired_bootstrap
+from loragrid.statistics import PairedTest, holm, mcnemar, paired_bootstrap
 from loragrid.tracking import Scalar, default_tracking_uri
 from loragrid.verdict import judge, load_verdict
 from loragrid.verdict_table import render_verdict
+from loragrid.verdict_words import is_shown, show_p
 
 NUM_ROWS = 60
 LABELS = [5 + i % 17 for i in range(NUM_ROWS - 1)] + [5 + (NUM_ROWS - 2) % 17]
@@ -182,6 +183,27 @@ def test_a_verdict_says_who_is_best_what_was_shown_and_what_was_not() -> None:
     assert '"No difference shown" is not "equal"' in text
     assert "Holm's over all 3 pairs" in text
     assert "are equal" not in text
+
+
+def test_methods_that_tie_are_said_to_and_none_of_them_leads_alone() -> None:
+    tied = {("lora", 1e-3): [0.5, 0.7], ("vera", 1e-3): [0.7, 0.5], ("full", 1e-3): [0.1, 0.2]}
+    sentences = judge(comparison_of(tied, key="test/accuracy")).sentences
+    assert sentences[0].startswith("lora has the highest test accuracy: 0.6000")
+    assert sentences[0].endswith(", and vera the same.")
+    assert any(s.startswith("lora against vera: no difference shown over 2 seeds (the same; ") for s in sentences)
+    assert "the same" not in judge(comparison_of(THREE_SEEDS)).sentences[0]
+
+
+def test_a_p_value_below_the_level_never_reads_as_the_level() -> None:
+    assert [show_p(p) for p in (0.0496, 0.04, 0.05, 0.0502, 0.0001)] == [
+        "p < 0.05",
+        "p = 0.04",
+        "p = 0.05",
+        "p = 0.05",
+        "p < 0.001",
+    ]
+    at_level = PairedTest(test="t", difference=1.0, low=0.0, high=2.0, p_value=0.05, p_adjusted=0.05, num=9)
+    assert not is_shown(at_level)
 
 
 def test_a_best_value_at_the_end_of_its_ladder_is_a_warning() -> None:
