@@ -41,6 +41,26 @@ def measure_solo(
     batches = build_batches([share], data, base.device)
     limit, shape = device_limit(base.device, base.dtype), ModelShape.of(base)
     model = build_model([share], base)
+    try:
+        figures = _measure(model, batches, shape, num_steps, engine, clock)
+    finally:
+        model.pack.detach()  # also where it fails: the base is used on
+    return figures | {
+        "throughput/device_limit_flops_per_second": limit.flops_per_second,
+        "throughput/device_limit_seconds": limit.seconds,
+        "throughput/fraction_of_device_limit": figures["throughput/model_flops_per_second"] / limit.flops_per_second,
+    }
+
+
+def _measure(
+    model: PackModel,
+    batches: PackBatches,
+    shape: ModelShape,
+    num_steps: int,
+    engine: Engine | None,
+    clock: Callable[[], float],
+) -> dict[str, float]:
+    base = model.base
     figures = resident_parts(model) | _evaluation_peak(model, batches)
     first = next(batches.training(0).micro_batches(model.micro_batch_size))
     with count_saved_bytes(base) as saved:
@@ -70,14 +90,10 @@ def measure_solo(
         tokens_per_second.append(sum(row_tokens) / seconds[-1])
         flops_per_second.append(model_flops(shape, row_tokens, num_labels, passes_of(model.pack)) / seconds[-1])
     figures |= peak_memory(base.device)
-    model.pack.detach()
     return figures | {
         "time/step_seconds": statistics.median(seconds),
         "throughput/tokens_per_second": statistics.median(tokens_per_second),
         "throughput/model_flops_per_second": statistics.median(flops_per_second),
-        "throughput/device_limit_flops_per_second": limit.flops_per_second,
-        "throughput/device_limit_seconds": limit.seconds,
-        "throughput/fraction_of_device_limit": statistics.median(flops_per_second) / limit.flops_per_second,
     }
 
 
