@@ -20,9 +20,9 @@ NUM_TOKENS_TO_CHECK = 16
 def build_model(trials: Sequence[Trial], base: PreTrainedModel) -> PackModel:
     """The trials of a pack as members on `base`, in the order given (planning has put equal methods side by side).
 
-    Adapters and optimizer are float32 whatever the base's type, float64 on a float64 base.
+    Adapters and optimizer are float32 whatever the base's type, float64 on a float64 base. Where it fails, nothing is
+    attached.
     """
-    device = base.device
     dtype = torch.promote_types(base.dtype, torch.float32)
     pack = AdapterPack(
         base,
@@ -30,7 +30,16 @@ def build_model(trials: Sequence[Trial], base: PreTrainedModel) -> PackModel:
         output_layer=base.get_output_embeddings(),
         dtype=dtype,
     )
+    try:
+        return _with_optimizer(trials, base, pack)
+    except BaseException:  # the moments are where memory runs out
+        pack.detach()
+        raise
+
+
+def _with_optimizer(trials: Sequence[Trial], base: PreTrainedModel, pack: AdapterPack) -> PackModel:
     pack.train()
+    device = base.device
     shared = trials[0].training
     clip_norms = [trial.training.clip_norm for trial in trials]
     optimizer = MemberAdamW(

@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.store.entities import PagedList
 
 from loragrid.callback import SweepOutcome
+from loragrid.glossary import INVARIANT_VIOLATED
 from loragrid.tracking import KIND_TAG, PARENT_TAG, REASON_TAG, SWEEP_TAG, TRIAL_TAG, quiet_store
 
 TRIALS_TAG = "loragrid.trials"
@@ -17,7 +18,7 @@ RESUMED_TAG = "loragrid.resumed"
 
 @dataclass(frozen=True, kw_only=True)
 class EarlierTrial:
-    """What MLflow holds of a trial that did not come to its end.
+    """What MLflow holds of a trial that did not come to its end, and is gone on with.
 
     last_step: -1 where no step is recorded. eval_losses: as records. figures: the keys of what it has once.
     tags: its run's.
@@ -94,6 +95,9 @@ def _name(parent: Run) -> str:
 
 
 def _read(client: MlflowClient, run: Run) -> EarlierTrial:
+    if run.data.tags.get(REASON_TAG, "").startswith(INVARIANT_VIOLATED):
+        # It begins anew, and what it says then takes the place of its spoiled curve: of a step the last value counts.
+        return replace(_NOTHING, tags=dict(run.data.tags))
     curves = {key: client.get_metric_history(run.info.run_id, key) for key in ("train/loss", "eval/loss")}
     steps = [point.step for points in curves.values() for point in points]
     return EarlierTrial(

@@ -33,10 +33,15 @@ class ModelShape:
     attention_width: int
 
     @classmethod
-    def of(cls, base: PreTrainedModel) -> "ModelShape":
-        """The shape of a base to which nothing is attached."""
+    def of(cls, base: PreTrainedModel) -> "ModelShape | None":
+        """The shape of a base to which nothing is attached; None of one without attention (Mamba, RWKV).
+
+        Nor of one whose layers differ in their heads: what such models compute is not counted.
+        """
         head, config = base.get_output_embeddings(), base.config.get_text_config()
         layers = adaptable_layers(base, head)
+        if not isinstance(getattr(config, "num_attention_heads", None), int):
+            return None
         head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(
             num_layer_weights=sum(layer.in_features * layer.out_features for layer in layers),

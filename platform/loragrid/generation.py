@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
-from loragrid.attention import masked_attention
+from loragrid.attention import TOLERANCES, masked_attention
 from loragrid.sharding import whole_head
 from loragrid.training import PackModel, SumOverWorkers
+
+NUM_PADDING_TO_CHECK = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,8 @@ def generate(
     position; members of a pack, and packs cut in other ways, draw the same. Every worker calls it with as many rows.
 
     Prompts are padded on the left, and the padding is masked and counted in no position: a row's tokens are those it
-    has alone. Rows that have ended are carried on to the end of the last one, so that shapes are the same for all.
+    has alone. Rows that have ended are carried on to the end of the last one, so that shapes are the same for all. For
+    members that are no longer active, whose answers nobody asks for, no other row is carried on.
     """
     device, num_members = model.active.device, 1 if frozen else model.pack.num_members
     input_ids, mask = _left_padded(prompts, decoding.pad_token_id, device)
@@ -53,6 +56,8 @@ def generate(
     draws = None if decoding.temperature is None else _draws(keys, decoding).repeat(num_members, 1).to(device)
     ends = torch.tensor(decoding.end_token_ids, dtype=torch.int64, device=device)
     ended = torch.zeros(len(input_ids), dtype=torch.bool, device=device)
+    if not frozen:
+        ended |= ~model.active.repeat_interleave(len(prompts))
     cache = DynamicCache(config=model.base.config.get_text_config())
     tokens: list[Tensor] = []
     positions = (mask.cumsum(1) - 1).clamp(min=0)
@@ -78,6 +83,35 @@ def generate(
             input_ids, positions = chosen.unsqueeze(1), positions[:, -1:] + 1
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
     return _answers(torch.stack(tokens, dim=1), num_members, set(decoding.end_token_ids))
+
+
+@torch.no_grad()
+def check_left_padding(base: PreTrainedModel, tokens: Tensor) -> None:
+    """Make sure that `base` gives a row of tokens (L,) the same hidden states alone and padded on the left.
+
+    Raises:
+        ValueError: it does not, as one that knows no mask (RWKV): its answers would depend on the rows beside them.
+    """
+    padding = tokens[:1].repeat(NUM_PADDING_TO_CHECK)
+    mask = torch.cat([torch.zeros_like(padding), torch.ones_like(tokens)]).unsqueeze(0)
+    with masked_attention(base):
+        alone, padded = (
+            base.base_model(
+                input_ids=ids.unsqueeze(0),
+                attention_mask=seen,
+                position_ids=(seen.cumsum(1) - 1).clamp(min=0),
+                use_cache=False,
+            )
+            .last_hidden_state[0, -len(tokens) :]
+            .double()
+            for ids, seen in ((tokens, mask[:, len(padding) :]), (torch.cat([padding, tokens]), mask))
+        )
+    difference = float((padded - alone).norm() / alone.norm())
+    if not difference <= TOLERANCES[base.dtype]:
+        raise ValueError(
+            f"model.name: {base.name_or_path!r} ({type(base).__name__}): padding in front of a prompt changes its "
+            f"hidden states (by {difference:.1e}); allowed with task.kind: exact_match: models that can mask it"
+        )
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

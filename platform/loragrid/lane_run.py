@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from loragrid.config import EarlyStoppingConfig
 from loragrid.early_stopping import rank, rung_steps, survivors
@@ -94,11 +95,17 @@ def _train_or_halve(pack: Pack, until: int, trainer: PackTrainer) -> None:
         if failure is None:
             return
         if len(pack.trials) > 1:
-            for half in _halves(pack):
+            for half in _halves(_without_ended(pack, trainer)):
                 trainer.reports.split(half, f"{pack.pack_id} of {len(pack.trials)} trials was halved: {failure.reason}")
                 _train_or_halve(half, until, trainer)
             return
-    trainer.end(pack, {trial.trial_id: failure.end() for trial in pack.trials}, failure.tags())
+    left = _without_ended(pack, trainer)
+    trainer.end(pack, {trial.trial_id: failure.end() for trial in left.trials}, failure.tags())
+
+
+def _without_ended(pack: Pack, trainer: PackTrainer) -> Pack:
+    """The pack without trials that ended before it failed: alone, while measured, checked or saved."""
+    return replace(pack, trials=tuple(t for t in pack.trials if not trainer.reports.has_ended(t.trial_id)))
 
 
 def _try(action: Callable[[], object], trainer: PackTrainer) -> Failure | None:
@@ -118,4 +125,5 @@ def _try(action: Callable[[], object], trainer: PackTrainer) -> Failure | None:
 def _halves(pack: Pack) -> Iterator[Pack]:
     size = (len(pack.trials) + 1) // 2
     for index, start in enumerate((0, size)):
-        yield Pack(pack_id=f"{pack.pack_id}.{index}", trials=pack.trials[start : start + size])
+        if part := pack.trials[start : start + size]:
+            yield Pack(pack_id=f"{pack.pack_id}.{index}", trials=part)

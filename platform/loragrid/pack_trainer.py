@@ -17,7 +17,7 @@ from loragrid.batches import PackBatches
 from loragrid.config import DataConfig, EarlyStoppingConfig, ModelConfig
 from loragrid.data import TokenizedData
 from loragrid.early_stopping import rung_steps
-from loragrid.engine_choice import RequestedMode
+from loragrid.engine_choice import EngineChoice, RequestedMode
 from loragrid.export import export_member
 from loragrid.failure import Failure, process_can_go_on
 from loragrid.glossary import DIVERGED
@@ -177,7 +177,26 @@ class PackTrainer:
             self._make_sure_it_fits(pack, estimate)
         reset_peak_memory(self._device)
         batches = build_batches(trials, data, self._device, worker=self._worker, num_workers=self._num_workers)
-        model = build_model(trials, base)
+        try:
+            model = build_model(trials, base)
+            try:
+                self._train_attached(pack, until, start, model, batches, choice, estimate)
+            finally:  # whatever fails: the base is used on
+                model.pack.detach()
+        finally:
+            self._release_written_base(trials)
+
+    def _train_attached(
+        self,
+        pack: Pack,
+        until: int,
+        start: int,
+        model: PackModel,
+        batches: PackBatches,
+        choice: EngineChoice,
+        estimate: MemoryEstimate | None,
+    ) -> None:
+        stopwatch, trials = self._stopwatch, pack.trials
         self._restore(model, trials)
         engine = self._warm.engine(model, trials, choice, stopwatch)
         observations, scorer = self._observations(trials[0], batches)
@@ -231,9 +250,6 @@ class PackTrainer:
             failure = Failure.of(error)
             self.end(pack, {t.trial_id: failure.end() for t in trials if not self.reports.has_ended(t.trial_id)}, {})
             self._warm.release()  # its weights may be what has changed
-        finally:
-            model.pack.detach()
-            self._release_written_base(trials)
 
     def _end_spoiled(self, pack: Pack, model: PackModel, violated: Mapping[int, str]) -> None:
         """Members in whose own tensors something is violated end here; the others do not notice."""

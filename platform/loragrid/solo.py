@@ -33,14 +33,38 @@ def measure_solo(
 
     The first step is not timed, nor are those that `engine` takes before it replays a graph. Saved activations and the
     loss are those of one micro batch. Peaks are of a training step, and apart from it of an evaluation, with all that
-    lives beside each. `base` is given back without adapters; a method that trains the base leaves it changed,
-    and its caller must load it again.
+    lives beside each. Where a base's operations are not counted (`ModelShape.of`) their rates are missing. `base` is
+    given back without adapters, also where this fails; a method that trains the base leaves it changed, and its caller
+    must load it again.
     """
     batch_size = trial.training.batch_size // num_workers
     share = replace(trial, training=trial.training.model_copy(update={"batch_size": batch_size}))
     batches = build_batches([share], data, base.device)
-    limit, shape = device_limit(base.device, base.dtype), ModelShape.of(base)
+    shape = ModelShape.of(base)
+    limit = None if shape is None else device_limit(base.device, base.dtype)
     model = build_model([share], base)
+    try:
+        figures = _measure(model, batches, shape, num_steps, engine, clock)
+    finally:
+        model.pack.detach()  # also where it fails: the base is used on
+    if limit is None:
+        return figures
+    return figures | {
+        "throughput/device_limit_flops_per_second": limit.flops_per_second,
+        "throughput/device_limit_seconds": limit.seconds,
+        "throughput/fraction_of_device_limit": figures["throughput/model_flops_per_second"] / limit.flops_per_second,
+    }
+
+
+def _measure(
+    model: PackModel,
+    batches: PackBatches,
+    shape: ModelShape | None,
+    num_steps: int,
+    engine: Engine | None,
+    clock: Callable[[], float],
+) -> dict[str, float]:
+    base = model.base
     figures = resident_parts(model) | _evaluation_peak(model, batches)
     first = next(batches.training(0).micro_batches(model.micro_batch_size))
     with count_saved_bytes(base) as saved:
@@ -68,17 +92,16 @@ def measure_solo(
         seconds.append(clock() - start)
         row_tokens, num_labels = batches.row_tokens(step, 0), int(batch.num_labels[0])
         tokens_per_second.append(sum(row_tokens) / seconds[-1])
-        flops_per_second.append(model_flops(shape, row_tokens, num_labels, passes_of(model.pack)) / seconds[-1])
+        if shape is not None:
+            flops_per_second.append(model_flops(shape, row_tokens, num_labels, passes_of(model.pack)) / seconds[-1])
     figures |= peak_memory(base.device)
-    model.pack.detach()
-    return figures | {
+    figures |= {
         "time/step_seconds": statistics.median(seconds),
         "throughput/tokens_per_second": statistics.median(tokens_per_second),
-        "throughput/model_flops_per_second": statistics.median(flops_per_second),
-        "throughput/device_limit_flops_per_second": limit.flops_per_second,
-        "throughput/device_limit_seconds": limit.seconds,
-        "throughput/fraction_of_device_limit": statistics.median(flops_per_second) / limit.flops_per_second,
     }
+    if flops_per_second:
+        figures["throughput/model_flops_per_second"] = statistics.median(flops_per_second)
+    return figures
 
 
 def _evaluation_peak(model: PackModel, batches: PackBatches) -> dict[str, float]:

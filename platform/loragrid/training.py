@@ -221,9 +221,11 @@ def score_rows_alone(
 def _evaluating(model: PackModel) -> Iterator[None]:
     """Within, the adapters are in evaluation mode. Compiled layers are compiled for training: they run uncompiled."""
     model.pack.train(False)
-    with torch.compiler.set_stance("force_eager"):
-        yield
-    model.pack.train(True)
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        model.pack.train(True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loragrid.activation_checkpointing import checkpoint_activations
-from loragrid.assembly import build_batches, check_logits
+from loragrid.assembly import NUM_TOKENS_TO_CHECK, build_batches, check_logits
 from loragrid.attention import use_causal_attention
 from loragrid.config import DataConfig, ModelConfig
 from loragrid.data import TokenizedData
 from loragrid.engine import Engine, compile_layers, fuse_pieces, uncompile_layers
 from loragrid.engine_choice import EngineChoice, RequestedMode, capture_obstacle, choose_mode, flops_of_step
+from loragrid.generation import check_left_padding
 from loragrid.grid import Trial
 from loragrid.invariants import base_sums
 from loragrid.measurement import Stopwatch
@@ -49,7 +50,8 @@ class WarmBase:
         """The trial's base on the device.
 
         Raises:
-            ValueError: it cannot be loaded, or does something to its logits that the loss would miss.
+            ValueError: it cannot be loaded, does something to its logits that the loss would miss, or is to answer
+                prompts and cannot do so side by side.
         """
         if self._base is not None and self.has(trial):
             checkpoint_activations(self._base, trial.training.activation_checkpointing)
@@ -60,6 +62,7 @@ class WarmBase:
         if self._shard:
             # Where it still is whole. The batches are cut for one worker: all look at the same row.
             check_logits(base, build_batches([trial], data, base.device))
+            _check_task(base, trial, data)
             shard_base(base, self.device)
         else:
             base.to(self.device)  # type: ignore[arg-type]  # transformers narrows torch's own signature
@@ -69,6 +72,7 @@ class WarmBase:
             self._attention_obstacle = use_causal_attention(base, rows) if self.device.type == "cuda" else ""
         if not self._shard:
             check_logits(base, build_batches([trial], data, self.device, num_workers=self._num_workers))
+            _check_task(base, trial, data)
         checkpoint_activations(base, trial.training.activation_checkpointing)
         self._base, self._loaded = base, (trial.model, trial.data)
         self._sum(base, trial)
@@ -145,6 +149,12 @@ class WarmBase:
             except NotImplementedError:
                 self._estimates[key] = None
         return self._estimates[key]
+
+
+def _check_task(base: PreTrainedModel, trial: Trial, data: TokenizedData) -> None:
+    if trial.task is not None and trial.task.kind == "exact_match":
+        row = data.evaluation.input_ids[0, : int(data.evaluation.num_tokens[0])]
+        check_left_padding(base, row[:NUM_TOKENS_TO_CHECK].to(base.device))
 
 
 def _composition(trials: Sequence[Trial]) -> tuple[object, ...]:

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 from mlflow import MlflowClient
 
 import loragrid as lg
 from loragrid.earlier import find_earlier
+from loragrid.glossary import INVARIANT_VIOLATED
 from loragrid.recorder import Recorder
 from loragrid.storage import trial_store
 from loragrid.sweep import open_recorder
@@ -44,3 +46,20 @@ def test_a_sweep_whose_driver_died_between_the_last_trials_end_and_its_own_is_en
     assert result.succeeded
     assert MlflowClient(tracking_uri=result.tracking_uri).get_run(run_id).info.status == "FINISHED"
     assert not Path(store.uri).exists(), "nothing is kept of a sweep that is done"
+
+
+@pytest.mark.parametrize(("reason", "last_step"), [(f"{INVARIANT_VIOLATED}: 'wte' has changed", -1), ("disk full", 4)])
+def test_a_spoiled_trial_begins_anew_and_its_spoiled_curve_is_not_gone_on_with(
+    tmp_path: Path, reason: str, last_step: int
+) -> None:
+    uri = default_tracking_uri(str(tmp_path / "store"), None)
+    recorder = Recorder("spoiled", uri)
+    recorder.start_sweep("spoiled-1", {}, {})
+    recorder.start_trial("t", {}, {})
+    recorder.log_records("t", [{"step": step, "eval/loss": 0.1} for step in (0, 4)])
+    recorder.end_trial("t", "FAILED", reason)
+    recorder.end_sweep("FAILED")
+    earlier = find_earlier("spoiled", uri, None)
+    assert earlier is not None
+    assert earlier.begun["t"].last_step == last_step
+    assert [record["step"] for record in earlier.begun["t"].eval_losses] == ([] if last_step < 0 else [0, 4])

@@ -1,12 +1,15 @@
 """Model FLOPs against counts by hand, and a device's limit by a clock that is known."""
 
 import itertools
+import shutil
 from pathlib import Path
 
 import torch
+from transformers import MambaConfig, MambaForCausalLM
 
 from loragrid.assembly import build_model
 from loragrid.flops import NUM_PRODUCTS, SMALLEST_SIDE, ModelShape, device_limit, measure_limit, model_flops, passes_of
+from loragrid.solo import measure_solo
 from tests.loragrid.small_packs import make_setup
 
 SHAPE = ModelShape(num_layer_weights=100, num_head_weights=30, attention_width=8)
@@ -23,6 +26,7 @@ def test_operations_are_those_counted_by_hand() -> None:
 def test_shapes_and_passes_are_the_models_and_the_methods(tiny_gpt2_dir: Path, chat_jsonl: Path) -> None:
     setup = make_setup(tiny_gpt2_dir, chat_jsonl, "float32")
     shape = ModelShape.of(setup.base())
+    assert shape is not None
     # Two layers of width 32: attention in and out, feed-forward up and down.
     assert shape.num_layer_weights == 2 * 32 * (96 + 32 + 128 + 128)
     assert shape.num_head_weights == 300 * 32
@@ -31,6 +35,20 @@ def test_shapes_and_passes_are_the_models_and_the_methods(tiny_gpt2_dir: Path, c
         name: passes_of(build_model([setup.trial(name)], setup.base()).pack) for name in ("frozen", "vera", "full")
     }
     assert found == {"frozen": 1, "vera": 2, "full": 3}
+
+
+def test_a_base_without_attention_is_measured_and_its_operations_are_not_counted(
+    tiny_gpt2_dir: Path, chat_jsonl: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_gpt2_dir, tmp_path / "mamba"))
+    (folder / "model.safetensors").unlink()
+    config = MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, state_size=4)
+    MambaForCausalLM(config).save_pretrained(folder)
+    setup = make_setup(folder, chat_jsonl, "float32")
+    assert ModelShape.of(setup.base()) is None
+    figures = measure_solo(setup.trial("full"), setup.base(), setup.rows, num_steps=1)
+    assert figures["time/step_seconds"] > 0
+    assert [key for key in figures if "flops" in key or "limit" in key] == []
 
 
 def test_the_limit_is_the_operations_of_a_product_over_its_shortest_time() -> None:

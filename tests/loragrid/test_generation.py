@@ -1,19 +1,23 @@
 """Packed greedy decoding gives every member the tokens that transformers gives its model alone, row by row."""
 
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, RwkvConfig, RwkvForCausalLM
 
 from loragrid.activation_checkpointing import checkpoint_activations
 from loragrid.assembly import build_model
 from loragrid.attention import NAME, use_causal_attention
+from loragrid.config_task import TaskConfig
 from loragrid.export import export_member, merge_adapter
-from loragrid.generation import Decoding, generate
+from loragrid.generation import Decoding, check_left_padding, generate
 from loragrid.training import PackModel, one_worker
+from loragrid.warm_base import WarmBase
 from loragrid_methods import get_method, method_names
 from tests.loragrid.small_packs import Setup, make_setup, mixed_trials
 
@@ -195,6 +199,38 @@ def test_generation_ends_with_the_last_row_and_not_later(setup: Setup) -> None:
     first_tokens = sorted({row[0] for row in answers})
     assert generate(model, PROMPTS, KEYS, decoding(*first_tokens), count, frozen=True) == [[[] for _ in PROMPTS]]
     assert counted == [1]
+
+
+def test_members_that_are_no_longer_active_hold_nobody_up(setup: Setup) -> None:
+    model = lively_pack(setup)
+    model.active[1:] = False
+    forwards: list[None] = []
+    model.base.base_model.register_forward_hook(lambda *_: forwards.append(None))
+    (first, *_) = generate(model, PROMPTS, KEYS, decoding(), one_worker)
+    end = first[0][2]
+    shown = max(row.index(end) + 1 if end in row else NUM_NEW for row in first[:1])
+    forwards.clear()
+    assert generate(model, PROMPTS[:1], KEYS[:1], decoding(end), one_worker)[0] == [first[0][: shown - 1]]
+    assert len(forwards) == shown
+    forwards.clear()
+    model.active[:] = False
+    generate(model, PROMPTS, KEYS, decoding(), one_worker)
+    assert len(forwards) == 1
+
+
+def test_a_base_that_masks_no_padding_is_refused_where_it_is_to_answer_prompts(
+    setup: Setup, tiny_gpt2_dir: Path, chat_jsonl: Path, tmp_path: Path
+) -> None:
+    check_left_padding(setup.base(), torch.tensor(PROMPTS[0]))
+    folder = Path(shutil.copytree(tiny_gpt2_dir, tmp_path / "rwkv"))
+    (folder / "model.safetensors").unlink()
+    config = RwkvConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, context_length=128)
+    RwkvForCausalLM(config).save_pretrained(folder)
+    rwkv = make_setup(folder, chat_jsonl, "float32")
+    trial, warm = rwkv.trial("full"), WarmBase(torch.device("cpu"), "auto", 1)
+    with pytest.raises(ValueError, match=r"RwkvForCausalLM.*padding in front of a prompt changes"):
+        warm.load(replace(trial, task=TaskConfig(kind="exact_match")), rwkv.rows)
+    warm.load(trial, rwkv.rows)
 
 
 def test_sampled_answers_follow_from_seed_and_row_and_not_from_the_pack(setup: Setup) -> None:

@@ -1,17 +1,20 @@
 """A lane's packs in one worker: one base for all, trials that fall behind stopped, and a failure that stays its own."""
 
 import gc
+import importlib
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar, Self
 
 import pytest
 import torch
 from torch import nn
 
+import loragrid.solo
 from loragrid.config import DataConfig, EarlyStoppingConfig, ModelConfig
 from loragrid.data import TokenizedData
 from loragrid.engine_choice import RequestedMode
@@ -20,7 +23,7 @@ from loragrid.lane_run import run_lane
 from loragrid.messages import PackUpdate, TrialEnd
 from loragrid.pack_trainer import PackTrainer
 from loragrid.planning import Pack, cut_evenly
-from loragrid.trial_store import TrialStore
+from loragrid.trial_store import SavedTrial, TrialStore
 from loragrid_methods.engine.adapter_stack import AdapterStack
 from loragrid_methods.engine.targets import LayerShape
 from loragrid_methods.lora import LoRA
@@ -298,6 +301,67 @@ def test_a_failure_in_the_middle_goes_on_from_the_packs_start_and_reports_no_ste
     for trial in trials:
         finished = seen.ended[trial.trial_id].status == "FINISHED"
         assert_as_alone(setup, seen, trial, STEPS if finished else 4)
+
+
+@pytest.mark.parametrize("check_every", [0, None])
+def test_a_measurement_that_fails_in_its_steps_ends_its_trial_once_and_leaves_the_base_to_the_others(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, check_every: int | None
+) -> None:
+    fail_once(monkeypatch, loragrid.solo, "train_step")
+    bad, other = (setup.trial(name, measure_steps=1, check_every=check_every) for name in ("lora", "vera"))
+    seen = lane(setup, [[bad, other]])
+    assert seen.ended[bad.trial_id].reason == "out_of_memory: for the moment"
+    assert seen.ended[other.trial_id].status == "FINISHED"
+    assert_as_alone(setup, seen, other)
+
+
+@pytest.mark.parametrize("place", ["loragrid.assembly.MemberAdamW", "loragrid.pack_trainer.InvariantChecks"])
+def test_memory_that_runs_out_between_attaching_and_training_leaves_nothing_attached(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    module, _, name = place.rpartition(".")
+    fail_once(monkeypatch, importlib.import_module(module), name)
+    trials = [setup.trial("lora", seed=seed, measure_steps=0) for seed in range(2)]
+    seen = lane(setup, [trials])
+    assert {end.status for end in seen.ended.values()} == {"FINISHED"}
+    for trial in trials:
+        assert_as_alone(setup, seen, trial)
+
+
+def test_a_trial_that_has_ended_is_not_trained_again_in_half_of_its_pack(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = [setup.trial("lora", seed=seed, measure_steps=0, checkpoint_every=1) for seed in range(3)]
+    original = TrialStore.save
+
+    def cannot_save_the_first(store: TrialStore, trial_id: str, saved: SavedTrial) -> None:
+        if trial_id == trials[0].trial_id:
+            raise OSError("disk full")
+        if saved.state.completed == 3 and trial_id == trials[2].trial_id and not failed:
+            failed.append(True)
+            raise torch.OutOfMemoryError("for the moment")
+        original(store, trial_id, saved)
+
+    failed: list[bool] = []
+    monkeypatch.setattr(TrialStore, "save", cannot_save_the_first)
+    seen = lane(setup, [trials])
+    assert seen.ended[trials[0].trial_id].reason == "disk full"
+    assert [seen.ended[trial.trial_id].status for trial in trials[1:]] == ["FINISHED"] * 2
+    halves = [update.trial_ids for update in seen.updates if update.phase == "waiting"]
+    assert halves == [(trials[1].trial_id,), (trials[2].trial_id,)]
+
+
+def fail_once(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> None:
+    """Let the module's `name` raise at its first call, as a full device does."""
+    original, calls = getattr(module, name), []
+
+    def fails_once(*arguments: Any, **settings: Any) -> Any:
+        calls.append(None)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("for the moment")
+        return original(*arguments, **settings)
+
+    monkeypatch.setattr(module, name, fails_once)
 
 
 def test_a_base_that_cannot_be_loaded_fails_all_its_trials_once_and_no_others(setup: Setup) -> None:

@@ -102,6 +102,19 @@ def test_the_loop_is_torchs_own_adamw_and_clipping_with_the_methods_hooks_in_bet
     assert largest_difference(run.weights(0), hand_written) <= 1e-10
 
 
+def test_an_evaluation_that_fails_leaves_the_members_in_training(exact: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = [exact.trial("lora", {"dropout": 0.5})]
+    model, batches = build_model(trials, exact.base()), build_batches(trials, exact.rows, torch.device("cpu"))
+
+    def fails(*_: object) -> None:
+        raise torch.OutOfMemoryError("for the moment")
+
+    monkeypatch.setattr(model, "losses", fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate(model, batches.evaluation(1), batches.num_eval_labels, one_worker)
+    assert all(stack.training for stack in model.pack.stacks())
+
+
 def test_in_float32_every_members_loss_curves_in_a_mixed_pack_are_those_it_has_alone(single: Setup) -> None:
     trials = mixed_trials(single)
     packed = run_pack(single, trials)
