@@ -29,6 +29,7 @@ from loragrid.config_settings import (
     check_method_block,
     check_value,
     hyperparameter_types,
+    label_problems,
     section_axis_types,
     writes_base,
 )
@@ -64,8 +65,8 @@ if TYPE_CHECKING:
 class MethodConfig(Section):
     """One method of an experiment with what is special to it.
 
-    label: what the comparison calls it, by default its name; methods of one label are tuned as one. Every key beside
-    these and `grid` is a hyperparameter of the method or one of MEMBER_TRAINING_KEYS.
+    label: what the comparison calls it, by default its name; a method's blocks of one label are tuned as one. Every key
+    beside these and `grid` is a hyperparameter of the method or one of MEMBER_TRAINING_KEYS.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -173,6 +174,7 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _check_across_sections(self) -> "Experiment":
         problems = [problem for axis, values in self.grid.items() for problem in self._axis_problems(axis, values)]
+        problems += label_problems([(block.name, block.label) for block in self.methods])
         num_workers = self.workers.num_workers
         for size in self.grid.get("training.batch_size", (self.training.batch_size,)):
             if isinstance(size, int):

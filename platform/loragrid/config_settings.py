@@ -203,6 +203,23 @@ def check_label(method: str, label: object) -> str | None:
     return text
 
 
+def label_problems(blocks: Sequence[tuple[str, str | None]]) -> list[Problem]:
+    """What is wrong with the labels of (method, label) blocks: under one label, two methods' trials would be mixed.
+
+    Trials are told apart by label and axes, so that the same rank, learning rate and seed would be one trial.
+    """
+    methods: dict[str, str] = {}
+    problems = []
+    for place, (method, label) in enumerate(blocks):
+        first = methods.setdefault(label or method, method)
+        if first != method:
+            what = f"is {first}'s label already, and this is {method}"
+            problems.append(
+                Problem(key=f"methods.{place}.label", value=label, what=what, allowed="one method under one label")
+            )
+    return problems
+
+
 def check_method_axis(
     method: str, known: Mapping[str, Any], key: str, values: object, *, fixed: bool
 ) -> tuple[Any, ...]:

@@ -205,7 +205,12 @@ def write_figure(key: str, value: Any) -> str:
         return format_count(value)
     if key.endswith(("loss", "accuracy")):
         return format_metric(key, value)
-    return f"{value:,.0f}" if value >= 1000 else format_value(round(value, 4) if isinstance(value, float) else value)
+    if value >= 1000:
+        return f"{value:,.0f}"
+    # Three digits of what is small: a fraction of 0.00002 is not 0.
+    return format_value(
+        (round(value, 4) if abs(value) >= 0.1 else float(f"{value:.3g}")) if isinstance(value, float) else value
+    )
 
 
 def parts_table(

@@ -13,6 +13,7 @@ from loragrid.figures import format_bytes
 from loragrid.heat_maps import grid_of, heat_maps
 from loragrid.metric_text import format_difference, format_metric, format_p
 from loragrid.pareto import pareto_front
+from loragrid.report_tables import write_figure
 from loragrid.sweep_record import SweepRecord, TrialRun
 
 
@@ -153,6 +154,8 @@ def test_curves_are_thinned_to_their_ends_and_ticks_are_round() -> None:
         (format_difference("test/accuracy", -0.031), "−3.1 pp"),
         (format_difference("test/loss", 0.5), "+0.5000"),
         (format_p(0.0004), "< 0.001"),
+        (write_figure("throughput/fraction_of_device_limit", 0.0000234), "2.34e-05"),
+        (write_figure("throughput/fraction_of_device_limit", 0.412345), "0.4123"),
         (format_p(0.04996), "< 0.05"),
         (format_p(0.05), "0.050"),
         (format_p(None), "–"),

@@ -300,3 +300,11 @@ def test_a_label_is_kept_and_is_no_part_of_a_trials_identity() -> None:
 def test_a_label_that_would_deceive_or_break_a_table_is_refused(label: object) -> None:
     with pytest.raises(ValueError, match=r"methods\.0\.label: .*allowed: "):
         experiment(methods=[{"name": "lora", "label": label}])
+
+
+def test_one_label_for_two_methods_is_refused_and_for_two_blocks_of_one_is_not() -> None:
+    blocks = [{"name": "lora", "label": "own"}, {"name": "lora_fa", "label": "own"}]
+    with pytest.raises(ValueError, match=r"methods\.1\.label: .*lora's label already.*allowed: one method"):
+        experiment(methods=blocks)
+    twice = [{"name": "lora", "label": "mine", "rank": rank} for rank in (4, 8)]
+    assert {trial.label for trial in expand(experiment(methods=twice))} == {"mine"}

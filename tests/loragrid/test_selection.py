@@ -352,7 +352,9 @@ def test_several_tasks_are_not_one_contest_and_each_can_be_judged_alone() -> Non
 
 
 def part_of(comparison: Comparison, apart: Sequence[str] = ()) -> Part:
-    return Part(label="", comparison=comparison, settings=settings_of(comparison), verdict=judge(comparison, None, apart))
+    return Part(
+        label="", comparison=comparison, settings=settings_of(comparison), verdict=judge(comparison, None, apart)
+    )
 
 
 def test_the_charts_of_a_report_show_no_setting_by_the_seeds_it_has_left() -> None:
