@@ -367,7 +367,8 @@ def test_a_trial_that_has_ended_is_not_trained_again_in_half_of_its_pack(
 
 def fail_once(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> None:
     """Let the module's `name` raise at its first call, as a full device does."""
-    original, calls = getattr(module, name), []
+    original = getattr(module, name)
+    calls: list[None] = []
 
     def fails_once(*arguments: Any, **settings: Any) -> Any:
         calls.append(None)
