@@ -10,6 +10,8 @@ from loragrid.planning import Pack
 from loragrid.training import Report
 from loragrid.trial_store import SavedTrial
 
+SPLIT_TAG = "loragrid.pack.split"
+
 
 class SendUpdate(Protocol):
     """Hands an update on; every worker calls it equally often, worker 0 is heard."""
@@ -46,8 +48,12 @@ class PackReports:
 
     def split(self, pack: Pack, reason: str) -> None:
         """The pack is part of one that was halved."""
-        tags = {"loragrid.pack": pack.pack_id, "loragrid.pack.split": reason}
+        tags = {"loragrid.pack": pack.pack_id, SPLIT_TAG: reason}
         self._send(self._update(pack, "waiting", tags=self._new_tags(pack, tags)))
+
+    def is_split(self, pack: Pack) -> bool:
+        """Whether the pack is part of one that was halved: its trials' seconds are those of the whole, too."""
+        return any(SPLIT_TAG in self._tags.get(trial.trial_id, {}) for trial in pack.trials)
 
     def ended(
         self, pack: Pack, ended: Mapping[str, TrialEnd], tags: Mapping[str, str], *, pack_goes_on: bool = False

@@ -204,8 +204,8 @@ class PackTrainer:
         training = trials[0].training
         if self._describe is not None and start == 0 and until == training.steps:
             # Only then do the seconds of the trial's phases belong to a pack of this shape.
-            shape = {SHAPE_TAG: pack_shape(trials, self._num_workers)}
-            self.reports.environment = {**self.reports.environment, **shape}
+            shape = "halved" if self.reports.is_split(pack) else pack_shape(trials, self._num_workers)
+            self.reports.environment = {**self.reports.environment, SHAPE_TAG: shape}
         checks = None
         if training.check_every != 0:
             checks = InvariantChecks(model, self._warm.sums, self._sum_over_workers())

@@ -5,7 +5,7 @@ import importlib
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Self
@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+import loragrid.pack_trainer
 import loragrid.solo
 from loragrid.config import DataConfig, EarlyStoppingConfig, ModelConfig
 from loragrid.data import TokenizedData
@@ -21,6 +22,7 @@ from loragrid.engine_choice import RequestedMode
 from loragrid.grid import Trial
 from loragrid.lane_run import run_lane
 from loragrid.messages import PackUpdate, TrialEnd
+from loragrid.pack_timing import pack_shape
 from loragrid.pack_trainer import PackTrainer
 from loragrid.planning import Pack, cut_evenly
 from loragrid.trial_store import SavedTrial, TrialStore
@@ -261,6 +263,18 @@ def test_a_pack_that_does_not_fit_is_halved_until_it_does_and_says_so(
         assert_as_alone(setup, seen, trial)
 
 
+def test_the_seconds_of_a_pack_that_was_halved_are_no_timing_of_its_halves(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_once(monkeypatch, loragrid.pack_trainer, "score_rows_alone")  # after its last step
+    setup = replace(setup, rows=replace(setup.rows, test=setup.rows.evaluation))
+    halved = [setup.trial("lora", seed=seed, measure_steps=0, report_every=1) for seed in range(2)]
+    whole = [setup.trial("vera", seed=seed, measure_steps=0) for seed in range(2)]
+    seen = lane(setup, [halved, whole], describe=lambda trial, rows: {})
+    assert [seen.tags(trial)["loragrid.pack.shape"] for trial in halved] == ["halved"] * 2
+    assert {seen.tags(trial)["loragrid.pack.shape"] for trial in whole} == {pack_shape(whole, 1)}
+
+
 @pytest.mark.parametrize("measure_steps", [0, 1])
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError, MemoryError, type("E", (RuntimeError,), {})], ids=["device", "python", "cpu"]
@@ -353,7 +367,8 @@ def test_a_trial_that_has_ended_is_not_trained_again_in_half_of_its_pack(
 
 def fail_once(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> None:
     """Let the module's `name` raise at its first call, as a full device does."""
-    original, calls = getattr(module, name), []
+    original = getattr(module, name)
+    calls: list[None] = []
 
     def fails_once(*arguments: Any, **settings: Any) -> Any:
         calls.append(None)
