@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Run, ViewType
 
 from loragrid.axes import varying_axes
-from loragrid.glossary import CURVE_METRICS, SUMMARY_METRICS
+from loragrid.glossary import CURVE_METRICS, STOPPED_EARLY, SUMMARY_METRICS
 from loragrid.tracking import (
     KIND_TAG,
     LABEL_TAG,
@@ -105,7 +105,7 @@ def load_comparison(experiment_name: str, tracking_uri: str, sweep: str | None =
         experiment = _find_experiment(client, experiment_name, tracking_uri)
         parent = _find_sweep(client, experiment, sweep)
     children = f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'"
-    runs = _search_runs(client, experiment.experiment_id, children, "attributes.start_time ASC")
+    runs = search_runs(client, experiment.experiment_id, children, "attributes.start_time ASC")
     axes = varying_axes([_parameters(run) for run in runs], [*IDENTITY_COLUMNS, *CLOSING_COLUMNS])
     return Comparison(
         experiment_name=experiment_name,
@@ -133,7 +133,7 @@ def _find_experiment(client: MlflowClient, name: str, tracking_uri: str) -> Expe
 
 
 def _find_sweep(client: MlflowClient, experiment: Experiment, sweep: str | None) -> Run:
-    runs = _search_runs(client, experiment.experiment_id, f"tags.`{KIND_TAG}` = 'sweep'", "attributes.start_time DESC")
+    runs = search_runs(client, experiment.experiment_id, f"tags.`{KIND_TAG}` = 'sweep'", "attributes.start_time DESC")
     if not runs:
         raise ValueError(f"experiment {experiment.name!r} holds no sweep yet")
     for run in runs:
@@ -143,7 +143,8 @@ def _find_sweep(client: MlflowClient, experiment: Experiment, sweep: str | None)
     raise ValueError(f"sweep {sweep!r} is not in experiment {experiment.name!r}; there: {names}")
 
 
-def _search_runs(client: MlflowClient, experiment_id: str, condition: str, order: str) -> list[Run]:
+def search_runs(client: MlflowClient, experiment_id: str, condition: str, order: str) -> list[Run]:
+    """All runs of an experiment that meet a condition of MLflow's search, page by page."""
     return list(
         _pages(
             lambda token: client.search_runs(
@@ -237,3 +238,8 @@ def sort_by_final_loss(table: pd.DataFrame) -> pd.DataFrame:
 def is_missing(value: Any) -> bool:
     """None, NaN or pandas' NA: the cell of something that was not measured."""
     return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+
+
+def is_stopped_early(row: Mapping[Any, Any]) -> bool:
+    """Whether the trial of a table's row fell behind and was stopped, as its experiment asks."""
+    return row["status"] == "KILLED" and str(row["reason"] or "").startswith(STOPPED_EARLY)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from loragrid.glossary import OUT_OF_MEMORY
 from loragrid.messages import TrialEnd
 
 # How torch's own allocator of main memory says that there is none left.
@@ -26,7 +27,7 @@ class Failure:
         text = lines[0] if lines else type(error).__name__
         short_of_memory = is_out_of_memory(error)
         return cls(
-            reason=f"out_of_memory: {text}" if short_of_memory else text,
+            reason=f"{OUT_OF_MEMORY}: {text}" if short_of_memory else text,
             traceback="".join(traceback.format_exception(error)),
             out_of_memory=short_of_memory,
         )

@@ -75,6 +75,9 @@ DIVERGED = "diverged: loss or gradient not finite"
 INVARIANT_VIOLATED = "invariant violated"
 """How the reason of a trial begins in whose training something changed that must not: its numbers are worth nothing."""
 
+OUT_OF_MEMORY = "out_of_memory"
+"""How the reason of a trial begins for which the device or the machine had no memory left."""
+
 STOPPED_EARLY = "stopped early"
 """How the reason of a trial begins that fell behind and was stopped, which MLflow calls KILLED."""
 

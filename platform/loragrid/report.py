@@ -10,10 +10,9 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from loragrid.comparison import Comparison, is_missing, sort_by_final_loss
+from loragrid.comparison import Comparison, is_missing, is_stopped_early, sort_by_final_loss
 from loragrid.figures import format_bytes, format_count, format_seconds, format_value
 from loragrid.fingerprint import FingerprintReport, fingerprint_of
-from loragrid.glossary import STOPPED_EARLY
 from loragrid.loss_curves import plot_loss_curves
 
 __all__ = ["plot_loss_curves", "render_table"]
@@ -100,7 +99,7 @@ def _fit(columns: Sequence[Column], width: int) -> tuple[list[Column], list[Colu
 
 
 def _loss_cell(row: Mapping[Any, Any], is_first: bool) -> Text:
-    if _is_stopped(row):
+    if is_stopped_early(row):
         return Text("stopped", style="dim")
     if row["status"] != "FINISHED":
         return Text(row["status"].lower(), style=STATUS_STYLES.get(row["status"], ""))
@@ -118,8 +117,8 @@ def _method_cell(row: Mapping[Any, Any], fingerprint: FingerprintReport) -> Text
 def _title(comparison: Comparison, fingerprint: FingerprintReport) -> Text:
     title = Text(comparison.experiment_name, style="bold")
     rows = comparison.table.to_dict("records")
-    num_stopped = sum(_is_stopped(row) for row in rows)
-    counts = Counter(row["status"] for row in rows if not _is_stopped(row))
+    num_stopped = sum(is_stopped_early(row) for row in rows)
+    counts = Counter(row["status"] for row in rows if not is_stopped_early(row))
     title.append(f"  {comparison.sweep}, {_count(len(comparison.table), 'trial')}", style="not bold dim")
     for status, style in STATUS_STYLES.items():
         if counts[status]:
@@ -148,19 +147,15 @@ def _caption(comparison: Comparison, left_out: Sequence[Column], fingerprint: Fi
         caption.append(f"no room here, but in the CSV: {names}\n", style="dim")
     rows = comparison.table.to_dict("records")
     # What was asked for needs no line per trial; place and loss stand in the CSV and in MLflow.
-    rungs = Counter(row["reason"].partition(":")[0] for row in rows if _is_stopped(row))
+    rungs = Counter(row["reason"].partition(":")[0] for row in rows if is_stopped_early(row))
     for rung, number in sorted(rungs.items()):
         caption.append(f"{_count(number, 'trial')} {rung}\n", style="dim")
     for row in rows:
-        if row["status"] != "FINISHED" and row["reason"] and not _is_stopped(row):
+        if row["status"] != "FINISHED" and row["reason"] and not is_stopped_early(row):
             caption.append(f"{row['trial_id']} {row['status'].lower()}: ", style=STATUS_STYLES.get(row["status"], ""))
             caption.append(f"{row['reason'].strip().splitlines()[0]}\n")
     caption.rstrip()
     return Text("\n").append(caption) if caption else caption
-
-
-def _is_stopped(row: Mapping[Any, Any]) -> bool:
-    return row["status"] == "KILLED" and str(row["reason"] or "").startswith(STOPPED_EARLY)
 
 
 def _count(number: int, noun: str) -> str:

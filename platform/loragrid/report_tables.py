@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loragrid.comparison import Comparison, is_missing, sort_by_final_loss
+from loragrid.comparison import Comparison, is_missing, is_stopped_early, sort_by_final_loss
 from loragrid.figures import format_bytes, format_count, format_seconds, format_value
-from loragrid.glossary import STOPPED_EARLY
+from loragrid.glossary import OUT_OF_MEMORY
 from loragrid.metric_text import MISSING, format_difference, format_metric, format_p, format_range, metric_name
 from loragrid.selection import Choice, Contrast, Verdict, reported_interval
 from loragrid.settings import show_setting
@@ -162,9 +162,9 @@ def unfinished_table(comparison: Comparison) -> PageTable:
 
 def end_of(row: Mapping[Any, Any]) -> str:
     """How a trial ended, in words."""
-    if row["reason"].startswith(STOPPED_EARLY):
+    if is_stopped_early(row):
         return "stopped early"
-    if row["status"] == "FAILED" and "out of memory" in row["reason"].lower():
+    if row["status"] == "FAILED" and row["reason"].startswith(OUT_OF_MEMORY):
         return "out of memory"
     return str(row["status"]).lower()
 

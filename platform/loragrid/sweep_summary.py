@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from loragrid.comparison import Comparison, is_missing, load_comparison
-from loragrid.glossary import STOPPED_EARLY
+from loragrid.comparison import Comparison, is_missing, is_stopped_early, load_comparison
 from loragrid.loss_curves import plot_loss_curves
 from loragrid.recorder import Recorder
 
@@ -74,12 +73,7 @@ def record_summary(recorder: Recorder, sweep: str, cost: SweepCost) -> None:
 def summary_metrics(comparison: Comparison) -> dict[str, float]:
     """How the trials ended, and the losses of the best on the evaluation rows; its test loss chooses nothing."""
     rows = comparison.table.to_dict("records")
-    ends = Counter(
-        "stopped"
-        if row["status"] == "KILLED" and str(row["reason"] or "").startswith(STOPPED_EARLY)
-        else str(row["status"]).lower()
-        for row in rows
-    )
+    ends = Counter("stopped" if is_stopped_early(row) else str(row["status"]).lower() for row in rows)
     metrics = {f"sweep/trials_{end}": float(ends[end]) for end in ("finished", "failed", "stopped")}
     best = best_trial(comparison)
     for row in rows:

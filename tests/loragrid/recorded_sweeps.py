@@ -75,7 +75,7 @@ class MadeUpTrial:
         if self.method == "vera" and self.lr == 1e-1:
             return "diverged: loss or gradient not finite at step 37"
         if self.method == "delta_lora" and self.rank == 16 and self.seed == 2 and self.lr == 3e-3:
-            return "CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has a total capacity of 139.80 GiB"
+            return "out_of_memory: CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has 139.80 GiB in all"
         return ""
 
     @property

@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from scipy import stats
 
 from loragrid.comparison import load_comparison
+from loragrid.failure import Failure
 from loragrid.recorder import Recorder
 from loragrid.report_files import write_report
 from loragrid.tracking import QUESTION_TAG, Scalar, default_tracking_uri
@@ -281,7 +282,7 @@ def test_without_gpu_figures_nothing_is_zero_and_what_is_missing_is_named(tmp_pa
 
 def test_a_sweep_whose_trials_all_failed_says_so_and_gives_the_reasons(tmp_path: Path) -> None:
     uri = default_tracking_uri(str(tmp_path), None)
-    record_small(uri, "broken", {"lora": None, "vera": None}, reason="CUDA out of memory. Tried to allocate 2 GiB")
+    record_small(uri, "broken", {"lora": None, "vera": None}, reason=Failure.of(MemoryError()).reason)
     page = page_of(uri, "broken", tmp_path)
     assert "No method has a finished trial." in page.text
     assert [row["ended"] for row in page.table_of("reason")] == ["out of memory"] * 2
