@@ -40,9 +40,9 @@ def grid_of(
 ) -> dict[float, dict[float, float | None]]:
     """Row value -> column value -> the best figure there over all other axes, None where there is none."""
     known = [
-        (float(values[row]), float(values[column]), figure)  # type: ignore[arg-type]
+        (float(level), float(place), figure)
         for values, figure in figures
-        if isinstance(values.get(row), int | float) and isinstance(values.get(column), int | float)
+        if isinstance(level := values.get(row), int | float) and isinstance(place := values.get(column), int | float)
     ]
     best = max if higher_is_better else min
     columns = sorted({place for _, place, _ in known})

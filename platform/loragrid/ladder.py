@@ -43,7 +43,7 @@ def ladder_values(key: str, ladder: Mapping[object, object]) -> list[int | float
 
 
 def _is_positive(value: object) -> bool:
-    return type(value) in (int, float) and 0 < value < math.inf  # type: ignore[operator]
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _rounded(value: float) -> float:

@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from loragrid.comparison import PAGE_SIZE, Comparison
+from loragrid.comparison import Comparison, search_runs
 from loragrid.experiment_file import EXPERIMENT_FILE, rebuild_experiment
 from loragrid.item_scores import no_progress_bars
 from loragrid.tracking import METHOD_TAG, PARENT_TAG, quiet_store
@@ -65,7 +65,9 @@ def load_record(comparison: Comparison) -> SweepRecord:
     with quiet_store():
         client = MlflowClient(tracking_uri=comparison.tracking_uri)
         parent = client.get_run(comparison.sweep_run_id)
-        runs = _runs_of(client, comparison)
+        children = f"tags.`{PARENT_TAG}` = '{comparison.sweep_run_id}'"
+        found = search_runs(client, comparison.experiment_id, children, "attributes.start_time ASC")
+        runs = {run.info.run_id: run for run in found}
         trials = {
             str(trial_id): _trial_run(runs[run_id])
             for trial_id, run_id in zip(comparison.table["trial_id"], comparison.table["run_id"], strict=True)
@@ -82,18 +84,6 @@ def load_record(comparison: Comparison) -> SweepRecord:
         ended=_seconds(parent.info.end_time),
         figures=dict(parent.data.metrics),
     )
-
-
-def _runs_of(client: MlflowClient, comparison: Comparison) -> dict[str, Run]:
-    """Run id -> run of the sweep's trials; a page of many at a time, for a server answers every request slowly."""
-    runs: dict[str, Run] = {}
-    condition, token = f"tags.`{PARENT_TAG}` = '{comparison.sweep_run_id}'", None
-    while True:
-        page = client.search_runs([comparison.experiment_id], condition, max_results=PAGE_SIZE, page_token=token)
-        runs |= {run.info.run_id: run for run in page}
-        token = page.token
-        if not token:
-            return runs
 
 
 def _trial_run(run: Run) -> TrialRun:
