@@ -4,6 +4,8 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import loragrid as lg
 from loragrid.tracking import PARENT_TAG, SWEEP_TAG, TRIAL_TAG
 
 NAME = "faults"
+STEPS = 40
 CURVES = ("train/loss", "train/grad_norm", "train/learning_rate", "eval/loss")
 
 Points = list[tuple[int, float]]
@@ -23,17 +26,18 @@ Points = list[tuple[int, float]]
 
 
 def settings_of(model_folder: Path, rows_file: Path) -> dict[str, Any]:
-    """An experiment's keys without name and storage: two packs, whose states are saved every two steps."""
+    """An experiment's keys without name and storage: two packs, whose states are saved every four steps."""
     return {
         "model": {"name": str(model_folder), "dtype": "float32"},
         "data": {"name": str(rows_file), "max_length": 96, "num_train": 40, "num_eval": 10},
         "training": {
-            "steps": 12,
+            # Many, for a pack must still be training when its line has been read and its process found.
+            "steps": STEPS,
             "batch_size": 4,
             "lr": 1e-2,
-            "eval_every": 3,
+            "eval_every": 10,
             "report_every": 1,
-            "checkpoint_every": 2,
+            "checkpoint_every": 4,
             "measure_steps": 0,
         },
         "methods": ["lora", {"name": "delta_lora", "start_step": 4}, "vera", "lora_plus"],
@@ -124,6 +128,15 @@ def read_until(process: subprocess.Popen[str], line: str) -> str:
         if line in printed:
             return seen
     raise AssertionError(f"{line!r} was not printed:\n{seen}")
+
+
+def wait_for_states(store: Path, trial_ids: Iterable[str], timeout_seconds: float = 120.0) -> None:
+    """Wait until each of these trials has a state to go on from."""
+    deadline = time.monotonic() + timeout_seconds
+    folders = [store / "trials" / f"{NAME}-1" / trial_id for trial_id in trial_ids]
+    while not all(list(folder.glob("*.step-*")) for folder in folders):
+        assert time.monotonic() < deadline, f"no states in {folders}"
+        time.sleep(0.05)
 
 
 def finish(process: subprocess.Popen[str], timeout_seconds: float = 300.0) -> tuple[int, str]:

@@ -1,8 +1,9 @@
 """A cluster whose two nodes share the storage path and nothing else; one of them is lost in the middle of its pack."""
 
+import contextlib
 import io
 import os
-import signal
+import re
 import subprocess
 import sys
 import time
@@ -16,12 +17,15 @@ from rich.console import Console
 
 import loragrid as lg
 from tests.loragrid.mounts import can_mount
-from tests.loragrid.sweep_processes import curves, experiment, settings_of
+from tests.loragrid.sweep_processes import STEPS, curves, experiment, settings_of
 
 pytestmark = [
     pytest.mark.end_to_end,
     pytest.mark.skipif(not can_mount(), reason="no right to mount: the nodes would share all their folders"),
 ]
+
+FIRST_STATE = 8
+"""The step at which the plug is pulled; states have been saved before."""
 
 
 class Node:
@@ -41,16 +45,20 @@ class Node:
 
     def processes(self) -> list[psutil.Process]:
         """All that lives on the node. Ray gives some of them sessions of their own."""
-        found = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
-        return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+        return [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
 
     def trains(self) -> bool:
-        return any("RayTrainWorker" in process.name() for process in self.processes())
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "RayTrainWorker" in process.name():
+                    return True
+        return False
 
     def lose(self) -> None:
         """As if its plug were pulled."""
         for process in self.processes():
-            os.kill(process.pid, signal.SIGKILL)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         self.process.wait()
 
 
@@ -90,16 +98,19 @@ def settings(tiny_gpt2_dir: Path, chat_jsonl: Path) -> dict[str, Any]:
 
 
 class PullsThePlug(io.StringIO):
-    """A terminal that loses the node which trains, once a line is printed."""
+    """A terminal that loses a node which trains, once the first pack to train is some steps into its training.
 
-    def __init__(self, line: str, nodes: list[Node]) -> None:
+    No pack has ended by then: whichever node is lost had one.
+    """
+
+    def __init__(self, nodes: list[Node]) -> None:
         super().__init__()
-        self.line, self.nodes, self.lost = line, nodes, 0
+        self.nodes, self.lost = nodes, 0
 
     def write(self, text: str) -> int:
-        if self.line in text and not self.lost:
-            training = [node for node in self.nodes if node.process.poll() is None and node.trains()]
-            assert len(training) == 2, "the two packs train on two nodes"
+        if not self.lost and (step := re.search(r": step (\d+)/", text)) and int(step[1]) >= FIRST_STATE:
+            assert int(step[1]) < STEPS, "the first pack to train has ended already"
+            training = [node for node in self.nodes if node.trains()]
             training[0].lose()
             self.lost += 1
         return super().write(text)
@@ -114,14 +125,15 @@ def test_a_folder_that_the_nodes_do_not_share_is_refused_with_the_reason(
 
 
 def test_packs_on_two_nodes_that_share_the_storage_alone_outlive_the_loss_of_one_to_the_bit(
-    cluster: list[Node], settings: dict[str, Any], tmp_path: Path
+    cluster: list[Node], settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("loragrid.progress.PLAIN_LINE_SECONDS", 0.0)  # a line for every step
     # A URI, as of a bucket: nothing may take it for a folder of this machine.
     uri = (tmp_path / "shared").as_uri()
     the_experiment = experiment(settings, uri, tracking={"uri": f"sqlite:///{tmp_path}/m.db"})
     calm = lg.run(the_experiment)
     assert calm.succeeded
-    terminal = PullsThePlug("pack-001: training", cluster)
+    terminal = PullsThePlug(cluster)
     result = lg.run(the_experiment, console=Console(file=terminal, width=200))
     assert terminal.lost == 1
     assert result.succeeded, result.to_pandas()["reason"].tolist()

@@ -28,6 +28,7 @@ from tests.loragrid.sweep_processes import (
     start,
     statuses,
     trial_runs,
+    wait_for_states,
     write,
 )
 
@@ -110,7 +111,8 @@ def test_a_sweep_whose_driver_is_killed_goes_on_with_resume_and_nothing_is_lost_
     file = write(settings, store, tmp_path / "faults.yaml")
     process = start(file, "--resume")  # as a job does that is started again by itself, whatever happened
     assert "has no sweep yet: this is its first" in read_until(process, "pack-001: training")
-    time.sleep(1)  # some steps into the second pack
+    second = lg.plan(experiment(settings, store)).packs[1]
+    wait_for_states(store, [trial.trial_id for trial in second.trials])
     process.kill()
     finish(process)
     assert "RUNNING" in statuses(store)
