@@ -1,7 +1,6 @@
 """Carries what lanes report into MLflow and onto the screen: the Tune callback of a sweep's driver process."""
 
 import tempfile
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,9 +11,10 @@ from ray.tune import Callback
 
 from loragrid.convergence import Convergence
 from loragrid.fingerprint import changes_on_the_way
-from loragrid.glossary import DIVERGED, INVARIANT_VIOLATED, STOPPED_EARLY
+from loragrid.glossary import DIVERGED, INVARIANT_VIOLATED, OUT_OF_MEMORY_TAG, STOPPED_EARLY
 from loragrid.grid import Trial
-from loragrid.messages import LaneFailure, PackUpdate, TrialEnd
+from loragrid.lane_failure import describe_failure
+from loragrid.messages import LaneFailure, PackUpdate, TrialEnd, split_tags
 from loragrid.planning import Lane, Pack, count_parameters
 from loragrid.progress import SweepProgress
 from loragrid.recorder import Recorder
@@ -73,6 +73,7 @@ class RecordingCallback(Callback):
         self._earlier = dict(earlier.begun) if earlier is not None else {}
         self._lanes: dict[str, Lane] = {}
         self._failed: list[Lane] = []
+        self._halves: list[Pack] = []
         self._trials: dict[str, Trial] = {}  # those whose runs were opened
         self._convergence: dict[str, Convergence] = {}
         self._last_step: dict[str, int] = {}
@@ -113,10 +114,16 @@ class RecordingCallback(Callback):
             self.recorder.log_sweep_summary({}, {"loragrid.summary.problem": f"{type(error).__name__}: {error}"})
 
     def left_by_failed_lanes(self) -> list[Pack]:
-        """The packs that lanes had not begun when they failed, since the last call; none of interrupted lanes."""
+        """What is to be trained of lanes that failed, since the last call; nothing of interrupted lanes.
+
+        The halves of packs for which memory ran out, then the packs that were not begun.
+        """
         packs = [pack for lane in self._failed for pack in lane.packs]
+        unbegun = [pack for pack in packs if not any(trial.trial_id in self._trials for trial in pack.trials)]
+        left = [*self._halves, *unbegun]
         self._failed.clear()
-        return [pack for pack in packs if not any(trial.trial_id in self._trials for trial in pack.trials)]
+        self._halves.clear()
+        return left
 
     def fail_unbegun(self, packs: Iterable[Pack], failure: LaneFailure) -> None:
         """Record trials that no lane has begun: a sweep without them would pass for a finished one."""
@@ -198,7 +205,7 @@ class RecordingCallback(Callback):
             return
         if self._cost is not None:
             self._cost.lane_ended(trial.trial_id)
-        for member in self._open(lane):
+        for member in self._open(lane.trials):
             self._end(member, TrialEnd(status="KILLED", reason=f"{STOPPED_EARLY} by the sweep's scheduler"))
         if self.progress:
             self.progress.ended(lane)
@@ -227,15 +234,33 @@ class RecordingCallback(Callback):
             return None
 
     def _fail(self, lane: Lane, failure: LaneFailure) -> None:
-        """Every trial of the lane that was begun and had not ended is FAILED with the reason."""
+        """Every trial of the lane that was begun and had not ended is FAILED with the reason.
+
+        Where memory ran out, packs of several trials are left in halves, which may fit.
+        """
         self._failed.append(lane)
-        for member in self._open(lane):
-            self._end(member, TrialEnd(status="FAILED", reason=failure.reason, traceback=failure.traceback))
         if self.progress:
             self.progress.failed(lane, failure.reason)
+        for pack in lane.packs:
+            left = replace(pack, trials=tuple(self._open(pack.trials)))
+            if failure.out_of_memory and self.several_rounds and len(left.trials) > 1:
+                self._halve(left, failure.reason)
+                continue
+            for member in left.trials:
+                self._end(member, TrialEnd(status="FAILED", reason=failure.reason, traceback=failure.traceback))
+                if failure.out_of_memory:
+                    self.recorder.tag_trial(member.trial_id, {OUT_OF_MEMORY_TAG: "true"})
 
-    def _open(self, lane: Lane) -> list[Trial]:
-        started = [trial for trial in lane.trials if trial.trial_id in self._trials]
+    def _halve(self, pack: Pack, reason: str) -> None:
+        for half in pack.halves():
+            for member in half.trials:
+                self.recorder.tag_trial(member.trial_id, split_tags(half, pack, reason))
+            self._halves.append(half)
+        if self.progress:
+            self.progress.halved(pack)
+
+    def _open(self, trials: Iterable[Trial]) -> list[Trial]:
+        started = [trial for trial in trials if trial.trial_id in self._trials]
         return [trial for trial in started if trial.trial_id not in self.outcome.statuses]
 
     def _start(self, trials: Sequence[Trial], pack_id: str) -> None:
@@ -304,25 +329,3 @@ def _error_of(trial: Any) -> BaseException | None:
         return None
     error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
     return error if isinstance(error, BaseException) else None
-
-
-def describe_failure(error: BaseException | None) -> LaneFailure:
-    """What Ray's workers, or the trial that started them, raised."""
-    text = "" if error is None else "".join(traceback.format_exception(error))
-    return LaneFailure(reason=failure_reason(error), traceback=text)
-
-
-def failure_reason(error: BaseException | None) -> str:
-    """What went wrong in a worker, in one line: the innermost cause, without Ray's wrapping."""
-    causes: list[BaseException] = []
-    while error is not None and error not in causes:
-        causes.append(error)
-        failures = getattr(error, "worker_failures", None)
-        nested = next(iter(failures.values()), None) if failures else None
-        error = nested or getattr(error, "cause", None) or error.__cause__
-    for cause in reversed(causes):
-        text = str(cause).strip()
-        if text:
-            # Ray's own wrappers carry the remote traceback as text, whose last line is the exception itself.
-            return text.splitlines()[-1]
-    return "unknown"

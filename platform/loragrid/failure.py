@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from loragrid.glossary import OUT_OF_MEMORY
+from loragrid.glossary import OUT_OF_MEMORY, OUT_OF_MEMORY_TAG
 from loragrid.messages import TrialEnd
 
 # How torch's own allocator of main memory says that there is none left.
@@ -38,7 +38,7 @@ class Failure:
 
     def tags(self) -> dict[str, str]:
         """Marks a trial that does not fit: a result, by which tables can be filtered."""
-        return {"loragrid.out_of_memory": "true"} if self.out_of_memory else {}
+        return {OUT_OF_MEMORY_TAG: "true"} if self.out_of_memory else {}
 
 
 def is_out_of_memory(error: BaseException) -> bool:

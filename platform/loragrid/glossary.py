@@ -78,6 +78,12 @@ INVARIANT_VIOLATED = "invariant violated"
 OUT_OF_MEMORY = "out_of_memory"
 """How the reason of a trial begins for which the device or the machine had no memory left."""
 
+OUT_OF_MEMORY_TAG = "loragrid.out_of_memory"
+"""Marks such a trial."""
+
+SPLIT_TAG = "loragrid.pack.split"
+"""Why a trial's pack was halved."""
+
 STOPPED_EARLY = "stopped early"
 """How the reason of a trial begins that fell behind and was stopped, which MLflow calls KILLED."""
 

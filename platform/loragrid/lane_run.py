@@ -1,7 +1,7 @@
 """Runs a lane: pack after pack, rung after rung; a pack that fails is halved until the trial at fault stands alone."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from loragrid.config import EarlyStoppingConfig
@@ -95,8 +95,8 @@ def _train_or_halve(pack: Pack, until: int, trainer: PackTrainer) -> None:
         if failure is None:
             return
         if len(pack.trials) > 1:
-            for half in _halves(_without_ended(pack, trainer)):
-                trainer.reports.split(half, f"{pack.pack_id} of {len(pack.trials)} trials was halved: {failure.reason}")
+            for half in _without_ended(pack, trainer).halves():
+                trainer.reports.split(half, pack, failure.reason)
                 _train_or_halve(half, until, trainer)
             return
     left = _without_ended(pack, trainer)
@@ -120,10 +120,3 @@ def _try(action: Callable[[], object], trainer: PackTrainer) -> Failure | None:
     # Only here, where the exception and the frames it held are gone, is the pack's memory free.
     trainer.release()
     return failure
-
-
-def _halves(pack: Pack) -> Iterator[Pack]:
-    size = (len(pack.trials) + 1) // 2
-    for index, start in enumerate((0, size)):
-        if part := pack.trials[start : start + size]:
-            yield Pack(pack_id=f"{pack.pack_id}.{index}", trials=part)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 from loragrid.config import DataConfig, EarlyStoppingConfig, ModelConfig
 from loragrid.engine_choice import RequestedMode
-from loragrid.planning import Lane
+from loragrid.glossary import SPLIT_TAG
+from loragrid.planning import Lane, Pack
 
 if TYPE_CHECKING:
     import ray
@@ -43,6 +44,7 @@ class LaneFailure:
 
     reason: str
     traceback: str
+    out_of_memory: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,3 +92,9 @@ class PackUpdate:
             tags=tags,
             ended={**earlier.ended, **self.ended},
         )
+
+
+def split_tags(half: Pack, whole: Pack, reason: str) -> dict[str, str]:
+    """The tags of trials whose pack was halved."""
+    what = f"{whole.pack_id} of {len(whole.trials)} trials was halved: {reason}"
+    return {"loragrid.pack": half.pack_id, SPLIT_TAG: what}

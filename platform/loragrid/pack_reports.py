@@ -4,13 +4,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Protocol
 
+from loragrid.glossary import SPLIT_TAG
 from loragrid.member_state import MemberState
-from loragrid.messages import PackUpdate, TrialEnd
+from loragrid.messages import PackUpdate, TrialEnd, split_tags
 from loragrid.planning import Pack
 from loragrid.training import Report
 from loragrid.trial_store import SavedTrial
-
-SPLIT_TAG = "loragrid.pack.split"
 
 
 class SendUpdate(Protocol):
@@ -46,10 +45,9 @@ class PackReports:
             self._figures.setdefault(trial_id, {}).update(found)
         self._send(self._update(pack, "measured", figures=figures))
 
-    def split(self, pack: Pack, reason: str) -> None:
+    def split(self, half: Pack, whole: Pack, reason: str) -> None:
         """The pack is part of one that was halved."""
-        tags = {"loragrid.pack": pack.pack_id, SPLIT_TAG: reason}
-        self._send(self._update(pack, "waiting", tags=self._new_tags(pack, tags)))
+        self._send(self._update(half, "waiting", tags=self._new_tags(half, split_tags(half, whole, reason))))
 
     def is_split(self, pack: Pack) -> bool:
         """Whether the pack is part of one that was halved: its trials' seconds are those of the whole, too."""

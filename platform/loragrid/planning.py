@@ -30,6 +30,12 @@ class Pack:
     pack_id: str
     trials: tuple[Trial, ...]
 
+    def halves(self) -> "list[Pack]":
+        """The pack as two, or as one where it has a single trial."""
+        size = (len(self.trials) + 1) // 2
+        parts = [self.trials[:size], self.trials[size:]]
+        return [Pack(pack_id=f"{self.pack_id}.{index}", trials=part) for index, part in enumerate(parts) if part]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lane:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loragrid.messages import PackUpdate
-from loragrid.planning import Lane
+from loragrid.planning import Lane, Pack
 
 PLAIN_LINE_SECONDS = 10.0
 
@@ -125,6 +125,10 @@ class SweepProgress:
             self._packs.pop(pack.pack_id, None)
         # A reason is not markup: "[/tmp/file]" in it would be taken for a tag.
         self.console.print(Text(f"{lane.lane_id} failed:", style="bold red"), Text(reason))
+
+    def halved(self, pack: Pack) -> None:
+        """Memory ran out for a pack: fewer of its trials are run at once."""
+        self._line(pack.pack_id, f"its {_trials(len(pack.trials))} are run in two packs", at_once=True)
 
     def _line(self, pack_id: str, text: str, *, at_once: bool) -> None:
         if self._live is not None:

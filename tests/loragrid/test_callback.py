@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from ray import cloudpickle
+from ray.exceptions import OutOfMemoryError
+from ray.train import ControllerError
 from rich.console import Console
 
 import loragrid as lg
 from loragrid.callback import RecordingCallback
+from loragrid.grid import Trial
+from loragrid.lane_failure import describe_failure
 from loragrid.messages import PackUpdate, TrialEnd
 from loragrid.placement import Placement
 from loragrid.planning import Lane, Pack, Plan, plan
@@ -79,6 +83,15 @@ def recorded(folder: Path) -> tuple[str, dict[str, tuple[str, str]]]:
     return sweep, {run.data.tags[TRIAL_TAG]: (run.info.status, run.data.tags.get(REASON_TAG, "")) for run in trials}
 
 
+def tags_of(folder: Path, trial: Trial) -> dict[str, str]:
+    """The tags of a trial's run."""
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("told")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id], f"tags.`{TRIAL_TAG}` = '{trial.trial_id}'")
+    return dict(run.data.tags)
+
+
 def finish(callback: RecordingCallback, trial: Any, pack: Pack) -> None:
     """The pack's one update: its trials have finished."""
     ids = tuple(member.trial_id for member in pack.trials)
@@ -110,6 +123,46 @@ def test_what_a_lane_had_not_begun_when_it_failed_is_left_for_another(
     sweep, trials = recorded(tmp_path)
     assert set(trials) == {trial.trial_id for trial in the_plan.packs[0].trials}
     assert sweep == "KILLED", "not all of its trials have ended"
+
+
+def test_a_lane_that_ray_ended_for_want_of_memory_leaves_its_pack_in_halves_until_a_trial_is_alone(
+    callback: RecordingCallback, the_plan: Plan, tmp_path: Path
+) -> None:
+    # Ray's own words, of a machine on which it happened.
+    full = (
+        "4 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 192.0.2.2, ID: 93aa) "
+        "was 22.52GB used / 23.54GB limit (0.956706)\nOOM kill reason: Memory usage exceeded threshold\n"
+        "Refer to the documentation on how to address the out of memory issue: https://docs.ray.io/"
+    )
+    failure = describe_failure(ControllerError(OutOfMemoryError(full)))
+    reason = "out_of_memory: Ray ended the workers, whose machine had 22.52GB of 23.54GB in use"
+    first, second = the_plan.packs
+    whole = tune_trial(tmp_path, lane="lane-0")
+    callback.on_trial_start(0, [], whole)
+    callback.on_trial_result(0, [], whole, {"failure": failure})
+    *halves, unbegun = callback.left_by_failed_lanes()
+    assert [half.trials for half in halves] == [(trial,) for trial in first.trials]
+    assert unbegun == second
+    assert callback.left_by_failed_lanes() == []
+    assert callback.outcome.statuses == {}
+    callback.lane_of = lambda config, tune_id: Lane(lane_id="lane-1", packs=(halves[0],))
+    alone = tune_trial(tmp_path, "b", lane="lane-1")
+    callback.on_trial_start(0, [], alone)
+    callback.on_trial_result(0, [], alone, {"failure": failure})
+    assert callback.left_by_failed_lanes() == []
+    callback.close()
+    assert recorded(tmp_path)[1] == {
+        first.trials[0].trial_id: ("FAILED", reason),
+        first.trials[1].trial_id: ("KILLED", "interrupted"),
+    }
+    assert (
+        tags_of(tmp_path, first.trials[0]).items()
+        >= {
+            "loragrid.out_of_memory": "true",
+            "loragrid.pack": "pack-000.0",
+            "loragrid.pack.split": f"pack-000 of 2 trials was halved: {reason}",
+        }.items()
+    )
 
 
 def test_a_point_that_is_no_trial_of_the_experiment_leaves_no_run(callback: RecordingCallback, tmp_path: Path) -> None:
