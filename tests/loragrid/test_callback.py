@@ -134,7 +134,7 @@ def test_a_lane_that_ray_ended_for_want_of_memory_leaves_its_pack_in_halves_unti
         "was 22.52GB used / 23.54GB limit (0.956706)\nOOM kill reason: Memory usage exceeded threshold\n"
         "Refer to the documentation on how to address the out of memory issue: https://docs.ray.io/"
     )
-    failure = describe_failure(ControllerError(OutOfMemoryError(full)))
+    failure = describe_failure(ControllerError(OutOfMemoryError(full)))  # type: ignore[no-untyped-call]
     reason = "out_of_memory: Ray ended the workers, whose machine had 22.52GB of 23.54GB in use"
     first, second = the_plan.packs
     whole = tune_trial(tmp_path, lane="lane-0")
