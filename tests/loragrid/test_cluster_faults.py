@@ -77,7 +77,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Node]]:
             log = private.parent / f"node-{number}.log"
             # Ray's own sockets and files too: on one machine the nodes would share these.
             nodes.append(Node(head.address, [private, Path("/tmp/ray")], log))
-            for _ in range(300):
+            for _ in range(1200):
                 if ray.cluster_resources().get("CPU") == 2.0 * number:  # type: ignore[no-untyped-call]
                     break
                 time.sleep(0.1)

@@ -138,7 +138,7 @@ def test_ctrl_c_ends_everything_with_130_and_a_hint_and_an_extended_grid_trains_
     assert code == 130, output
     assert f"loragrid run {file} --name faults-1 --resume" in output
     assert "Traceback" not in output
-    for _ in range(100):
+    for _ in range(600):
         if not living_in_session_of(process.pid):
             break
         time.sleep(0.1)

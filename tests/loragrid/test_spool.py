@@ -114,7 +114,7 @@ def test_a_server_that_is_killed_and_comes_back_has_everything_once_and_nobody_w
     recorder.log_artifacts("lora-1", artifact, "adapter")
     recorder.end_trial("lora-1", "FAILED", "on purpose")
     assert time.monotonic() - start < NO_WAIT_SECONDS, "recording waited for the server"
-    for _ in range(300):
+    for _ in range(1200):
         if said:
             break
         time.sleep(0.1)

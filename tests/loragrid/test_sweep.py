@@ -108,8 +108,8 @@ def artifact(result: lg.SweepResult, run: Run, folder: Path, name: str = "adapte
 
 
 def free_cpus() -> Iterator[float]:
-    """What Ray has free, again and again for ten seconds: workers take a moment to go."""
-    for _ in range(100):
+    """What Ray has free, again and again for a minute: workers take a moment to go."""
+    for _ in range(600):
         yield ray.available_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
         time.sleep(0.1)
 
