@@ -1,4 +1,4 @@
-"""The benchmarks that need no GPU to run: two processes share a pack's rows, and the base too."""
+"""The benchmarks that need no GPU to run, at a toy's size: what they write says what happened, and what failed."""
 
 import os
 import re
@@ -8,31 +8,119 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.data_parallel import Job, measure_all
+from benchmarks.tables import Table
+from benchmarks.worker_loss import compare
+
 ROOT = Path(__file__).parent.parent
 STRATEGIES = ("replicate", "shard")
 
-pytestmark = pytest.mark.end_to_end
 
-
-def test_workers_have_the_losses_of_one_whether_they_hold_the_base_or_share_it(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.data_parallel", "--model", "tiny", "--device", "cpu"]
-    options = ["--workers", "1", "2", "--strategies", *STRATEGIES, "--members", "1", "5", "--rows", "2"]
+def run_benchmark(name: str, *options: str, table: Path) -> tuple[int, str]:
+    """(Exit code, what it said of errors) of a benchmark on this machine's processors."""
     paths = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "platform", ROOT / "methods", ROOT)))}
     environment = {**os.environ, **paths, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    table = tmp_path / "table.md"
-    subprocess.run(
-        [*command, *options, "--length", "32", "--out", str(table)], cwd=tmp_path, env=environment, check=True
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--model", "tiny", "--device", "cpu", "--out", str(table)]
+    done = subprocess.run(
+        [*command, *options], cwd=table.parent, env=environment, stderr=subprocess.PIPE, text=True, timeout=500
     )
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in table.read_text(encoding="utf-8").splitlines()
-        if re.match(r"\| \d", line)
-    ]
-    assert [(pack.partition(" ")[0], strategy, workers) for pack, strategy, workers, *_ in rows] == [
-        (members, strategy, workers)
+    print(done.stderr)
+    return done.returncode, done.stderr
+
+
+def rows_of(table: Path) -> list[dict[str, str]]:
+    """The table's rows, by the names of its columns."""
+    lines = [line for line in table.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    names, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+@pytest.mark.end_to_end
+def test_workers_have_the_losses_of_one_whether_they_hold_the_base_or_share_it(tmp_path: Path) -> None:
+    options = ["--workers", "1", "2", "--strategies", *STRATEGIES, "--members", "1", "5", "--rows", "2"]
+    code, said = run_benchmark("data_parallel", *options, "--length", "32", table=tmp_path / "table.md")
+    assert code == 0, said
+    rows = rows_of(tmp_path / "table.md")
+    assert [(row["pack"], row["strategy"], row["workers"]) for row in rows] == [
+        (f"{members} × 2×32", strategy, workers)
         for members in ("1", "5")
         for strategy, workers in (("replicate", "1"), ("replicate", "2"), ("shard", "2"))
     ]
     for row in rows:
-        assert float(row[8]) < 1e-5  # float32's rounding, in sums of another order, over ten steps
-    assert all(float(row[3]) > 0 for row in rows)
+        assert float(row["ms/step"]) > 0
+        difference = row["losses differ by (relative)"]
+        if (row["strategy"], row["workers"]) == ("replicate", "1"):
+            assert difference == "the first"
+        else:
+            assert float(difference) < 1e-5  # float32's rounding, in sums of another order, over ten steps
+
+
+@pytest.mark.end_to_end
+def test_a_measurement_that_fails_is_a_row_that_says_so_and_the_rest_goes_on(tmp_path: Path) -> None:
+    def job(*, model: str = "tiny", rows: int = 1, num_workers: int = 1) -> Job:
+        return Job(
+            model=model,
+            strategy="replicate",
+            num_workers=num_workers,
+            device="cpu",
+            num_members=1,
+            rows=rows,
+            length=32,
+        )
+
+    jobs = [job(rows=10**12), job(model="no-such-shapes"), job()]
+    table = Table(tmp_path / "table.md", "about", [f"column {number}" for number in range(12)])
+    problems = measure_all(table, jobs, timeout_seconds=200)
+    too_large, unknown, good = [row["column 3"] for row in rows_of(tmp_path / "table.md")]
+    assert too_large.startswith("failed: out_of_memory: ")
+    assert unknown.startswith("failed: unknown shapes 'no-such-shapes'; allowed: ")
+    assert float(good) > 0
+    assert len(problems) == 1, "what does not fit is a result"
+    assert "no-such-shapes" in problems[0]
+    (problem,) = measure_all(table, [job(num_workers=2)], timeout_seconds=0.5)
+    assert problem.endswith("not at its end after 0.5 s")
+    assert rows_of(tmp_path / "table.md")[-1]["column 3"] == "failed: not at its end after 0.5 s"
+
+
+@pytest.mark.end_to_end
+def test_a_grid_on_two_places_has_twice_the_trials_and_a_lane_on_each(tmp_path: Path) -> None:
+    options = ["--gpus", "1", "2", "--trials", "2", "--steps", "4", "--length", "32"]
+    code, said = run_benchmark("grid_scaling", *options, table=tmp_path / "table.md")
+    assert code == 0, said
+    rows = rows_of(tmp_path / "table.md")
+    assert [[row[name] for name in ("GPUs", "trials", "packs", "lanes")] for row in rows] == [
+        ["1", "2", "1", "1"],
+        ["2", "4", "2", "2"],
+    ]
+    whole, trained = [float(row["s to the table"]) for row in rows], [float(row["s in training"]) for row in rows]
+    assert all(0 < inner < outer for inner, outer in zip(trained, whole, strict=True))
+    speeds = [3600 * trials / seconds for trials, seconds in zip((2, 4), whole, strict=True)]
+    assert float(rows[1]["of n times the first"]) == pytest.approx(speeds[1] / speeds[0] / 2, abs=0.02)
+
+
+@pytest.mark.end_to_end
+def test_a_pack_whose_worker_is_killed_has_the_curves_of_the_undisturbed_one_to_the_bit(tmp_path: Path) -> None:
+    options = ["--workers", "2", "--steps", "60", "--length", "32", "--killed", "highest"]
+    code, said = run_benchmark("worker_loss", *options, table=tmp_path / "table.md")
+    assert code == 0, said
+    before, struck = rows_of(tmp_path / "table.md")
+    assert before["killed"] == "the run before"
+    assert 20 <= int(struck["at step"]) < 60
+    # 60 losses and gradients, and losses of evaluation before the first step and after three times twenty.
+    assert int(struck["points compared"]) == 5 * (60 + 60 + 4)
+    assert [struck[name] for name in ("missing", "doubled", "equal to the bit")] == ["0", "0", "yes"]
+    assert float(struck["s from the kill until it trains again"]) > 0
+    assert float(struck["more than undisturbed"]) > 0
+
+
+def test_curves_are_compared_point_by_point_and_lacking_and_doubled_ones_are_counted() -> None:
+    theirs = {("a", "train/loss"): [(1, 2.0), (2, 4.0)], ("b", "train/loss"): [(1, 1.0)]}
+    assert compare(theirs, theirs) == (3, 0, 0, 0.0)
+    assert compare({("a", "train/loss"): [(1, 2.0), (1, 2.0), (2, 5.0), (3, 1.0)]}, theirs) == (3, 1, 2, 0.25)
+
+
+def test_a_script_refuses_what_it_cannot_measure(tmp_path: Path) -> None:
+    code, said = run_benchmark("data_parallel", "--workers", "3", table=tmp_path / "table.md")
+    assert code == 2
+    assert re.search(r"--workers: 3 workers cannot share 8 rows; allowed: 1, 2, 4, 8", said)
+    assert not (tmp_path / "table.md").exists()
