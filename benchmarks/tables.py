@@ -44,6 +44,8 @@ def failed(reason: str) -> str:
 def hardware(device: str) -> str:
     """What runs the benchmark, and its versions; no CUDA context is opened for it."""
     tags = hardware_tags() | version_tags()
-    machine = tags["loragrid.gpu"] if device == "cuda" else f"{tags['loragrid.cpu.num_cores']} CPU cores"
+    machine = f"{tags['loragrid.cpu.num_cores']} CPU cores"
+    if device == "cuda":
+        machine = tags.get("loragrid.gpu", "GPUs that nvidia-smi does not name")
     versions = ", ".join(f"{name} {tags[f'loragrid.version.{name}']}" for name in ("torch", "transformers", "ray"))
     return f"{machine}; {versions}"

@@ -62,10 +62,13 @@ class Strike:
         steps = self._saved_steps()
         if len(steps) < self._num_members or min(steps.values()) < self._at_step:
             return
-        workers = sorted(_train_workers(sweep), key=lambda process: process.pid)
-        if len(workers) != self._num_workers:
+        try:
+            workers = sorted(_train_workers(sweep), key=lambda process: process.pid)
+            if len(workers) != self._num_workers:
+                return
+            workers[0 if self._which == LOWEST else -1].kill()
+        except psutil.NoSuchProcess:  # the sweep has just ended
             return
-        workers[0 if self._which == LOWEST else -1].kill()
         self.step, self.time = max(steps.values()), time.time()
 
     def _saved_steps(self) -> dict[str, int]:

@@ -5,10 +5,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.data_parallel import Job, measure_all
+from benchmarks.shapes import random_base
 from benchmarks.tables import Table
 from benchmarks.worker_loss import compare
 
@@ -111,6 +117,38 @@ def test_a_pack_whose_worker_is_killed_has_the_curves_of_the_undisturbed_one_to_
     assert [struck[name] for name in ("missing", "doubled", "equal to the bit")] == ["0", "0", "yes"]
     assert float(struck["s from the kill until it trains again"]) > 0
     assert float(struck["more than undisturbed"]) > 0
+
+
+class LargeTensors(TorchDispatchMode):
+    """Within, notes dtype and device of all results larger than a vector."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: set[tuple[torch.dtype, str]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        large = (tensor for tensor in tree_leaves(result) if isinstance(tensor, Tensor) and tensor.numel() > 4096)
+        self.seen |= {(tensor.dtype, tensor.device.type) for tensor in large}
+        return result
+
+
+def test_a_base_is_made_on_its_device_in_its_dtype_and_nowhere_else() -> None:
+    # 8 billion weights are 16 GB there, and would be 32 GB more in float32, in every worker.
+    with LargeTensors() as tensors:
+        random_base("tiny", torch.device("meta"), torch.bfloat16)
+    assert tensors.seen == {(torch.bfloat16, "meta")}
+
+
+def test_every_script_and_table_is_in_the_readme() -> None:
+    folder = ROOT / "benchmarks"
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    for path in folder.glob("*.py"):
+        if "\nif __name__" in path.read_text(encoding="utf-8") and path.stem != "sweeps":
+            assert f"| `{path.stem}` |" in readme
+            assert f"python -m benchmarks.{path.stem}" in readme
+    for table in (folder / "results").iterdir():
+        assert f"(results/{table.name})" in readme
 
 
 def test_curves_are_compared_point_by_point_and_lacking_and_doubled_ones_are_counted() -> None:
