@@ -7,14 +7,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks import grid_scaling
 from benchmarks.data_parallel import Job, measure_all
 from benchmarks.shapes import random_base
+from benchmarks.sweeps import Outcome, run_sweep
 from benchmarks.tables import Table
 from benchmarks.worker_loss import compare
 
@@ -86,6 +89,49 @@ def test_a_measurement_that_fails_is_a_row_that_says_so_and_the_rest_goes_on(tmp
     (problem,) = measure_all(table, [job(num_workers=2)], timeout_seconds=0.5)
     assert problem.endswith("not at its end after 0.5 s")
     assert rows_of(tmp_path / "table.md")[-1]["column 3"] == "failed: not at its end after 0.5 s"
+
+
+def test_a_sweep_that_cannot_run_or_does_not_end_in_time_is_a_row_that_says_so_and_nothing_of_it_is_left(
+    tmp_path: Path,
+) -> None:
+    def run(num_gpus: int) -> Outcome:
+        return run_sweep(
+            {"name": "no experiment"},
+            tmp_path / str(num_gpus),
+            device="cpu",
+            num_places=num_gpus,
+            cpus_per_place=1,
+            timeout_seconds=0.2 if num_gpus == 1 else 300,
+        )
+
+    table = Table(tmp_path / "table.md", "about", grid_scaling.COLUMNS)
+    problems = grid_scaling.measure(table, [1, 2], run)
+    reasons = ["not at its end after 0.2 s", "its process has ended with code 1"]
+    assert [row["trials"] for row in rows_of(tmp_path / "table.md")] == [f"failed: {reason}" for reason in reasons]
+    assert problems == [f"{number} GPUs: {reason}" for number, reason in enumerate(reasons, start=1)]
+    left = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
+    assert not [command for command in left if str(tmp_path) in command]
+
+
+def test_a_row_of_the_grid_counts_from_the_start_and_from_the_first_step_and_compares_with_the_first() -> None:
+    def outcome(num_trials: int, seconds: float, lines: list[tuple[float, str, str]]) -> Outcome:
+        table = [{"trial_id": str(index), "time/train_seconds": 5.0 + index} for index in range(num_trials)]
+        return Outcome(tracking_uri="", name="", started=0.0, seconds=seconds, lines=lines, table=table)
+
+    one = [
+        (8.0, "a", "2 trials, starting workers"),
+        (20.0, "a", "training"),
+        (22.0, "a", "step 3/9"),
+        (30.0, "a", "done"),
+    ]
+    row, whole, trained = grid_scaling.cells(outcome(2, 40.0, one), 1, None)
+    assert row == ["1", "2", "1", "1", "1", "40.0", "180", "1", "10.0", "720", "1", "6.0"]
+    # The second lane is late, begins anew where its worker was lost, and overlaps with the first.
+    two = [(8.0, pack, "2 trials, starting workers") for pack in "ab"]
+    two += [(20.0, "a", "training"), (24.0, "b", "training"), (28.0, "b", "training"), (30.0, "a", "done (2 of 4)")]
+    two += [(36.0, "b", "done (4 of 4)")]
+    row, *_ = grid_scaling.cells(outcome(4, 50.0, two), 2, (whole, trained, 1))
+    assert row == ["2", "4", "2", "2", "2", "50.0", "288", "0.80", "16.0", "900", "0.62", "8.0"]
 
 
 @pytest.mark.end_to_end
