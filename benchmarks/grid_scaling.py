@@ -124,7 +124,7 @@ def main() -> None:
 
         about = (
             f"{hardware(options.device)}; {options.model}, {options.steps} steps of 1 × {options.length} tokens, "
-            f"engine {options.mode}, {cpus} CPUs per {'GPU' if options.device == 'cuda' else 'worker'}; grid "
+            f"engine {options.mode}, CPUs per {'GPU' if options.device == 'cuda' else 'worker'}: {cpus}; grid "
             f"{options.grid}. First: from the start of the process to its table. Then: from the first pack's first "
             "step to the last trial's end, so without the start of Ray and of the workers, which is the same for any "
             "number of them."
