@@ -17,9 +17,9 @@ from torch.utils._pytree import tree_leaves
 from benchmarks import grid_scaling
 from benchmarks.data_parallel import Job, measure_all
 from benchmarks.shapes import random_base
-from benchmarks.sweeps import Outcome, run_sweep
+from benchmarks.sweeps import Outcome, SweepFailedError, run_sweep
 from benchmarks.tables import Table
-from benchmarks.worker_loss import compare
+from benchmarks.worker_loss import HIGHEST, Strike, check_strike, compare
 
 ROOT = Path(__file__).parent.parent
 STRATEGIES = ("replicate", "shard")
@@ -196,6 +196,21 @@ def test_every_script_and_table_is_in_the_readme() -> None:
             assert f"python -m benchmarks.{path.stem}" in readme
     for table in (folder / "results").iterdir():
         assert f"(results/{table.name})" in readme
+
+
+def test_a_pack_counts_as_struck_only_where_others_have_gone_on_from_its_states(tmp_path: Path) -> None:
+    def outcome(*after: str) -> Outcome:
+        lines = [(20.0, "a", "training"), *((40.0 + index, "a", text) for index, text in enumerate(after))]
+        return Outcome(tracking_uri="", name="", started=1000.0, seconds=90.0, lines=lines, table=[])
+
+    strike = Strike(tmp_path, num_workers=2, num_members=5, at_step=20, which=HIGHEST)
+    with pytest.raises(SweepFailedError, match="before a worker could be killed: more --steps are needed"):
+        check_strike(outcome("going on", "training"), strike, steps=60)
+    strike.step, strike.time = 20, 1030.0
+    assert check_strike(outcome("going on", "training"), strike, steps=60) == 11.0
+    for after in ((), ("training",), ("going on",)):
+        with pytest.raises(SweepFailedError, match="no other has gone on from the saved states"):
+            check_strike(outcome(*after), strike, steps=60)
 
 
 def test_curves_are_compared_point_by_point_and_lacking_and_doubled_ones_are_counted() -> None:
