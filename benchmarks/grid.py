@@ -11,6 +11,8 @@ ratios; 200 steps of 1 x 512 tokens. Needs a CUDA GPU and all of LoraGrid's and 
 import argparse
 import json
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,35 +20,58 @@ from typing import Any
 import torch
 import yaml
 
-from benchmarks.shapes import random_base
+from benchmarks.shapes import random_base, shape_config
 
 STEPS, LENGTH, NUM_ROWS, RANKS, RATES = 200, 512, 256, (2, 4, 8, 16), (1e-4, 2e-4, 4e-4, 8e-4)
 
+PREPARE_TIMEOUT_SECONDS = 300.0
 
-def make_inputs(model: str, folder: Path) -> None:
-    """A model folder with random weights and a tokenizer of words, and rows of exactly `LENGTH` tokens."""
+
+def make_inputs(model: str, folder: Path, device: str = "cuda", length: int = LENGTH) -> None:
+    """A model folder with random weights and a tokenizer of words, and rows of exactly `length` tokens."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = [f"w{index}" for index in range(1000)]
+    words = [f"w{index}" for index in range(min(1000, shape_config(model).vocab_size - 2))]
     vocabulary = {word: index for index, word in enumerate(["<pad>", "<end>", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>")
-    random_base(model, torch.device("cuda"), torch.bfloat16).save_pretrained(folder / "model")
+    random_base(model, torch.device(device), torch.bfloat16).save_pretrained(folder / "model")
     wrapped.save_pretrained(folder / "model")
     draw = random.Random(0)
-    rows = [{"text": " ".join(draw.choices(words, k=LENGTH - 1))} for _ in range(NUM_ROWS)]  # and the end token
+    rows = [{"text": " ".join(draw.choices(words, k=length - 1))} for _ in range(NUM_ROWS)]  # and the end token
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def experiment(folder: Path, measure_steps: int) -> dict[str, Any]:
+def prepare_inputs(model: str, folder: Path, device: str, length: int) -> None:
+    """Make the inputs where they are missing, in a process of its own.
+
+    It leaves compiled Python and the digest of the base, which would otherwise cost the first of several sweeps alone.
+    """
+    if (folder / "rows.jsonl").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    code = (
+        "import sys; from pathlib import Path; from benchmarks.grid import make_inputs\n"
+        "import loragrid.sweep, loragrid.worker, torch._inductor.compile_fx\n"
+        "from loragrid.config import ModelConfig; from loragrid.models import model_digest\n"
+        "make_inputs(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))\n"
+        "model_digest(ModelConfig(name=str(Path(sys.argv[2]) / 'model')))"
+    )
+    command = [sys.executable, "-c", code, model, str(folder), device, str(length)]
+    subprocess.run(command, check=True, timeout=PREPARE_TIMEOUT_SECONDS)
+
+
+def experiment(
+    folder: Path, measure_steps: int, *, dtype: str = "bfloat16", steps: int = STEPS, length: int = LENGTH
+) -> dict[str, Any]:
     """The grid as LoraGrid's file has it."""
     return {
         "name": "grid-of-64",
-        "model": {"name": str(folder / "model"), "dtype": "bfloat16"},
-        "data": {"name": str(folder / "rows.jsonl"), "max_length": LENGTH, "num_eval": 16, "loss_on": "all"},
-        "training": {"steps": STEPS, "batch_size": 1, "lr": 1e-4, "measure_steps": measure_steps},
+        "model": {"name": str(folder / "model"), "dtype": dtype},
+        "data": {"name": str(folder / "rows.jsonl"), "max_length": length, "num_eval": 16, "loss_on": "all"},
+        "training": {"steps": steps, "batch_size": 1, "lr": 1e-4, "measure_steps": measure_steps},
         "methods": [
             # A seed is an axis of the grid for all methods or none; four learning rates take the place of four seeds.
             {"name": "lora", "grid": {"rank": list(RANKS), "lr": list(RATES)}},

@@ -59,6 +59,15 @@ def random_base(name: str, device: torch.device, dtype: torch.dtype) -> PreTrain
     return base
 
 
+def shapes_alone(name: str, dtype: torch.dtype) -> PreTrainedModel:
+    """A model of these shapes on the meta device: no weights."""
+    with torch.device("meta"):
+        loader: Any = AutoModelForCausalLM
+        base: PreTrainedModel = loader.from_config(shape_config(name), dtype=dtype)
+    base.requires_grad_(False).train(False)
+    return base
+
+
 def random_rows(
     vocabulary: int, num_members: int, num_rows: int, length: int, device: torch.device, seed: int
 ) -> Batch:

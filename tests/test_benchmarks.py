@@ -1,38 +1,226 @@
-"""The benchmarks that need no GPU to run: two processes share a pack's rows, and the base too."""
+"""The benchmarks that need no GPU to run, at a toy's size: what they write says what happened, and what failed."""
 
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks import grid_scaling
+from benchmarks.data_parallel import Job, measure_all
+from benchmarks.shapes import random_base
+from benchmarks.sweeps import Outcome, SweepFailedError, run_sweep
+from benchmarks.tables import Table
+from benchmarks.worker_loss import HIGHEST, Strike, check_strike, compare
 
 ROOT = Path(__file__).parent.parent
 STRATEGIES = ("replicate", "shard")
 
-pytestmark = pytest.mark.end_to_end
 
-
-def test_workers_have_the_losses_of_one_whether_they_hold_the_base_or_share_it(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.data_parallel", "--model", "tiny", "--device", "cpu"]
-    options = ["--workers", "1", "2", "--strategies", *STRATEGIES, "--members", "1", "5", "--rows", "2"]
+def run_benchmark(name: str, *options: str, table: Path) -> tuple[int, str]:
+    """(Exit code, what it said of errors) of a benchmark on this machine's processors."""
     paths = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "platform", ROOT / "methods", ROOT)))}
     environment = {**os.environ, **paths, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    table = tmp_path / "table.md"
-    subprocess.run(
-        [*command, *options, "--length", "32", "--out", str(table)], cwd=tmp_path, env=environment, check=True
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--model", "tiny", "--device", "cpu", "--out", str(table)]
+    command += ["--timeout", "280"]  # a machine may have much else to do
+    done = subprocess.run(
+        [*command, *options], cwd=table.parent, env=environment, stderr=subprocess.PIPE, text=True, timeout=590
     )
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in table.read_text(encoding="utf-8").splitlines()
-        if re.match(r"\| \d", line)
-    ]
-    assert [(pack.partition(" ")[0], strategy, workers) for pack, strategy, workers, *_ in rows] == [
-        (members, strategy, workers)
+    print(done.stderr)
+    return done.returncode, done.stderr
+
+
+def rows_of(table: Path) -> list[dict[str, str]]:
+    """The table's rows, by the names of its columns."""
+    lines = [line for line in table.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    names, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+@pytest.mark.end_to_end
+def test_workers_have_the_losses_of_one_whether_they_hold_the_base_or_share_it(tmp_path: Path) -> None:
+    options = ["--workers", "1", "2", "--strategies", *STRATEGIES, "--members", "1", "5", "--rows", "2"]
+    code, said = run_benchmark("data_parallel", *options, "--length", "32", table=tmp_path / "table.md")
+    assert code == 0, said
+    rows = rows_of(tmp_path / "table.md")
+    assert [(row["pack"], row["strategy"], row["workers"]) for row in rows] == [
+        (f"{members} × 2×32", strategy, workers)
         for members in ("1", "5")
         for strategy, workers in (("replicate", "1"), ("replicate", "2"), ("shard", "2"))
     ]
     for row in rows:
-        assert float(row[8]) < 1e-5  # float32's rounding, in sums of another order, over ten steps
-    assert all(float(row[3]) > 0 for row in rows)
+        assert float(row["ms/step"]) > 0
+        difference = row["losses differ by (relative)"]
+        if (row["strategy"], row["workers"]) == ("replicate", "1"):
+            assert difference == "the first"
+        else:
+            assert float(difference) < 1e-5  # float32's rounding, in sums of another order, over ten steps
+
+
+@pytest.mark.end_to_end
+def test_a_measurement_that_fails_is_a_row_that_says_so_and_the_rest_goes_on(tmp_path: Path) -> None:
+    def job(*, model: str = "tiny", rows: int = 1, num_workers: int = 1) -> Job:
+        return Job(
+            model=model,
+            strategy="replicate",
+            num_workers=num_workers,
+            device="cpu",
+            num_members=1,
+            rows=rows,
+            length=32,
+        )
+
+    jobs = [job(rows=10**12), job(model="no-such-shapes"), job()]
+    table = Table(tmp_path / "table.md", "about", [f"column {number}" for number in range(12)])
+    problems = measure_all(table, jobs, timeout_seconds=200)
+    too_large, unknown, good = [row["column 3"] for row in rows_of(tmp_path / "table.md")]
+    assert too_large.startswith("failed: out_of_memory: ")
+    assert unknown.startswith("failed: unknown shapes 'no-such-shapes'; allowed: ")
+    assert float(good) > 0
+    assert len(problems) == 1, "what does not fit is a result"
+    assert "no-such-shapes" in problems[0]
+    (problem,) = measure_all(table, [job(num_workers=2)], timeout_seconds=0.5)
+    assert problem.endswith("not at its end after 0.5 s")
+    assert rows_of(tmp_path / "table.md")[-1]["column 3"] == "failed: not at its end after 0.5 s"
+
+
+def test_a_sweep_that_cannot_run_or_does_not_end_in_time_is_a_row_that_says_so_and_nothing_of_it_is_left(
+    tmp_path: Path,
+) -> None:
+    def run(num_gpus: int) -> Outcome:
+        return run_sweep(
+            {"name": "no experiment"},
+            tmp_path / str(num_gpus),
+            device="cpu",
+            num_places=num_gpus,
+            cpus_per_place=1,
+            timeout_seconds=0.2 if num_gpus == 1 else 300,
+        )
+
+    table = Table(tmp_path / "table.md", "about", grid_scaling.COLUMNS)
+    problems = grid_scaling.measure(table, [1, 2], run)
+    reasons = ["not at its end after 0.2 s", "its process has ended with code 1"]
+    assert [row["trials"] for row in rows_of(tmp_path / "table.md")] == [f"failed: {reason}" for reason in reasons]
+    assert problems == [f"{number} GPUs: {reason}" for number, reason in enumerate(reasons, start=1)]
+    left = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
+    assert not [command for command in left if str(tmp_path) in command]
+
+
+def test_a_row_of_the_grid_counts_from_the_start_and_from_the_first_step_and_compares_with_the_first() -> None:
+    def outcome(num_trials: int, seconds: float, lines: list[tuple[float, str, str]]) -> Outcome:
+        table = [{"trial_id": str(index), "time/train_seconds": 5.0 + index} for index in range(num_trials)]
+        return Outcome(tracking_uri="", name="", started=0.0, seconds=seconds, lines=lines, table=table)
+
+    one = [
+        (8.0, "a", "2 trials, starting workers"),
+        (20.0, "a", "training"),
+        (22.0, "a", "step 3/9"),
+        (30.0, "a", "done"),
+    ]
+    row, whole, trained = grid_scaling.cells(outcome(2, 40.0, one), 1, None)
+    assert row == ["1", "2", "1", "1", "1", "40.0", "180", "1", "10.0", "720", "1", "6.0"]
+    # The second lane is late, begins anew where its worker was lost, and overlaps with the first.
+    two = [(8.0, pack, "2 trials, starting workers") for pack in "ab"]
+    two += [(20.0, "a", "training"), (24.0, "b", "training"), (28.0, "b", "training"), (30.0, "a", "done (2 of 4)")]
+    two += [(36.0, "b", "done (4 of 4)")]
+    row, *_ = grid_scaling.cells(outcome(4, 50.0, two), 2, (whole, trained, 1))
+    assert row == ["2", "4", "2", "2", "2", "50.0", "288", "0.80", "16.0", "900", "0.62", "8.0"]
+
+
+@pytest.mark.end_to_end
+def test_a_grid_on_two_places_has_twice_the_trials_and_a_lane_on_each(tmp_path: Path) -> None:
+    options = ["--gpus", "1", "2", "--trials", "2", "--steps", "4", "--length", "32"]
+    code, said = run_benchmark("grid_scaling", *options, table=tmp_path / "table.md")
+    assert code == 0, said
+    rows = rows_of(tmp_path / "table.md")
+    assert [[row[name] for name in ("GPUs", "trials", "packs", "lanes")] for row in rows] == [
+        ["1", "2", "1", "1"],
+        ["2", "4", "2", "2"],
+    ]
+    whole, trained = [float(row["s to the table"]) for row in rows], [float(row["s in training"]) for row in rows]
+    assert all(0 < inner < outer for inner, outer in zip(trained, whole, strict=True))
+    speeds = [3600 * trials / seconds for trials, seconds in zip((2, 4), whole, strict=True)]
+    assert float(rows[1]["of n times the first"]) == pytest.approx(speeds[1] / speeds[0] / 2, abs=0.02)
+
+
+@pytest.mark.end_to_end
+def test_a_pack_whose_worker_is_killed_has_the_curves_of_the_undisturbed_one_to_the_bit(tmp_path: Path) -> None:
+    options = ["--workers", "2", "--steps", "60", "--length", "32", "--killed", "highest"]
+    code, said = run_benchmark("worker_loss", *options, table=tmp_path / "table.md")
+    assert code == 0, said
+    before, struck = rows_of(tmp_path / "table.md")
+    assert before["killed"] == "the run before"
+    assert 20 <= int(struck["at step"]) < 60
+    # 60 losses and gradients, and losses of evaluation before the first step and after three times twenty.
+    assert int(struck["points compared"]) == 5 * (60 + 60 + 4)
+    assert [struck[name] for name in ("missing", "doubled", "equal to the bit")] == ["0", "0", "yes"]
+    assert float(struck["s from the kill until it trains again"]) > 0
+    assert float(struck["more than undisturbed"]) > 0
+
+
+class LargeTensors(TorchDispatchMode):
+    """Within, notes dtype and device of all results larger than a vector."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: set[tuple[torch.dtype, str]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        large = (tensor for tensor in tree_leaves(result) if isinstance(tensor, Tensor) and tensor.numel() > 4096)
+        self.seen |= {(tensor.dtype, tensor.device.type) for tensor in large}
+        return result
+
+
+def test_a_base_is_made_on_its_device_in_its_dtype_and_nowhere_else() -> None:
+    # 8 billion weights are 16 GB there, and would be 32 GB more in float32, in every worker.
+    with LargeTensors() as tensors:
+        random_base("tiny", torch.device("meta"), torch.bfloat16)
+    assert tensors.seen == {(torch.bfloat16, "meta")}
+
+
+def test_every_script_and_table_is_in_the_readme() -> None:
+    folder = ROOT / "benchmarks"
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    for path in folder.glob("*.py"):
+        if "\nif __name__" in path.read_text(encoding="utf-8") and path.stem != "sweeps":
+            assert f"| `{path.stem}` |" in readme
+            assert f"python -m benchmarks.{path.stem}" in readme
+    for table in (folder / "results").iterdir():
+        assert f"(results/{table.name})" in readme
+
+
+def test_a_pack_counts_as_struck_only_where_others_have_gone_on_from_its_states(tmp_path: Path) -> None:
+    def outcome(*after: str) -> Outcome:
+        lines = [(20.0, "a", "training"), *((40.0 + index, "a", text) for index, text in enumerate(after))]
+        return Outcome(tracking_uri="", name="", started=1000.0, seconds=90.0, lines=lines, table=[])
+
+    strike = Strike(tmp_path, num_workers=2, num_members=5, at_step=20, which=HIGHEST)
+    with pytest.raises(SweepFailedError, match="before a worker could be killed: more --steps are needed"):
+        check_strike(outcome("going on", "training"), strike, steps=60)
+    strike.step, strike.time = 20, 1030.0
+    assert check_strike(outcome("going on", "training"), strike, steps=60) == 11.0
+    for after in ((), ("training",), ("going on",)):
+        with pytest.raises(SweepFailedError, match="no other has gone on from the saved states"):
+            check_strike(outcome(*after), strike, steps=60)
+
+
+def test_curves_are_compared_point_by_point_and_lacking_and_doubled_ones_are_counted() -> None:
+    theirs = {("a", "train/loss"): [(1, 2.0), (2, 4.0)], ("b", "train/loss"): [(1, 1.0)]}
+    assert compare(theirs, theirs) == (3, 0, 0, 0.0)
+    assert compare({("a", "train/loss"): [(1, 2.0), (1, 2.0), (2, 5.0), (3, 1.0)]}, theirs) == (3, 1, 2, 0.25)
+
+
+def test_a_script_refuses_what_it_cannot_measure(tmp_path: Path) -> None:
+    code, said = run_benchmark("data_parallel", "--workers", "3", table=tmp_path / "table.md")
+    assert code == 2
+    assert re.search(r"--workers: 3 workers cannot share 8 rows; allowed: 1, 2, 4, 8", said)
+    assert not (tmp_path / "table.md").exists()

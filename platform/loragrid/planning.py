@@ -191,7 +191,7 @@ def group_into_packs(
     """Trials that can share a base, cut into packs of at most `max_members` and of nearly equal size.
 
     With `num_places` for packs side by side, and `max_members` left open, no place stays empty while another has a
-    large pack: every group of trials is cut into its share of them.
+    large pack: every group of trials is cut into as many packs for each place of its share.
     """
     groups: dict[object, list[Trial]] = {}
     for trial in trials:
@@ -199,17 +199,19 @@ def group_into_packs(
     cuts: list[tuple[Trial, ...]] = []
     for group in groups.values():
         share = round(num_places * len(group) / len(trials)) if config.max_members == "auto" else 1
-        cuts += cut_evenly(group, max_members(group[0], config, num_workers), at_least=share)
+        cuts += cut_evenly(group, max_members(group[0], config, num_workers), num_places=max(1, share))
     return [Pack(pack_id=f"pack-{index:03d}", trials=part) for index, part in enumerate(cuts)]
 
 
-def cut_evenly(trials: Sequence[Trial], most: int, *, at_least: int = 1) -> list[tuple[Trial, ...]]:
+def cut_evenly(trials: Sequence[Trial], most: int, *, num_places: int = 1) -> list[tuple[Trial, ...]]:
     """Trials that can share a base in as few parts of at most `most` as possible, equal methods side by side.
 
-    `at_least`: as many parts, if there are trials enough.
+    `num_places`: each gets as many parts, if there are trials enough. Three full packs on two GPUs would take the time
+    of two; four smaller ones, the time of one and a half.
     """
     ordered = [trials[index] for index in member_order([trial.method for trial in trials])]
-    num_parts = max(math.ceil(len(ordered) / most), min(at_least, len(ordered)))
+    num_rounds = math.ceil(len(ordered) / most / num_places)
+    num_parts = min(num_rounds * num_places, len(ordered))
     cuts = [len(ordered) * (part + 1) // num_parts for part in range(num_parts)]
     return [tuple(ordered[start:end]) for start, end in itertools.pairwise([0, *cuts])]
 

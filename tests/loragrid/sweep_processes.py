@@ -19,6 +19,7 @@ from loragrid.tracking import PARENT_TAG, SWEEP_TAG, TRIAL_TAG
 
 NAME = "faults"
 STEPS = 40
+CHECKPOINT_EVERY = 4
 CURVES = ("train/loss", "train/grad_norm", "train/learning_rate", "eval/loss")
 
 Points = list[tuple[int, float]]
@@ -37,7 +38,7 @@ def settings_of(model_folder: Path, rows_file: Path) -> dict[str, Any]:
             "lr": 1e-2,
             "eval_every": 10,
             "report_every": 1,
-            "checkpoint_every": 4,
+            "checkpoint_every": CHECKPOINT_EVERY,
             "measure_steps": 0,
         },
         "methods": ["lora", {"name": "delta_lora", "start_step": 4}, "vera", "lora_plus"],

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -17,6 +18,8 @@ import loragrid as lg
 import loragrid.rounds
 from loragrid.sweep import open_recorder
 from tests.loragrid.sweep_processes import (
+    CHECKPOINT_EVERY,
+    STEPS,
     assert_undisturbed,
     curves,
     experiment,
@@ -33,6 +36,8 @@ from tests.loragrid.sweep_processes import (
 )
 
 pytestmark = [pytest.mark.end_to_end]
+
+ONE_PACK_ON_TWO_WORKERS = {"pack": {"max_members": 4}, "workers": {"num_workers": 2, "cpus_per_worker": 1}}
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +87,56 @@ def test_whichever_process_of_a_lane_is_killed_the_curves_and_adapters_are_the_u
     assert result.succeeded
     assert_undisturbed(tmp_path, calm)
     assert not (tmp_path / "trials" / "faults-1").exists(), "nothing is kept of a sweep that is done"
+
+
+@pytest.fixture(scope="module")
+def calm_with_two_workers(
+    settings: dict[str, Any], ray_of_two_cpus: str, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The store of a sweep of one pack, whose steps two workers share, that nothing happened to."""
+    store = tmp_path_factory.mktemp("calm-with-two-workers")
+    assert lg.run(experiment(settings, store, **ONE_PACK_ON_TWO_WORKERS)).succeeded
+    return store
+
+
+class StrikesOneWorker(io.StringIO):
+    """A terminal that kills one of a pack's workers, once the pack is beyond a step at which states are saved."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number, self.struck = number, 0
+
+    def write(self, text: str) -> int:
+        if not self.struck and (step := re.search(r": step (\d+)/", text)) and int(step[1]) > CHECKPOINT_EVERY:
+            workers = [
+                process.pid
+                for process in psutil.Process().children(recursive=True)
+                if "RayTrainWorker" in " ".join([process.name(), *process.cmdline()])
+            ]
+            assert len(workers) == 2
+            os.kill(sorted(workers)[self.number], signal.SIGKILL)
+            self.struck = int(step[1])
+        return super().write(text)
+
+
+@pytest.mark.usefixtures("ray_of_two_cpus")
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_pack_that_loses_one_of_its_two_workers_goes_on_to_the_undisturbed_curves_and_adapters(
+    settings: dict[str, Any],
+    calm_with_two_workers: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+) -> None:
+    monkeypatch.setattr("loragrid.progress.PLAIN_LINE_SECONDS", 0.0)  # a line for every step
+    terminal = StrikesOneWorker(number)
+    result = lg.run(
+        experiment(settings, tmp_path, **ONE_PACK_ON_TWO_WORKERS), console=Console(file=terminal, width=200)
+    )
+    assert CHECKPOINT_EVERY < terminal.struck < STEPS
+    assert "pack-000: going on" in terminal.getvalue(), "from the states, and not from the start"
+    assert result.succeeded
+    assert_undisturbed(tmp_path, calm_with_two_workers)
 
 
 @pytest.mark.usefixtures("ray_of_two_cpus")

@@ -267,6 +267,19 @@ def test_no_gpu_stays_empty_while_another_has_a_large_pack(num_places: int, expe
     assert sizes(group_into_packs(trials, PackConfig(max_members=12), num_places)) == [12]
 
 
+@pytest.mark.parametrize(("num_places", "expected"), [(1, [8, 8, 8]), (2, [6] * 4), (4, [6] * 4), (5, [4, 5, 5, 5, 5])])
+def test_every_place_gets_as_many_packs_so_that_the_last_ones_do_not_wait_for_one(
+    num_places: int, expected: list[int]
+) -> None:
+    # Rows of 512 tokens in batches of 4: a pack holds 8 of them.
+    sizing = {"data": {"name": "d.jsonl", "max_length": 512}, "training": {"steps": 5, "batch_size": 4, "lr": 1e-3}}
+    trials = expand(experiment(["lora"], {"seed": list(range(24))}, **sizing))
+    packs = group_into_packs(trials, PackConfig(), num_places)
+    assert sorted(sizes(packs)) == expected
+    work = [len(lane.trials) for lane in assign_lanes(packs, num_places)]
+    assert max(work) - min(work) <= 1
+
+
 def test_groups_of_trials_get_their_share_of_the_places() -> None:
     trials = expand(experiment(["lora", "full"], {"seed": list(range(6))}))
     assert sizes(group_into_packs(trials, PackConfig(), 4)) == [3, 3, 1, 1, 1, 1, 1, 1]

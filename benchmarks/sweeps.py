@@ -1,0 +1,247 @@
+"""Runs a sweep in a process of its own, on so many GPUs or CPU workers of this machine, with a deadline.
+
+`run_sweep` is what benchmarks call. The process itself: `python -m benchmarks.sweeps FOLDER ...`.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import psutil
+import yaml
+
+EXPERIMENT, OUTCOME, STORE = "experiment.yaml", "outcome.json", "store"
+POLL_SECONDS = 0.05
+_LINE = re.compile(r"\[[^\]]*\] (\S+): (.*)")
+
+
+class SweepFailedError(RuntimeError):
+    """A sweep did not end, or not all of its trials finished."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A sweep whose trials have all finished. Times are seconds since the start of its process.
+
+    lines: (time, pack, what was said of it), as `loragrid run` prints them. table: one row per trial, as
+    `SweepResult.to_pandas` has it. started: the Unix time of the process's start.
+    """
+
+    tracking_uri: str
+    name: str
+    started: float
+    seconds: float
+    lines: list[tuple[float, str, str]]
+    table: list[dict[str, Any]]
+
+    def training(self) -> dict[str, tuple[float, float]]:
+        """Pack -> from when to when it trained, what is compiled in its first steps and its end included."""
+        begun: dict[str, float] = {}
+        ended: dict[str, float] = {}
+        for seconds, pack, text in self.lines:
+            if text == "training":
+                begun.setdefault(pack, seconds)
+            elif text.startswith("done"):
+                ended[pack] = seconds
+        return {pack: (start, ended[pack]) for pack, start in begun.items() if pack in ended}
+
+    def training_seconds(self) -> float:
+        """From the first pack's first step to the last pack's end.
+
+        Raises:
+            SweepFailedError: no pack has said that it trained.
+        """
+        spans = self.training().values()
+        if not spans:
+            raise SweepFailedError("no pack has said when it trained")
+        return max(end for _, end in spans) - min(start for start, _ in spans)
+
+    def num_lanes(self) -> int:
+        """How many sets of workers were started."""
+        return sum(text.endswith("starting workers") for _, _, text in self.lines)
+
+    def most_at_once(self) -> int:
+        """How many packs trained side by side."""
+        spans = self.training().values()
+        return max((sum(start <= begun < end for start, end in spans) for begun, _ in spans), default=0)
+
+
+def run_sweep(
+    experiment: Mapping[str, Any],
+    folder: Path,
+    *,
+    device: str,
+    num_places: int,
+    cpus_per_place: int,
+    timeout_seconds: float,
+    watch: Callable[[psutil.Process], None] = lambda process: None,
+) -> Outcome:
+    """Run an experiment (the contents of its file) in `folder`, which must be new; its storage is put there.
+
+    The process sees `num_places` GPUs (or none, and as many times `cpus_per_place` CPUs), and caches of compiled code
+    that are empty. `watch` is called with it again and again while it runs.
+
+    Raises:
+        SweepFailedError: it did not end in time, or a trial has not finished. No process of it is left.
+    """
+    folder.mkdir(parents=True)
+    storage = {"storage": {"path": str(folder / STORE)}}
+    (folder / EXPERIMENT).write_text(yaml.safe_dump({**experiment, **storage}), encoding="utf-8")
+    command = [sys.executable, "-m", "benchmarks.sweeps", str(folder), "--device", device]
+    command += ["--places", str(num_places), "--cpus", str(cpus_per_place), "--since", str(time.time())]
+    root = Path(__file__).parent.parent
+    paths = [str(root / "platform"), str(root / "methods"), str(root)]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONUNBUFFERED": "1",
+        # Of sweeps that are compared, the later ones would find what the first has compiled.
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled"),
+        "CUDA_VISIBLE_DEVICES": ",".join(visible_gpus()[:num_places]) if device == "cuda" else "",
+    }
+    environment.pop("RAY_ADDRESS", None)
+    deadline = time.monotonic() + timeout_seconds
+    started = subprocess.Popen(command, env=environment, start_new_session=True)
+    process = psutil.Process(started.pid)
+    try:
+        while started.poll() is None:
+            if time.monotonic() > deadline:
+                raise SweepFailedError(f"not at its end after {timeout_seconds:g} s")
+            watch(process)
+            time.sleep(POLL_SECONDS)
+    finally:
+        _end(started, process)
+    if started.returncode:
+        raise SweepFailedError(_reason(folder) or f"its process has ended with code {started.returncode}")
+    found = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
+    found["lines"] = [(seconds, pack, text) for seconds, pack, text in found["lines"]]
+    return Outcome(**found)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
+    return names[: torch.cuda.device_count()]
+
+
+def check_places(device: str, most: int) -> None:
+    """Refuse more GPUs than there are.
+
+    Raises:
+        ValueError: with what is allowed.
+    """
+    found = len(visible_gpus()) if device == "cuda" else most
+    if most > found:
+        raise ValueError(f"{most} GPUs were asked for, and this machine has {found}; allowed: at most so many")
+
+
+def share_of_cpus(most_places: int) -> int:
+    """CPUs of each place when all are in use, so that a lone one has no more than it has in company."""
+    affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS
+    num_cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, num_cpus // most_places)
+
+
+def _end(started: "subprocess.Popen[bytes]", process: psutil.Process) -> None:
+    """End it with all that it has started, if it is still there."""
+    if started.poll() is not None:
+        return
+    try:
+        children = process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        children = []
+    for each in [process, *children]:
+        try:
+            each.kill()
+        except psutil.NoSuchProcess:
+            continue
+    started.wait()
+
+
+def _reason(folder: Path) -> str:
+    """Why the first trial that has not finished has not; "" where nobody could say."""
+    path = folder / OUTCOME
+    if not path.exists():
+        return ""
+    rows = json.loads(path.read_text(encoding="utf-8"))["table"]
+    return next((f"{row['trial_id']}: {row['reason']}" for row in rows if row["status"] != "FINISHED"), "")
+
+
+class _TimedLines:
+    """A terminal's stream that notes when it was told what of which pack."""
+
+    def __init__(self, stream: TextIO, since: float) -> None:
+        self.lines: list[tuple[float, str, str]] = []
+        self._stream, self._since, self._rest = stream, since, ""
+
+    def write(self, text: str) -> int:
+        now = time.time() - self._since
+        *whole, self._rest = (self._rest + text).split("\n")
+        for line in whole:
+            if found := _LINE.fullmatch(line.strip()):
+                self.lines.append((now, found[1], found[2]))
+        return self._stream.write(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return False
+
+
+def main() -> None:
+    """Be that process: run the experiment on a Ray of its own, leave the outcome in the folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--device", choices=["cuda", "cpu"], required=True)
+    parser.add_argument("--places", type=int, required=True)
+    parser.add_argument("--cpus", type=int, required=True)
+    parser.add_argument("--since", type=float, required=True, help="Unix time from which seconds count")
+    options = parser.parse_args()
+
+    import logging
+
+    import ray
+    from rich.console import Console
+
+    import loragrid as lg
+
+    num_gpus = options.places if options.device == "cuda" else 0
+    experiment = lg.load_experiment(options.folder / EXPERIMENT)
+    ray.init(
+        address="local",
+        num_cpus=options.places * options.cpus,
+        num_gpus=num_gpus,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    lines = _TimedLines(sys.stdout, options.since)
+    console = Console(file=lines, width=200, force_terminal=False)  # type: ignore[arg-type]  # all that it uses is there
+    result = lg.run(experiment, console=console)
+    table = result.to_pandas()
+    outcome = Outcome(
+        tracking_uri=result.tracking_uri,
+        name=result.name,
+        started=options.since,
+        seconds=time.time() - options.since,
+        lines=lines.lines,
+        table=json.loads(table.to_json(orient="records")),
+    )
+    (options.folder / OUTCOME).write_text(json.dumps(asdict(outcome)), encoding="utf-8")
+    ray.shutdown()
+    sys.exit(0 if result.succeeded else 1)
+
+
+if __name__ == "__main__":
+    main()
