@@ -31,7 +31,7 @@ from benchmarks.shapes import random_base, random_rows, shape_config
 from loragrid.attention import use_causal_attention
 from loragrid.measurement import wait_for, weight_bytes
 from loragrid.sharding import shard_base, whole_head
-from loragrid.training import Batch, SumOverWorkers, one_worker, train_step
+from loragrid.step import Batch, SumOverWorkers, one_worker, train_step
 
 NUM_WARM_UP, NUM_TIMED, NUM_COMPARED = 3, 9, 10
 COMPARED_ROWS = 8

@@ -24,7 +24,7 @@ from loragrid.engine import STEPS_BEFORE_CAPTURE, Engine, compile_layers, fuse_p
 from loragrid.engine_choice import EngineChoice, Mode, flops_of_step
 from loragrid.measurement import count_saved_bytes
 from loragrid.memory_estimate import estimate_memory
-from loragrid.training import PackModel, one_worker, train_step
+from loragrid.step import PackModel, one_worker, train_step
 from loragrid_methods import Method
 
 DEVICE = torch.device("cuda")

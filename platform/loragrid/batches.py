@@ -8,7 +8,7 @@ from torch import Tensor
 
 from loragrid.data import TokenizedData, TokenRows, batch_indices
 from loragrid.loss import IGNORED
-from loragrid.training import Batch
+from loragrid.step import Batch
 
 
 class PackBatches:

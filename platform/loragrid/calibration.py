@@ -17,8 +17,9 @@ from loragrid.grid import Trial
 from loragrid.measurement import Stopwatch, wait_for
 from loragrid.pack_timing import PackTiming, pack_shape
 from loragrid.planning import Pack
+from loragrid.scoring import evaluate
 from loragrid.solo import measure_solo
-from loragrid.training import evaluate, one_worker, train_step
+from loragrid.step import one_worker, train_step
 from loragrid.warm_base import WarmBase
 
 NUM_STEPS = 3

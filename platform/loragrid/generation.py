@@ -11,7 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from loragrid.attention import TOLERANCES, masked_attention
 from loragrid.sharding import whole_head
-from loragrid.training import PackModel, SumOverWorkers
+from loragrid.step import PackModel, SumOverWorkers
 
 NUM_PADDING_TO_CHECK = 5
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from loragrid.glossary import INVARIANT_VIOLATED
+from loragrid.step import PackModel, SumOverWorkers, one_worker
 from loragrid.trainable_set import base_trains, base_weights, set_differences
-from loragrid.training import PackModel, SumOverWorkers, one_worker
 from loragrid_methods.engine.optimizer import ParameterBlock
 
 WORD_BYTES = 8

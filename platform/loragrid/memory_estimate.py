@@ -15,7 +15,7 @@ from loragrid.engine_choice import Mode
 from loragrid.loss import score_rows
 from loragrid.measurement import LiveBytes
 from loragrid.sharding import gathered_bytes, share_bytes
-from loragrid.training import Batch, PackModel, compute_step, one_worker
+from loragrid.step import Batch, PackModel, compute_step, one_worker
 from loragrid_methods import Method
 from loragrid_methods.engine.optimizer import MemberAdamW, adamw_update
 from loragrid_methods.engine.pack import AdapterPack

@@ -32,18 +32,11 @@ from loragrid.pack_reports import PackReports, SendUpdate
 from loragrid.pack_timing import SHAPE_TAG, pack_shape
 from loragrid.planning import Pack
 from loragrid.row_scores import RowScores
+from loragrid.scoring import score_rows_alone
 from loragrid.solo import measure_solo
+from loragrid.step import PackModel, SumOverWorkers, one_worker
 from loragrid.task_scoring import TaskScorer, task_scorer
-from loragrid.training import (
-    LoopSettings,
-    Observation,
-    PackModel,
-    Report,
-    SumOverWorkers,
-    one_worker,
-    score_rows_alone,
-    train,
-)
+from loragrid.training import LoopSettings, Observation, Report, train
 from loragrid.trial_store import SavedTrial, TrialStore
 from loragrid.warm_base import WarmBase
 

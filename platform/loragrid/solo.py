@@ -16,7 +16,8 @@ from loragrid.flops import ModelShape, device_limit, model_flops, passes_of
 from loragrid.grid import Trial
 from loragrid.measurement import count_saved_bytes, peak_memory, reset_peak_memory, wait_for
 from loragrid.memory_parts import loss_bytes, resident_parts
-from loragrid.training import PackModel, evaluate, one_worker, train_step
+from loragrid.scoring import evaluate
+from loragrid.step import PackModel, one_worker, train_step
 
 
 def measure_solo(

@@ -16,8 +16,9 @@ from loragrid.data import TokenizedData, TokenRows, pad_rows
 from loragrid.generation import Decoding, generate
 from loragrid.loss import IGNORED
 from loragrid.models import load_tokenizer, max_context
+from loragrid.scoring import score_rows_alone
+from loragrid.step import PackModel, SumOverWorkers
 from loragrid.tokenization import LabelledTokens
-from loragrid.training import PackModel, SumOverWorkers, score_rows_alone
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

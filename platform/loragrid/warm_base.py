@@ -22,7 +22,7 @@ from loragrid.measurement import Stopwatch
 from loragrid.memory_estimate import MemoryEstimate, estimate_memory
 from loragrid.models import load_base, load_meta_model
 from loragrid.sharding import shard_base, whole_head
-from loragrid.training import PackModel
+from loragrid.step import PackModel
 
 
 class WarmBase:

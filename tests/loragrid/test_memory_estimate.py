@@ -14,7 +14,7 @@ from loragrid.engine_choice import EngineChoice, Mode
 from loragrid.measurement import LiveBytes, count_saved_bytes, reset_peak_memory
 from loragrid.memory_estimate import MemoryEstimate, estimate_memory
 from loragrid.models import load_meta_model
-from loragrid.training import Batch, PackModel, compute_step, one_worker, train_step
+from loragrid.step import Batch, PackModel, compute_step, one_worker, train_step
 from loragrid_methods import Method, get_method, method_names
 from loragrid_methods.engine.optimizer import MemberAdamW
 from loragrid_methods.engine.pack import AdapterPack, member_order

@@ -13,7 +13,8 @@ from loragrid.config import DataConfig, ModelConfig
 from loragrid.data import TokenizedData, load_data
 from loragrid.models import load_tokenizer
 from loragrid.row_scores import RowScores
-from loragrid.training import evaluate, one_worker, score_rows_alone
+from loragrid.scoring import evaluate, score_rows_alone
+from loragrid.step import one_worker
 from tests.loragrid.small_packs import Setup, make_setup, mixed_trials, run_pack
 
 PAIRS = [{"prompt": f"Question {number}:", "completion": f" answer {number}"} for number in range(20)]

@@ -11,7 +11,8 @@ from loragrid.assembly import build_batches, build_model, check_logits
 from loragrid.grid import Trial
 from loragrid.measurement import Stopwatch
 from loragrid.schedule import factor
-from loragrid.training import PackModel, evaluate, one_worker
+from loragrid.scoring import evaluate
+from loragrid.step import PackModel, one_worker
 from loragrid_methods import get_method, method_names
 from tests.loragrid.small_packs import (
     NUM_EVAL,
