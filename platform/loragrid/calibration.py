@@ -95,8 +95,7 @@ def _time_pack(
             engine = warm.engine_alone(trial, length)
             measure_solo(trial, base, data, num_steps=trial.training.measure_steps, engine=engine)
             costs.alone[shape] = clock() - start
-            if not trial.method.packable:
-                warm.release()
+            warm.release_if_written([trial])
         measure += costs.alone.get(shape, 0.0)
     base = warm.load(first, data)
     start = clock()
@@ -127,8 +126,7 @@ def _time_pack(
         evaluation = (clock() - begun) * len(parts)
     finally:
         model.pack.detach()
-        if not all(trial.method.packable for trial in trials):
-            warm.release()
+        warm.release_if_written(trials)
     typical = statistics.median(seconds)
     return PackTiming(
         source="calibrated",

@@ -1,4 +1,4 @@
-"""One optimizer step of a pack: a batch in, changed weights out. It names no method and knows neither Ray nor MLflow."""
+"""One optimizer step of a pack: a batch in, changed weights out. Names no method, knows neither Ray nor MLflow."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields

@@ -86,6 +86,11 @@ class WarmBase:
         if self._shard:
             gc.collect()  # FSDP's units and their modules hold each other, and the next base would come on top
 
+    def release_if_written(self, trials: Sequence[Trial]) -> None:
+        """Forget the base where a method of trials that ran on it writes it."""
+        if not all(trial.method.packable for trial in trials):
+            self.release()
+
     def _sum(self, base: PreTrainedModel, trial: Trial) -> None:
         if self.sums is None and trial.training.check_every != 0:
             self.sums = base_sums(base)
