@@ -17,7 +17,7 @@ from loragrid.grid import Trial
 from loragrid.measurement import Stopwatch, wait_for
 from loragrid.pack_timing import PackTiming, pack_shape
 from loragrid.planning import Pack
-from loragrid.scoring import evaluate
+from loragrid.scoring import summed_losses
 from loragrid.solo import measure_solo
 from loragrid.step import one_worker, train_step
 from loragrid.warm_base import WarmBase
@@ -119,11 +119,11 @@ def _time_pack(
         seconds = [step(num_first)]
         while len(seconds) < NUM_STEPS and clock() < deadline:
             seconds.append(step(num_first + len(seconds)))
-        parts = batches.evaluation(len(trials))
+        num_parts = len(batches.evaluation(len(trials)))
         begun = clock()
-        evaluate(model, parts[:1], batches.num_eval_labels, one_worker)
+        summed_losses(model, batches, num_batches=1)
         wait_for(device)
-        evaluation = (clock() - begun) * len(parts)
+        evaluation = (clock() - begun) * num_parts
     finally:
         model.pack.detach()
         warm.release_if_written(trials)

@@ -41,7 +41,7 @@ class PackScoring:
 
     def tags(self) -> Mapping[str, str]:
         """How scores were come by, for the record."""
-        return {} if self._task is None else self._task.tags()
+        return {**({} if self._task is None else self._task.tags()), **self._batches.tags}
 
     def of_test_rows(self, model: PackModel) -> list[RowScores] | None:
         """How every member does on each of the test rows; None before the last step, and where there are none."""

@@ -114,7 +114,7 @@ def train(
 
     if model.completed == 0:
         with stopwatch.phase("eval"):
-            base_loss = evaluate(model, batches.evaluation(1), batches.num_eval_labels, sum_over_workers, frozen=True)
+            base_loss = evaluate(model, batches, sum_over_workers, frozen=True)
             pending.evaluations.append((0, "eval/loss", base_loss))
             wait_for(device)
         observe(0)
@@ -138,10 +138,7 @@ def train(
         if milestone or (settings.eval_every and done % settings.eval_every == 0):
             wait()
             with stopwatch.phase("eval"):
-                losses = evaluate(
-                    model, batches.evaluation(model.pack.num_members), batches.num_eval_labels, sum_over_workers
-                )
-                pending.evaluations.append((done, "eval/loss", losses))
+                pending.evaluations.append((done, "eval/loss", evaluate(model, batches, sum_over_workers)))
                 wait_for(device)
         observe(done)
         checkpoint_due = finished or bool(settings.checkpoint_every and done % settings.checkpoint_every == 0)

@@ -112,7 +112,7 @@ def test_an_evaluation_that_fails_leaves_the_members_in_training(exact: Setup, m
 
     monkeypatch.setattr(model, "losses", fails)
     with pytest.raises(torch.OutOfMemoryError):
-        evaluate(model, batches.evaluation(1), batches.num_eval_labels, one_worker)
+        evaluate(model, batches, one_worker)
     assert all(stack.training for stack in model.pack.stacks())
 
 
@@ -135,8 +135,8 @@ def test_before_training_every_method_evaluates_to_the_bare_bases_loss(exact: Se
 
     trials = mixed_trials(exact)
     model, batches = build_model(trials, base), build_batches(trials, exact.rows, torch.device("cpu"))
-    own = evaluate(model, batches.evaluation(len(trials)), batches.num_eval_labels, one_worker)
-    frozen = evaluate(model, batches.evaluation(1), batches.num_eval_labels, one_worker, frozen=True)
+    own = evaluate(model, batches, one_worker)
+    frozen = evaluate(model, batches, one_worker, frozen=True)
     assert own.shape == (len(trials),)
     assert frozen.shape == (1,)
     assert largest_difference({"own": own, "frozen": frozen}, {"own": expected, "frozen": expected}) <= 1e-12
