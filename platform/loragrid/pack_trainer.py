@@ -27,7 +27,7 @@ from loragrid.pack_timing import SHAPE_TAG, pack_shape
 from loragrid.planning import Pack
 from loragrid.solo_figures import SoloFigures
 from loragrid.step import PackModel
-from loragrid.task_scoring import task_scorer
+from loragrid.task_scoring import TaskScorer, task_scorer
 from loragrid.trial_store import SavedTrial, TrialStore
 from loragrid.warm_base import WarmBase
 from loragrid.workplace import Workplace
@@ -68,6 +68,7 @@ class PackTrainer:
         self._early_stopping = early_stopping
         self._warm = WarmBase(device, engine_mode, num_workers, shard=shard)
         self._solo = SoloFigures(self._open_trials, self._warm, self.load)
+        self._scorers: dict[object, TaskScorer] = {}
 
     @property
     def states(self) -> Mapping[str, MemberState]:
@@ -183,7 +184,7 @@ class PackTrainer:
         start, training = self._completed(first), first.training
         self._open_trials.put_into(model, pack.trials)
         engine = self._warm.engine(model, pack.trials, choice, self.reports.stopwatch)
-        task = None if first.task is None else task_scorer(first.task, first.model, batches.data)
+        task = self._task_scorer(first, batches.data)
         if self._describe is not None and start == 0 and until == training.steps:
             # Only then do the seconds of the trial's phases belong to a pack of this shape.
             shape = "halved" if self.reports.is_split(pack) else pack_shape(pack.trials, self.place.num_workers)
@@ -218,6 +219,15 @@ class PackTrainer:
     def _completed(self, trial: Trial) -> int:
         """The steps that the trial has behind it."""
         return self.states[trial.trial_id].completed if trial.trial_id in self.states else 0
+
+    def _task_scorer(self, trial: Trial, data: TokenizedData) -> TaskScorer | None:
+        """The scorer of the trial's task, if it has one; what reads and checks every row is made once for all packs."""
+        if trial.task is None:
+            return None
+        key = (trial.task, trial.model, trial.data)
+        if key not in self._scorers:
+            self._scorers[key] = task_scorer(trial.task, trial.model, data)
+        return self._scorers[key]
 
     def _make_sure_it_fits(self, pack: Pack, estimate: MemoryEstimate) -> None:
         """Raise torch's own error where a pack of several members will not fit; one alone is given the try."""

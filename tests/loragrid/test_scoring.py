@@ -1,4 +1,4 @@
-"""Scoring asks for less memory where there is not enough: the same scores, from fewer rows at once."""
+"""Scoring asks for less memory where there is not enough, for the same scores; and reads a task's rows but once."""
 
 import csv
 import json
@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import loragrid.pack_trainer
 import loragrid.warm_base
 from loragrid.assembly import build_batches, build_model
 from loragrid.config_task import TaskConfig
@@ -18,6 +19,7 @@ from loragrid.grid import Trial
 from loragrid.models import load_base
 from loragrid.scoring import evaluate, score_rows_alone
 from loragrid.step import one_worker
+from loragrid.task_scoring import TaskScorer, task_scorer
 from tests.loragrid.small_packs import Setup, make_setup
 from tests.loragrid.test_lane_run import Seen, lane
 
@@ -179,3 +181,22 @@ def test_memory_that_is_short_only_once_is_asked_for_less_from_then_on(setup: Se
     seen.clear()
     evaluate(model, batches, one_worker)
     assert set(seen) == {8}
+
+
+def test_the_packs_of_a_lane_that_have_a_task_in_common_share_its_scorer(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[object] = []
+
+    def counted(task: TaskConfig, *arguments: Any) -> TaskScorer:
+        made.append(task)
+        return task_scorer(task, *arguments)
+
+    monkeypatch.setattr(loragrid.pack_trainer, "task_scorer", counted)
+    tasks = (TASKS["labels"], TASKS["generation"], TASKS["labels"])
+    packs = [[replace(t, trial_id=f"{t.trial_id}-{i}") for t in trials_of(setup, task)] for i, task in enumerate(tasks)]
+    seen = lane(setup, packs)
+    assert {end.status for end in seen.ended.values()} == {"FINISHED"}
+    assert made == [TASKS["labels"], TASKS["generation"]]
+    for first, last in zip(packs[0], packs[2], strict=True):
+        assert scores(seen, first) == scores(seen, last)
