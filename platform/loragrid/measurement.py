@@ -164,6 +164,10 @@ class LiveBytes(TorchDispatchMode):
         self._block_bytes = block_bytes
         self._alive: dict[int, int] = {}
 
+    def start_new_peak(self) -> None:
+        """Let `peak` be that of what follows."""
+        self.peak = self.now
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         results = func(*args, **(kwargs or {}))
         given = {

@@ -151,7 +151,7 @@ class PackTrainer:
         length = data.train.input_ids.shape[1]
         choice = self._warm.choose_mode(trials, length, until - self._completed(trials[0]))
         self.release()
-        estimate = self._warm.estimate(trials, length, choice)
+        estimate = self._warm.estimate(trials, data, choice, self._task_scorer(trials[0], data))
         if estimate is not None:
             self._make_sure_it_fits(pack, estimate)
         reset_peak_memory(self.place.device)

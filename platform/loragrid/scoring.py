@@ -53,7 +53,7 @@ def summed_losses(
     """
     num_members = 1 if frozen else model.pack.num_members
     total = torch.zeros(num_members, dtype=torch.float64, device=model.active.device)
-    with _evaluating(model), model.pack.disabled() if frozen else nullcontext():
+    with evaluating(model), model.pack.disabled() if frozen else nullcontext():
         for batch in batches.evaluation(num_members)[:num_batches]:
             total += model.losses(batch)
     return total
@@ -81,7 +81,7 @@ def _row_losses(model: PackModel, batches: PackBatches, rows: TokenRows, frozen:
     """As `score_rows_alone`, zero where the row is another worker's."""
     num_members, device = 1 if frozen else model.pack.num_members, model.active.device
     scores = torch.zeros(num_members, len(rows), dtype=torch.float64, device=device)
-    with _evaluating(model), model.pack.disabled() if frozen else nullcontext():
+    with evaluating(model), model.pack.disabled() if frozen else nullcontext():
         for start, batch in batches.by_row(rows, num_members):
             found = model.losses(batch).view(num_members, -1)
             end = min(start + found.shape[1], len(rows))
@@ -91,7 +91,7 @@ def _row_losses(model: PackModel, batches: PackBatches, rows: TokenRows, frozen:
 
 
 @contextmanager
-def _evaluating(model: PackModel) -> Iterator[None]:
+def evaluating(model: PackModel) -> Iterator[None]:
     """Within, the adapters are in evaluation mode. Compiled layers are compiled for training: they run uncompiled."""
     model.pack.train(False)
     try:

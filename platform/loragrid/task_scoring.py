@@ -84,8 +84,12 @@ class TaskScorer:
         else:
             self._labels = self._find_labels(questions_of(data.train))
             room = max(len(tokens) for tokens in self._labels.values())
-        longest = max(len(question.prompt) for questions in self.questions.values() for question in questions)
-        if context is not None and longest + room > context:
+        self.longest_prompt = max(len(question.prompt) for found in self.questions.values() for question in found)
+        """in tokens"""
+        self.longest_row = self.longest_prompt + room
+        """a prompt and its answer, in tokens"""
+        longest = self.longest_prompt
+        if context is not None and self.longest_row > context:
             key = f"task.max_new_tokens: {room}" if task.kind == "exact_match" else f"task.kind: {task.kind}"
             what = f"the longest prompt has {longest} tokens, an answer up to {room}, the model's context {context}"
             raise ValueError(f"{key}: {what}; allowed: at most {context - longest}, or a smaller data.max_length")
