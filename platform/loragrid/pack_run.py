@@ -16,6 +16,8 @@ from loragrid.open_trials import OpenTrials
 from loragrid.pack_scoring import PackScoring
 from loragrid.planning import Pack
 from loragrid.row_scores import RowScores
+from loragrid.saved_bytes import SavedBytes
+from loragrid.sharding import is_sharded
 from loragrid.step import PackModel
 from loragrid.training import LoopSettings, Report, train
 
@@ -41,24 +43,28 @@ class PackRun:
         Raises:
             InvariantError: something is violated for all members.
         """
-        training, reports = self.pack.trials[0].training, self.open_trials.reports
+        training, reports, first = self.pack.trials[0].training, self.open_trials.reports, self.model.completed
+        settings = LoopSettings(
+            steps=until,
+            report_every=training.report_every or max(1, training.steps // NUM_REPORTS),
+            eval_every=training.eval_every,
+            checkpoint_every=training.checkpoint_every,
+            milestones=frozenset(rung_steps(early_stopping, training.steps)),
+            check_every=training.check_every,
+        )
+        saved = None
+        if self.checks is not None and self.engine.choice.mode == "eager" and not is_sharded(self.model.base):
+            saved = SavedBytes(self.engine, lambda step: settings.check_is_due(step, first))
         reports.phase(self.pack, "training")
         train(
             self.model,
             self.batches,
-            LoopSettings(
-                steps=until,
-                report_every=training.report_every or max(1, training.steps // NUM_REPORTS),
-                eval_every=training.eval_every,
-                checkpoint_every=training.checkpoint_every,
-                milestones=frozenset(rung_steps(early_stopping, training.steps)),
-                check_every=training.check_every,
-            ),
+            settings,
             self._on_report,
             sum_over_workers=self.open_trials.place.sum_over_workers,
-            compute=self.engine,
+            compute=saved or self.engine,
             observations=self.scoring.observations(),
-            check=None if self.checks is None else self._check,
+            check=None if self.checks is None else lambda: self._check(saved),
             stopwatch=reports.stopwatch,
         )
 
@@ -70,10 +76,10 @@ class PackRun:
         if report.checkpoint_due or self.open_trials.are_due_to_be_saved:
             self._save_members()
 
-    def _check(self) -> None:
+    def _check(self, saved: SavedBytes | None) -> None:
         """Members in whose own tensors something is violated end here; the others do not notice."""
         assert self.checks is not None
-        for member, reason in self.checks.check().items():
+        for member, reason in self.checks.check(saved).items():
             self.model.active[member] = False
             trial_id = self.pack.trials[member].trial_id
             if not self.open_trials.reports.has_ended(trial_id):

@@ -26,6 +26,11 @@ class LoopSettings:
     milestones: frozenset[int] = frozenset()
     check_every: int | None = None
 
+    def check_is_due(self, step: int, first: int) -> bool:
+        """Whether to check after `step` steps, in a loop that began with `first` steps behind it."""
+        every = bool(self.check_every and step % self.check_every == 0)
+        return every or step in (first + 1, self.steps)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
@@ -130,8 +135,7 @@ def train(
             pending.steps.append((model.completed + 1, train_step(model, batch, sum_over_workers, compute)))
         done, finished = model.completed, model.completed == settings.steps
         milestone = finished or done in settings.milestones
-        check_due = finished or done == first + 1 or bool(settings.check_every and done % settings.check_every == 0)
-        if check is not None and check_due:
+        if check is not None and settings.check_is_due(done, first):
             wait()
             with stopwatch.phase("check"):
                 check()
