@@ -168,7 +168,7 @@ def _evaluation(model: PackModel, rows: Batch) -> int:
     """The peak of one evaluation batch."""
     with evaluating(model), torch.no_grad(), LiveBytes(block_bytes=BLOCK_BYTES) as live:
         model.losses(rows)
-    return live.peak
+    return int(live.peak)
 
 
 @torch.no_grad()
@@ -200,13 +200,13 @@ def _generation(model: PackModel, num_rows: int, scoring: ScoringShape) -> int:
             live.start_new_peak()
             read(1)
             peak = max(peak, live.peak)
-    return peak
+    return int(peak)
 
 
 def _lengthen(cache: DynamicCache, num_tokens: int) -> None:
     """Put keys and values of more tokens behind those that are there."""
     for index, layer in enumerate(cache.layers):
-        if isinstance(layer, DynamicLayer):
+        if isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None:
             keys, values = (
                 tensor.new_empty(*tensor.shape[:2], num_tokens, tensor.shape[3])
                 for tensor in (layer.keys, layer.values)

@@ -3,6 +3,7 @@
 import csv
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,10 +160,11 @@ def test_several_workers_do_not_go_different_ways(setup: Setup) -> None:
     batches = build_batches(trials, setup.rows, torch.device("cpu"), worker=1, num_workers=2)
     model = build_model(trials, setup.base())
     seen = short_of_memory(model.base, 2)
-    for score in (
+    scorings: tuple[Callable[[], torch.Tensor], ...] = (
         lambda: evaluate(model, batches, one_worker),
         lambda: score_rows_alone(model, batches, setup.rows.test, one_worker),
-    ):
+    )
+    for score in scorings:
         seen.clear()
         with pytest.raises(torch.OutOfMemoryError, match="no room for 4 rows"):
             score()
