@@ -37,7 +37,7 @@ from loragrid.glossary import OUT_OF_MEMORY
 from loragrid.measurement import wait_for, weight_bytes
 from loragrid.memory_estimate import estimate_memory
 from loragrid.sharding import shard_base, whole_head
-from loragrid.training import Batch, SumOverWorkers, one_worker, train_step
+from loragrid.step import Batch, SumOverWorkers, one_worker, train_step
 from loragrid_methods import Method
 
 NUM_WARM_UP, NUM_TIMED, NUM_COMPARED = 3, 9, 10

@@ -11,6 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from loragrid.engine import STEPS_BEFORE_CAPTURE, Engine, compile_layers, fuse_p
 from loragrid.engine_choice import EngineChoice, Mode, flops_of_step
 from loragrid.measurement import count_saved_bytes
 from loragrid.memory_estimate import estimate_memory
-from loragrid.training import PackModel, one_worker, train_step
+from loragrid.step import PackModel, one_worker, train_step
 from loragrid_methods import Method
 
 DEVICE = torch.device("cuda")
@@ -106,11 +107,11 @@ def saved_bytes(model: str) -> dict[str, float]:
 
     for label, at_its_best in (("P2", False), ("P3", True)):
         loop = PeftLoop(random_base(model, DEVICE, torch.bfloat16), at_its_best=at_its_best)
-        count(label, loop.model, lambda: loop.loss(rows))  # noqa: B023
+        count(label, loop.model, partial(loop.loss, rows))
     modes: tuple[Mode, ...] = ("eager", "compiled")
     for mode in modes:
         own = prepared(model, lora(), mode, 1)
-        count(mode, own.base, lambda: own.losses(rows))  # noqa: B023
+        count(mode, own.base, partial(own.losses, rows))
     return found
 
 
@@ -238,16 +239,16 @@ def main() -> None:
     for num_rows in options.rows:
         shape, num_tokens = f"{num_rows}×{LENGTH}", num_rows * LENGTH
         for name in options.baselines:
-            row(name, shape, num_tokens, lambda: time_peft(options.model, num_rows, at_its_best=name == "P3"))  # noqa: B023
+            row(name, shape, num_tokens, partial(time_peft, options.model, num_rows, at_its_best=name == "P3"))
         for mode in options.modes:
             estimated = estimated_bytes(options.model, lora(), num_rows, mode)
-            row(mode, shape, num_tokens, lambda: time_own(options.model, lora(), num_rows, mode), estimated)  # noqa: B023
+            row(mode, shape, num_tokens, partial(time_own, options.model, lora(), num_rows, mode), estimated)
     if options.members:
         shape, num_tokens = f"{options.members} × 1×{LENGTH}", options.members * LENGTH
         for mode in options.modes:
             methods = mixed(options.members)
             estimated = estimated_bytes(options.model, methods, 1, mode)
-            row(f"{mode}, mixed", shape, num_tokens, lambda: time_own(options.model, methods, 1, mode), estimated)  # noqa: B023
+            row(f"{mode}, mixed", shape, num_tokens, partial(time_own, options.model, methods, 1, mode), estimated)
 
 
 if __name__ == "__main__":

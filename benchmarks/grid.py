@@ -111,7 +111,7 @@ def train_with_peft(config: dict[str, Any]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from benchmarks.peft_loop import PeftLoop
-    from loragrid.training import Batch
+    from loragrid.step import Batch
 
     folder = Path(config["folder"])
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")

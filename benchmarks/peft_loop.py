@@ -12,7 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from benchmarks.packs import ALPHA, CLIP_NORM, LEARNING_RATE, RANK
 from benchmarks.shapes import SEVEN_LINEARS
 from loragrid.loss import labelled_hidden_states, member_losses
-from loragrid.training import Batch
+from loragrid.step import Batch
 
 
 class PeftLoop:

@@ -9,7 +9,7 @@ from loragrid.batches import PackBatches
 from loragrid.data import TokenizedData
 from loragrid.grid import Trial
 from loragrid.schedule import learning_rates
-from loragrid.training import PackModel
+from loragrid.step import PackModel
 from loragrid_methods.engine.optimizer import MemberAdamW
 from loragrid_methods.engine.pack import AdapterPack
 

@@ -8,14 +8,16 @@ from torch import Tensor
 
 from loragrid.data import TokenizedData, TokenRows, batch_indices
 from loragrid.loss import IGNORED
-from loragrid.training import Batch
+from loragrid.step import Batch
+
+ROWS_TAG = "loragrid.scoring.rows_at_once"
 
 
 class PackBatches:
     """The batches of the members with the given seeds; members of one seed see the same rows.
 
     A training batch holds all rows of a step that are this worker's, an evaluation batch no more of each member than
-    are computed at once.
+    are computed at once: `rows_at_once`, until `halve`.
     """
 
     def __init__(
@@ -35,7 +37,21 @@ class PackBatches:
         self.rows_at_once = micro_batch_size or batch_size // num_workers
         self.device = torch.device(device)
         self.num_eval_labels = int((data.evaluation.label_targets != IGNORED).sum())
+        self.tags: dict[str, str] = {}
+        """How rows are scored where that is not as configured, for the record."""
         self._evaluation: dict[int, list[Batch]] = {}
+
+    @property
+    def can_halve(self) -> bool:
+        """Whether fewer rows could be scored at once. Several workers must all score as many: none goes its own way."""
+        return self.num_workers == 1 and self.rows_at_once > 1
+
+    def halve(self, reason: str) -> None:
+        """Score half as many rows of each member at once from now on."""
+        assert self.can_halve
+        self.rows_at_once //= 2
+        self._evaluation.clear()
+        self.tags = {ROWS_TAG: str(self.rows_at_once), f"{ROWS_TAG}.reason": reason}
 
     def training(self, step: int) -> Batch:
         """This worker's rows in step `step`, counted from 0."""
@@ -66,7 +82,10 @@ class PackBatches:
         return lengths
 
     def evaluation(self, num_members: int) -> list[Batch]:
-        """This worker's share of the evaluation rows, the same for every member; kept on the device."""
+        """This worker's share of the evaluation rows, the same for every member; kept on the device.
+
+        Every batch has `num_labels` of ones, so that it gives sums.
+        """
         if num_members not in self._evaluation:
             rows, ones = self.data.evaluation, torch.ones(num_members).double()
             self._evaluation[num_members] = [

@@ -17,8 +17,9 @@ from loragrid.grid import Trial
 from loragrid.measurement import Stopwatch, wait_for
 from loragrid.pack_timing import PackTiming, pack_shape
 from loragrid.planning import Pack
+from loragrid.scoring import summed_losses
 from loragrid.solo import measure_solo
-from loragrid.training import evaluate, one_worker, train_step
+from loragrid.step import one_worker, train_step
 from loragrid.warm_base import WarmBase
 
 NUM_STEPS = 3
@@ -94,8 +95,7 @@ def _time_pack(
             engine = warm.engine_alone(trial, length)
             measure_solo(trial, base, data, num_steps=trial.training.measure_steps, engine=engine)
             costs.alone[shape] = clock() - start
-            if not trial.method.packable:
-                warm.release()
+            warm.release_if_written([trial])
         measure += costs.alone.get(shape, 0.0)
     base = warm.load(first, data)
     start = clock()
@@ -119,15 +119,14 @@ def _time_pack(
         seconds = [step(num_first)]
         while len(seconds) < NUM_STEPS and clock() < deadline:
             seconds.append(step(num_first + len(seconds)))
-        parts = batches.evaluation(len(trials))
+        num_parts = len(batches.evaluation(len(trials)))
         begun = clock()
-        evaluate(model, parts[:1], batches.num_eval_labels, one_worker)
+        summed_losses(model, batches, num_batches=1)
         wait_for(device)
-        evaluation = (clock() - begun) * len(parts)
+        evaluation = (clock() - begun) * num_parts
     finally:
         model.pack.detach()
-        if not all(trial.method.packable for trial in trials):
-            warm.release()
+        warm.release_if_written(trials)
     typical = statistics.median(seconds)
     return PackTiming(
         source="calibrated",

@@ -165,7 +165,8 @@ class TrainingConfig(Section):
     eval_every: steps; null evaluates at the start and the end only. report_every: steps; null makes about 50 reports.
     checkpoint_every: steps; null keeps none but the last. loss_threshold: eval loss whose first crossing is recorded.
     check_every: steps after which what must hold is checked, beside the first and the last step: the trainable set is
-    the method's, frozen tensors have their bits. null: after these two alone; 0: never.
+    the method's, frozen tensors have their bits, and eager steps keep as many bytes for backward as the first. null:
+    after these two alone; 0: never.
     measure_steps: steps that each distinct method shape runs alone for its memory and speed; 0 measures nothing.
     """
 

@@ -12,7 +12,7 @@ from loragrid.activation_checkpointing import decoder_layers
 from loragrid.engine_choice import EngineChoice
 from loragrid.loss import fusible_score_rows
 from loragrid.measurement import Stopwatch
-from loragrid.training import Batch, PackModel, StepResult, SumOverWorkers, compute_step, one_worker
+from loragrid.step import Batch, PackModel, StepResult, SumOverWorkers, compute_step, one_worker
 from loragrid_methods.engine.optimizer import adamw_update
 
 # Real steps run before the capture: they make cuBLAS's workspaces and the compiled kernels, which a capture cannot.

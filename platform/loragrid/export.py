@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from loragrid.config import ModelConfig
 from loragrid.models import load_base, load_tokenizer
-from loragrid.training import PackModel
+from loragrid.step import PackModel
 from loragrid_methods.engine.peft_format import peft_adapter, weight_updates
 from loragrid_methods.engine.targets import is_conv1d
 

@@ -11,7 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from loragrid.attention import TOLERANCES, masked_attention
 from loragrid.sharding import whole_head
-from loragrid.training import PackModel, SumOverWorkers
+from loragrid.step import PackModel, SumOverWorkers
 
 NUM_PADDING_TO_CHECK = 5
 
@@ -63,16 +63,9 @@ def generate(
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     with _generating(model), model.pack.disabled() if frozen else nullcontext():
         for index in range(decoding.max_new_tokens):
-            hidden = model.base.base_model(
-                input_ids=input_ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state[:, -1]
-            with whole_head(model.base) as head:
-                logits = torch.nn.functional.linear(hidden, head.weight, head.bias)
-            chosen = _choose(logits, decoding, None if draws is None else draws[:, index])
+            chosen = next_tokens(
+                model.base, input_ids, mask, positions, cache, decoding, None if draws is None else draws[:, index]
+            )
             chosen = chosen.masked_fill(ended, decoding.pad_token_id)
             tokens.append(chosen)
             ended |= torch.isin(chosen, ends)
@@ -83,6 +76,27 @@ def generate(
             input_ids, positions = chosen.unsqueeze(1), positions[:, -1:] + 1
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
     return _answers(torch.stack(tokens, dim=1), num_members, set(decoding.end_token_ids))
+
+
+def next_tokens(
+    base: PreTrainedModel,
+    input_ids: Tensor,
+    mask: Tensor | None,
+    positions: Tensor,
+    cache: DynamicCache,
+    decoding: Decoding,
+    draws: Tensor | None,
+) -> Tensor:
+    """The token that follows each row: input_ids and positions (B, L) after what is in `cache` -> (B,).
+
+    mask (B, tokens in the cache + L): 0 for padding. draws (B,) from 0 to 1, where `decoding` draws.
+    """
+    hidden = base.base_model(
+        input_ids=input_ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+    ).last_hidden_state[:, -1]
+    with whole_head(base) as head:
+        logits = torch.nn.functional.linear(hidden, head.weight, head.bias)
+    return _choose(logits, decoding, draws)
 
 
 @torch.no_grad()

@@ -1,4 +1,6 @@
-"""What must hold while a pack trains: the trainable set is the declared one, and what is frozen keeps its bits.
+"""What must hold while a pack trains: what trains is what is declared, and what is frozen keeps its bits.
+
+Besides, every step keeps as many bytes for backward as the first (`saved_bytes`).
 
 A check reads every frozen tensor once, waits for the device once, and changes nothing: curves are bit-equal with and
 without it. It runs between steps, never within a captured one.
@@ -12,8 +14,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from loragrid.glossary import INVARIANT_VIOLATED
+from loragrid.saved_bytes import SavedBytes
+from loragrid.step import PackModel, SumOverWorkers, one_worker
 from loragrid.trainable_set import base_trains, base_weights, set_differences
-from loragrid.training import PackModel, SumOverWorkers, one_worker
 from loragrid_methods.engine.optimizer import ParameterBlock
 
 WORD_BYTES = 8
@@ -85,28 +88,31 @@ class InvariantChecks:
             sums = {name: base[name] for name in sums}
         self._sums = torch.cat([*sums.values(), *self._stack_sums(), self._nothing()])
 
-    def check(self) -> dict[int, str]:
+    def check(self, saved: SavedBytes | None = None) -> dict[int, str]:
         """Compare; gives the members for whom alone something is violated, with what that is, each member once.
+
+        `saved` has counted what the step before kept for backward.
 
         Raises:
             InvariantError: something is violated for all members. In all workers alike, whichever found it.
         """
         model = self._model
-        wrong_set = next(set_differences(model), None)
+        # First the set: a tensor that is named says more than the bytes that its gradient needs.
+        wrong_graph = next(set_differences(model), None) or (None if saved is None else saved.difference())
         base = {} if self._base_trains else base_sums(model.base, self._stacks)
         stacks = [*self._stack_sums()]
         now = torch.cat([*base.values(), *stacks, self._nothing()])
         same_number = len(now) == len(self._sums)
         changed = (now != self._sums).double() if same_number else torch.ones_like(self._sums, dtype=torch.float64)
         still = [*self._unmoved()]
-        flag = torch.full((1,), float(wrong_set is not None), dtype=torch.float64, device=changed.device)
+        flag = torch.full((1,), float(wrong_graph is not None), dtype=torch.float64, device=changed.device)
         found = torch.cat([changed, *[unmoved.double() for _, unmoved in still], flag])
         self._sum_over_workers(found)
         flags = [value != 0 for value in found.tolist()]  # the one wait for the device
         if not any(flags):
             return {}
         if flags[-1] or not same_number:
-            raise InvariantError(f"{INVARIANT_VIOLATED}: {wrong_set or 'what another worker trains'}")
+            raise InvariantError(f"{INVARIANT_VIOLATED}: {wrong_graph or 'what another worker trains'}")
         labels: list[tuple[str, int | None]] = [(f"the frozen weight {name!r} has changed", None) for name in base]
         for frozen in self._frozen():
             what = f"the frozen tensor {frozen.name!r} has changed"

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from loragrid.config import EarlyStoppingConfig
 from loragrid.early_stopping import rank, rung_steps, survivors
-from loragrid.failure import Failure, process_can_go_on
+from loragrid.failure import Failure
 from loragrid.glossary import STOPPED_EARLY
 from loragrid.messages import TrialEnd
 from loragrid.pack_trainer import PackTrainer
@@ -114,7 +114,7 @@ def _try(action: Callable[[], object], trainer: PackTrainer) -> Failure | None:
         action()
         return None
     except Exception as error:
-        if not (trainer.isolate_failures and process_can_go_on(error)):
+        if not trainer.place.outlives(error):
             raise
         failure = Failure.of(error)
     # Only here, where the exception and the frames it held are gone, is the pack's memory free.

@@ -1,5 +1,6 @@
 """Time and memory: every such figure LoraGrid reports is taken here."""
 
+import gc
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -100,6 +101,14 @@ def available_memory() -> int:
     return int(psutil.virtual_memory().available)
 
 
+def free_unused_memory(device: torch.device) -> None:
+    """Give back what nobody uses, also what earlier work left behind: its modules and hooks hold each other."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+
+
 def free_device_memory(device: torch.device) -> int:
     """Bytes that torch can still allocate on a GPU: free ones, and those it holds without using them."""
     free, _ = torch.cuda.mem_get_info(device)
@@ -154,6 +163,10 @@ class LiveBytes(TorchDispatchMode):
         self.now = self.peak = 0
         self._block_bytes = block_bytes
         self._alive: dict[int, int] = {}
+
+    def start_new_peak(self) -> None:
+        """Let `peak` be that of what follows."""
+        self.peak = self.now
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         results = func(*args, **(kwargs or {}))

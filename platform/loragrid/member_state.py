@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:  # every process that a saved state passes through imports this, and not the models
-    from loragrid.training import PackModel
+    from loragrid.step import PackModel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from loragrid.measurement import LiveBytes, bytes_of, wait_for
 from loragrid.sharding import whole_head
-from loragrid.training import Batch, PackModel
+from loragrid.step import Batch, PackModel
 
 
 def resident_parts(model: PackModel) -> dict[str, float]:

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from loragrid.batches import PackBatches
 from loragrid.loss import IGNORED
+from loragrid.scoring import score_rows_alone
+from loragrid.step import PackModel, SumOverWorkers
 from loragrid.task_scoring import TaskScorer
-from loragrid.training import PackModel, SumOverWorkers, score_rows_alone
 
 
 @dataclass(frozen=True, kw_only=True)

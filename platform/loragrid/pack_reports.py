@@ -1,10 +1,13 @@
 """What a worker says of the packs it trains: every step once, every tag when it changes, every end with its times."""
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Protocol
 
 from loragrid.glossary import SPLIT_TAG
+from loragrid.measurement import Stopwatch
 from loragrid.member_state import MemberState
 from loragrid.messages import PackUpdate, TrialEnd, split_tags
 from loragrid.planning import Pack
@@ -19,10 +22,14 @@ class SendUpdate(Protocol):
 
 
 class PackReports:
-    """Turns what happens to packs into updates, whichever pack a trial is in."""
+    """Turns what happens to packs into updates, whichever pack a trial is in.
 
-    def __init__(self, send: SendUpdate) -> None:
-        self._send = send
+    `stopwatch` counts the phases of whatever pack is trained, `send` among them.
+    """
+
+    def __init__(self, send: SendUpdate, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.stopwatch = Stopwatch(clock)
+        self._send_untimed = send
         self.until = 0
         """The step at which the packs that report stop for now."""
         self.ended_trials: set[str] = set()
@@ -82,8 +89,9 @@ class PackReports:
         self._send(replace(update, ended=self._with_seconds(ended), figures=found, done=True))
         self.ended_trials |= ended.keys()
 
-    def add_seconds(self, pack: Pack, seconds: Mapping[str, float]) -> None:
-        """Count phase -> seconds towards every trial of the pack."""
+    def count_seconds(self, pack: Pack) -> None:
+        """Count what the stopwatch has counted towards every trial of the pack."""
+        seconds = self.stopwatch.take()
         for trial in pack.trials:
             known = self._seconds.setdefault(trial.trial_id, {})
             for phase, spent in seconds.items():
@@ -180,6 +188,10 @@ class PackReports:
         return {
             trial_id: replace(end, seconds=dict(self._seconds.get(trial_id, {}))) for trial_id, end in ended.items()
         }
+
+    def _send(self, update: PackUpdate) -> None:
+        with self.stopwatch.phase("report") if self.stopwatch.is_running else nullcontext():
+            self._send_untimed(update)
 
     def _update(self, pack: Pack, phase: str, **fields: object) -> PackUpdate:
         ids = tuple(trial.trial_id for trial in pack.trials)

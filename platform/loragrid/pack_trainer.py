@@ -1,57 +1,39 @@
 """Trains packs one after another in one worker, on one copy of the base, and keeps the members' states between them."""
 
-import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 
 import torch
-import torch.distributed
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from loragrid.assembly import build_batches, build_model
 from loragrid.batches import PackBatches
 from loragrid.config import DataConfig, EarlyStoppingConfig, ModelConfig
 from loragrid.data import TokenizedData
-from loragrid.early_stopping import rung_steps
 from loragrid.engine_choice import EngineChoice, RequestedMode
-from loragrid.export import export_member
-from loragrid.failure import Failure, process_can_go_on
-from loragrid.glossary import DIVERGED
+from loragrid.failure import Failure
 from loragrid.grid import Trial
 from loragrid.invariants import InvariantChecks, InvariantError
-from loragrid.measurement import Stopwatch, free_device_memory, peak_memory, reset_peak_memory
-from loragrid.member_state import MemberState, put_member, take_member
+from loragrid.measurement import free_device_memory, free_unused_memory, reset_peak_memory
+from loragrid.member_state import MemberState
 from loragrid.memory_estimate import MemoryEstimate
-from loragrid.messages import PackUpdate, TrialEnd
-from loragrid.observations import Accuracy, Forgetting
+from loragrid.messages import TrialEnd
+from loragrid.open_trials import OpenTrials
 from loragrid.pack_reports import PackReports, SendUpdate
+from loragrid.pack_run import PackRun
+from loragrid.pack_scoring import PackScoring
 from loragrid.pack_timing import SHAPE_TAG, pack_shape
 from loragrid.planning import Pack
-from loragrid.row_scores import RowScores
-from loragrid.solo import measure_solo
+from loragrid.solo_figures import SoloFigures
+from loragrid.step import PackModel
 from loragrid.task_scoring import TaskScorer, task_scorer
-from loragrid.training import (
-    LoopSettings,
-    Observation,
-    PackModel,
-    Report,
-    SumOverWorkers,
-    one_worker,
-    score_rows_alone,
-    train,
-)
 from loragrid.trial_store import SavedTrial, TrialStore
 from loragrid.warm_base import WarmBase
+from loragrid.workplace import Workplace
 
-NUM_REPORTS = 50
 # What is left free beside an estimate: blocks that the allocator cannot use, and CUDA's own workspaces.
 SPARE_PART = 0.1
-# Where the experiment does not say how often, states are saved so that no more than this is lost.
-SAVE_EVERY_SECONDS = 300.0
 
 
 class PackTrainer:
@@ -79,31 +61,30 @@ class PackTrainer:
         describe: Callable[[Trial, TokenizedData], Mapping[str, str]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.states: dict[str, MemberState] = {}
-        self._stopwatch = Stopwatch(clock)
-        self.reports = PackReports(self._timed(send))
-        self.isolate_failures = isolate_failures
-        self._describe = describe
-        self._worker, self._num_workers = worker, num_workers
-        self._rows_of, self._device = rows_of, device
-        self._store, self._clock = store, clock
-        self._last_saved = clock()
+        self.place = Workplace(device=device, worker=worker, num_workers=num_workers, isolate_failures=isolate_failures)
+        self.reports = PackReports(send, clock=clock)
+        self._open_trials = OpenTrials(store, self.reports, self.place, clock=clock)
+        self._rows_of, self._describe = rows_of, describe
         self._early_stopping = early_stopping
         self._warm = WarmBase(device, engine_mode, num_workers, shard=shard)
-        self._figures: dict[object, dict[str, float]] = {}
+        self._solo = SoloFigures(self._open_trials, self._warm, self.load)
+        self._scorers: dict[object, TaskScorer] = {}
+
+    @property
+    def states(self) -> Mapping[str, MemberState]:
+        """Trial id -> the state of a trial that has begun and has not ended."""
+        return self._open_trials.states
 
     def restore(self, trial_id: str, saved: SavedTrial) -> None:
         """Take up where workers that are gone have left a trial."""
-        self.states[trial_id] = saved.state
-        self.reports.restore(trial_id, saved)
+        self._open_trials.restore(trial_id, saved)
 
     def remaining(self, pack: Pack, until: int) -> Iterator[Pack]:
         """The pack's trials that have not ended and are not at step `until` yet, those at the same step together."""
         by_step: dict[int, list[Trial]] = {}
         for trial in pack.trials:
-            state = self.states.get(trial.trial_id)
-            completed = 0 if state is None else state.completed
-            if trial.trial_id not in self.reports.ended_trials and completed < until:
+            completed = self._completed(trial)
+            if not self.reports.has_ended(trial.trial_id) and completed < until:
                 by_step.setdefault(completed, []).append(trial)
         for index, trials in enumerate(by_step.values()):
             name = pack.pack_id if len(by_step) == 1 else f"{pack.pack_id}.{index}"
@@ -115,7 +96,7 @@ class PackTrainer:
         return {
             trial_id: failure.end()
             for trial_id in best
-            if (failure := self._try_to_save(trial_id, self.states[trial_id])) is not None
+            if (failure := self._open_trials.save(trial_id, self.states[trial_id])) is not None
         }
 
     def load(self, pack: Pack) -> PreTrainedModel:
@@ -131,7 +112,7 @@ class PackTrainer:
             self._describe_inputs(first, rows)
             return base
         try:
-            with self._stopwatch.phase("setup"):
+            with self.reports.stopwatch.phase("setup"):
                 self.reports.phase(pack, "loading the base")
                 base = self._warm.load(first, rows)
                 if self._describe is not None:
@@ -139,11 +120,11 @@ class PackTrainer:
                     self._describe_inputs(first, rows)
                 return base
         finally:
-            self.reports.add_seconds(pack, self._stopwatch.take())
+            self.reports.count_seconds(pack)
 
     def _describe_inputs(self, trial: Trial, rows: TokenizedData) -> None:
         """Let the reports say on what the trial trains; worker 0 alone is heard."""
-        if self._describe is not None and self._worker == 0:
+        if self._describe is not None and self.place.worker == 0:
             self.reports.environment = self._describe(trial, rows)
 
     def train(self, pack: Pack, until: int) -> None:
@@ -154,324 +135,105 @@ class PackTrainer:
         at which a trial's end is sent.
         """
         try:
-            with self._stopwatch.phase("setup"):
+            with self.reports.stopwatch.phase("setup"):
                 self._train(pack, until)
         finally:
-            self.reports.add_seconds(pack, self._stopwatch.take())
+            self.reports.count_seconds(pack)
 
     def _train(self, pack: Pack, until: int) -> None:
-        stopwatch = self._stopwatch
         data = self._rows_of(pack.trials[0].model, pack.trials[0].data)
-        length = data.train.input_ids.shape[1]
-        with stopwatch.phase("measure"):
-            trials = self._measure(pack, data, length)
+        with self.reports.stopwatch.phase("measure"):
+            trials = self._solo.measure(pack, data)
         if not trials:
             return
         pack = replace(pack, trials=trials)
         base = self.load(pack)
-        start = self.states[trials[0].trial_id].completed if trials[0].trial_id in self.states else 0
-        choice = self._warm.choose_mode(trials, length, until - start)
+        length = data.train.input_ids.shape[1]
+        choice = self._warm.choose_mode(trials, length, until - self._completed(trials[0]))
         self.release()
-        estimate = self._warm.estimate(trials, length, choice)
+        estimate = self._warm.estimate(trials, data, choice, self._task_scorer(trials[0], data))
         if estimate is not None:
             self._make_sure_it_fits(pack, estimate)
-        reset_peak_memory(self._device)
-        batches = build_batches(trials, data, self._device, worker=self._worker, num_workers=self._num_workers)
+        reset_peak_memory(self.place.device)
+        batches = build_batches(
+            trials, data, self.place.device, worker=self.place.worker, num_workers=self.place.num_workers
+        )
         try:
             model = build_model(trials, base)
             try:
-                self._train_attached(pack, until, start, model, batches, choice, estimate)
+                run = self._run(pack, until, model, batches, choice, estimate)
+                run.train(until, self._early_stopping)
+            except InvariantError as error:
+                self._end_violated(pack, error)
             finally:  # whatever fails: the base is used on
                 model.pack.detach()
         finally:
-            self._release_written_base(trials)
+            self._warm.release_if_written(trials)
 
-    def _train_attached(
+    def _run(
         self,
         pack: Pack,
         until: int,
-        start: int,
         model: PackModel,
         batches: PackBatches,
         choice: EngineChoice,
         estimate: MemoryEstimate | None,
-    ) -> None:
-        stopwatch, trials = self._stopwatch, pack.trials
-        self._restore(model, trials)
-        engine = self._warm.engine(model, trials, choice, stopwatch)
-        observations, scorer = self._observations(trials[0], batches)
-        tags = {} if scorer is None else scorer.tags()
-        training = trials[0].training
+    ) -> PackRun:
+        """The pack, its members where their trials are, about to train."""
+        first, sums = pack.trials[0], self.place.sum_over_workers
+        start, training = self._completed(first), first.training
+        self._open_trials.put_into(model, pack.trials)
+        engine = self._warm.engine(model, pack.trials, choice, self.reports.stopwatch)
+        task = self._task_scorer(first, batches.data)
         if self._describe is not None and start == 0 and until == training.steps:
             # Only then do the seconds of the trial's phases belong to a pack of this shape.
-            shape = "halved" if self.reports.is_split(pack) else pack_shape(trials, self._num_workers)
+            shape = "halved" if self.reports.is_split(pack) else pack_shape(pack.trials, self.place.num_workers)
             self.reports.environment = {**self.reports.environment, SHAPE_TAG: shape}
-        checks = None
-        if training.check_every != 0:
-            checks = InvariantChecks(model, self._warm.sums, self._sum_over_workers())
-        settings = LoopSettings(
-            steps=until,
-            report_every=training.report_every or max(1, training.steps // NUM_REPORTS),
-            eval_every=training.eval_every,
-            checkpoint_every=training.checkpoint_every,
-            milestones=frozenset(rung_steps(self._early_stopping, training.steps)),
-            check_every=training.check_every,
+        return PackRun(
+            pack=pack,
+            model=model,
+            batches=batches,
+            engine=engine,
+            scoring=PackScoring(
+                batches, task, last_step=training.steps, sum_over_workers=sums, stopwatch=self.reports.stopwatch
+            ),
+            open_trials=self._open_trials,
+            checks=None if training.check_every == 0 else InvariantChecks(model, self._warm.sums, sums),
+            estimate=estimate,
         )
-        self.reports.phase(pack, "training")
 
-        def on_report(report: Report) -> None:
-            if report.finished:
-                with stopwatch.phase("eval"):
-                    scores = self._score(trials[0], report, model, batches)
-                if scores is not None and scorer is not None:
-                    with stopwatch.phase("generate"):
-                        right = scorer.correct(model, batches, "test", self._sum_over_workers()).cpu()
-                        scores = [own.with_correct(mine) for own, mine in zip(scores, right, strict=True)]
-                self._finish(pack, report, model, engine.tags() | tags, estimate, scores)
-                return
-            self.reports.training(pack, report, engine.tags() | tags)
-            if report.checkpoint_due or self._clock() - self._last_saved >= SAVE_EVERY_SECONDS:
-                with stopwatch.phase("checkpoint"):
-                    self._save_members(pack, model)
-
-        try:
-            train(
-                model,
-                batches,
-                settings,
-                on_report,
-                sum_over_workers=self._sum_over_workers(),
-                compute=engine,
-                observations=observations,
-                check=None if checks is None else lambda: self._end_spoiled(pack, model, checks.check()),
-                stopwatch=stopwatch,
-            )
-        except InvariantError as error:
-            failure = Failure.of(error)
-            self.end(pack, {t.trial_id: failure.end() for t in trials if not self.reports.has_ended(t.trial_id)}, {})
-            self._warm.release()  # its weights may be what has changed
-
-    def _end_spoiled(self, pack: Pack, model: PackModel, violated: Mapping[int, str]) -> None:
-        """Members in whose own tensors something is violated end here; the others do not notice."""
-        for member, reason in violated.items():
-            model.active[member] = False
-            trial_id = pack.trials[member].trial_id
-            if not self.reports.has_ended(trial_id):
-                self.reports.add_seconds(pack, self._stopwatch.take())
-                self.states.pop(trial_id, None)
-                self.reports.ended(pack, {trial_id: TrialEnd(status="FAILED", reason=reason)}, {}, pack_goes_on=True)
+    def _end_violated(self, pack: Pack, error: InvariantError) -> None:
+        """All of the pack end, and the base's weights may be what has changed."""
+        failure = Failure.of(error)
+        self.end(pack, {t.trial_id: failure.end() for t in pack.trials if not self.reports.has_ended(t.trial_id)}, {})
+        self._warm.release()
 
     def end(self, pack: Pack, ended: Mapping[str, TrialEnd], tags: Mapping[str, str]) -> None:
         """Trials of the pack end without having finished."""
-        self.reports.add_seconds(pack, self._stopwatch.take())
-        for trial_id in ended:
-            self.states.pop(trial_id, None)
-        self.reports.ended(pack, ended, tags)
-
-    def _timed(self, send: SendUpdate) -> SendUpdate:
-        """`send`, its seconds counted where they are a pack's."""
-
-        def timed(update: PackUpdate) -> None:
-            with self._stopwatch.phase("report") if self._stopwatch.is_running else nullcontext():
-                send(update)
-
-        return timed
+        self._open_trials.end(pack, ended, tags)
 
     def release(self) -> None:
-        """Free what the pack before left behind: its modules and hooks hold each other."""
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-            torch.cuda.empty_cache()
+        """Free what the pack before left behind."""
+        free_unused_memory(self.place.device)
+
+    def _completed(self, trial: Trial) -> int:
+        """The steps that the trial has behind it."""
+        return self.states[trial.trial_id].completed if trial.trial_id in self.states else 0
+
+    def _task_scorer(self, trial: Trial, data: TokenizedData) -> TaskScorer | None:
+        """The scorer of the trial's task, if it has one; what reads and checks every row is made once for all packs."""
+        if trial.task is None:
+            return None
+        key = (trial.task, trial.model, trial.data)
+        if key not in self._scorers:
+            self._scorers[key] = task_scorer(trial.task, trial.model, data)
+        return self._scorers[key]
 
     def _make_sure_it_fits(self, pack: Pack, estimate: MemoryEstimate) -> None:
         """Raise torch's own error where a pack of several members will not fit; one alone is given the try."""
         needed = (estimate.total - estimate.base) * (1 + SPARE_PART)
-        free = free_device_memory(self._device)
+        free = free_device_memory(self.place.device)
         if len(pack.trials) > 1 and needed > free:
             raise torch.OutOfMemoryError(
                 f"beside the base this pack would need about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free"
             )
-
-    def _measure(self, pack: Pack, data: TokenizedData, length: int) -> tuple[Trial, ...]:
-        """Send the solo figures of every trial, measured once for those of equal shape; the trials that could be.
-
-        Nothing is compiled for them: a pack that will be is measured as a graph.
-        """
-        num_steps = pack.trials[0].training.measure_steps
-        if num_steps == 0:
-            return pack.trials
-        same_shape: dict[object, list[Trial]] = {}
-        for trial in pack.trials:
-            # LoRA+ differs from LoRA in its learning rates alone: equal layers and sizes cost the same.
-            shape = (trial.method.stack_key(), trial.method.peft_config().get("r"))
-            training = trial.training
-            settings = (training.batch_size, training.micro_batch_size, training.activation_checkpointing)
-            same_shape.setdefault((trial.model, trial.data, settings, shape), []).append(trial)
-        same_shape = {key: trials for key, trials in same_shape.items() if not self._are_measured(trials)}
-        able = {trial.trial_id for trial in pack.trials if self.reports.is_measured(trial.trial_id)}
-        for index, (key, alike) in enumerate(same_shape.items()):
-            if key not in self._figures:
-                self.reports.phase(pack, f"measuring {_label(alike[0])} alone ({index + 1} of {len(same_shape)})")
-                measured = self._measure_one(alike[0], pack, data, length, num_steps)
-                if isinstance(measured, Failure):
-                    self.release()
-                    self.end(pack, {trial.trial_id: measured.end() for trial in alike}, measured.tags())
-                    continue
-                self._figures[key] = measured
-            able |= {trial.trial_id for trial in alike}
-            figures = {t.trial_id: self._figures[key] for t in alike if not self.reports.is_measured(t.trial_id)}
-            self.reports.figures(pack, figures)
-        return tuple(trial for trial in pack.trials if trial.trial_id in able)
-
-    def _are_measured(self, trials: Sequence[Trial]) -> bool:
-        return all(self.reports.is_measured(trial.trial_id) for trial in trials)
-
-    def _measure_one(
-        self, trial: Trial, pack: Pack, data: TokenizedData, length: int, num_steps: int
-    ) -> dict[str, float] | Failure:
-        """The figures of the trial alone, or what went wrong."""
-        base = self.load(pack)
-        try:
-            return measure_solo(
-                trial,
-                base,
-                data,
-                num_steps=num_steps,
-                num_workers=self._num_workers,
-                engine=self._warm.engine_alone(trial, length),
-            )
-        except Exception as error:
-            if not (self.isolate_failures and process_can_go_on(error)):
-                raise
-            return Failure.of(error)
-        finally:
-            self._release_written_base((trial,))
-
-    def _release_written_base(self, trials: tuple[Trial, ...]) -> None:
-        if not all(trial.method.packable for trial in trials):
-            self._warm.release()
-
-    def _restore(self, model: PackModel, trials: tuple[Trial, ...]) -> None:
-        model.pack.clock.worker = self._worker
-        for member, trial in enumerate(trials):
-            if trial.trial_id in self.states:
-                state = self.states[trial.trial_id]
-                put_member(model, member, state)
-                model.completed = state.completed
-        model.pack.after_load()
-
-    def _save_members(self, pack: Pack, model: PackModel) -> None:
-        """Save every member's state; one that cannot be written is that trial's failure alone."""
-        self.reports.add_seconds(pack, self._stopwatch.take())
-        self._last_saved = self._clock()
-        if self._worker != 0:
-            return
-        for member, trial in enumerate(pack.trials):
-            if trial.trial_id in self.reports.ended_trials:
-                continue
-            failure = self._try_to_save(trial.trial_id, take_member(model, member))
-            if failure is not None:
-                model.active[member] = False
-                self.states.pop(trial.trial_id, None)
-                self.reports.ended(pack, {trial.trial_id: failure.end()}, failure.tags(), pack_goes_on=True)
-
-    def _try_to_save(self, trial_id: str, state: MemberState) -> Failure | None:
-        """What goes wrong, where that can stay the trial's own."""
-        try:
-            if self._worker == 0:
-                self._store.save(trial_id, self.reports.saved(trial_id, state))
-            return None
-        except OSError as error:
-            if not self.isolate_failures:
-                raise
-            return Failure.of(error)
-
-    def _observations(self, trial: Trial, batches: PackBatches) -> tuple[list[Observation], TaskScorer | None]:
-        """What a pack of trials like this one is looked at for beside its loss; the scorer of its task, if any."""
-        found: list[Observation] = []
-        last_step, scorer = trial.training.steps, None
-        if trial.task is not None:
-            scorer = task_scorer(trial.task, trial.model, batches.data)
-            found.append(Accuracy(scorer=scorer, batches=batches, last_step=last_step))
-        if batches.data.forgetting is not None:
-            found.append(Forgetting(batches=batches, last_step=last_step))
-        return found, scorer
-
-    def _score(self, trial: Trial, report: Report, model: PackModel, batches: PackBatches) -> list[RowScores] | None:
-        """How every member does on each of the test rows; None before the last step, and where there are none."""
-        rows = batches.data.test
-        if report.completed < trial.training.steps or not len(rows):
-            return None
-        losses = score_rows_alone(model, batches, rows, self._sum_over_workers())
-        return [RowScores.of(rows, own) for own in losses.cpu()]
-
-    def _finish(
-        self,
-        pack: Pack,
-        report: Report,
-        model: PackModel,
-        tags: Mapping[str, str],
-        estimate: MemoryEstimate | None,
-        scores: Sequence[RowScores] | None,
-    ) -> None:
-        """Let the members end here, adapters exported, or keep their states until the pack's next rung."""
-        of_pack: dict[str, float] = {}
-        if estimate is not None:
-            of_pack["memory/pack_estimated_bytes"] = float(estimate.total)
-        if self._device.type == "cuda":
-            of_pack["memory/pack_peak_bytes"] = peak_memory(self._device)["memory/peak_allocated_bytes"]
-        ended: dict[str, TrialEnd] = {}
-        figures = {trial.trial_id: dict(of_pack) for trial in pack.trials}
-        for member, trial in enumerate(pack.trials):
-            diverged_at = report.diverged_at[member]
-            if trial.trial_id in self.reports.ended_trials:
-                continue
-            if diverged_at is not None:
-                # 0: it had, before other workers took over; its curve ends at the step before.
-                step = diverged_at or self.reports.last_step(trial.trial_id) + 1
-                reason = f"{DIVERGED} at step {step}"
-                ended[trial.trial_id] = TrialEnd(status="FAILED", reason=reason)
-            elif report.completed == trial.training.steps:
-                own = scores[member] if scores is not None else None
-                with self._stopwatch.phase("checkpoint"):
-                    ended[trial.trial_id] = self._export(model, member, trial, own)
-                if own is not None:
-                    figures[trial.trial_id] |= own.figures("test")
-            else:
-                self.states[trial.trial_id] = take_member(model, member)
-        for trial_id in ended:
-            self.states.pop(trial_id, None)
-        self.reports.add_seconds(pack, self._stopwatch.take())
-        self.reports.finished(pack, report, tags, ended=ended, figures=figures)
-        if report.completed < pack.trials[0].training.steps:
-            with self._stopwatch.phase("checkpoint"):
-                self._save_members(pack, model)
-
-    def _export(self, model: PackModel, member: int, trial: Trial, scores: RowScores | None) -> TrialEnd:
-        """Leave a finished trial's adapter, and its scores on the test rows, in the store."""
-        if self._worker == 0:
-            try:
-                adapter = partial(export_member, model, member, trial.model.name)
-                self._store.save_output(trial.trial_id, "adapter", adapter)
-                if scores is not None:
-                    self._store.save_output(trial.trial_id, "scores", partial(scores.write, "test"))
-            except OSError as error:
-                if not self.isolate_failures:
-                    raise
-                return Failure.of(error).end()
-        return TrialEnd(status="FINISHED")
-
-    def _sum_over_workers(self) -> SumOverWorkers:
-        if self._num_workers == 1:
-            return one_worker
-
-        def all_reduce(tensor: Tensor) -> None:
-            torch.distributed.all_reduce(tensor)
-
-        return all_reduce
-
-
-def _label(trial: Trial) -> str:
-    rank = trial.method.hyperparameters().get("rank")
-    return trial.method.name if rank is None else f"{trial.method.name} rank {rank}"

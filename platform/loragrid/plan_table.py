@@ -1,5 +1,6 @@
 """A plan as a table for the terminal."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 
 from rich.console import Group, RenderableType
@@ -62,8 +63,15 @@ def render_plan(plan: Plan, estimate: TimeEstimate | None = None) -> RenderableT
 def _memory(estimate: MemoryEstimate | None) -> str:
     if estimate is None:
         return "not known: this model's steps depend on values"
-    parts = [f"{name} {size / 2**30:.1f}" for name, size in asdict(estimate).items() if size >= 2**30 / 20]
-    return f"about {estimate.total / 2**30:.1f} GiB ({', '.join(parts)})"
+    sizes = asdict(estimate)
+    scoring = _parts({name: sizes.pop(name) for name in ("evaluation", "generation")})
+    instead = f"; when scored, in place of activations and passing: {scoring}" if scoring else ""
+    return f"about {estimate.total / 2**30:.1f} GiB ({_parts(sizes)}{instead})"
+
+
+def _parts(sizes: Mapping[str, int]) -> str:
+    """What is large enough to be seen in GiB."""
+    return ", ".join(f"{name} {size / 2**30:.1f}" for name, size in sizes.items() if size >= 2**30 / 20)
 
 
 def _rungs(plan: Plan) -> str:

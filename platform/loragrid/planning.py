@@ -90,11 +90,13 @@ class Plan:
         return list(largest.values())
 
     def gpu_memory(self, pack: Pack) -> "MemoryEstimate | None":
-        """What a worker with a GPU holds at the peak of the pack's steps; takes seconds for a base of 1B.
+        """What a worker with a GPU holds at the pack's peak; takes seconds for a base of 1B.
 
-        None where shapes alone do not tell.
+        Every row counts as `data.max_length` tokens long, and so does a prompt that is answered by generation. None
+        where shapes alone do not tell.
         """
-        from loragrid.memory_estimate import estimate_memory  # and transformers: every process imports plans
+        # And transformers: every process imports plans.
+        from loragrid.memory_estimate import ScoringShape, estimate_memory
 
         first, workers = pack.trials[0], self.experiment.workers
         try:
@@ -106,6 +108,7 @@ class Plan:
                 mode=self.gpu_engine(pack).mode,
                 activation_checkpointing=first.training.activation_checkpointing,
                 num_shares=workers.num_workers if workers.strategy == "shard" else 1,
+                scoring=ScoringShape.of(first.task, length=first.data.max_length, prompt=first.data.max_length),
             )
         except NotImplementedError:
             return None

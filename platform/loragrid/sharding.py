@@ -45,6 +45,11 @@ def shard_base(base: PreTrainedModel, device: torch.device) -> None:
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
 
+def is_sharded(base: PreTrainedModel) -> bool:
+    """Whether this worker holds a share of the base."""
+    return isinstance(base.base_model, FSDPModule)
+
+
 @contextmanager
 def whole_head(base: PreTrainedModel) -> Iterator[nn.Linear]:
     """The head with the whole of its weight, for as long as the context lasts."""

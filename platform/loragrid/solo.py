@@ -16,7 +16,8 @@ from loragrid.flops import ModelShape, device_limit, model_flops, passes_of
 from loragrid.grid import Trial
 from loragrid.measurement import count_saved_bytes, peak_memory, reset_peak_memory, wait_for
 from loragrid.memory_parts import loss_bytes, resident_parts
-from loragrid.training import PackModel, evaluate, one_worker, train_step
+from loragrid.scoring import score_in_portions, summed_losses
+from loragrid.step import PackModel, one_worker, train_step
 
 
 def measure_solo(
@@ -107,12 +108,14 @@ def _measure(
 def _evaluation_peak(model: PackModel, batches: PackBatches) -> dict[str, float]:
     """The peaks of one evaluation batch on a GPU, by metric key: every batch has its shape, so they are all batches'.
 
+    Of as many rows as can be evaluated at once.
+
     Nothing on a CPU: the process's resident set keeps what earlier work freed, and an evaluation needs less than that.
     """
     device = model.base.device
     if device.type != "cuda":
         return {}
     reset_peak_memory(device)
-    evaluate(model, batches.evaluation(1)[:1], batches.num_eval_labels, one_worker)
+    score_in_portions(batches, lambda: summed_losses(model, batches, num_batches=1))
     wait_for(device)
     return {key.replace("/peak", "/eval_peak"): value for key, value in peak_memory(device).items()}

@@ -16,8 +16,9 @@ from loragrid.data import TokenizedData, TokenRows, pad_rows
 from loragrid.generation import Decoding, generate
 from loragrid.loss import IGNORED
 from loragrid.models import load_tokenizer, max_context
+from loragrid.scoring import score_in_portions, score_rows_alone
+from loragrid.step import PackModel, SumOverWorkers
 from loragrid.tokenization import LabelledTokens
-from loragrid.training import PackModel, SumOverWorkers, score_rows_alone
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,8 +84,12 @@ class TaskScorer:
         else:
             self._labels = self._find_labels(questions_of(data.train))
             room = max(len(tokens) for tokens in self._labels.values())
-        longest = max(len(question.prompt) for questions in self.questions.values() for question in questions)
-        if context is not None and longest + room > context:
+        self.longest_prompt = max(len(question.prompt) for found in self.questions.values() for question in found)
+        """in tokens"""
+        self.longest_row = self.longest_prompt + room
+        """a prompt and its answer, in tokens"""
+        longest = self.longest_prompt
+        if context is not None and self.longest_row > context:
             key = f"task.max_new_tokens: {room}" if task.kind == "exact_match" else f"task.kind: {task.kind}"
             what = f"the longest prompt has {longest} tokens, an answer up to {room}, the model's context {context}"
             raise ValueError(f"{key}: {what}; allowed: at most {context - longest}, or a smaller data.max_length")
@@ -95,7 +100,6 @@ class TaskScorer:
         stops = f", ends at {ends or 'no token'}" if self.task.kind == "exact_match" else ""
         return {"loragrid.decoding": f"{self.task.decoding}{stops}"}
 
-    @torch.no_grad()
     def correct(
         self,
         model: PackModel,
@@ -109,10 +113,12 @@ class TaskScorer:
 
         The same in every worker.
         """
-        num_members = 1 if frozen else model.pack.num_members
-        right = torch.zeros(num_members, len(self.questions[split]), dtype=torch.float64, device=model.active.device)
-        score = self._score_generated if self.task.kind == "exact_match" else self._score_labels
-        score(model, batches, split, right, sum_over_workers, frozen)
+        if self.task.kind == "label_likelihood":
+            return self._score_labels(model, batches, split, sum_over_workers, frozen)
+        right = score_in_portions(
+            batches, lambda: self._score_generated(model, batches, split, sum_over_workers, frozen)
+        )
+        sum_over_workers(right)
         return right
 
     def _score_generated(
@@ -120,12 +126,13 @@ class TaskScorer:
         model: PackModel,
         batches: PackBatches,
         split: str,
-        right: Tensor,
         sum_over_workers: SumOverWorkers,
         frozen: bool,
-    ) -> None:
-        decoding = self._decoding()
+    ) -> Tensor:
+        """As `correct`, zero where the row is another worker's; every token's end is agreed with the others."""
+        decoding, num_members = self._decoding(), 1 if frozen else model.pack.num_members
         questions, answers = self.questions[split], self._answers[split]
+        right = torch.zeros(num_members, len(questions), dtype=torch.float64, device=model.active.device)
         for start in batches.starts(len(questions)):
             # Past the end stands the first row again: every worker has as many, all of one size.
             numbers = [n if n < len(questions) else 0 for n in range(start, start + batches.rows_at_once)]
@@ -140,25 +147,24 @@ class TaskScorer:
             for member, rows in enumerate(generated):
                 for number, tokens in zip(range(start, len(questions)), rows, strict=False):
                     right[member, number] = float(answer_of(self._text(tokens), self.task) == answers[number])
-        sum_over_workers(right)
+        return right
 
     def _score_labels(
         self,
         model: PackModel,
         batches: PackBatches,
         split: str,
-        right: Tensor,
         sum_over_workers: SumOverWorkers,
         frozen: bool,
-    ) -> None:
+    ) -> Tensor:
         questions, labels = self.questions[split], list(self._labels)
         rows = self._rows_with_labels(questions)
         losses = score_rows_alone(model, batches, rows, sum_over_workers, frozen=frozen)
         if self.task.likelihood == "per_token":
             losses /= (rows.label_targets != IGNORED).sum(1).to(losses.device)
-        predicted = losses.view(len(right), len(questions), len(labels)).argmin(-1)
+        predicted = losses.view(len(losses), len(questions), len(labels)).argmin(-1)
         own = [labels.index(self._text(question.reference).strip()) for question in questions]
-        right.copy_(predicted == torch.tensor(own, device=predicted.device))
+        return (predicted == torch.tensor(own, device=predicted.device)).double()
 
     def _decoding(self) -> Decoding:
         assert self._tokenizer.pad_token_id is not None, "load_tokenizer sees to a pad token"

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
-from loragrid.training import PackModel
+from loragrid.step import PackModel
 from loragrid_methods.engine.adapter_stack import AdapterStack
 from loragrid_methods.engine.pack import AdapterPack
 

@@ -19,10 +19,11 @@ from loragrid.generation import check_left_padding
 from loragrid.grid import Trial
 from loragrid.invariants import base_sums
 from loragrid.measurement import Stopwatch
-from loragrid.memory_estimate import MemoryEstimate, estimate_memory
+from loragrid.memory_estimate import MemoryEstimate, ScoringShape, estimate_memory
 from loragrid.models import load_base, load_meta_model
 from loragrid.sharding import shard_base, whole_head
-from loragrid.training import PackModel
+from loragrid.step import PackModel
+from loragrid.task_scoring import TaskScorer
 
 
 class WarmBase:
@@ -86,6 +87,11 @@ class WarmBase:
         if self._shard:
             gc.collect()  # FSDP's units and their modules hold each other, and the next base would come on top
 
+    def release_if_written(self, trials: Sequence[Trial]) -> None:
+        """Forget the base where a method of trials that ran on it writes it."""
+        if not all(trial.method.packable for trial in trials):
+            self.release()
+
     def _sum(self, base: PreTrainedModel, trial: Trial) -> None:
         if self.sums is None and trial.training.check_every != 0:
             self.sums = base_sums(base)
@@ -127,14 +133,20 @@ class WarmBase:
         compile_layers(model.base)
         return Engine(choice, stopwatch)
 
-    def estimate(self, trials: Sequence[Trial], length: int, choice: EngineChoice) -> MemoryEstimate | None:
-        """What the pack will hold on a GPU at its peak; None on a CPU, and where shapes alone do not tell."""
+    def estimate(
+        self, trials: Sequence[Trial], data: TokenizedData, choice: EngineChoice, task: TaskScorer | None
+    ) -> MemoryEstimate | None:
+        """What the pack will hold on a GPU at its peak; None on a CPU, and where shapes alone do not tell.
+
+        `task`: the scorer of its task, if any.
+        """
         if self.device.type != "cuda":
             return None
         num_rows = trials[0].training.rows_at_once(self._num_workers)
         sizes = tuple((trial.method.stack_key(), trial.method.hyperparameters().get("rank")) for trial in trials)
         again = trials[0].training.activation_checkpointing
-        key = (trials[0].model, sizes, num_rows, length, choice.mode, again)
+        length, scoring = data.train.input_ids.shape[1], _scoring_shape(data, task)
+        key = (trials[0].model, sizes, num_rows, length, scoring, choice.mode, again)
         if key not in self._estimates:
             try:
                 self._estimates[key] = estimate_memory(
@@ -145,6 +157,7 @@ class WarmBase:
                     mode=choice.mode,
                     activation_checkpointing=again,
                     num_shares=self._num_workers if self._shard else 1,
+                    scoring=scoring,
                 )
             except NotImplementedError:
                 self._estimates[key] = None
@@ -155,6 +168,17 @@ def _check_task(base: PreTrainedModel, trial: Trial, data: TokenizedData) -> Non
     if trial.task is not None and trial.task.kind == "exact_match":
         row = data.evaluation.input_ids[0, : int(data.evaluation.num_tokens[0])]
         check_left_padding(base, row[:NUM_TOKENS_TO_CHECK].to(base.device))
+
+
+def _scoring_shape(data: TokenizedData, task: TaskScorer | None) -> ScoringShape:
+    lengths = [data.train.input_ids.shape[1]]  # every split's
+    if data.forgetting is not None:
+        lengths.append(data.forgetting.input_ids.shape[1])
+    if task is None:
+        return ScoringShape(length=max(lengths))
+    if task.task.kind == "label_likelihood":
+        lengths.append(task.longest_row)
+    return ScoringShape.of(task.task, length=max(lengths), prompt=task.longest_prompt)
 
 
 def _composition(trials: Sequence[Trial]) -> tuple[object, ...]:

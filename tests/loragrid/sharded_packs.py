@@ -20,7 +20,7 @@ from loragrid.grid import Trial
 from loragrid.measurement import weight_bytes
 from loragrid.sharding import shard_base
 from loragrid.solo import measure_solo
-from loragrid.training import Batch, PackModel, StepResult, SumOverWorkers, compute_step
+from loragrid.step import Batch, PackModel, StepResult, SumOverWorkers, compute_step
 from tests.loragrid.small_packs import Run, Setup, make_setup, mixed_trials, run_pack
 
 

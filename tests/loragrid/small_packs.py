@@ -21,16 +21,8 @@ from loragrid.measurement import Stopwatch
 from loragrid.member_state import put_member
 from loragrid.models import load_base, load_tokenizer
 from loragrid.planning import group_into_packs
-from loragrid.training import (
-    ComputeStep,
-    LoopSettings,
-    PackModel,
-    Report,
-    SumOverWorkers,
-    compute_step,
-    one_worker,
-    train,
-)
+from loragrid.step import ComputeStep, PackModel, SumOverWorkers, compute_step, one_worker
+from loragrid.training import LoopSettings, Report, train
 from loragrid.trial_store import TrialStore
 from loragrid_methods import get_method, method_names
 

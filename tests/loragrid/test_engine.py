@@ -24,7 +24,7 @@ from loragrid.engine_choice import (
 )
 from loragrid.loss import IGNORED, fusible_score_rows, score_rows
 from loragrid.models import load_base
-from loragrid.training import PackModel
+from loragrid.step import PackModel
 from loragrid_methods import get_method, method_names
 from loragrid_methods.engine.optimizer import MemberAdamW, ParameterBlock, adamw_update
 from tests.loragrid.small_packs import Run, Setup, largest_difference, make_setup, mixed_trials, run_pack

@@ -16,7 +16,7 @@ from loragrid.attention import NAME, use_causal_attention
 from loragrid.config_task import TaskConfig
 from loragrid.export import export_member, merge_adapter
 from loragrid.generation import Decoding, check_left_padding, generate
-from loragrid.training import PackModel, one_worker
+from loragrid.step import PackModel, one_worker
 from loragrid.warm_base import WarmBase
 from loragrid_methods import get_method, method_names
 from tests.loragrid.small_packs import Setup, make_setup, mixed_trials

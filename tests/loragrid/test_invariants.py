@@ -17,7 +17,7 @@ from loragrid.invariants import InvariantChecks, InvariantError, base_sums, bit_
 from loragrid.lane_run import run_lane
 from loragrid.pack_trainer import PackTrainer
 from loragrid.planning import Pack
-from loragrid.training import Batch, PackModel, StepResult, SumOverWorkers, compute_step
+from loragrid.step import Batch, PackModel, StepResult, SumOverWorkers, compute_step
 from loragrid_methods import get_method, method_names
 from tests.loragrid.small_packs import Setup, bit_equal, make_setup, mixed_trials, run_pack
 from tests.loragrid.test_lane_run import Seen, assert_as_alone

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-import loragrid.pack_trainer
+import loragrid.pack_scoring
 import loragrid.solo
 from loragrid.config import DataConfig, EarlyStoppingConfig, ModelConfig
 from loragrid.data import TokenizedData
@@ -266,7 +266,7 @@ def test_a_pack_that_does_not_fit_is_halved_until_it_does_and_says_so(
 def test_the_seconds_of_a_pack_that_was_halved_are_no_timing_of_its_halves(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fail_once(monkeypatch, loragrid.pack_trainer, "score_rows_alone")  # after its last step
+    fail_once(monkeypatch, loragrid.pack_scoring, "score_rows_alone")  # after its last step
     setup = replace(setup, rows=replace(setup.rows, test=setup.rows.evaluation))
     halved = [setup.trial("lora", seed=seed, measure_steps=0, report_every=1) for seed in range(2)]
     whole = [setup.trial("vera", seed=seed, measure_steps=0) for seed in range(2)]

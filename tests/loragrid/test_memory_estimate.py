@@ -1,6 +1,7 @@
 """What a pack will need on a GPU is told from shapes: against counts by hand, and on a GPU against its allocator."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from loragrid.assembly import build_batches, build_model
 from loragrid.attention import NAME, causal_attention, use_causal_attention
 from loragrid.engine import STEPS_BEFORE_CAPTURE, Engine, compile_layers, fuse_pieces
 from loragrid.engine_choice import EngineChoice, Mode
+from loragrid.generation import Decoding, generate
 from loragrid.measurement import LiveBytes, count_saved_bytes, reset_peak_memory
-from loragrid.memory_estimate import MemoryEstimate, estimate_memory
+from loragrid.memory_estimate import BLOCK_BYTES, MemoryEstimate, ScoringShape, estimate_memory
 from loragrid.models import load_meta_model
-from loragrid.training import Batch, PackModel, compute_step, one_worker, train_step
+from loragrid.scoring import evaluating
+from loragrid.step import Batch, PackModel, compute_step, one_worker, train_step
 from loragrid_methods import Method, get_method, method_names
 from loragrid_methods.engine.optimizer import MemberAdamW
 from loragrid_methods.engine.pack import AdapterPack, member_order
@@ -166,6 +169,93 @@ def test_a_step_in_micro_batches_peaks_where_one_with_the_rows_of_a_single_one_d
     assert peak(4 * ROWS, ROWS) < 0.5 * peak(4 * ROWS)
 
 
+# Prompts that are long, answers that are long, and a vocabulary whose draws are what is largest.
+ANSWERS = {
+    "long prompts": ScoringShape(length=LENGTH, prompt=200, max_new_tokens=4),
+    "long answers": ScoringShape(length=LENGTH, prompt=5, max_new_tokens=120),
+    "draws": ScoringShape(length=LENGTH, prompt=5, max_new_tokens=20, sampled=True),
+    "one token": ScoringShape(length=LENGTH, prompt=30, max_new_tokens=1),
+    "two tokens": ScoringShape(length=LENGTH, prompt=30, max_new_tokens=2),
+}
+MIXED = ("lora", "lora_fa", "vera")
+
+
+def decoding(scoring: ScoringShape) -> Decoding:
+    """As such answers are generated; none ends before its time."""
+    return Decoding(
+        max_new_tokens=scoring.max_new_tokens,
+        end_token_ids=(-1,),
+        pad_token_id=0,
+        temperature=1.0 if scoring.sampled else None,
+    )
+
+
+def answer(model: PackModel, scoring: ScoringShape) -> None:
+    """Let every member answer ROWS prompts, one of them shorter, as `loragrid.task_scoring` does."""
+    prompts = [[1] * scoring.prompt, *[[1] * (scoring.prompt - 2)] * (ROWS - 1)]
+    generate(model, prompts, [str(row) for row in range(ROWS)], decoding(scoring), one_worker)
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_generation_is_estimated_as_what_lives_while_prompts_are_answered(name: str) -> None:
+    scoring, methods = ANSWERS[name], [method(name, rank=2) for name in MIXED]
+    model = pack_of_methods(shapes(torch.float32, device="cpu"), methods)
+    with LiveBytes(block_bytes=BLOCK_BYTES) as live:
+        answer(model, scoring)
+    found = estimate_memory(shapes(torch.float32), methods, num_rows=ROWS, length=LENGTH, scoring=scoring)
+    # Where keys are repeated and the mask becomes numbers, a processor's attention does it out of sight.
+    assert found.generation == pytest.approx(live.peak, rel=0.1)
+
+
+def test_the_cache_of_keys_and_values_grows_by_its_closed_form() -> None:
+    sizes = {"num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4, "hidden_size": 256}
+    members, layers, heads, head_size, two_bytes = 3, 8, 4, 32, 2
+
+    def found(max_new_tokens: int) -> int:
+        scoring = ScoringShape(length=8, prompt=8, max_new_tokens=max_new_tokens)
+        lora = [method("lora", rank=1)] * members
+        base = shapes(torch.bfloat16, sizes)
+        return estimate_memory(base, lora, num_rows=ROWS, length=8, scoring=scoring).generation
+
+    per_token = 2 * layers * heads * head_size * ROWS * members * two_bytes
+    # Beside the cache of all layers lives, while a token is put behind them, what was there of one layer's keys.
+    with_copy = per_token * (2 * layers + 1) / (2 * layers)
+    # And of the mask a number of eight bytes in every row, and its truth value.
+    mask = ROWS * members * (8 + 1)
+    assert (found(3000) - found(1000)) / 2000 == pytest.approx(with_copy + mask, abs=1)
+    assert found(3000) == pytest.approx((8 + 3000 - 1) * with_copy, rel=0.02)
+    assert found(3000) >= (8 + 3000 - 1) * per_token
+
+
+@pytest.mark.parametrize("name", ["lora", "full"])
+def test_an_evaluation_is_estimated_as_what_lives_in_it(name: str) -> None:
+    model = pack_of_methods(shapes(torch.float32, device="cpu"), [method(name)])
+    rows = rows_of_tokens(model.base, 1, ROWS, 3 * LENGTH)
+    with evaluating(model), torch.no_grad(), LiveBytes(block_bytes=BLOCK_BYTES) as live:
+        model.losses(rows)
+    scoring = ScoringShape(length=3 * LENGTH)
+    found = estimate_memory(shapes(torch.float32), [method(name)], num_rows=ROWS, length=LENGTH, scoring=scoring)
+    assert found.evaluation == pytest.approx(live.peak, rel=0.05)
+    assert found.generation == 0
+
+
+def test_the_peak_is_that_of_the_step_or_of_what_scores_whichever_is_larger() -> None:
+    lora = [method("lora", rank=4)]
+    for scoring, largest in (
+        (None, "step"),
+        (ScoringShape(length=40 * LENGTH), "evaluation"),
+        (ScoringShape(length=LENGTH, prompt=LENGTH, max_new_tokens=9000), "generation"),
+    ):
+        found = estimate_memory(shapes(torch.bfloat16), lora, num_rows=ROWS, length=LENGTH, scoring=scoring)
+        parts = {
+            "step": found.activations + found.passing,
+            "evaluation": found.evaluation,
+            "generation": found.generation,
+        }
+        assert max(parts, key=lambda part: parts[part]) == largest
+        assert found.total == found.base + found.adapters + found.optimizer + parts[largest]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: only there is memory allocated by torch alone")
 @pytest.mark.parametrize("mode", ["eager", "graph", "compiled"])
 @pytest.mark.parametrize("composition", ["one lora", "one full", "mixed"])
@@ -198,3 +288,24 @@ def test_the_allocators_peak_on_a_gpu_is_within_15_percent(mode: Mode, compositi
     measured = torch.cuda.max_memory_allocated(device) - before
     print(f"{composition} {mode}: estimated {expected} = {expected.total:,}, measured {measured:,}")
     assert expected.total == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: only there is memory allocated by torch alone")
+@pytest.mark.parametrize("name", ["long prompts", "long answers"])
+def test_the_allocators_peak_in_generation_on_a_gpu_is_within_15_percent(name: str) -> None:
+    scoring = {
+        "long prompts": ScoringShape(length=64, prompt=1500, max_new_tokens=4),
+        "long answers": ScoringShape(length=64, prompt=64, max_new_tokens=500),
+    }[name]
+    sizes = {"vocab_size": 32000, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 6}
+    lora = [method("lora", rank=16)] * 4
+    expected = estimate_memory(shapes(torch.bfloat16, sizes), lora, num_rows=ROWS, length=64, scoring=scoring)
+    model = pack_of_methods(shapes(torch.bfloat16, sizes, device="cuda"), lora)
+    use_causal_attention(model.base, torch.zeros(1, 8, dtype=torch.long, device="cuda"))
+    answer(model, replace(scoring, max_new_tokens=2))  # what cuBLAS takes once is there
+    reset_peak_memory(model.base.device)
+    before = torch.cuda.memory_allocated()
+    answer(model, scoring)
+    measured = torch.cuda.max_memory_allocated() - before
+    print(f"{name}: estimated {expected.generation:,}, measured {measured:,}")
+    assert expected.generation == pytest.approx(measured, rel=0.15)

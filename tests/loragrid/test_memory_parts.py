@@ -11,7 +11,7 @@ from loragrid.loss import CHUNK_ROWS
 from loragrid.measurement import LiveBytes, bytes_of, count_saved_bytes, peak_memory, reset_peak_memory
 from loragrid.memory_parts import loss_bytes, resident_parts
 from loragrid.solo import measure_solo
-from loragrid.training import Batch, compute_step, one_worker
+from loragrid.step import Batch, compute_step, one_worker
 from loragrid_methods import method_names
 from loragrid_methods.engine.targets import adaptable_layers
 from tests.loragrid.small_packs import Setup, make_setup

@@ -12,7 +12,7 @@ from loragrid.config import Experiment
 from loragrid.loss import IGNORED
 from loragrid.plan_table import render_plan
 from loragrid.planning import plan
-from loragrid.training import Batch, PackModel, train_step
+from loragrid.step import Batch, PackModel, train_step
 from loragrid_methods import method_names
 from tests.loragrid.small_packs import (
     Run,

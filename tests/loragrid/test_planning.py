@@ -1,17 +1,29 @@
 """Packs group what can share a base, and the counts are those of the papers, before anything is loaded."""
 
 import importlib.util
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from loragrid.assembly import build_model
 from loragrid.config import Experiment, PackConfig, experiment_from_mapping
 from loragrid.grid import expand
 from loragrid.memory_estimate import MemoryEstimate
-from loragrid.planning import TOKENS_AT_ONCE, Pack, assign_lanes, base_shape, count_parameters, group_into_packs, plan
+from loragrid.plan_table import render_plan
+from loragrid.planning import (
+    TOKENS_AT_ONCE,
+    Pack,
+    Plan,
+    assign_lanes,
+    base_shape,
+    count_parameters,
+    group_into_packs,
+    plan,
+)
 from loragrid_methods import method_names
 from loragrid_methods.engine.pack import member_order
 from tests.loragrid.small_packs import Setup, make_setup
@@ -238,6 +250,38 @@ def test_a_plan_counts_of_a_sharded_base_what_one_worker_holds(setup: Setup) -> 
     whole, shared = memory("replicate"), memory("shard")
     assert 0.5 * whole.base <= shared.base < 0.51 * whole.base
     assert shared.passing > whole.passing
+
+
+def test_a_plan_counts_what_scoring_holds_and_shows_it_in_place_of_what_the_steps_hold(setup: Setup) -> None:
+    def made(task: dict[str, object] | None) -> Plan:
+        data = {"name": "chitchat", "max_length": 64, "num_eval": 8, "num_test": 8}
+        sections = {
+            "model": {"name": setup.model.name},
+            "training": {"steps": 10, "batch_size": 256},
+            "data": data,
+            "task": task,
+        }
+        return plan(experiment(["lora"], {"seed": [0]}, **sections))
+
+    def memory(task: dict[str, object] | None) -> MemoryEstimate:
+        found = made(task).gpu_memory(made(task).packs[0])
+        assert found is not None
+        return found
+
+    plain, labels = memory(None), memory({"kind": "label_likelihood"})
+    assert plain == labels
+    assert plain.generation == 0 < plain.evaluation < plain.activations + plain.passing
+    answers = {"kind": "exact_match", "max_new_tokens": 30_000}
+    long, short = memory(answers), memory({"kind": "exact_match", "max_new_tokens": 4})
+    assert long.total - short.total == long.generation - short.activations - short.passing > 0
+    printed = io.StringIO()
+    Console(width=300, file=printed).print(render_plan(made(answers)))
+    (line,) = [line for line in printed.getvalue().splitlines() if line.startswith("memory on a GPU")]
+    size = f"{long.generation / 2**30:.1f}"
+    assert f"about {long.total / 2**30:.1f} GiB (" in line
+    assert f"; when scored, in place of activations and passing: generation {size})" in line
+    written = json.loads(json.dumps(made(answers).to_dict()))["gpu_memory_bytes"]["pack-000"]
+    assert (written["generation"], written["total"]) == (long.generation, long.total)
 
 
 def test_packs_are_shared_out_over_the_places_by_their_work_and_stay_in_order() -> None:

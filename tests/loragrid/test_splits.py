@@ -13,7 +13,8 @@ from loragrid.config import DataConfig, ModelConfig
 from loragrid.data import TokenizedData, load_data
 from loragrid.models import load_tokenizer
 from loragrid.row_scores import RowScores
-from loragrid.training import evaluate, one_worker, score_rows_alone
+from loragrid.scoring import evaluate, score_rows_alone
+from loragrid.step import one_worker
 from tests.loragrid.small_packs import Setup, make_setup, mixed_trials, run_pack
 
 PAIRS = [{"prompt": f"Question {number}:", "completion": f" answer {number}"} for number in range(20)]
@@ -121,7 +122,7 @@ def test_the_scores_of_rows_add_up_to_the_loss_that_evaluation_gives(tested: Set
     trials = mixed_trials(tested, steps=4)
     run = run_pack(tested, trials)
     batches = build_batches(trials, tested.rows, run.model.base.device)
-    whole = evaluate(run.model, batches.evaluation(len(trials)), batches.num_eval_labels, one_worker)
+    whole = evaluate(run.model, batches, one_worker)
     scores = score_rows_alone(run.model, batches, tested.rows.evaluation, one_worker)
     for member in range(len(trials)):
         own = RowScores.of(tested.rows.evaluation, scores[member])

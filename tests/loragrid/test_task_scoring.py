@@ -22,8 +22,8 @@ from loragrid.data import load_data
 from loragrid.export import export_member, merge_adapter
 from loragrid.grid import Trial
 from loragrid.models import load_tokenizer, max_context
+from loragrid.step import one_worker
 from loragrid.task_scoring import TaskScorer, task_scorer
-from loragrid.training import one_worker
 from tests.loragrid.small_packs import Run, Setup, largest_difference, make_setup, run_pack
 from tests.loragrid.test_lane_run import Seen, lane
 

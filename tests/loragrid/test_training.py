@@ -11,7 +11,8 @@ from loragrid.assembly import build_batches, build_model, check_logits
 from loragrid.grid import Trial
 from loragrid.measurement import Stopwatch
 from loragrid.schedule import factor
-from loragrid.training import PackModel, evaluate, one_worker
+from loragrid.scoring import evaluate
+from loragrid.step import PackModel, one_worker
 from loragrid_methods import get_method, method_names
 from tests.loragrid.small_packs import (
     NUM_EVAL,
@@ -111,7 +112,7 @@ def test_an_evaluation_that_fails_leaves_the_members_in_training(exact: Setup, m
 
     monkeypatch.setattr(model, "losses", fails)
     with pytest.raises(torch.OutOfMemoryError):
-        evaluate(model, batches.evaluation(1), batches.num_eval_labels, one_worker)
+        evaluate(model, batches, one_worker)
     assert all(stack.training for stack in model.pack.stacks())
 
 
@@ -134,8 +135,8 @@ def test_before_training_every_method_evaluates_to_the_bare_bases_loss(exact: Se
 
     trials = mixed_trials(exact)
     model, batches = build_model(trials, base), build_batches(trials, exact.rows, torch.device("cpu"))
-    own = evaluate(model, batches.evaluation(len(trials)), batches.num_eval_labels, one_worker)
-    frozen = evaluate(model, batches.evaluation(1), batches.num_eval_labels, one_worker, frozen=True)
+    own = evaluate(model, batches, one_worker)
+    frozen = evaluate(model, batches, one_worker, frozen=True)
     assert own.shape == (len(trials),)
     assert frozen.shape == (1,)
     assert largest_difference({"own": own, "frozen": frozen}, {"own": expected, "frozen": expected}) <= 1e-12

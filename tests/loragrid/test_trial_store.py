@@ -12,7 +12,8 @@ import torch
 from loragrid.assembly import build_model
 from loragrid.grid import Trial
 from loragrid.member_state import MemberState, put_member, take_member
-from loragrid.training import PackModel, Report
+from loragrid.step import PackModel
+from loragrid.training import Report
 from loragrid.trial_store import NUM_KEPT, SavedTrial, TrialStore
 from tests.loragrid.small_packs import (
     Run,

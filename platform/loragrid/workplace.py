@@ -1,0 +1,36 @@
+"""Where packs are trained: a worker's device, and its place among the workers that train them together."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from loragrid.failure import process_can_go_on
+from loragrid.step import SumOverWorkers, one_worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workplace:
+    """One of `num_workers` workers, counted from 0; worker 0 is heard and writes.
+
+    isolate_failures: a trial that fails is a result, and the others go on; not so where other workers would wait.
+    """
+
+    device: torch.device
+    worker: int = 0
+    num_workers: int = 1
+    isolate_failures: bool = False
+
+    @property
+    def sum_over_workers(self) -> SumOverWorkers:
+        """The sum that the loop and all that scores takes; `one_worker` where this one is alone."""
+        return one_worker if self.num_workers == 1 else _all_reduce
+
+    def outlives(self, error: BaseException) -> bool:
+        """Whether the process goes on after what went wrong with some trials."""
+        return self.isolate_failures and process_can_go_on(error)
+
+
+def _all_reduce(tensor: Tensor) -> None:
+    torch.distributed.all_reduce(tensor)
