@@ -16,6 +16,9 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+# Of a machine's main memory: beyond the rest Ray ends processes (its memory_usage_threshold is 0.95).
+KEPT_BY_RAY = 0.05
+
 
 class Stopwatch:
     """Adds up the wall-clock seconds of named phases; a phase within another is no part of that one.
@@ -96,11 +99,6 @@ def peak_memory(device: torch.device) -> dict[str, float]:
     return {"memory/peak_resident_bytes": float(lines["VmHWM"].split()[0]) * 1024}
 
 
-def available_memory() -> int:
-    """Bytes of main memory that are free to use on this machine."""
-    return int(psutil.virtual_memory().available)
-
-
 def free_unused_memory(device: torch.device) -> None:
     """Give back what nobody uses, also what earlier work left behind: its modules and hooks hold each other."""
     gc.collect()
@@ -109,8 +107,14 @@ def free_unused_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def free_device_memory(device: torch.device) -> int:
-    """Bytes that torch can still allocate on a GPU: free ones, and those it holds without using them."""
+def free_memory(device: torch.device) -> int:
+    """Bytes that torch can still allocate: on a GPU free ones, and those it holds without using them.
+
+    Of main memory Ray leaves the last part to nobody: it ends the processes of a machine that comes to it.
+    """
+    if device.type != "cuda":
+        memory = psutil.virtual_memory()
+        return max(0, int(memory.available - KEPT_BY_RAY * memory.total))
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 

@@ -15,7 +15,7 @@ from loragrid.engine_choice import EngineChoice, RequestedMode
 from loragrid.failure import Failure
 from loragrid.grid import Trial
 from loragrid.invariants import InvariantChecks, InvariantError
-from loragrid.measurement import free_device_memory, free_unused_memory, reset_peak_memory
+from loragrid.measurement import free_memory, free_unused_memory, reset_peak_memory
 from loragrid.member_state import MemberState
 from loragrid.memory_estimate import MemoryEstimate
 from loragrid.messages import TrialEnd
@@ -152,8 +152,11 @@ class PackTrainer:
         choice = self._warm.choose_mode(trials, length, until - self._completed(trials[0]))
         self.release()
         estimate = self._warm.estimate(trials, data, choice, self._task_scorer(trials[0], data))
-        if estimate is not None:
-            self._make_sure_it_fits(pack, estimate)
+        needed = None if estimate is None else float(estimate.total - estimate.base)
+        if needed is None and self.place.isolate_failures:
+            needed = self._solo.bytes_together(trials)
+        if needed is not None:
+            self._make_sure_it_fits(pack, needed)
         reset_peak_memory(self.place.device)
         batches = build_batches(
             trials, data, self.place.device, worker=self.place.worker, num_workers=self.place.num_workers
@@ -229,10 +232,13 @@ class PackTrainer:
             self._scorers[key] = task_scorer(trial.task, trial.model, data)
         return self._scorers[key]
 
-    def _make_sure_it_fits(self, pack: Pack, estimate: MemoryEstimate) -> None:
-        """Raise torch's own error where a pack of several members will not fit; one alone is given the try."""
-        needed = (estimate.total - estimate.base) * (1 + SPARE_PART)
-        free = free_device_memory(self.place.device)
+    def _make_sure_it_fits(self, pack: Pack, needed: float) -> None:
+        """Raise torch's own error where a pack of several members will not fit; one alone is given the try.
+
+        needed: bytes beside the base. Main memory that runs out raises nothing: the process is ended.
+        """
+        needed *= 1 + SPARE_PART
+        free = free_memory(self.place.device)
         if len(pack.trials) > 1 and needed > free:
             raise torch.OutOfMemoryError(
                 f"beside the base this pack would need about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free"

@@ -13,6 +13,15 @@ from loragrid.planning import Pack
 from loragrid.solo import measure_solo
 from loragrid.warm_base import WarmBase
 
+# What a trial holds beside the base, by part: of a pack's members these add up.
+_BESIDE_THE_BASE = (
+    "memory/adapter_bytes",
+    "memory/gradient_bytes",
+    "memory/optimizer_bytes",
+    "memory/saved_activation_bytes",
+    "memory/loss_bytes",
+)
+
 
 class SoloFigures:
     """The figures that are known of trials alone; `load` gives a pack's base on the device, from the `warm` one."""
@@ -48,6 +57,15 @@ class SoloFigures:
             figures = {t.trial_id: self._figures[key] for t in alike if not reports.is_measured(t.trial_id)}
             reports.figures(pack, figures)
         return tuple(trial for trial in pack.trials if trial.trial_id in able)
+
+    def bytes_together(self, trials: Sequence[Trial]) -> float | None:
+        """What the trials hold beside the base in a step taken together, from what each held alone.
+
+        None where not all of them were measured in this process.
+        """
+        figures = [self._figures.get(_shape(trial)) for trial in trials]
+        known = [own for own in figures if own is not None]
+        return sum(own[part] for own in known for part in _BESIDE_THE_BASE) if len(known) == len(trials) else None
 
     def _are_measured(self, trials: Sequence[Trial]) -> bool:
         return all(self._open_trials.reports.is_measured(trial.trial_id) for trial in trials)

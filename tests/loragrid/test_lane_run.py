@@ -398,6 +398,26 @@ def test_with_other_workers_waiting_a_failure_ends_the_lane(setup: Setup, monkey
         lane(setup, [faulty_trials(setup, 2, 0)], isolate_failures=False)
 
 
+def test_a_pack_for_which_main_memory_would_not_do_is_halved_before_it_begins(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = [
+        setup.trial(name, {"rank": 4}, seed=seed, measure_steps=1) for name in ("lora", "vera") for seed in (0, 1)
+    ]
+    roomy = lane(setup, [trials])
+    assert all("loragrid.pack.split" not in roomy.tags(trial) for trial in trials)
+    parts = ("adapter", "gradient", "optimizer", "saved_activation", "loss")
+    held = [sum(roomy.figures[trial.trial_id][f"memory/{part}_bytes"] for part in parts) for trial in trials]
+    # What is left free is for blocks that an allocator cannot use.
+    monkeypatch.setattr("loragrid.pack_trainer.free_memory", lambda device: 1.1 * sum(held) - 1)
+    narrow = lane(setup, [trials])
+    assert {end.status for end in narrow.ended.values()} == {"FINISHED"}
+    for trial in trials:
+        assert "out_of_memory: beside the base this pack would need" in narrow.tags(trial)["loragrid.pack.split"]
+    monkeypatch.setattr("loragrid.pack_trainer.free_memory", lambda device: 1.1 * sum(held) + 1)
+    assert all("loragrid.pack.split" not in lane(setup, [trials]).tags(trial) for trial in trials[:1])
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: its memory must run out for real")
 @pytest.mark.parametrize("mode", ["eager", "graph"])
 def test_on_a_gpu_without_enough_memory_a_pack_is_halved_and_every_trial_gets_its_curve(
