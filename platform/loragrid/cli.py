@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
+from loragrid.counts import count_of
+
 if TYPE_CHECKING:
     from loragrid.comparison import Comparison
 
@@ -224,7 +226,7 @@ def sync(storage: Storage = DEFAULT_STORAGE) -> None:
     delivered = deliver(folder.resolve() / "spool")
     console = _console()
     for sweep, number in delivered.items():
-        console.print(f"{sweep}: {number} operations delivered", highlight=False, markup=False)
+        console.print(f"{sweep}: {count_of(number, 'operation')} delivered", highlight=False, markup=False)
     if not delivered:
         console.print("nothing waits: MLflow has it all", highlight=False)
 

@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from loragrid.charts import Chart, MethodStyle, draw, labels_beside, legend_above, ticks_between
+from loragrid.counts import count_of
 from loragrid.figures import format_bytes, format_count, format_seconds
 from loragrid.metric_text import format_metric, metric_name
 from loragrid.pareto import pareto_front
@@ -107,7 +108,7 @@ def pareto_charts(
         charts.append(
             draw(
                 f"{metric_name(metric).capitalize()} against {name}",
-                f"{len(with_cost)} settings. Not beaten in both: {on_it}.",
+                f"{count_of(len(with_cost), 'setting')}. Not beaten in both: {on_it}.",
                 f"On the front: {on_it}." + _outside(with_cost),
                 partial(
                     _paint_front,

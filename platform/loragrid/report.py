@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loragrid.comparison import Comparison, is_missing, is_stopped_early, sort_by_final_loss
+from loragrid.counts import count_of
 from loragrid.figures import format_bytes, format_count, format_seconds, format_value
 from loragrid.fingerprint import FingerprintReport, fingerprint_of
 from loragrid.loss_curves import plot_loss_curves
@@ -119,7 +120,7 @@ def _title(comparison: Comparison, fingerprint: FingerprintReport) -> Text:
     rows = comparison.table.to_dict("records")
     num_stopped = sum(is_stopped_early(row) for row in rows)
     counts = Counter(row["status"] for row in rows if not is_stopped_early(row))
-    title.append(f"  {comparison.sweep}, {_count(len(comparison.table), 'trial')}", style="not bold dim")
+    title.append(f"  {comparison.sweep}, {count_of(len(comparison.table), 'trial')}", style="not bold dim")
     for status, style in STATUS_STYLES.items():
         if counts[status]:
             title.append(f", {counts[status]} {status.lower()}", style=f"not bold {style}")
@@ -149,14 +150,10 @@ def _caption(comparison: Comparison, left_out: Sequence[Column], fingerprint: Fi
     # What was asked for needs no line per trial; place and loss stand in the CSV and in MLflow.
     rungs = Counter(row["reason"].partition(":")[0] for row in rows if is_stopped_early(row))
     for rung, number in sorted(rungs.items()):
-        caption.append(f"{_count(number, 'trial')} {rung}\n", style="dim")
+        caption.append(f"{count_of(number, 'trial')} {rung}\n", style="dim")
     for row in rows:
         if row["status"] != "FINISHED" and row["reason"] and not is_stopped_early(row):
             caption.append(f"{row['trial_id']} {row['status'].lower()}: ", style=STATUS_STYLES.get(row["status"], ""))
             caption.append(f"{row['reason'].strip().splitlines()[0]}\n")
     caption.rstrip()
     return Text("\n").append(caption) if caption else caption
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

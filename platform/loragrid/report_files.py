@@ -12,6 +12,7 @@ from typing import Literal, get_args
 from mlflow import MlflowClient
 
 from loragrid.comparison import Comparison
+from loragrid.counts import count_of
 from loragrid.local_path import reason_of
 from loragrid.peft_results import write_peft_results
 from loragrid.report_page import Part, load_parts, render_page
@@ -89,7 +90,8 @@ def report_text(form: Literal["html", "md", "csv", "json"], record: SweepRecord,
 def to_markdown(comparison: Comparison, parts: Sequence[Part]) -> str:
     """Verdict, choices, contrasts and what did not finish, as Markdown without HTML."""
     blocks = [f"# {_plain(comparison.question or comparison.experiment_name)}"]
-    blocks.append(_plain(f"{comparison.experiment_name}, sweep {comparison.sweep}, {len(comparison.table)} trials."))
+    size = count_of(len(comparison.table), "trial")
+    blocks.append(_plain(f"{comparison.experiment_name}, sweep {comparison.sweep}, {size}."))
     for part in parts:
         if part.label:
             blocks.append(f"# {_plain(part.label)}")

@@ -17,6 +17,7 @@ from rich.console import Console
 from loragrid.callback import SweepOutcome
 from loragrid.comparison import Comparison, load_comparison
 from loragrid.config import DataConfig, Experiment, ModelConfig
+from loragrid.counts import count_of
 from loragrid.data import TokenizedData, load_data
 from loragrid.earlier import RESUMED_TAG, TRIALS_TAG, EarlierSweep, identify
 from loragrid.experiment_file import keep_experiment
@@ -184,7 +185,7 @@ def tokenize(the_plan: Plan, console: Console) -> dict[tuple[ModelConfig, DataCo
         skipped = "".join(f"; skipped {count}: {reason}" for reason, count in data.skipped.items() if count)
         tested = f", {len(data.test)} to test" if len(data.test) else ""
         console.print(
-            f"data {trial.data.name}: {len(data.train)} rows to train on, {len(data.evaluation)} to "
+            f"data {trial.data.name}: {count_of(len(data.train), 'row')} to train on, {len(data.evaluation)} to "
             f"evaluate{tested}{skipped}",
             highlight=False,
             markup=False,
@@ -261,12 +262,12 @@ def check_placement(experiment: Experiment, placement: Placement, is_local: bool
     if placement.num_packs:
         return
     kind = "GPU" if placement.use_gpu else "CPU"
-    need = f"{placement.num_workers} workers with {placement.cpus_per_worker:g} CPUs" + (
+    need = f"{count_of(placement.num_workers, 'worker')} with {placement.cpus_per_worker:g} CPUs" + (
         " and a GPU each" if placement.use_gpu else " each"
     )
     if is_local:
         raise ValueError(
-            f"workers: {experiment.workers.num_workers} workers do not fit on this machine: a pack needs {need}; "
+            f"workers: a pack's workers do not fit on this machine: it needs {need}; "
             f"allowed: as many as there are {kind}s, or a cluster (--address)"
         )
     console.print(f"waiting for the cluster to grow: a pack needs {need}", style="yellow")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from loragrid.counts import count_of
 from loragrid.selection import Choice, Contrast, Selection, is_higher_better, reported_interval
 from loragrid.settings import show_setting
 from loragrid.statistics import CONFIDENCE, Interval, PairedTest
@@ -77,7 +78,7 @@ def _leader(best: Choice, selection: Selection, others: Sequence[Choice]) -> str
     values = f" ({show_setting(best.setting, best.apart)})" if best.setting.values.keys() - best.apart else ""
     metric = METRIC_WORDS.get(selection.reported, selection.reported)
     spread = "" if interval.low is None else f"95 % interval {interval.low:.4f} to {interval.high:.4f}, "
-    figure = f"{interval.mean:.4f} ({spread}n = {_count(interval.num, 'seed')})"
+    figure = f"{interval.mean:.4f} ({spread}n = {count_of(interval.num, 'seed')})"
     if not others:
         return f"{best.name}{values} has a {metric} of {figure}; there is no other method to compare it with."
     # Accuracies on the same rows tie easily, and the order of a tie is that of the file.
@@ -152,7 +153,3 @@ def _limits(ranked: Sequence[Choice], contrasts: Sequence[Contrast]) -> list[str
 
 def _signed(value: float) -> str:
     return f"{value:.4f}".replace("-", "−")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
