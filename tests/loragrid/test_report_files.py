@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,19 @@ def test_pefts_type_is_the_method_whatever_label_it_goes_by(tmp_path: Path) -> N
     write_peft_results(load_record(comparison), [load_verdict(comparison)], tmp_path / "results")
     (file,) = (tmp_path / "results").glob("*.json")
     assert json.loads(file.read_text(encoding="utf-8"))["run_info"]["peft_config"]["peft_type"] == "LORA_FA"
+
+
+def test_a_trial_whose_start_is_not_known_is_as_old_as_its_sweep_and_never_of_1970(
+    small: Comparison, tmp_path: Path
+) -> None:
+    record = load_record(small)
+    undated = {trial_id: replace(run, started=None) for trial_id, run in record.trials.items()}
+    of_the_sweep = replace(record, trials=undated, started=1_700_000_000.0)
+    write_peft_results(of_the_sweep, [load_verdict(small)], tmp_path / "dated")
+    dates = load_as_pefts_app_does(tmp_path / "dated")["created_at"]
+    assert set(dates) == {pd.Timestamp("2023-11-14T22:13:20+00:00")}
+    write_peft_results(replace(of_the_sweep, started=None), [load_verdict(small)], tmp_path / "undated")
+    assert load_as_pefts_app_does(tmp_path / "undated")["created_at"].isna().all()
 
 
 def test_a_trial_without_what_pefts_app_needs_has_no_file_and_is_named(tmp_path: Path) -> None:
