@@ -86,7 +86,7 @@ def render_page(record: SweepRecord, parts: Sequence[Part]) -> str:
         parts=[_contents(record, part) for part in parts],
         when=_period(record),
         counts=count_ends(comparison),
-        styles=method_styles(comparison.table["method"]),
+        swatches=card_swatches(comparison),
         unfinished=unfinished_table(comparison),
         trials=trial_table(comparison, fingerprint.marked),
         cards=record.cards,
@@ -136,6 +136,14 @@ def validation_metric(verdict: Verdict) -> str:
     if verdict.choices:
         return verdict.choices[0].metric
     return "eval/accuracy" if verdict.higher_is_better else "eval/final_loss"
+
+
+def card_swatches(comparison: Comparison) -> dict[str, dict[str, str]]:
+    """Method -> what stands for it in the table (its labels, or its name) -> the colour of its curves."""
+    swatches: dict[str, dict[str, str]] = {}
+    for shown, style in method_styles(comparison.table["method"]).items():
+        swatches.setdefault(comparison.methods.get(shown, shown), {})[shown] = style.colour
+    return swatches
 
 
 def count_ends(comparison: Comparison) -> dict[str, int]:

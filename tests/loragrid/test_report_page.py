@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,12 +13,13 @@ import pytest
 from mlflow import MlflowClient
 from scipy import stats
 
+from loragrid.charts import method_styles
 from loragrid.comparison import load_comparison
 from loragrid.failure import Failure
 from loragrid.recorder import Recorder
 from loragrid.report_files import write_report
-from loragrid.tracking import QUESTION_TAG, Scalar, default_tracking_uri
-from tests.loragrid.recorded_sweeps import METHODS, QUESTION, record_maths
+from loragrid.tracking import LABEL_TAG, QUESTION_TAG, Scalar, default_tracking_uri
+from tests.loragrid.recorded_sweeps import METHODS, QUESTION, MadeUpTrial, record_maths, record_trial
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CHROMEDRIVER = shutil.which("chromedriver")
@@ -308,6 +309,25 @@ def test_trials_that_ran_on_different_machines_are_marked_and_the_head_says_so(t
         "vera-x": "ran with device NVIDIA H200, the others with NVIDIA H100",
     }
     assert any(row["fact"] == "device" and "NVIDIA H200 (1 trial)" in row["value"] for row in page.table_of("fact"))
+
+
+def test_a_methods_card_has_the_colours_of_its_contenders_curves_whatever_they_are_called(tmp_path: Path) -> None:
+    uri = default_tracking_uri(str(tmp_path), None)
+    recorder = Recorder("labels", uri)
+    recorder.start_sweep("labels-1", {}, {})
+    for number, (method, label) in enumerate({"lora_fa": "frozen A", "vera": "vera", "lora": "lora"}.items()):
+        trial = MadeUpTrial(trial_id=f"t{number}", method=method, rank=8, lr=1e-3, seed=0)
+        record_trial(recorder, trial, {LABEL_TAG: label})
+    record_trial(recorder, replace(trial, trial_id="t3"), {LABEL_TAG: "twin"})
+    recorder.end_sweep("FINISHED")
+    page = page_of(uri, "labels", tmp_path)
+    cards = re.findall(r"<summary>\s*(<span class=.swatch.*?)</summary>", page.html, flags=re.DOTALL)
+    shown = [re.findall(r'background:(#\w+)"></span>([^·<]+) ·', card) for card in cards]
+    colours = {name: style.colour for name, style in method_styles(["frozen A", "lora", "twin", "vera"]).items()}
+    own = [["lora", "twin"], ["frozen A"], ["vera"]]
+    assert shown == [[(colours[name], name) for name in names] for names in own]
+    assert " · lora_fa · LoRA-FA" in cards[1]
+    assert "vera · vera" not in cards[2]
 
 
 def test_a_sweep_over_two_data_sets_is_judged_once_for_each(tmp_path: Path) -> None:
