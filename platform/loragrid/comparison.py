@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Run, ViewType
 
 from loragrid.axes import varying_axes
-from loragrid.glossary import CURVE_METRICS, STOPPED_EARLY, SUMMARY_METRICS
+from loragrid.glossary import CURVE_METRICS, CURVES_OF_TASKS, STOPPED_EARLY, SUMMARY_METRICS
 from loragrid.tracking import (
     KIND_TAG,
     LABEL_TAG,
@@ -207,7 +207,7 @@ def _build_curves(client: MlflowClient, runs: Sequence[Run]) -> pd.DataFrame:
     for run in runs:
         trial_id = run.data.tags.get(TRIAL_TAG, run.info.run_name)
         method = _label(run)
-        for key in CURVE_METRICS:
+        for key in (*CURVE_METRICS, *CURVES_OF_TASKS):
             if key in run.data.metrics:
                 points = _last_value_per_step(client.get_metric_history(run.info.run_id, key))
                 rows.extend((trial_id, method, step, key, value) for step, value in points)

@@ -56,6 +56,9 @@ SUMMARY_METRICS: dict[str, str] = {
     "time/report_seconds": "handing figures to the sweep, and waiting for other workers to do so",
 }
 
+CURVES_OF_TASKS = ("eval/accuracy",)
+"""Summary metrics that are looked at more than once: the last value stands in the table, every one in the curves."""
+
 SWEEP_METRICS: dict[str, str] = {
     "sweep/trials_finished": "trials that came to their last step",
     "sweep/trials_failed": "trials that failed; their runs say why",

@@ -93,6 +93,22 @@ def test_the_curves_hold_every_point_of_every_trial(uri: str) -> None:
     assert list(failed["value"]) == [3.0]
 
 
+def test_an_accuracy_has_its_last_value_in_the_table_and_every_one_in_the_curves(tmp_path: Path) -> None:
+    recorder = Recorder("task", default_tracking_uri(str(tmp_path), None))
+    recorder.start_sweep("only", {}, {})
+    recorder.start_trial("lora-a", {"method.name": "lora"}, {})
+    recorder.log_records(
+        "lora-a", [{"step": 0, "eval/accuracy": 0.125}, {"step": 5, "eval/accuracy": 0.5, "eval/loss": 2.0}]
+    )
+    recorder.log_records("lora-a", [{"step": 9, "eval/accuracy": 0.375}])
+    assert recorder.deliver()
+    comparison = load_comparison("task", recorder.tracking_uri)
+    own = comparison.curves[comparison.curves["key"] == "eval/accuracy"]
+    assert list(zip(own["step"], own["value"], strict=True)) == [(0, 0.125), (5, 0.5), (9, 0.375)]
+    assert comparison.table["eval/accuracy"].tolist() == [0.375]
+    assert json.loads(comparison.to_json(curves=True))["trials"][0]["curves"]["eval/accuracy"]["step"] == [0, 5, 9]
+
+
 def test_steps_that_were_trained_again_count_once(uri: str) -> None:
     seconds = iter(range(1000, 2000))
     recorder = Recorder("resumed", uri, clock=lambda: float(next(seconds)))
