@@ -48,7 +48,7 @@ def write_peft_results(record: SweepRecord, verdicts: Sequence[Verdict], folder:
                 results[trial_id] = peft_result(record, trial_id, rows[trial_id])
     if not results:
         raise ValueError(
-            "--format peft: no chosen trial has what PEFT's app needs: "
+            "--format peft: no trial that stands for a method has what PEFT's app needs: "
             + ("; ".join(left_out) or "no trial finished")
             + "; allowed: a sweep with training.measure_steps on a GPU"
         )

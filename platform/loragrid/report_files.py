@@ -21,6 +21,7 @@ from loragrid.selection import Choice
 from loragrid.statistics import Interval
 from loragrid.sweep_record import SweepRecord, load_record
 from loragrid.tracking import quiet_store
+from loragrid.verdict_words import ROWS_CAVEAT, heading_of_choices
 
 ReportFormat = Literal["html", "md", "csv", "json", "peft"]
 REPORT_ARTIFACT = "report"
@@ -97,8 +98,9 @@ def to_markdown(comparison: Comparison, parts: Sequence[Part]) -> str:
             blocks.append(f"# {_plain(part.label)}")
         blocks.append("\n".join(f"- {_plain(sentence)}" for sentence in part.verdict.sentences) or "No verdict.")
         blocks += [f"**Beware:** {_plain(warning)}" for warning in part.verdict.warnings]
-        blocks += _headed("Every method at its best setting", choice_table(part.verdict, part.comparison))
+        blocks += _headed(heading_of_choices(part.verdict), choice_table(part.verdict, part.comparison))
         blocks += _headed("Method against method", contrast_table(part.verdict))
+        blocks += [ROWS_CAVEAT] if any(contrast.over_items for contrast in part.verdict.contrasts) else []
     blocks += _headed("Failed, stopped and out of memory", unfinished_table(comparison))
     return "\n\n".join(blocks) + "\n"
 

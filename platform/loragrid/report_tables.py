@@ -12,7 +12,7 @@ from loragrid.selection import Choice, Contrast, Verdict, reported_interval
 from loragrid.settings import show_setting
 from loragrid.statistics import Interval, PairedTest
 from loragrid.sweep_record import SweepRecord
-from loragrid.verdict_words import is_shown
+from loragrid.verdict_words import is_shown, was_chosen
 
 PACK_TAG = "loragrid.pack"
 SWEEP_ESTIMATE, SWEEP_TIME = "sweep/estimated_seconds", "sweep/wall_seconds"
@@ -75,7 +75,14 @@ def choice_table(verdict: Verdict, comparison: Comparison) -> PageTable:
                 _figure_cell(comparison, choice, "parameters/trainable", format_count),
             )
         )
-    header = ("method", "chosen setting", *heads, "untuned default", "settings tried", "trained params")
+    header = (
+        "method",
+        "chosen setting" if was_chosen(verdict) else "setting",
+        *heads,
+        "untuned default",
+        "settings tried",
+        "trained params",
+    )
     return PageTable(header=header, rows=tuple(rows))
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from loragrid.counts import count_of
-from loragrid.selection import Choice, Contrast, Selection, is_higher_better, reported_interval
+from loragrid.selection import Choice, Contrast, Selection, Verdict, is_higher_better, reported_interval
 from loragrid.settings import show_setting
 from loragrid.statistics import CONFIDENCE, Interval, PairedTest
 
@@ -19,6 +19,34 @@ METRIC_WORDS = {
     "eval/accuracy": "evaluation accuracy",
     "eval/final_loss": "evaluation loss",
 }
+
+
+ROWS_CAVEAT = (
+    "The tests over rows take test rows for independent: where several belong to one conversation or prompt, their "
+    "p-values are too small."
+)
+
+
+def was_chosen(verdict: Verdict) -> bool:
+    """Whether any method had more than one setting to choose from."""
+    return any(choice.num_settings > 1 for choice in (*verdict.choices, *verdict.references))
+
+
+def what_is_shown(verdict: Verdict) -> str:
+    """Which trials stand for a method in charts and bars, and that they are averaged: the first half of a caption."""
+    everyone = (*verdict.choices, *verdict.references)
+    who = "contestant" if any(choice.apart for choice in everyone) else "method"
+    if not everyone:
+        return "All trials of every method, for none had a figure to choose a setting by: mean over them"
+    if not was_chosen(verdict):
+        return f"The only setting of every {who}: mean over its seeds"
+    rest = "" if all(choice.num_settings > 1 for choice in everyone) else ", or its only one"
+    return f"The chosen setting of every {who}{rest}: mean over its seeds"
+
+
+def heading_of_choices(verdict: Verdict) -> str:
+    """What the table of choices is called."""
+    return "Every method at its best setting" if was_chosen(verdict) else "Every method's figures"
 
 
 def sentences_of(selection: Selection, contrasts: Sequence[Contrast]) -> list[str]:

@@ -23,7 +23,7 @@ from loragrid.sweep import sweep_parameters
 from loragrid.sweep_record import load_record
 from loragrid.tracking import LABEL_TAG, QUESTION_TAG, default_tracking_uri, format_parameter
 from loragrid.verdict import load_verdict
-from tests.loragrid.recorded_sweeps import LADDERS, MadeUpTrial, record_trial
+from tests.loragrid.recorded_sweeps import LADDERS, MadeUpTrial, record_trial, record_word_problems
 
 EXPERIMENTS = sorted((Path(__file__).resolve().parents[2] / "experiments").glob("*.yaml"))
 
@@ -41,6 +41,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
                 record_trial(recorder, trial)
     recorder.end_sweep("FINISHED")
     return load_comparison("small", uri)
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    """A task with an accuracy."""
+    uri = default_tracking_uri(str(tmp_path_factory.mktemp("words")), None)
+    record_word_problems(uri)
+    return load_comparison("words", uri)
 
 
 def load_as_pefts_app_does(folder: Path) -> pd.DataFrame:
@@ -103,6 +111,23 @@ def test_pefts_app_can_load_a_file_per_seed_of_every_choice(small: Comparison, t
     own = small.curves[(small.curves["trial_id"] == "lora-0.001-0") & (small.curves["key"] == "train/loss")]
     assert row["train_loss"] == own["value"].iloc[-1]
     assert pd.isna(row["test_accuracy"])
+
+
+def test_every_look_at_the_answers_is_a_valid_accuracy_of_pefts_file(answered: Comparison, tmp_path: Path) -> None:
+    assert write_report(answered, tmp_path / "results", "peft") == []
+    row = answered.table.set_index("trial_id").loc["lora-0.003-0"]
+    content = json.loads((tmp_path / "results" / "lora-0.003-0.json").read_text(encoding="utf-8"))
+    *looks, last = content["train_info"]["metrics"]
+    accuracy = row["eval/accuracy"]
+    assert [(look["step"], look["valid accuracy"]) for look in looks] == [
+        (0, 0.05),
+        (250, accuracy - 0.1),
+        (500, accuracy),
+    ]
+    assert [look["train samples"] for look in looks] == [0, 2000, 4000]
+    assert last["test accuracy"] == row["test/accuracy"]
+    accuracies = load_as_pefts_app_does(tmp_path / "results").set_index("experiment_name")["test_accuracy"]
+    assert accuracies["lora/lora-0.003-0"] == row["test/accuracy"]
 
 
 def test_pefts_type_is_the_method_whatever_label_it_goes_by(tmp_path: Path) -> None:
@@ -176,6 +201,8 @@ def test_the_markdown_has_verdict_and_tables_and_its_text_stays_text(small: Comp
     assert len(body) == 2
     assert all(line.count(" | ") == header.count(" | ") for line in body)
     assert "n = 2" in body[0]
+    assert "## Every method at its best setting" in lines
+    assert any("take test rows for independent" in line for line in lines)
 
 
 def test_the_format_is_asked_for_or_told_by_the_suffix() -> None:
