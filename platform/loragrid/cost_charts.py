@@ -10,7 +10,7 @@ from loragrid.counts import count_of
 from loragrid.figures import format_bytes, format_count, format_seconds
 from loragrid.metric_text import format_metric, metric_name
 from loragrid.pareto import pareto_front
-from loragrid.selection import is_higher_better
+from loragrid.ranking import is_higher_better
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

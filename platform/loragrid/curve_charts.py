@@ -10,7 +10,7 @@ import pandas as pd
 from loragrid.charts import Chart, MethodStyle, draw, legend_above, thin_out
 from loragrid.comparison import Comparison
 from loragrid.metric_text import format_metric
-from loragrid.selection import is_higher_better
+from loragrid.ranking import is_higher_better
 from loragrid.sweep_record import SweepRecord
 
 if TYPE_CHECKING:

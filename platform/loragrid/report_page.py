@@ -16,6 +16,7 @@ from loragrid.figures import format_bytes, format_seconds
 from loragrid.fingerprint import fingerprint_of
 from loragrid.heat_maps import heat_maps
 from loragrid.metric_text import metric_name
+from loragrid.ranking import is_higher_better
 from loragrid.report_tables import (
     choice_table,
     contrast_table,
@@ -26,7 +27,7 @@ from loragrid.report_tables import (
     trial_table,
     unfinished_table,
 )
-from loragrid.selection import Verdict, is_higher_better
+from loragrid.selection import Verdict
 from loragrid.settings import Setting, settings_of, show_setting, tasks_of
 from loragrid.sweep_record import SweepRecord
 from loragrid.tracking import Scalar

@@ -13,6 +13,7 @@ from typing import Any
 from loragrid.comparison import Comparison, is_missing
 from loragrid.figures import format_value
 from loragrid.glossary import DIVERGED, STOPPED_EARLY
+from loragrid.ranking import holds, is_higher_better, ranking_metric
 from loragrid.settings import (
     TASK_SECTIONS,
     Row,
@@ -28,7 +29,6 @@ from loragrid.statistics import Interval, PairedTest, t_interval
 from loragrid.tracking import Scalar
 from loragrid.tuning import default_setting, edge_sides
 
-VALIDATION_METRICS = ("eval/accuracy", "eval/final_loss")
 TEST_METRICS = ("test/accuracy", "test/loss")
 
 
@@ -108,11 +108,6 @@ class Selection:
         return is_higher_better(self.reported)
 
 
-def is_higher_better(metric: str) -> bool:
-    """Of an accuracy more is better, of a loss less."""
-    return metric.endswith("accuracy")
-
-
 def choose(comparison: Comparison, apart: Collection[str] = ()) -> Selection:
     """Every method's best setting by its mean validation figure over seeds: accuracy if there is one, else loss.
 
@@ -131,8 +126,8 @@ def choose(comparison: Comparison, apart: Collection[str] = ()) -> Selection:
     tasks = [f"{name} ({path})" for name, path in comparison.axes.items() if path.startswith(TASK_SECTIONS)]
     if tasks:
         raise ValueError(f"the sweep varies {', '.join(tasks)}: losses on different tasks; allowed: one at a time")
-    metric = next((key for key in VALIDATION_METRICS if _holds(comparison, key)), VALIDATION_METRICS[-1])
-    reported = next((key for key in TEST_METRICS if _holds(comparison, key)), metric)
+    metric = ranking_metric(comparison.table)
+    reported = next((key for key in TEST_METRICS if holds(comparison.table, key)), metric)
     contestants: dict[tuple[Any, ...], list[_Candidate]] = {}
     groups = rows_by_setting(comparison)
     split = {method: varying_within(comparison, groups, method) for method in {rows[0]["method"] for rows in groups}}
@@ -282,10 +277,6 @@ def _trains_nothing(candidates: Sequence[_Candidate]) -> bool:
     counts = [row.get("parameters/trainable") for candidate in candidates for row in candidate.rows]
     present = [count for count in counts if not is_missing(count)]
     return bool(present) and not any(present)
-
-
-def _holds(comparison: Comparison, key: str) -> bool:
-    return key in comparison.table and bool(comparison.table[key].notna().any())
 
 
 def _figure(row: Row, key: str) -> float | None:

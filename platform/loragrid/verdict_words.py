@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from loragrid.counts import count_of
-from loragrid.selection import Choice, Contrast, Selection, Verdict, is_higher_better, reported_interval
+from loragrid.ranking import is_higher_better
+from loragrid.selection import Choice, Contrast, Selection, Verdict, reported_interval
 from loragrid.settings import show_setting
 from loragrid.statistics import CONFIDENCE, Interval, PairedTest
 
