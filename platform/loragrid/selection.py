@@ -27,7 +27,7 @@ from loragrid.settings import (
 )
 from loragrid.statistics import Interval, PairedTest, t_interval
 from loragrid.tracking import Scalar
-from loragrid.tuning import default_setting, edge_sides
+from loragrid.tuning import default_setting, edge_sides, ladder_axes
 
 TEST_METRICS = ("test/accuracy", "test/loss")
 
@@ -232,7 +232,7 @@ def _choose_one(
                 f"{len(candidate.seeds | best.seeds)} seeds, but {fault}: it is not chosen"
             )
     tried = [candidate.setting for candidate in candidates if candidate.figures or candidate.fault]
-    sides = edge_sides(best.setting, tried)
+    sides = edge_sides(best.setting, tried, ladder_axes(comparison, method))
     settings = [candidate.setting for candidate in candidates]
     wanted = default_setting(settings, best.setting, comparison.axes, comparison.methods.get(method, method))
     default = next((candidate for candidate in candidates if candidate.setting == wanted), None)

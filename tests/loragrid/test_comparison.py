@@ -22,7 +22,9 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 def record_quickstart(uri: str) -> None:
     """Four trials with known values: one without lr_ratio, one without a rank, one that failed."""
     recorder = Recorder("quickstart", uri)
-    recorder.start_sweep("only", {}, {QUESTION_TAG: "Which is best?"})
+    recorder.start_sweep(
+        "only", {"grid.method.rank": {"ladder": [4, 8], "points": 2}}, {QUESTION_TAG: "Which is best?"}
+    )
     trials: dict[str, tuple[dict[str, Scalar], float | None]] = {
         "lora-a": ({"method.name": "lora", "method.rank": 4, "method.alpha": 16.0, "training.lr": 1e-3}, 2.5),
         "lora_plus-b": (
@@ -70,6 +72,7 @@ def test_the_columns_are_the_axes_that_vary_and_the_metrics(uri: str) -> None:
     ]
     assert comparison.question == "Which is best?"
     assert comparison.sweep == "only"
+    assert comparison.sweep_parameters == {"grid.method.rank": '{"ladder": [4, 8], "points": 2}'}
 
 
 def test_values_keep_their_kind_and_what_is_missing_is_missing(uri: str) -> None:
