@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from loragrid.comparison import Comparison, is_missing, is_stopped_early, load_comparison
-from loragrid.loss_curves import plot_loss_curves
+from loragrid.loss_curves import has_losses, plot_loss_curves
 from loragrid.ranking import best_trial, ranking_metric
 from loragrid.recorder import Recorder
 
@@ -74,7 +74,7 @@ def record_summary(recorder: Recorder, sweep: str, cost: SweepCost) -> None:
     best = best_trial(comparison)
     named = {BEST_TRIAL_TAG: best, BEST_METRIC_TAG: ranking_metric(comparison.table)} if best else {}
     recorder.log_sweep_summary(metrics, named)
-    if not comparison.curves["key"].isin(["eval/loss", "train/loss"]).any():
+    if not has_losses(comparison):
         return
     with tempfile.TemporaryDirectory() as folder:
         recorder.log_sweep_artifact(plot_loss_curves(comparison, Path(folder) / "loss_curves.png"), FIGURES)

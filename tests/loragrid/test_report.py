@@ -10,7 +10,7 @@ from rich.console import Console
 
 from loragrid.comparison import Comparison
 from loragrid.figures import format_bytes, format_count, format_seconds, format_value
-from loragrid.loss_curves import _limit_height, group_by_setting
+from loragrid.loss_curves import _limit_height, group_by_setting, has_losses
 from loragrid.report import plot_loss_curves, render_table
 
 
@@ -178,6 +178,9 @@ def test_a_sweep_without_losses_has_no_picture(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="sweep 'first' of 'quickstart' has no loss curve yet"):
         plot_loss_curves(comparison_of(ROWS), tmp_path / "curves.png")
     assert not list(tmp_path.iterdir())
+    accuracies = comparison_of(ROWS, [("lora-1", "lora", 0, "eval/accuracy", 0.5)])
+    assert not has_losses(accuracies), "a curve, but none of a loss"
+    assert has_losses(comparison_of(ROWS, [("lora-1", "lora", 0, "train/loss", 3.0)]))
 
 
 def test_a_diverging_trial_does_not_press_the_others_flat(tmp_path: Path) -> None:
