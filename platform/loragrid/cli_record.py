@@ -39,10 +39,17 @@ def compare(
     from loragrid.comparison import load_comparison
     from loragrid.fingerprint import fingerprint_of, refuse_mixed
     from loragrid.report import plot_loss_curves, render_table
+    from loragrid.selection import check_apart
 
     if as_csv and as_json:
         raise ValueError("--csv and --json: one of them at a time")
+    if apart and (as_csv or as_json):
+        raise ValueError(
+            "--apart: the CSV and the JSON of `compare` hold trials, of which nothing is chosen; allowed: without "
+            "--apart, or `loragrid report --apart`"
+        )
     comparison = load_comparison(name, store_in(storage, tracking_uri), sweep)
+    check_apart(comparison, apart or ())
     if strict:
         refuse_mixed(fingerprint_of(comparison))
     if plot is not None:

@@ -17,7 +17,7 @@ from loragrid.local_path import reason_of
 from loragrid.peft_results import write_peft_results
 from loragrid.report_page import Part, load_parts, render_page
 from loragrid.report_tables import PageTable, choice_table, contrast_table, unfinished_table
-from loragrid.selection import Choice
+from loragrid.selection import Choice, check_apart
 from loragrid.statistics import Interval
 from loragrid.sweep_record import SweepRecord, load_record
 from loragrid.tracking import quiet_store
@@ -52,6 +52,7 @@ def write_report(comparison: Comparison, out: Path, asked: str | None = None, ap
         ValueError: no such format or axis, `out` cannot be written, or the sweep lacks what the format must hold.
     """
     form = format_of(out, asked)
+    check_apart(comparison, apart)
     record, parts = load_record(comparison), load_parts(comparison, apart)
     try:
         if form == "peft":

@@ -108,6 +108,15 @@ class Selection:
         return is_higher_better(self.reported)
 
 
+def check_apart(comparison: Comparison, apart: Collection[str]) -> None:
+    """ValueError: one of the names is no axis whose values can be set apart; seeds and tasks cannot."""
+    fixed = ("seed", *TASK_SECTIONS)
+    names = [name for name, path in comparison.axes.items() if not path.startswith(fixed)]
+    for name in apart:
+        if name not in names:
+            raise ValueError(f"apart: {name!r} is no axis of this sweep; allowed: {', '.join(names) or 'none'}")
+
+
 def choose(comparison: Comparison, apart: Collection[str] = ()) -> Selection:
     """Every method's best setting by its mean validation figure over seeds: accuracy if there is one, else loss.
 
@@ -119,10 +128,7 @@ def choose(comparison: Comparison, apart: Collection[str] = ()) -> Selection:
 
     ValueError: `apart` names no axis; or the sweep has several tasks (`tasks_of` gives them one by one).
     """
-    names = [name for name, path in comparison.axes.items() if path != "seed"]
-    for name in apart:
-        if name not in names:
-            raise ValueError(f"apart: {name!r} is no axis of this sweep; allowed: {', '.join(names) or 'none'}")
+    check_apart(comparison, apart)
     tasks = [f"{name} ({path})" for name, path in comparison.axes.items() if path.startswith(TASK_SECTIONS)]
     if tasks:
         raise ValueError(f"the sweep varies {', '.join(tasks)}: losses on different tasks; allowed: one at a time")

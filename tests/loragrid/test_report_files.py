@@ -261,6 +261,38 @@ def test_an_experiment_that_was_too_long_to_be_recorded_is_not_rebuilt() -> None
     assert rebuild_experiment({}) is None
 
 
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["compare", "small"], "apart: 'nonsense' is no axis of this sweep; allowed: lr"),
+        (["compare", "small", "--plot", "curves.png"], "apart: 'nonsense' is no axis of this sweep; allowed: lr"),
+        (["report", "small", "--out", "page.html"], "apart: 'nonsense' is no axis of this sweep; allowed: lr"),
+        (["compare", "small", "--csv"], "--apart: the CSV"),
+        (["compare", "small", "--json"], "--apart: the CSV"),
+    ],
+)
+def test_an_unknown_axis_to_set_apart_is_refused_before_anything_is_printed_or_written(
+    small: Comparison,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    key: str,
+) -> None:
+    from loragrid.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        sys, "argv", ["loragrid", *words, "--tracking-uri", small.tracking_uri, "--apart", "nonsense", "--apart", "lr"]
+    )
+    with pytest.raises(SystemExit) as refused:
+        main()
+    printed = capsys.readouterr()
+    assert (refused.value.code, printed.out) == (2, "")
+    assert key in " ".join(printed.err.split())
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command_writes_the_report_and_refuses_what_it_cannot_write(
     small: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
