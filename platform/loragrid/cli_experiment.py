@@ -3,16 +3,12 @@
 import json
 import os
 import shlex
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from loragrid.cli_options import ExperimentFile, Overrides, escaped, print_verdict, say, terminal
-
-if TYPE_CHECKING:
-    from loragrid.comparison import Comparison
 
 
 def run(
@@ -62,7 +58,8 @@ def run(
     if has_losses(comparison):
         picture = plot_loss_curves(comparison, local_folder(experiment) / f"{result.name}.png")
         say(console, f"loss curves   {picture}")
-    _keep_report(console, comparison, local_folder(experiment) / f"{result.name}.html")
+    if result.report is not None:
+        say(console, f"report        {result.report}")
     say(console, f"MLflow store  {result.tracking_uri}")
     say(console, f"browse it     loragrid ui --storage {local_folder(experiment)}")
     if not result.succeeded:
@@ -98,22 +95,3 @@ def plan(
         memory = gpu_memory_here()
         for sentence in too_large(the_plan, memory) if memory is not None else ():
             say(terminal(), sentence, "yellow")
-
-
-def _keep_report(console: Console, comparison: "Comparison", out: Path) -> None:
-    """Write a finished sweep's page and keep it in MLflow; the sweep is recorded, and does not fail for want of it."""
-    from mlflow.exceptions import MlflowException
-
-    from loragrid.report_files import keep_report
-
-    try:
-        keep_report(comparison, out)
-    except (OSError, ValueError, MlflowException) as error:
-        again = shlex.join(["loragrid", "report", comparison.experiment_name, "--sweep", comparison.sweep])
-        say(
-            console,
-            f"the report could not be kept ({error}); to write it: {again} --out report.html",
-            "yellow",
-        )
-        return
-    say(console, f"report        {out}")

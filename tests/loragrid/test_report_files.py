@@ -13,12 +13,13 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+import loragrid as lg
 from loragrid.comparison import Comparison, load_comparison
 from loragrid.config import experiment_from_mapping, load_experiment
 from loragrid.experiment_file import experiment_to_yaml, rebuild_experiment
 from loragrid.peft_results import write_peft_results
 from loragrid.recorder import Recorder
-from loragrid.report_files import format_of, keep_report, write_report
+from loragrid.report_files import format_of, keep_report, leave_report, write_report
 from loragrid.sweep import sweep_parameters
 from loragrid.sweep_record import load_record
 from loragrid.tracking import LABEL_TAG, QUESTION_TAG, default_tracking_uri, format_parameter
@@ -237,6 +238,31 @@ def test_the_report_is_kept_with_the_sweeps_run(small: Comparison, tmp_path: Pat
     kept = Path(client.download_artifacts(small.sweep_run_id, "report/report.html", str(tmp_path)))
     assert kept.read_text(encoding="utf-8") == (tmp_path / "small-1.html").read_text(encoding="utf-8")
     assert client.get_run(small.sweep_run_id).info.status == "FINISHED"
+
+
+def test_a_sweep_leaves_its_report_and_does_not_fail_where_it_cannot(small: Comparison, tmp_path: Path) -> None:
+    told: list[str] = []
+    left = leave_report("small", small.tracking_uri, "small-1", tmp_path, told.append)
+    assert (left, told) == (tmp_path / "small-1.html", [])
+    client = MlflowClient(tracking_uri=small.tracking_uri)
+    kept = Path(client.download_artifacts(small.sweep_run_id, "report/report.html", str(tmp_path)))
+    assert kept.read_text(encoding="utf-8") == (tmp_path / "small-1.html").read_text(encoding="utf-8")
+    (tmp_path / "full" / "small-1.html").mkdir(parents=True)
+    absent = default_tracking_uri(str(tmp_path / "absent"), None)
+    for uri, folder, reason in ((small.tracking_uri, tmp_path / "full", "directory"), (absent, tmp_path, "no MLflow")):
+        told.clear()
+        assert leave_report("small", uri, "small-1", folder, told.append) is None
+        (sentence,) = told
+        assert reason in sentence
+        assert sentence.endswith("to write it: loragrid report small --sweep small-1 --out report.html")
+
+
+def test_a_report_is_written_from_python_as_from_the_command_line(small: Comparison, tmp_path: Path) -> None:
+    assert lg.write_report(small, str(tmp_path / "page.html")) == []
+    assert lg.write_report(lg.load_comparison("small", small.tracking_uri), tmp_path / "again.html") == []
+    assert (tmp_path / "page.html").read_text("utf-8") == (tmp_path / "again.html").read_text("utf-8")
+    lg.write_report(small, tmp_path / "report.csv", apart=["lr"])
+    assert "lora lr 0.001" in (tmp_path / "report.csv").read_text("utf-8")
 
 
 def test_secrets_in_addresses_are_not_in_the_page(small: Comparison, tmp_path: Path) -> None:
