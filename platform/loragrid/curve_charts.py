@@ -204,7 +204,7 @@ def _paint(
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
     panel.grid(color="#e4e4e4", linewidth=0.6)
     panel.set_axisbelow(True)
-    legend_above(panel, 3)
+    legend_above(panel)
 
 
 def _frame(curve: Curve, lines: Sequence[Sequence[Point]]) -> tuple[float, float] | None:
