@@ -199,8 +199,8 @@ def _paint(
     panel.xaxis.set_major_locator(MaxNLocator(nbins=5))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
     if is_higher_better(curve.metric):
-        low, high = panel.get_ylim()
-        panel.set_ylim(max(low, -0.01), min(high, 1.01))  # no share lies outside
+        bottom, top = panel.get_ylim()
+        panel.set_ylim(max(bottom, -0.01), min(top, 1.01))  # no share lies outside
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
     panel.grid(color="#e4e4e4", linewidth=0.6)
     panel.set_axisbelow(True)
