@@ -159,8 +159,10 @@ def test_a_legend_of_labels_of_any_length_stays_within_its_drawing(length: int) 
         for name in ("a", "m", "0", "x", "W"):
             panel.plot([0, 1], [0, 1], label=f"{name} of n".ljust(length, "e"))
         legend_above(panel)
-        canvas.draw()
-        box = panel.get_legend().get_window_extent()
+        canvas.draw()  # type: ignore[no-untyped-call]
+        legend = panel.get_legend()
+    assert legend is not None
+    box = legend.get_window_extent()
     assert box.x1 <= figure.bbox.x1
     assert box.y1 <= figure.bbox.y1
 
