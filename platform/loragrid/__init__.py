@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from loragrid.custom_sweep import recording, trainable
     from loragrid.item_scores import load_scores
     from loragrid.planning import Plan, plan
+    from loragrid.report_files import write_report
     from loragrid.selection import Verdict
     from loragrid.sweep import SweepResult, run
     from loragrid.verdict import judge, load_verdict
@@ -34,6 +35,7 @@ _HOME = {
     "load_scores": "item_scores",
     "Plan": "planning",
     "plan": "planning",
+    "write_report": "report_files",
     "Verdict": "selection",
     "SweepResult": "sweep",
     "run": "sweep",
@@ -58,6 +60,7 @@ __all__ = [
     "recording",
     "run",
     "trainable",
+    "write_report",
 ]
 
 

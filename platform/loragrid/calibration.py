@@ -10,6 +10,7 @@ import torch
 
 from loragrid.assembly import build_batches, build_model
 from loragrid.config import DataConfig, ModelConfig
+from loragrid.counts import count_of
 from loragrid.data import TokenizedData
 from loragrid.engine import STEPS_BEFORE_CAPTURE
 from loragrid.engine_choice import RequestedMode
@@ -55,9 +56,10 @@ def calibrate(
     costs = _SharedCosts()
     for index, (shape, pack) in enumerate(reversed(distinct.items())):
         if found and clock() - start > budget_seconds:
-            say(f"no time left for {len(distinct) - index} of {len(distinct)} shapes of packs")
+            say(f"no time left for {len(distinct) - index} of {count_of(len(distinct), 'shape')} of packs")
             break
-        say(f"calibrating {pack.pack_id} ({len(pack.trials)} trials; {index + 1} of {len(distinct)} shapes)")
+        size, place = count_of(len(pack.trials), "trial"), f"{index + 1} of {count_of(len(distinct), 'shape')}"
+        say(f"calibrating {pack.pack_id} ({size}; {place})")
         first = pack.trials[0]
         data = rows[(first.model, first.data)]
         try:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from markupsafe import Markup, escape
 
 from loragrid.loss_curves import COLOURS, LINE_STYLES, MARKERS
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 # A column of the page at desktop width, and the whole of a phone's: letters have one size on both.
 CHART_INCHES = (4.6, 3.3)
+
+# Of a legend, counted in letters: what an inch holds, the sample of a line with the gaps around it, the margin.
+LETTERS_PER_INCH, HANDLE_LETTERS, MARGIN_LETTERS = 13.8, 8, 6
 
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text: small, searchable, read aloud
@@ -122,8 +126,16 @@ def _inline(drawing: str, title: str, description: str) -> Markup:
     )
 
 
-def legend_above(panel: "Axes", num_columns: int = 2) -> None:
-    """The legend over the axes, where it hides no line."""
+def legend_above(panel: "Axes", most_columns: int = 3) -> None:
+    """The legend over the axes, where it hides no line, in as many columns as there is room for."""
+    labels = panel.get_legend_handles_labels()[1]
+    room = panel.get_figure(root=True).get_figwidth() * LETTERS_PER_INCH - MARGIN_LETTERS  # type: ignore[union-attr]
+
+    def width(num_columns: int) -> int:
+        columns = (list(column) for column in np.array_split(labels, num_columns))  # as matplotlib fills them
+        return sum(max(map(len, column)) + HANDLE_LETTERS for column in columns if column)
+
+    num_columns = next((number for number in range(most_columns, 1, -1) if width(number) <= room), 1)
     panel.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
@@ -167,7 +179,7 @@ def ticks_between(low: float, high: float, base: float = 1000.0) -> list[float]:
     from matplotlib.ticker import MaxNLocator
 
     unit = 1.0
-    while high >= unit * base:
+    while high >= unit * 999.5:  # as figures are written
         unit *= base
     return [unit * float(place) for place in MaxNLocator(nbins=4).tick_values(low / unit, high / unit)]
 

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Run, ViewType
 
 from loragrid.axes import varying_axes
-from loragrid.glossary import CURVE_METRICS, STOPPED_EARLY, SUMMARY_METRICS
+from loragrid.glossary import CURVE_METRICS, CURVES_OF_TASKS, STOPPED_EARLY, SUMMARY_METRICS
 from loragrid.tracking import (
     KIND_TAG,
     LABEL_TAG,
@@ -57,6 +57,8 @@ class Comparison:
     methods: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Trial id -> all tags of its run, from which `fingerprint_of` reads what it ran on."""
+    sweep_parameters: Mapping[str, str] = field(default_factory=dict)
+    """The experiment as the sweep's own run holds it, by dotted path."""
     sweep_metrics: Mapping[str, float] = field(default_factory=dict)
     """The sweep's own metrics, by MLflow key: how its trials ended, what it cost, what it was estimated to take."""
 
@@ -119,6 +121,7 @@ def load_comparison(experiment_name: str, tracking_uri: str, sweep: str | None =
         table=_build_table(runs, axes),
         curves=_build_curves(client, runs),
         tags={run.data.tags.get(TRIAL_TAG, str(run.info.run_name)): dict(run.data.tags) for run in runs},
+        sweep_parameters=dict(parent.data.params),
         sweep_metrics=dict(parent.data.metrics),
     )
 
@@ -207,7 +210,7 @@ def _build_curves(client: MlflowClient, runs: Sequence[Run]) -> pd.DataFrame:
     for run in runs:
         trial_id = run.data.tags.get(TRIAL_TAG, run.info.run_name)
         method = _label(run)
-        for key in CURVE_METRICS:
+        for key in (*CURVE_METRICS, *CURVES_OF_TASKS):
             if key in run.data.metrics:
                 points = _last_value_per_step(client.get_metric_history(run.info.run_id, key))
                 rows.extend((trial_id, method, step, key, value) for step, value in points)

@@ -25,6 +25,7 @@ from loragrid.config_sections import (
 )
 from loragrid.config_settings import (
     AxisValue,
+    AxisValues,
     check_axis_shape,
     check_method_block,
     check_value,
@@ -73,7 +74,7 @@ class MethodConfig(Section):
 
     name: str
     label: str | None = None
-    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    grid: dict[str, AxisValues] = Field(default_factory=dict)
 
     if TYPE_CHECKING:  # the settings are checked below, where the method is known
 
@@ -125,7 +126,7 @@ class Experiment(Section):
     data: DataConfig
     training: TrainingConfig
     methods: Annotated[tuple[MethodConfig, ...], Field(min_length=1, description="a list of at least one method")]
-    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    grid: dict[str, AxisValues] = Field(default_factory=dict)
     workers: WorkersConfig = WorkersConfig()
     pack: PackConfig = PackConfig()
     engine: EngineConfig = EngineConfig()

@@ -5,7 +5,7 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, InstanceOf, PlainSerializer, TypeAdapter, ValidationError
 
 from loragrid.config_errors import ExperimentError, Problem, show_value, unknown, what_is_wrong
 from loragrid.config_sections import (
@@ -20,7 +20,7 @@ from loragrid.config_sections import (
     Seed,
     TrainingConfig,
 )
-from loragrid.ladder import EXAMPLE, ladder_values
+from loragrid.ladder import EXAMPLE, Ladder, as_written, ladder_values
 
 AXIS_SECTIONS: dict[str, type[Section]] = {"model": ModelConfig, "data": DataConfig, "training": TrainingConfig}
 
@@ -30,6 +30,9 @@ MAX_TRIALS = 10_000
 Scalar = str | int | float | bool | None
 AxisValue = Scalar | tuple[str, ...]
 """One value of an axis; the tuple is for lists of names such as `target_modules`."""
+
+AxisValues = Annotated[tuple[Any, ...], InstanceOf(), PlainSerializer(as_written)]
+"""The values of an axis as an experiment holds them, where a ladder stays one."""
 
 
 def check_method_name(name: object) -> None:
@@ -121,10 +124,12 @@ def describe_type(value_type: Any) -> str:
 def check_axis_shape(key: str, values: object) -> tuple[AxisValue, ...]:
     """The values of an axis as a tuple; raises ExperimentError unless they are a list of different plain values.
 
-    A ladder stands for its values.
+    A ladder stands for its values, and is known for one: a `Ladder`.
     """
+    if isinstance(values, Ladder):
+        return values
     if isinstance(values, Mapping):
-        values = ladder_values(key, values)
+        return Ladder(ladder_values(key, values), {str(name): part for name, part in values.items()})
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         what = "an axis is a list of its values"
         raise ExperimentError(
@@ -228,7 +233,8 @@ def check_method_axis(
     if fixed:
         what = "is set to one value and is an axis too"
         raise ExperimentError([Problem(key=key, value=values, what=what, allowed="one of the two")])
-    return tuple(check_setting(method, known, key, value) for value in plain)
+    checked = tuple(check_setting(method, known, key, value) for value in plain)
+    return Ladder(checked, plain.written) if isinstance(plain, Ladder) else checked
 
 
 def check_setting(method: str, known: Mapping[str, Any], key: str, value: object) -> Any:

@@ -6,10 +6,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from loragrid.charts import Chart, MethodStyle, draw, labels_beside, legend_above, ticks_between
+from loragrid.counts import count_of
 from loragrid.figures import format_bytes, format_count, format_seconds
 from loragrid.metric_text import format_metric, metric_name
 from loragrid.pareto import pareto_front
-from loragrid.selection import is_higher_better
+from loragrid.ranking import is_higher_better
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,6 +100,7 @@ def pareto_charts(
             missing.append(f"No front over {name}: it was not measured.")
             continue
         with_cost = [point for point in points if key in point.costs]
+        write = _in_one_unit(key, write, max(point.costs[key] for point in with_cost))
         front = pareto_front([(p.costs[key], p.figure) for p in with_cost], higher_is_better=higher_is_better)
         on_it = ", ".join(
             f"{with_cost[i].label} ({write(with_cost[i].costs[key])}, {format_metric(metric, with_cost[i].figure)})"
@@ -107,7 +109,7 @@ def pareto_charts(
         charts.append(
             draw(
                 f"{metric_name(metric).capitalize()} against {name}",
-                f"{len(with_cost)} settings. Not beaten in both: {on_it}.",
+                f"{count_of(len(with_cost), 'setting')}. Not beaten in both: {on_it}.",
                 f"On the front: {on_it}." + _outside(with_cost),
                 partial(
                     _paint_front,
@@ -174,7 +176,8 @@ def _paint_front(
     else:
         left, right = panel.get_xlim()
         panel.set_xticks([tick for tick in ticks_between(left, right, _base_of(key)) if left <= tick <= right])
-    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
+    tick = _in_one_unit(key, write, panel.get_xlim()[1])
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     low, high = figure_limits(points)
     panel.set_ylim(low, high)
     panel.set_xlabel(label)
@@ -198,6 +201,11 @@ def figure_limits(points: Sequence[Point]) -> tuple[float, float]:
     low, high = max(min(all_figures), low - room), min(max(all_figures), high + room)
     margin = 0.06 * (high - low) or room
     return low - margin, high + margin
+
+
+def _in_one_unit(key: str, write: Callable[[float], str], largest: float) -> Callable[[float], str]:
+    """Writes bytes of one chart alike: of 983 MiB and 0.982 GiB, which is more?"""
+    return partial(format_bytes, like=largest) if key.endswith("_bytes") else write
 
 
 def _base_of(key: str) -> float:
@@ -243,15 +251,18 @@ def bar_chart(
                 label=parts[key],
             )
             lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
+        total_of = _in_one_unit(known[0], write, max(lefts))
         for place, total in enumerate(lefts):
-            panel.annotate(write(total), (total, place), (5, 0), textcoords="offset points", va="center", fontsize=8.5)
+            panel.annotate(
+                total_of(total), (total, place), (5, 0), textcoords="offset points", va="center", fontsize=8.5
+            )
         panel.set_yticks(range(len(shown)), [bar.label for bar in shown])
         panel.invert_yaxis()
         panel.set_xticks([tick for tick in ticks_between(0, max(lefts), _base_of(known[0])) if 0 <= tick <= max(lefts)])
-        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: write(value) if value else "0"))
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: total_of(value) if value else "0"))
         panel.set_xlim(0, max(lefts) * 1.2 or 1.0)
         panel.tick_params(axis="y", length=0)
         panel.spines["left"].set_visible(False)
-        legend_above(panel, 3)
+        legend_above(panel)
 
     return draw(title, described, caption, paint, (5.6, 1.5 + 0.36 * len(shown)))

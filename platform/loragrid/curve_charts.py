@@ -1,4 +1,4 @@
-"""The chosen settings' evaluation loss over steps, over tokens and over seconds."""
+"""Curves of what stands for each method: evaluation loss and accuracy over steps, over tokens and over seconds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +9,8 @@ import pandas as pd
 
 from loragrid.charts import Chart, MethodStyle, draw, legend_above, thin_out
 from loragrid.comparison import Comparison
+from loragrid.metric_text import format_metric
+from loragrid.ranking import is_higher_better
 from loragrid.sweep_record import SweepRecord
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 # Trials that are equal in these train on the same rows in the same order: as many tokens per step.
 _ROW_PARAMETERS = ("model.name", "data.", "training.batch_size", "workers.")
 
+Point = tuple[float, float, float, float]
+"""Of a line: (place, mean, lowest, highest)."""
 
 # This first part of a curve may leave the frame at the top.
 START_SHARE = 0.15
@@ -30,35 +34,88 @@ class Line:
     trial_ids: tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """What a row of charts draws: `metric` writes it, `unit` labels the axis. in_words: what its numbers are."""
+
+    key: str
+    title: str
+    metric: str
+    unit: str
+    in_words: str
+
+
+LOSS = Curve(
+    key="eval/loss",
+    title="Evaluation loss",
+    metric="eval/final_loss",
+    unit="loss (nats per token)",
+    in_words="in nats per token",
+)
+ACCURACY = Curve(
+    key="eval/accuracy",
+    title="Evaluation accuracy",
+    metric="eval/accuracy",
+    unit="rows answered right",
+    in_words="of the rows answered right",
+)
+
+
 def curve_charts(
-    record: SweepRecord, curves: pd.DataFrame, lines: Sequence[Line], styles: Mapping[str, MethodStyle]
-) -> tuple[list[Chart], list[str]]:
-    """The charts of `curves` (as `Comparison.curves`) that can be drawn, and a sentence for each that cannot."""
-    losses = curves[curves["key"] == "eval/loss"]
-    if losses.empty:
-        return [], ["No evaluation loss was recorded: there is no curve to draw."]
+    record: SweepRecord, curves: pd.DataFrame, lines: Sequence[Line], styles: Mapping[str, MethodStyle], shown: str
+) -> tuple[list[list[Chart]], list[str]]:
+    """A row of charts per curve in `curves` (as `Comparison.curves`), and a sentence for each that cannot be drawn.
+
+    shown: what the lines are, see `what_is_shown`. An accuracy is drawn where the sweep's task has one.
+    """
+    if curves[curves["key"] == LOSS.key].empty:
+        missing = ["No evaluation loss was recorded: there is no curve to draw."]
+        drawable = [ACCURACY]
+    else:
+        missing, drawable = [], [LOSS, ACCURACY]
     scales = [
-        ("steps", "step", dict.fromkeys(losses["trial_id"], 1.0), _STEPS_CAPTION, ""),
-        ("tokens", "non-padding tokens", tokens_per_step(record), _TOKENS_CAPTION, _NO_TOKENS),
-        ("seconds", "seconds of training", seconds_per_step(record.comparison), _SECONDS_CAPTION, _NO_SECONDS),
+        ("steps", "step", dict.fromkeys(curves["trial_id"], 1.0), ""),
+        ("tokens", "non-padding tokens", tokens_per_step(record), _TOKENS_CAPTION),
+        ("seconds", "seconds of training", seconds_per_step(record.comparison), _SECONDS_CAPTION),
     ]
-    charts: list[Chart] = []
-    missing: list[str] = []
-    for name, label, scale, caption, absent in scales:
-        drawn = [line for line in lines if _points(losses, line, scale)]
-        if not drawn:
-            missing.append(absent or "No chosen setting has an evaluation loss.")
-            continue
-        ends = ", ".join(f"{line.label} {_points(losses, line, scale)[-1][1]:.4f}" for line in drawn)
-        charts.append(
-            draw(
-                f"Evaluation loss over {name}",
-                f"One line per method. Last values in nats per token: {ends}.",
-                caption,
-                partial(_paint, losses=losses, lines=drawn, scale=scale, styles=styles, label=label),
-            )
-        )
-    return charts, missing
+    rows: list[list[Chart]] = []
+    for curve in drawable:
+        own = curves[curves["key"] == curve.key]
+        charts = []
+        for name, label, scale, caption in scales:
+            points = {line.label: _points(own, line, scale) for line in lines}
+            drawn = {line: found for line, found in points.items() if found}
+            if drawn:
+                caption = caption or _steps_caption(shown, lines, curve, drawn)
+                charts.append(_chart(curve, name, label, caption, drawn, styles))
+            elif not own.empty:
+                missing.append(f"{curve.title} over {name} is not drawn: {_ABSENT[name]}.")
+        rows += [charts] if charts else []
+    return rows, missing
+
+
+def _chart(
+    curve: Curve,
+    name: str,
+    label: str,
+    caption: str,
+    drawn: Mapping[str, Sequence[Point]],
+    styles: Mapping[str, MethodStyle],
+) -> Chart:
+    ends = ", ".join(f"{line} {format_metric(curve.metric, points[-1][1])}" for line, points in drawn.items())
+    return draw(
+        f"{curve.title} over {name}",
+        f"One line per method. Last values {curve.in_words}: {ends}.",
+        caption,
+        partial(_paint, curve=curve, drawn=drawn, styles=styles, label=label),
+    )
+
+
+def _steps_caption(shown: str, lines: Sequence[Line], curve: Curve, drawn: Mapping[str, Sequence[Point]]) -> str:
+    has_band = any(len(line.trial_ids) > 1 for line in lines if line.label in drawn)
+    band = "; the band spans the lowest and the highest of them" if has_band else ""
+    cut = " The axis leaves out the steep start." if _frame(curve, list(drawn.values())) else ""
+    return f"{shown}{band}.{cut}"
 
 
 def tokens_per_step(record: SweepRecord) -> dict[str, float]:
@@ -89,10 +146,10 @@ def seconds_per_step(comparison: Comparison) -> dict[str, float]:
     return {trial_id: float(seconds) for trial_id, seconds in pairs if pd.notna(seconds)}
 
 
-def _points(losses: pd.DataFrame, line: Line, scale: Mapping[str, float]) -> list[tuple[float, float, float, float]]:
-    """(place, mean, lowest, highest) of the seeds; the place is the step times the seeds' mean scale."""
+def _points(curves: pd.DataFrame, line: Line, scale: Mapping[str, float]) -> list[Point]:
+    """The line's mean over its trials; a place is the step times the trials' mean scale."""
     trial_ids = [trial_id for trial_id in line.trial_ids if trial_id in scale]
-    own = losses[losses["trial_id"].isin(trial_ids)]
+    own = curves[curves["trial_id"].isin(trial_ids)]
     if own.empty:
         return []
     factor = sum(scale[trial_id] for trial_id in trial_ids) / len(trial_ids)
@@ -109,18 +166,17 @@ def _points(losses: pd.DataFrame, line: Line, scale: Mapping[str, float]) -> lis
 
 def _paint(
     panel: "Axes",
-    losses: pd.DataFrame,
-    lines: Sequence[Line],
-    scale: Mapping[str, float],
+    curve: Curve,
+    drawn: Mapping[str, Sequence[Point]],
     styles: Mapping[str, MethodStyle],
     label: str,
 ) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    for line in lines:
-        style = styles[line.label]
-        places, means, low, high = zip(*_points(losses, line, scale), strict=True)
-        if len(line.trial_ids) > 1:
+    for line, points in drawn.items():
+        style = styles[line]
+        places, means, low, high = zip(*points, strict=True)
+        if low != high:
             panel.fill_between(places, low, high, color=style.colour, alpha=0.14, linewidth=0)
         panel.plot(
             places,
@@ -133,26 +189,39 @@ def _paint(
             markeredgecolor="white",
             markeredgewidth=0.6,
             markevery=max(1, len(means) // 6),
-            label=line.label,
+            label=line,
         )
     panel.set_xlabel(label)
-    panel.set_ylabel("loss (nats per token)")
+    panel.set_ylabel(curve.unit)
     panel.set_xlim(left=0)
-    _cut_start(panel, [_points(losses, line, scale) for line in lines])
+    if frame := _frame(curve, list(drawn.values())):
+        panel.set_ylim(*frame)
     panel.xaxis.set_major_locator(MaxNLocator(nbins=5))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    if is_higher_better(curve.metric):
+        bottom, top = panel.get_ylim()
+        panel.set_ylim(max(bottom, -0.01), min(top, 1.01))  # no share lies outside
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
     panel.grid(color="#e4e4e4", linewidth=0.6)
     panel.set_axisbelow(True)
-    legend_above(panel, 3)
+    legend_above(panel)
 
 
-def _cut_start(panel: "Axes", lines: Sequence[Sequence[tuple[float, float, float, float]]]) -> None:
-    """Lets the fast fall at the start, which all methods share, leave the frame: methods differ behind it."""
+def _frame(curve: Curve, lines: Sequence[Sequence[Point]]) -> tuple[float, float] | None:
+    """Limits that let the fast fall of the loss at the start, which all methods share, leave the frame.
+
+    None: everything is shown. An accuracy is: where it starts, with the bare base, is what it is held against.
+    """
+    if curve.key != LOSS.key:
+        return None
     start = START_SHARE * max(points[-1][0] for points in lines)
     behind = [point for points in lines for point in points if point[0] >= start]
-    if len(behind) > len(lines):
-        low, high = min(point[2] for point in behind), max(point[3] for point in behind)
-        panel.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+    if len(behind) <= len(lines):
+        return None
+    low, high = min(point[2] for point in behind), max(point[3] for point in behind)
+    if high == low or all(point[3] <= high for points in lines for point in points):
+        return None
+    return low - 0.06 * (high - low), high + 0.06 * (high - low)
 
 
 def _short(value: float) -> str:
@@ -162,10 +231,6 @@ def _short(value: float) -> str:
     return f"{value:.3g}"
 
 
-_STEPS_CAPTION = (
-    "The chosen setting of every method: mean over its seeds; the band spans the lowest and the highest seed. "
-    "The axis leaves out the steep start."
-)
 _TOKENS_CAPTION = (
     "Tokens are steps times the non-padding tokens of an average step (tokens per second times seconds per step of the "
     "solo measurement, median over trials with the same rows): an estimate, the same for all methods that train on the "
@@ -175,5 +240,8 @@ _SECONDS_CAPTION = (
     "Seconds are steps times the step time of the trial measured alone: training only, without set-up, compiling, "
     "evaluation and checkpoints, and without what sharing a pack saves."
 )
-_NO_TOKENS = "Loss over tokens is not drawn: no throughput was measured."
-_NO_SECONDS = "Loss over seconds is not drawn: no step time was measured."
+_ABSENT = {
+    "steps": "no trial that stands for a method has one",
+    "tokens": "no throughput was measured",
+    "seconds": "no step time was measured",
+}

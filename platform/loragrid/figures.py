@@ -17,9 +17,9 @@ def format_count(value: float) -> str:
     return _with_unit(value, 1000.0, ("", " K", " M", " G", " T"))
 
 
-def format_bytes(value: float) -> str:
-    """Bytes in the binary units that memory is sold and measured in."""
-    return _with_unit(value, 1024.0, (" B", " KiB", " MiB", " GiB", " TiB"))
+def format_bytes(value: float, like: float | None = None) -> str:
+    """Bytes in the binary units that memory is sold and measured in; `like`: in the unit of so many bytes."""
+    return _with_unit(value, 1024.0, (" B", " KiB", " MiB", " GiB", " TiB"), like)
 
 
 def format_seconds(value: float) -> str:
@@ -28,10 +28,10 @@ def format_seconds(value: float) -> str:
     return f"{value:.3g} s" if value < 600.0 else f"{value / 60:.3g} min"
 
 
-def _with_unit(value: float, base: float, units: Sequence[str]) -> str:
-    index = 0
+def _with_unit(value: float, base: float, units: Sequence[str], like: float | None = None) -> str:
+    index, size = 0, abs(value if like is None else like)
     # 999.6 would be written as 1e+03: the step to the next unit is taken where three digits round up to it.
-    while abs(value) >= 999.5 and index < len(units) - 1:
-        value /= base
+    while size >= 999.5 and index < len(units) - 1:
+        value, size = value / base, size / base
         index += 1
     return f"{value:.3g}{units[index]}"

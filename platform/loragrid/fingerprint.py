@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from loragrid.counts import count_of
+
 if TYPE_CHECKING:  # workers name their tags after this module, and read no comparison
     from loragrid.comparison import Comparison
 
@@ -125,7 +127,9 @@ class FingerprintReport:
             found.append(f"times and memory are not like for like: {parts}")
         if self.num_dirty:
             what = (
-                "all trials" if self.num_dirty == self.num_trials else f"{self.num_dirty} of {self.num_trials} trials"
+                "all trials"
+                if self.num_dirty == self.num_trials
+                else f"{self.num_dirty} of {count_of(self.num_trials, 'trial')}"
             )
             found.append(f"dirty working tree: {what} ran code that no commit holds")
         return found
@@ -229,11 +233,7 @@ def _by_value(value_of: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
 
 
 def _values(row: FingerprintRow) -> str:
-    return ", ".join(f"{_short(value)} ({_count(len(ids))})" for value, ids in row.values.items())
-
-
-def _count(number: int) -> str:
-    return "1 trial" if number == 1 else f"{number} trials"
+    return ", ".join(f"{_short(value)} ({count_of(len(ids), 'trial')})" for value, ids in row.values.items())
 
 
 def _short(value: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from loragrid.counts import count_of
 from loragrid.placement import Placement
 from loragrid.planning import Plan
 from loragrid.time_estimate import TimeEstimate, estimate_time, local_node, plan_on
@@ -46,8 +47,8 @@ def too_large(plan: Plan, memory_bytes: int) -> list[str]:
         if estimate is not None and estimate.total > memory_bytes:
             end = "its trials will fail" if len(pack.trials) == 1 else "it will be halved until its parts do"
             found.append(
-                f"{pack.pack_id} ({len(pack.trials)} trials) does not fit: about {estimate.total / 2**30:.1f} GiB of "
-                f"{memory_bytes / 2**30:.1f}; {end}"
+                f"{pack.pack_id} ({count_of(len(pack.trials), 'trial')}) does not fit: about "
+                f"{estimate.total / 2**30:.1f} GiB of {memory_bytes / 2**30:.1f}; {end}"
             )
     return found
 

@@ -56,12 +56,18 @@ SUMMARY_METRICS: dict[str, str] = {
     "time/report_seconds": "handing figures to the sweep, and waiting for other workers to do so",
 }
 
+CURVES_OF_TASKS = ("eval/accuracy",)
+"""Summary metrics that are looked at more than once: the last value stands in the table, every one in the curves."""
+
 SWEEP_METRICS: dict[str, str] = {
     "sweep/trials_finished": "trials that came to their last step",
     "sweep/trials_failed": "trials that failed; their runs say why",
     "sweep/trials_stopped": "trials that fell behind and were stopped early",
-    "sweep/best_eval_loss": "lowest final evaluation loss; the tag `loragrid.best_trial` names the trial",
-    "sweep/best_test_loss": "loss of that trial, chosen by its evaluation loss, on the test rows",
+    "sweep/best_eval_accuracy": "evaluation accuracy of the best trial, which the tag `loragrid.best_trial` names; by "
+    "this, where the task has one, it is best (`loragrid.best_trial.metric`)",
+    "sweep/best_test_accuracy": "its accuracy on the test rows, which choose nothing",
+    "sweep/best_eval_loss": "its final evaluation loss, by which it is best where the task has no accuracy",
+    "sweep/best_test_loss": "its loss on the test rows",
     "sweep/wall_seconds": "from the start of Ray's trials to the end of the last, over all resumptions",
     "sweep/start_seconds": "from the start of the first lane to its workers' first word: Ray, processes, imports",
     "sweep/gpu_seconds": "seconds for which the sweep held GPUs, times their number",

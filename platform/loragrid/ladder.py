@@ -1,13 +1,36 @@
 """A geometric ladder of values, the short way to write an axis: `lr: {ladder: [1.0e-4, 1.0e-2], points: 5}`."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from loragrid.config_errors import ExperimentError, Problem, unknown
 
 MAX_POINTS = 100
 SIGNIFICANT_DIGITS = 4
 EXAMPLE = "such as {ladder: [1.0e-4, 1.0e-2], points: 5}"
+
+
+class Ladder(tuple[Any, ...]):
+    """The values of an axis that was written as a ladder: a tuple of them that can be written back.
+
+    That it was one is part of the record: a best value at its end says that it was too short.
+    """
+
+    written: dict[str, object]
+
+    def __new__(cls, values: Iterable[Any], written: Mapping[str, object]) -> "Ladder":
+        ladder = super().__new__(cls, values)
+        ladder.written = dict(written)
+        return ladder
+
+    def __getnewargs__(self) -> tuple[tuple[Any, ...], dict[str, object]]:
+        return tuple(self), self.written
+
+
+def as_written(values: tuple[Any, ...]) -> Any:
+    """An axis as it stands in a file: a ladder's ends and points, else the values."""
+    return dict(values.written) if isinstance(values, Ladder) else values
 
 
 def ladder_values(key: str, ladder: Mapping[object, object]) -> list[int | float]:

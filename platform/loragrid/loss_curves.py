@@ -22,6 +22,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 LINE_STYLES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.5)), (0, (6, 2, 1.2, 2)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
+LOSSES = ("eval/loss", "train/loss")
+
 # Training loss jumps from batch to batch; from this many points on, the picture shows a running mean instead.
 MIN_POINTS_TO_SMOOTH = 20
 
@@ -37,6 +39,11 @@ class Line:
     marker: str
 
 
+def has_losses(comparison: Comparison) -> bool:
+    """Whether there is a curve to draw."""
+    return bool(comparison.curves["key"].isin(LOSSES).any())
+
+
 def plot_loss_curves(comparison: Comparison, path: Path) -> Path:
     """Writes a PNG: evaluation and training loss over steps, one line per setting, the mean over its seeds.
 
@@ -49,7 +56,7 @@ def plot_loss_curves(comparison: Comparison, path: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    losses = comparison.curves[comparison.curves["key"].isin(["eval/loss", "train/loss"])]
+    losses = comparison.curves[comparison.curves["key"].isin(LOSSES)]
     if losses.empty:
         raise ValueError(f"sweep {comparison.sweep!r} of {comparison.experiment_name!r} has no loss curve yet")
     settings = group_by_setting(comparison)

@@ -1,6 +1,6 @@
 """Writes a compared figure for a reader: losses in nats, accuracies in per cent, with interval and number of seeds."""
 
-from loragrid.selection import is_higher_better
+from loragrid.ranking import is_higher_better
 from loragrid.statistics import Interval
 from loragrid.verdict_words import LEVEL, METRIC_WORDS
 

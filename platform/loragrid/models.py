@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from loragrid.cache import cache_folder, cached_folder
 from loragrid.config import ModelConfig
+from loragrid.counts import count_of
 from loragrid.file_hash import file_sha256, remembered_sha256
 from loragrid.hub import NotOnHubError, resolve_commit
 from loragrid.local_path import local_path, reason_of
@@ -89,7 +90,8 @@ def load_base(model: ModelConfig) -> "PreTrainedModel":
     # transformers fills such weights with random numbers and only warns.
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
-            f"model.name: {model.name}: the checkpoint lacks {len(missing)} weights, among them {missing[0]}"
+            f"model.name: {model.name}: the checkpoint lacks {count_of(len(missing), 'weight')}, among them "
+            f"{missing[0]}"
         )
     return _freeze(base)
 

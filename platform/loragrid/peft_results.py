@@ -48,7 +48,7 @@ def write_peft_results(record: SweepRecord, verdicts: Sequence[Verdict], folder:
                 results[trial_id] = peft_result(record, trial_id, rows[trial_id])
     if not results:
         raise ValueError(
-            "--format peft: no chosen trial has what PEFT's app needs: "
+            "--format peft: no trial that stands for a method has what PEFT's app needs: "
             + ("; ".join(left_out) or "no trial finished")
             + "; allowed: a sweep with training.measure_steps on a GPU"
         )
@@ -83,7 +83,8 @@ def peft_result(record: SweepRecord, trial_id: str, row: Mapping[Any, Any]) -> d
     )
     return {
         "run_info": {
-            "created_at": datetime.fromtimestamp(run.started or 0.0, UTC).isoformat(timespec="seconds"),
+            # The app asks every file for it: null, which it takes for a date unknown, where MLflow has none.
+            "created_at": _date(record.started if run.started is None else run.started),
             "total_time": (run.ended - run.started) if run.ended and run.started else train_time,
             "experiment_name": f"{row['method']}/{trial_id}",
             "peft_branch": "none: trained by LoraGrid",
@@ -121,6 +122,10 @@ def peft_result(record: SweepRecord, trial_id: str, row: Mapping[Any, Any]) -> d
             },
         },
     }
+
+
+def _date(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _train_config(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loragrid.axes import varying_axes
+from loragrid.counts import count_of
 from loragrid.early_stopping import rung_steps
 from loragrid.memory_estimate import MemoryEstimate
 from loragrid.planning import Plan
@@ -37,8 +38,9 @@ def render_plan(plan: Plan, estimate: TimeEstimate | None = None) -> RenderableT
         )
     training = first.training
     facts = (
-        f"{len(plan.trials)} trials in {len(plan.packs)} packs; {first.model.name} ({first.model.dtype}), "
-        f"{first.data.name}, {training.steps} steps of {training.batch_size} rows"
+        f"{count_of(len(plan.trials), 'trial')} in {count_of(len(plan.packs), 'pack')}; "
+        f"{first.model.name} ({first.model.dtype}), {first.data.name}, "
+        f"{count_of(training.steps, 'step')} of {count_of(training.batch_size, 'row')}"
     )
     if training.micro_batch_size is not None:
         facts += f", on each worker {training.micro_batch_size} at once"
@@ -48,9 +50,8 @@ def render_plan(plan: Plan, estimate: TimeEstimate | None = None) -> RenderableT
         engines.setdefault(f"{choice.mode} ({choice.reason})", []).append(pack.pack_id)
     lines = [Text(f"steps on a GPU, {_first_and_last(packs)}: {engine}") for engine, packs in engines.items()]
     for pack in plan.largest_packs():
-        lines.append(
-            Text(f"memory on a GPU, {pack.pack_id} ({len(pack.trials)} trials): {_memory(plan.gpu_memory(pack))}")
-        )
+        size = count_of(len(pack.trials), "trial")
+        lines.append(Text(f"memory on a GPU, {pack.pack_id} ({size}): {_memory(plan.gpu_memory(pack))}"))
     num_tokens = [trial.training.steps * trial.training.batch_size * trial.data.max_length for trial in plan.trials]
     lines.append(Text(f"tokens: at most {max(num_tokens):,} per trial, {sum(num_tokens):,} in all"))
     if estimate is not None:

@@ -10,6 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from loragrid.counts import count_of
 from loragrid.messages import PackUpdate
 from loragrid.planning import Lane, Pack
 
@@ -61,7 +62,7 @@ class SweepProgress:
         first = lane.packs[0]
         self._packs[first.pack_id] = _PackState(phase="starting workers", steps=first.trials[0].training.steps)
         self._names |= {trial.trial_id: _describe(trial.parameters()) for trial in lane.trials}
-        self._line(first.pack_id, f"{_trials(len(first.trials))}, starting workers", at_once=True)
+        self._line(first.pack_id, f"{count_of(len(first.trials), 'trial')}, starting workers", at_once=True)
 
     def updated(self, update: PackUpdate) -> None:
         """A pack has reported."""
@@ -70,7 +71,7 @@ class SweepProgress:
             state = _PackState(phase="ended", steps=update.steps)
         elif state is None:
             state = self._packs[update.pack_id] = _PackState(phase="", steps=update.steps)
-            self._line(update.pack_id, _trials(len(update.trial_ids)), at_once=True)
+            self._line(update.pack_id, count_of(len(update.trial_ids), "trial"), at_once=True)
         self._ended |= update.ended.keys()
         if update.phase not in ("measured", "ended", "waiting"):
             self._show(state, update)
@@ -79,9 +80,9 @@ class SweepProgress:
             stopped = [end for end in update.ended.values() if end.status != "FINISHED"]
             for reason in dict.fromkeys(end.reason for end in stopped if end.status == "FAILED"):
                 self.console.print(Text(f"{update.pack_id} failed:", style="bold red"), Text(reason))
-            behind = f", {_trials(len(stopped))} stopped" if stopped and update.phase == "ended" else ""
+            behind = f", {count_of(len(stopped), 'trial')} stopped" if stopped and update.phase == "ended" else ""
             done = "done" if update.ended else f"at its rung, step {update.completed}"
-            text = f"{done}{behind} ({len(self._ended)} of {self.num_trials} trials)"
+            text = f"{done}{behind} ({len(self._ended)} of {count_of(self.num_trials, 'trial')})"
             self._line(update.pack_id, text, at_once=True)
 
     def _show(self, state: _PackState, update: PackUpdate) -> None:
@@ -143,7 +144,7 @@ class SweepProgress:
 
     def _render(self) -> RenderableType:
         elapsed = _duration(self._clock() - self._start)
-        head = Text(f"{len(self._ended)} of {self.num_trials} trials done, {elapsed} so far", style="bold")
+        head = Text(f"{len(self._ended)} of {count_of(self.num_trials, 'trial')} done, {elapsed} so far", style="bold")
         if not self._packs:
             return Group(head, Text("starting Ray's workers ...", style="dim"))
         return Group(head, *(self._render_pack(pack_id, state) for pack_id, state in self._packs.items()))
@@ -173,10 +174,6 @@ def _describe(parameters: Mapping[str, object]) -> str:
     shown = [("method.rank", "rank"), ("method.lr_ratio", "ratio"), ("training.lr", "lr"), ("seed", "seed")]
     words = [f"{name} {parameters[key]:g}" for key, name in shown if isinstance(parameters.get(key), int | float)]
     return " ".join([str(parameters["method.name"]), *words])
-
-
-def _trials(count: int) -> str:
-    return "1 trial" if count == 1 else f"{count} trials"
 
 
 def _number(value: float | None) -> str:

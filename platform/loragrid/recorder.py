@@ -10,6 +10,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, ViewType
 
+from loragrid.counts import count_of
 from loragrid.delivery import Delivery
 from loragrid.glossary import sweep_note
 from loragrid.spool import Operation, Spool, spools_in
@@ -237,7 +238,7 @@ class Recorder:
         self._delivery.close()
         if self._spool.num_refused:
             self._notify(
-                f"MLflow refused {self._spool.num_refused} parts of the record for good; they are kept, with its "
+                f"MLflow refused {count_of(self._spool.num_refused, 'part')} of the record for good, kept with its "
                 f"reasons, in {self._spool.folder}"
             )
         self._spool.close()

@@ -10,10 +10,14 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from loragrid.comparison import Comparison, is_missing, is_stopped_early, sort_by_final_loss
+from loragrid.comparison import Comparison, is_missing, is_stopped_early
+from loragrid.counts import count_of
 from loragrid.figures import format_bytes, format_count, format_seconds, format_value
 from loragrid.fingerprint import FingerprintReport, fingerprint_of
 from loragrid.loss_curves import plot_loss_curves
+from loragrid.metric_text import format_metric, metric_name
+from loragrid.ranking import best_trial, ranking_metric, sort_best_first
+from loragrid.settings import tasks_of
 
 __all__ = ["plot_loss_curves", "render_table"]
 
@@ -37,6 +41,9 @@ class Column:
         return max(cell_len(line) for line in lines)
 
 
+# What trials are ranked by, and their loss beside it.
+RANKED_HEADERS = {"eval/accuracy": "eval\naccuracy", "eval/final_loss": "eval\nloss"}
+
 # The metrics that a terminal has room for: key, heading, writing, priority. The rest is in the CSV and in MLflow.
 METRIC_COLUMNS: tuple[tuple[str, str, Callable[[Any], str], int], ...] = (
     ("parameters/trainable", "trained\nparams", format_count, 1),
@@ -49,17 +56,19 @@ METRIC_COLUMNS: tuple[tuple[str, str, Callable[[Any], str], int], ...] = (
 
 
 def render_table(comparison: Comparison, width: int = 100) -> Table:
-    """One row per trial, lowest final evaluation loss first, those without one last.
+    """One row per trial, the best by accuracy, where the task has one, or else by evaluation loss first.
 
     Trials that did not finish stand in the table with their status and below it with their reason. Metrics for which
     `width` (characters) leaves no room are named below the table; settings are never left out.
     """
-    rows = sort_by_final_loss(comparison.table).to_dict("records")
+    rows, metric = sort_best_first(comparison.table).to_dict("records"), ranking_metric(comparison.table)
     fingerprint = fingerprint_of(comparison)
     columns = [Column(header="method", cells=[_method_cell(row, fingerprint) for row in rows])]
     for name in comparison.axes:
         columns.append(Column(header=name, cells=[Text(format_value(row[name])) for row in rows]))
-    columns.append(Column(header="eval\nloss", cells=[_loss_cell(row, i == 0) for i, row in enumerate(rows)]))
+    for key in dict.fromkeys((metric, "eval/final_loss")):
+        cells = [_figure_cell(row, key, is_first=i == 0 and key == metric) for i, row in enumerate(rows)]
+        columns.append(Column(header=RANKED_HEADERS[key], cells=cells))
     for key, header, write, priority in METRIC_COLUMNS:
         values = [row.get(key) for row in rows]
         if not all(is_missing(value) for value in values):
@@ -98,15 +107,15 @@ def _fit(columns: Sequence[Column], width: int) -> tuple[list[Column], list[Colu
     return shown, [column for column in columns if column not in shown]
 
 
-def _loss_cell(row: Mapping[Any, Any], is_first: bool) -> Text:
+def _figure_cell(row: Mapping[Any, Any], metric: str, is_first: bool) -> Text:
     if is_stopped_early(row):
         return Text("stopped", style="dim")
     if row["status"] != "FINISHED":
         return Text(row["status"].lower(), style=STATUS_STYLES.get(row["status"], ""))
-    loss = row.get("eval/final_loss")
-    if is_missing(loss):
+    figure = row.get(metric)
+    if is_missing(figure):
         return Text("–")
-    return Text(f"{loss:.4f}", style="bold green" if is_first else "")
+    return Text(format_metric(metric, figure), style="bold green" if is_first else "")
 
 
 def _method_cell(row: Mapping[Any, Any], fingerprint: FingerprintReport) -> Text:
@@ -119,7 +128,7 @@ def _title(comparison: Comparison, fingerprint: FingerprintReport) -> Text:
     rows = comparison.table.to_dict("records")
     num_stopped = sum(is_stopped_early(row) for row in rows)
     counts = Counter(row["status"] for row in rows if not is_stopped_early(row))
-    title.append(f"  {comparison.sweep}, {_count(len(comparison.table), 'trial')}", style="not bold dim")
+    title.append(f"  {comparison.sweep}, {count_of(len(comparison.table), 'trial')}", style="not bold dim")
     for status, style in STATUS_STYLES.items():
         if counts[status]:
             title.append(f", {counts[status]} {status.lower()}", style=f"not bold {style}")
@@ -138,10 +147,15 @@ def _caption(comparison: Comparison, left_out: Sequence[Column], fingerprint: Fi
     for what, trial_ids in fingerprint.marked_together().items():
         caption.append(f"{MARK} ", style="bold yellow")
         caption.append(f"{', '.join(trial_ids)} {what}\n")
-    start = comparison.curves.query("key == 'eval/loss' and step == 0")["value"]
-    if not start.empty:
-        low, high = f"{start.min():.4f}", f"{start.max():.4f}"
-        caption.append(f"eval loss before training: {low if low == high else f'{low} to {high}'}\n", style="dim")
+    best, metric = best_trial(comparison), ranking_metric(comparison.table)
+    if best and len(comparison.table) > 1 and len(tasks_of(comparison)) == 1:
+        figure = format_metric(metric, sort_best_first(comparison.table).iloc[0][metric])
+        caption.append(f"best trial by {metric_name(metric)}: {best} ({figure})\n")
+    for key, name in (("eval/loss", "loss"), ("eval/accuracy", "accuracy")):
+        start = comparison.curves.query("key == @key and step == 0")["value"]
+        if not start.empty:
+            low, high = format_metric(key, start.min()), format_metric(key, start.max())
+            caption.append(f"eval {name} before training: {low if low == high else f'{low} to {high}'}\n", style="dim")
     if left_out:
         names = ", ".join(column.header.replace("\n", " ") for column in left_out)
         caption.append(f"no room here, but in the CSV: {names}\n", style="dim")
@@ -149,14 +163,10 @@ def _caption(comparison: Comparison, left_out: Sequence[Column], fingerprint: Fi
     # What was asked for needs no line per trial; place and loss stand in the CSV and in MLflow.
     rungs = Counter(row["reason"].partition(":")[0] for row in rows if is_stopped_early(row))
     for rung, number in sorted(rungs.items()):
-        caption.append(f"{_count(number, 'trial')} {rung}\n", style="dim")
+        caption.append(f"{count_of(number, 'trial')} {rung}\n", style="dim")
     for row in rows:
         if row["status"] != "FINISHED" and row["reason"] and not is_stopped_early(row):
             caption.append(f"{row['trial_id']} {row['status'].lower()}: ", style=STATUS_STYLES.get(row["status"], ""))
             caption.append(f"{row['reason'].strip().splitlines()[0]}\n")
     caption.rstrip()
     return Text("\n").append(caption) if caption else caption
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -5,51 +5,60 @@ import dataclasses
 import io
 import json
 import re
-from collections.abc import Collection, Sequence
+import shlex
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
 from mlflow import MlflowClient
 
-from loragrid.comparison import Comparison
+from loragrid.comparison import Comparison, load_comparison
+from loragrid.counts import count_of
 from loragrid.local_path import reason_of
 from loragrid.peft_results import write_peft_results
 from loragrid.report_page import Part, load_parts, render_page
 from loragrid.report_tables import PageTable, choice_table, contrast_table, unfinished_table
-from loragrid.selection import Choice
+from loragrid.selection import Choice, check_apart
 from loragrid.statistics import Interval
 from loragrid.sweep_record import SweepRecord, load_record
 from loragrid.tracking import quiet_store
+from loragrid.verdict_words import ROWS_CAVEAT, heading_of_choices
 
 ReportFormat = Literal["html", "md", "csv", "json", "peft"]
 REPORT_ARTIFACT = "report"
 """The artifact folder of the sweep's run that holds `report.html`."""
 
 
-def format_of(out: Path, asked: str | None) -> ReportFormat:
+def format_of(out: Path, report_format: str | None) -> ReportFormat:
     """The format asked for, else the one that the file's suffix names.
 
     ValueError: there is none of that name.
     """
     allowed = get_args(ReportFormat)
-    found = asked if asked is not None else out.suffix.removeprefix(".").lower()
-    if found not in allowed or (asked is None and found == "peft"):
-        key = f"--format {asked}" if asked is not None else f"--out {out}"
+    found = report_format if report_format is not None else out.suffix.removeprefix(".").lower()
+    if found not in allowed or (report_format is None and found == "peft"):
+        key = f"--format {report_format}" if report_format is not None else f"--out {out}"
         raise ValueError(
             f"{key}: no such format; allowed: a file ending in .html, .md, .csv or .json, or --format peft"
         )
     return found  # type: ignore[return-value]
 
 
-def write_report(comparison: Comparison, out: Path, asked: str | None = None, apart: Collection[str] = ()) -> list[str]:
-    """Write the report to the file `out` (to the folder `out` for PEFT's format); gives what it could not say.
+def write_report(
+    comparison: Comparison, out: str | Path, report_format: str | None = None, apart: Collection[str] = ()
+) -> list[str]:
+    """Write the report of a sweep, from MLflow alone, to the file `out`; gives what it could not say, as sentences.
 
-    apart: axes whose values are contestants of their own, see `choose`.
+    report_format: `html` (one page that opens offline), `md`, `csv`, `json`, by default what the file's name ends in;
+    or `peft`: then `out` is a folder, and gets the result files that PEFT's `method_comparison` app loads. apart: axes
+    (columns of `comparison.table`) that are compared at each of their values instead of being chosen over.
 
     Raises:
         ValueError: no such format or axis, `out` cannot be written, or the sweep lacks what the format must hold.
     """
-    form = format_of(out, asked)
+    out = Path(out).expanduser()
+    form = format_of(out, report_format)
+    check_apart(comparison, apart)
     record, parts = load_record(comparison), load_parts(comparison, apart)
     try:
         if form == "peft":
@@ -73,6 +82,23 @@ def keep_report(comparison: Comparison, out: Path) -> None:
         )
 
 
+def leave_report(
+    experiment_name: str, tracking_uri: str, sweep: str, folder: Path, tell: Callable[[str], None]
+) -> Path | None:
+    """Keep the report of a sweep that has ended, in the folder as `<sweep>.html` too; gives that file.
+
+    The sweep is recorded, and does not fail for want of its report: then `tell` hears why, and None is given.
+    """
+    out = folder / f"{sweep}.html"
+    try:
+        keep_report(load_comparison(experiment_name, tracking_uri, sweep), out)
+    except Exception as error:  # MLflow's, a database driver's, matplotlib's, the disk's
+        again = shlex.join(["loragrid", "report", experiment_name, "--sweep", sweep, "--out", "report.html"])
+        tell(f"the report could not be kept ({type(error).__name__}: {error}); to write it: {again}")
+        return None
+    return out
+
+
 def report_text(form: Literal["html", "md", "csv", "json"], record: SweepRecord, parts: Sequence[Part]) -> str:
     """The report as text, in one of the formats that are one file."""
     match form:
@@ -89,14 +115,16 @@ def report_text(form: Literal["html", "md", "csv", "json"], record: SweepRecord,
 def to_markdown(comparison: Comparison, parts: Sequence[Part]) -> str:
     """Verdict, choices, contrasts and what did not finish, as Markdown without HTML."""
     blocks = [f"# {_plain(comparison.question or comparison.experiment_name)}"]
-    blocks.append(_plain(f"{comparison.experiment_name}, sweep {comparison.sweep}, {len(comparison.table)} trials."))
+    size = count_of(len(comparison.table), "trial")
+    blocks.append(_plain(f"{comparison.experiment_name}, sweep {comparison.sweep}, {size}."))
     for part in parts:
         if part.label:
             blocks.append(f"# {_plain(part.label)}")
         blocks.append("\n".join(f"- {_plain(sentence)}" for sentence in part.verdict.sentences) or "No verdict.")
         blocks += [f"**Beware:** {_plain(warning)}" for warning in part.verdict.warnings]
-        blocks += _headed("Every method at its best setting", choice_table(part.verdict, part.comparison))
+        blocks += _headed(heading_of_choices(part.verdict), choice_table(part.verdict, part.comparison))
         blocks += _headed("Method against method", contrast_table(part.verdict))
+        blocks += [ROWS_CAVEAT] if any(contrast.over_items for contrast in part.verdict.contrasts) else []
     blocks += _headed("Failed, stopped and out of memory", unfinished_table(comparison))
     return "\n\n".join(blocks) + "\n"
 

@@ -15,6 +15,8 @@ from loragrid.curve_charts import Line, curve_charts
 from loragrid.figures import format_bytes, format_seconds
 from loragrid.fingerprint import fingerprint_of
 from loragrid.heat_maps import heat_maps
+from loragrid.metric_text import metric_name
+from loragrid.ranking import is_higher_better
 from loragrid.report_tables import (
     choice_table,
     contrast_table,
@@ -25,11 +27,12 @@ from loragrid.report_tables import (
     trial_table,
     unfinished_table,
 )
-from loragrid.selection import Verdict, is_higher_better
+from loragrid.selection import Verdict
 from loragrid.settings import Setting, settings_of, show_setting, tasks_of
 from loragrid.sweep_record import SweepRecord
 from loragrid.tracking import Scalar
 from loragrid.verdict import load_verdict
+from loragrid.verdict_words import ROWS_CAVEAT, heading_of_choices, was_chosen, what_is_shown
 
 MEMORY_PEAKS = {
     "memory/peak_allocated_bytes": "peak allocated, training",
@@ -86,7 +89,7 @@ def render_page(record: SweepRecord, parts: Sequence[Part]) -> str:
         parts=[_contents(record, part) for part in parts],
         when=_period(record),
         counts=count_ends(comparison),
-        styles=method_styles(comparison.table["method"]),
+        swatches=card_swatches(comparison),
         unfinished=unfinished_table(comparison),
         trials=trial_table(comparison, fingerprint.marked),
         cards=record.cards,
@@ -101,7 +104,8 @@ def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
     comparison, verdict = part.comparison, part.verdict
     styles = method_styles(record.comparison.table["method"], [*verdict.choices, *verdict.references])
     chosen = _lines(comparison, verdict)
-    curves, missing_curves = curve_charts(record, comparison.curves, chosen, styles)
+    shown = what_is_shown(verdict)
+    curves, missing_curves = curve_charts(record, comparison.curves, chosen, styles, shown)
     points, metric = setting_points(part), validation_metric(verdict)
     # Not the verdict's direction: settings may be chosen by accuracy and reported by loss.
     higher_is_better = is_higher_better(metric)
@@ -110,8 +114,12 @@ def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
     return {
         "label": part.label,
         "verdict": verdict,
+        "heading": heading_of_choices(verdict),
         "choices": choice_table(verdict, comparison),
+        "was_chosen": was_chosen(verdict),
+        "chosen_by": metric_name(metric),
         "contrasts": contrast_table(verdict),
+        "rows_caveat": ROWS_CAVEAT if any(contrast.over_items for contrast in verdict.contrasts) else "",
         "has_test": any(choice.test is not None for choice in verdict.choices),
         "curves": curves,
         "missing_curves": missing_curves,
@@ -119,7 +127,11 @@ def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
         "missing_fronts": missing_fronts if points else [],
         "heat_maps": heat_maps(figures_by_method(part, metric), comparison.axes, metric, higher_is_better),
         "memory_chart": bar_chart(
-            "Memory by part", _bars(comparison, chosen, MEMORY_PARTS), MEMORY_PARTS, format_bytes, _MEMORY_CAPTION
+            "Memory by part",
+            _bars(comparison, chosen, MEMORY_PARTS),
+            MEMORY_PARTS,
+            format_bytes,
+            f"One worker, every trial measured alone. {shown}.",
         ),
         "memory_table": parts_table(comparison, by_label, {**MEMORY_PARTS, **MEMORY_PEAKS}, format_bytes),
         "time_chart": bar_chart(
@@ -136,6 +148,14 @@ def validation_metric(verdict: Verdict) -> str:
     if verdict.choices:
         return verdict.choices[0].metric
     return "eval/accuracy" if verdict.higher_is_better else "eval/final_loss"
+
+
+def card_swatches(comparison: Comparison) -> dict[str, dict[str, str]]:
+    """Method -> what stands for it in the table (its labels, or its name) -> the colour of its curves."""
+    swatches: dict[str, dict[str, str]] = {}
+    for shown, style in method_styles(comparison.table["method"]).items():
+        swatches.setdefault(comparison.methods.get(shown, shown), {})[shown] = style.colour
+    return swatches
 
 
 def count_ends(comparison: Comparison) -> dict[str, int]:
@@ -218,7 +238,6 @@ def _period(record: SweepRecord) -> str:
     return text if record.ended is None else f"{text}, {format_seconds(record.ended - record.started)}"
 
 
-_MEMORY_CAPTION = "One worker, the trial measured alone; the chosen setting of every method, mean over its seeds."
 _TIME_CAPTION = (
     "Of the packs that the trials trained in: members of one pack share these times, so they say where a sweep's time "
     "went, not which method is faster. For that, see the step time measured alone."

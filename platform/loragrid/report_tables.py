@@ -4,15 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loragrid.comparison import Comparison, is_missing, is_stopped_early, sort_by_final_loss
+from loragrid.comparison import Comparison, is_missing, is_stopped_early
 from loragrid.figures import format_bytes, format_count, format_seconds, format_value
 from loragrid.glossary import OUT_OF_MEMORY
 from loragrid.metric_text import MISSING, format_difference, format_metric, format_p, format_range, metric_name
+from loragrid.ranking import sort_best_first
 from loragrid.selection import Choice, Contrast, Verdict, reported_interval
 from loragrid.settings import show_setting
 from loragrid.statistics import Interval, PairedTest
 from loragrid.sweep_record import SweepRecord
-from loragrid.verdict_words import is_shown
+from loragrid.verdict_words import is_shown, was_chosen
 
 PACK_TAG = "loragrid.pack"
 SWEEP_ESTIMATE, SWEEP_TIME = "sweep/estimated_seconds", "sweep/wall_seconds"
@@ -75,7 +76,14 @@ def choice_table(verdict: Verdict, comparison: Comparison) -> PageTable:
                 _figure_cell(comparison, choice, "parameters/trainable", format_count),
             )
         )
-    header = ("method", "chosen setting", *heads, "untuned default", "settings tried", "trained params")
+    header = (
+        "method",
+        "chosen setting" if was_chosen(verdict) else "setting",
+        *heads,
+        "untuned default",
+        "settings tried",
+        "trained params",
+    )
     return PageTable(header=header, rows=tuple(rows))
 
 
@@ -190,7 +198,7 @@ def trial_table(comparison: Comparison, marked: Mapping[str, str]) -> PageTable:
                 for key in keys
             ),
         )
-        for row in sort_by_final_loss(comparison.table).to_dict("records")
+        for row in sort_best_first(comparison.table).to_dict("records")
     ]
     return PageTable(header=("trial", *heading, "method", "ended", *comparison.axes, *keys), rows=tuple(rows))
 

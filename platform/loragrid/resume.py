@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
+from loragrid.counts import count_of
 from loragrid.earlier import EarlierSweep, find_earlier, identify
 from loragrid.planning import Plan, group_into_packs
 from loragrid.recorder import Recorder
@@ -32,8 +33,8 @@ def earlier_sweep(the_plan: Plan, recorder: Recorder, name: str | None, console:
         )
         return None
     console.print(
-        f"{earlier.name}: {len(earlier.outcome.statuses)} trials have ended, {len(earlier.begun)} were begun, "
-        f"{len(what_is_left(the_plan, earlier).trials)} are to be trained",
+        f"{earlier.name}: {count_of(len(earlier.outcome.statuses), 'trial')} ended, {len(earlier.begun)} begun, "
+        f"{len(what_is_left(the_plan, earlier).trials)} to be trained",
         highlight=False,
     )
     return earlier
@@ -47,8 +48,8 @@ def tell_of_earlier(the_plan: Plan, recorder: Recorder, console: Console) -> Non
     done = [trial for trial in the_plan.trials if trial.trial_id in earlier.outcome.statuses]
     if earlier.begun or len(done) < len(the_plan.trials):
         console.print(
-            f"{earlier.name} has ended {len(done)} of these {len(the_plan.trials)} trials; all are trained anew "
-            "(--resume would train the rest)",
+            f"{earlier.name} has ended {len(done)} of these {count_of(len(the_plan.trials), 'trial')}; all are trained "
+            "anew (--resume would train the rest)",
             style="yellow",
             highlight=False,
         )

@@ -13,6 +13,7 @@ from typing import Any
 from loragrid.comparison import Comparison, is_missing
 from loragrid.figures import format_value
 from loragrid.glossary import DIVERGED, STOPPED_EARLY
+from loragrid.ranking import holds, is_higher_better, ranking_metric
 from loragrid.settings import (
     TASK_SECTIONS,
     Row,
@@ -26,9 +27,8 @@ from loragrid.settings import (
 )
 from loragrid.statistics import Interval, PairedTest, t_interval
 from loragrid.tracking import Scalar
-from loragrid.tuning import default_setting, edge_sides
+from loragrid.tuning import default_setting, edge_sides, ladder_axes
 
-VALIDATION_METRICS = ("eval/accuracy", "eval/final_loss")
 TEST_METRICS = ("test/accuracy", "test/loss")
 
 
@@ -108,9 +108,13 @@ class Selection:
         return is_higher_better(self.reported)
 
 
-def is_higher_better(metric: str) -> bool:
-    """Of an accuracy more is better, of a loss less."""
-    return metric.endswith("accuracy")
+def check_apart(comparison: Comparison, apart: Collection[str]) -> None:
+    """ValueError: one of the names is no axis whose values can be set apart; seeds and tasks cannot."""
+    fixed = ("seed", *TASK_SECTIONS)
+    names = [name for name, path in comparison.axes.items() if not path.startswith(fixed)]
+    for name in apart:
+        if name not in names:
+            raise ValueError(f"apart: {name!r} is no axis of this sweep; allowed: {', '.join(names) or 'none'}")
 
 
 def choose(comparison: Comparison, apart: Collection[str] = ()) -> Selection:
@@ -124,15 +128,12 @@ def choose(comparison: Comparison, apart: Collection[str] = ()) -> Selection:
 
     ValueError: `apart` names no axis; or the sweep has several tasks (`tasks_of` gives them one by one).
     """
-    names = [name for name, path in comparison.axes.items() if path != "seed"]
-    for name in apart:
-        if name not in names:
-            raise ValueError(f"apart: {name!r} is no axis of this sweep; allowed: {', '.join(names) or 'none'}")
+    check_apart(comparison, apart)
     tasks = [f"{name} ({path})" for name, path in comparison.axes.items() if path.startswith(TASK_SECTIONS)]
     if tasks:
         raise ValueError(f"the sweep varies {', '.join(tasks)}: losses on different tasks; allowed: one at a time")
-    metric = next((key for key in VALIDATION_METRICS if _holds(comparison, key)), VALIDATION_METRICS[-1])
-    reported = next((key for key in TEST_METRICS if _holds(comparison, key)), metric)
+    metric = ranking_metric(comparison.table)
+    reported = next((key for key in TEST_METRICS if holds(comparison.table, key)), metric)
     contestants: dict[tuple[Any, ...], list[_Candidate]] = {}
     groups = rows_by_setting(comparison)
     split = {method: varying_within(comparison, groups, method) for method in {rows[0]["method"] for rows in groups}}
@@ -237,7 +238,7 @@ def _choose_one(
                 f"{len(candidate.seeds | best.seeds)} seeds, but {fault}: it is not chosen"
             )
     tried = [candidate.setting for candidate in candidates if candidate.figures or candidate.fault]
-    sides = edge_sides(best.setting, tried)
+    sides = edge_sides(best.setting, tried, ladder_axes(comparison, method))
     settings = [candidate.setting for candidate in candidates]
     wanted = default_setting(settings, best.setting, comparison.axes, comparison.methods.get(method, method))
     default = next((candidate for candidate in candidates if candidate.setting == wanted), None)
@@ -282,10 +283,6 @@ def _trains_nothing(candidates: Sequence[_Candidate]) -> bool:
     counts = [row.get("parameters/trainable") for candidate in candidates for row in candidate.rows]
     present = [count for count in counts if not is_missing(count)]
     return bool(present) and not any(present)
-
-
-def _holds(comparison: Comparison, key: str) -> bool:
-    return key in comparison.table and bool(comparison.table[key].notna().any())
 
 
 def _figure(row: Row, key: str) -> float | None:

@@ -17,6 +17,7 @@ from rich.console import Console
 from loragrid.callback import SweepOutcome
 from loragrid.comparison import Comparison, load_comparison
 from loragrid.config import DataConfig, Experiment, ModelConfig
+from loragrid.counts import count_of
 from loragrid.data import TokenizedData, load_data
 from loragrid.earlier import RESUMED_TAG, TRIALS_TAG, EarlierSweep, identify
 from loragrid.experiment_file import keep_experiment
@@ -29,7 +30,15 @@ from loragrid.recorded_timing import known_timings, recorded_start
 from loragrid.recorder import Recorder
 from loragrid.resume import earlier_sweep, tell_of_earlier, what_is_left
 from loragrid.rounds import Rounds
-from loragrid.storage import below, check_nodes_share, check_storage, spool_folder, storage_uri, trial_store
+from loragrid.storage import (
+    below,
+    check_nodes_share,
+    check_storage,
+    local_folder,
+    spool_folder,
+    storage_uri,
+    trial_store,
+)
 from loragrid.task_scoring import task_scorer
 from loragrid.time_estimate import ESTIMATE_TAG, TimeEstimate, estimate_time
 from loragrid.tracking import QUESTION_TAG, default_tracking_uri, tracking_origin
@@ -48,6 +57,8 @@ class SweepResult:
     name: str
     tracking_uri: str
     outcome: SweepOutcome
+    report: Path | None = None
+    """The sweep's page, which its run in MLflow has too; None where it could not be written, or not yet."""
     waiting_record: Path | None = None
     """Where what MLflow has not taken yet waits for `loragrid sync`."""
 
@@ -79,13 +90,20 @@ def run(
     connected to or was submitted to (`RAY_ADDRESS`), and otherwise starts one for the sweep. `name` is the sweep's; by
     default the experiment's with the next free number. `resume` goes on with the latest sweep, or that of the name: its
     finished trials are left alone, unfinished ones go on from where they were saved, those that the experiment has
-    beyond it are new; where there is none, it is the first.
+    beyond it are new; where there is none, it is the first. In the end a report lies in the storage folder and with the
+    sweep's run.
 
     Raises:
         ValueError: the request cannot be carried out; nothing was started.
         SweepInterrupted: SIGINT or SIGTERM has come; what was open is recorded as KILLED.
     """
+    from loragrid.report_files import leave_report  # and scipy and jinja, which nothing needs before a sweep's end
+
     console = console or Console(quiet=True)
+
+    def tell(sentence: str) -> None:
+        console.print(sentence, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
     if name is not None and not _SWEEP_NAME.fullmatch(name):
         what = "a sweep's name is that of a folder: letters, digits, '.', '_' and '-', at most 120"
         raise ValueError(f"--name: {name!r}: {what}, beginning with a letter, a digit or '_'")
@@ -93,7 +111,8 @@ def run(
     for model in {trial.model for trial in whole_plan.trials}:
         check_weights(model)
     tokenized = tokenize(whole_plan, console)
-    recorder = open_recorder(experiment, lambda sentence: console.print(sentence, style="yellow", markup=False))
+    recorder = open_recorder(experiment, tell)
+    uri, folder = recorder.tracking_uri, local_folder(experiment)
     earlier = earlier_sweep(whole_plan, recorder, name, console) if resume else None
     if not resume:
         tell_of_earlier(whole_plan, recorder, console)
@@ -103,7 +122,8 @@ def run(
             recorder.resume_sweep(name, {})
             recorder.end_sweep("FAILED" if "FAILED" in earlier.outcome.statuses.values() else "FINISHED")
             trial_store(experiment, name).delete(earlier.outcome.statuses)
-        return SweepResult(plan=whole_plan, name=name, tracking_uri=recorder.tracking_uri, outcome=earlier.outcome)
+        report = leave_report(experiment.name, uri, name, folder, tell)
+        return SweepResult(plan=whole_plan, name=name, tracking_uri=uri, outcome=earlier.outcome, report=report)
     store = trial_store(experiment, name)
     with connected_to_ray(address) as is_local:
         placement = place(experiment.workers, cluster_nodes())
@@ -136,12 +156,14 @@ def run(
                 progress,
                 earlier,
             ).run()
+    waiting = None if recorder.is_delivered else spool_folder(experiment) / name
     return SweepResult(
         plan=whole_plan,
         name=name,
-        tracking_uri=recorder.tracking_uri,
+        tracking_uri=uri,
         outcome=outcome,
-        waiting_record=None if recorder.is_delivered else spool_folder(experiment) / name,
+        report=leave_report(experiment.name, uri, name, folder, tell) if waiting is None else None,
+        waiting_record=waiting,
     )
 
 
@@ -184,7 +206,7 @@ def tokenize(the_plan: Plan, console: Console) -> dict[tuple[ModelConfig, DataCo
         skipped = "".join(f"; skipped {count}: {reason}" for reason, count in data.skipped.items() if count)
         tested = f", {len(data.test)} to test" if len(data.test) else ""
         console.print(
-            f"data {trial.data.name}: {len(data.train)} rows to train on, {len(data.evaluation)} to "
+            f"data {trial.data.name}: {count_of(len(data.train), 'row')} to train on, {len(data.evaluation)} to "
             f"evaluate{tested}{skipped}",
             highlight=False,
             markup=False,
@@ -261,12 +283,12 @@ def check_placement(experiment: Experiment, placement: Placement, is_local: bool
     if placement.num_packs:
         return
     kind = "GPU" if placement.use_gpu else "CPU"
-    need = f"{placement.num_workers} workers with {placement.cpus_per_worker:g} CPUs" + (
+    need = f"{count_of(placement.num_workers, 'worker')} with {placement.cpus_per_worker:g} CPUs" + (
         " and a GPU each" if placement.use_gpu else " each"
     )
     if is_local:
         raise ValueError(
-            f"workers: {experiment.workers.num_workers} workers do not fit on this machine: a pack needs {need}; "
+            f"workers: a pack's workers do not fit on this machine: it needs {need}; "
             f"allowed: as many as there are {kind}s, or a cluster (--address)"
         )
     console.print(f"waiting for the cluster to grow: a pack needs {need}", style="yellow")

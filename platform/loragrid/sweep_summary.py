@@ -7,10 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from loragrid.comparison import Comparison, is_missing, is_stopped_early, load_comparison
-from loragrid.loss_curves import plot_loss_curves
+from loragrid.loss_curves import has_losses, plot_loss_curves
+from loragrid.ranking import best_trial, ranking_metric
 from loragrid.recorder import Recorder
 
 BEST_TRIAL_TAG = "loragrid.best_trial"
+BEST_METRIC_TAG = "loragrid.best_trial.metric"
+BEST_FIGURES = {
+    "eval/accuracy": "sweep/best_eval_accuracy",
+    "test/accuracy": "sweep/best_test_accuracy",
+    "eval/final_loss": "sweep/best_eval_loss",
+    "test/loss": "sweep/best_test_loss",
+}
+"""A trial's metric -> the sweep's, which has it of the best trial."""
 FIGURES = "figures"
 # The sweep's end waits long for a store that fails, so that the record arrives; a summary can be read from that.
 SUMMARY_PATIENCE_SECONDS = 2.0
@@ -63,32 +72,23 @@ def record_summary(recorder: Recorder, sweep: str, cost: SweepCost) -> None:
     for key, value in cost.metrics().items():
         metrics[key] = value if key == START_METRIC else value + comparison.sweep_metrics.get(key, 0.0)
     best = best_trial(comparison)
-    recorder.log_sweep_summary(metrics, {BEST_TRIAL_TAG: best} if best else {})
-    if not comparison.curves["key"].isin(["eval/loss", "train/loss"]).any():
+    named = {BEST_TRIAL_TAG: best, BEST_METRIC_TAG: ranking_metric(comparison.table)} if best else {}
+    recorder.log_sweep_summary(metrics, named)
+    if not has_losses(comparison):
         return
     with tempfile.TemporaryDirectory() as folder:
         recorder.log_sweep_artifact(plot_loss_curves(comparison, Path(folder) / "loss_curves.png"), FIGURES)
 
 
 def summary_metrics(comparison: Comparison) -> dict[str, float]:
-    """How the trials ended, and the losses of the best on the evaluation rows; its test loss chooses nothing."""
+    """How the trials ended, and the figures of the best on the evaluation rows; those on test rows choose nothing."""
     rows = comparison.table.to_dict("records")
     ends = Counter("stopped" if is_stopped_early(row) else str(row["status"]).lower() for row in rows)
     metrics = {f"sweep/trials_{end}": float(ends[end]) for end in ("finished", "failed", "stopped")}
     best = best_trial(comparison)
     for row in rows:
         if row["trial_id"] == best:
-            for key, own in (("eval/final_loss", "sweep/best_eval_loss"), ("test/loss", "sweep/best_test_loss")):
+            for key, own in BEST_FIGURES.items():
                 if not is_missing(row.get(key)):
                     metrics[own] = float(row[key])
     return metrics
-
-
-def best_trial(comparison: Comparison) -> str:
-    """The finished trial of the lowest final evaluation loss; "" where none has one."""
-    losses = {
-        str(row["trial_id"]): float(row["eval/final_loss"])
-        for row in comparison.table.to_dict("records")
-        if row["status"] == "FINISHED" and not is_missing(row.get("eval/final_loss"))
-    }
-    return min(losses, key=losses.__getitem__) if losses else ""

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
+from loragrid.counts import count_of
 from loragrid.pack_timing import PackTiming, pack_shape
 from loragrid.placement import Node, Placement, place
 from loragrid.planning import Lane, Pack, Plan, assign_lanes, group_into_packs
@@ -37,7 +38,7 @@ class TimeEstimate:
         if not self.num_places:
             return ["this machine: no place for a pack (workers: more CPUs or GPUs than it has)"]
         found = [
-            f"this machine: {_count(self.num_places, 'place')}; {_count(self.num_packs, 'pack')}, at most "
+            f"this machine: {count_of(self.num_places, 'place')}; {count_of(self.num_packs, 'pack')}, at most "
             f"{self.num_waves} one after another"
         ]
         if self.total_seconds is not None:
@@ -47,8 +48,8 @@ class TimeEstimate:
         elif self.pack_seconds:
             known = sum(self.pack_seconds.values())
             found.append(
-                f"time on this machine: not known as a whole; {len(self.pack_seconds)} of {self.num_packs} packs take "
-                f"about {format_seconds(known)} one after another"
+                f"time on this machine: not known as a whole; {len(self.pack_seconds)} of "
+                f"{count_of(self.num_packs, 'pack')} take about {format_seconds(known)} one after another"
             )
         else:
             found.append(f"time on this machine: not known; {HOW_TO_KNOW}")
@@ -143,10 +144,6 @@ def estimate_time(
         start_seconds=start_seconds,
         unknown=unknown,
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _lane_seconds(packs: Sequence[Pack], timing_of: Mapping[str, PackTiming | None]) -> list[float | None]:

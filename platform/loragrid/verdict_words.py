@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-from loragrid.selection import Choice, Contrast, Selection, is_higher_better, reported_interval
+from loragrid.counts import count_of
+from loragrid.ranking import is_higher_better
+from loragrid.selection import Choice, Contrast, Selection, Verdict, reported_interval
 from loragrid.settings import show_setting
 from loragrid.statistics import CONFIDENCE, Interval, PairedTest
 
@@ -18,6 +20,34 @@ METRIC_WORDS = {
     "eval/accuracy": "evaluation accuracy",
     "eval/final_loss": "evaluation loss",
 }
+
+
+ROWS_CAVEAT = (
+    "The tests over rows take test rows for independent: where several belong to one conversation or prompt, their "
+    "p-values are too small."
+)
+
+
+def was_chosen(verdict: Verdict) -> bool:
+    """Whether any method had more than one setting to choose from."""
+    return any(choice.num_settings > 1 for choice in (*verdict.choices, *verdict.references))
+
+
+def what_is_shown(verdict: Verdict) -> str:
+    """Which trials stand for a method in charts and bars, and that they are averaged: the first half of a caption."""
+    everyone = (*verdict.choices, *verdict.references)
+    who = "contestant" if any(choice.apart for choice in everyone) else "method"
+    if not everyone:
+        return "All trials of every method, for none had a figure to choose a setting by: mean over them"
+    if not was_chosen(verdict):
+        return f"The only setting of every {who}: mean over its seeds"
+    rest = "" if all(choice.num_settings > 1 for choice in everyone) else ", or its only one"
+    return f"The chosen setting of every {who}{rest}: mean over its seeds"
+
+
+def heading_of_choices(verdict: Verdict) -> str:
+    """What the table of choices is called."""
+    return "Every method at its best setting" if was_chosen(verdict) else "Every method's figures"
 
 
 def sentences_of(selection: Selection, contrasts: Sequence[Contrast]) -> list[str]:
@@ -77,7 +107,7 @@ def _leader(best: Choice, selection: Selection, others: Sequence[Choice]) -> str
     values = f" ({show_setting(best.setting, best.apart)})" if best.setting.values.keys() - best.apart else ""
     metric = METRIC_WORDS.get(selection.reported, selection.reported)
     spread = "" if interval.low is None else f"95 % interval {interval.low:.4f} to {interval.high:.4f}, "
-    figure = f"{interval.mean:.4f} ({spread}n = {_count(interval.num, 'seed')})"
+    figure = f"{interval.mean:.4f} ({spread}n = {count_of(interval.num, 'seed')})"
     if not others:
         return f"{best.name}{values} has a {metric} of {figure}; there is no other method to compare it with."
     # Accuracies on the same rows tie easily, and the order of a tie is that of the file.
@@ -152,7 +182,3 @@ def _limits(ranked: Sequence[Choice], contrasts: Sequence[Contrast]) -> list[str
 
 def _signed(value: float) -> str:
     return f"{value:.4f}".replace("-", "−")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -12,7 +12,7 @@ from loragrid.config import experiment_from_mapping
 from loragrid.experiment_file import keep_experiment
 from loragrid.recorder import Recorder
 from loragrid.sweep import sweep_parameters
-from loragrid.tracking import QUESTION_TAG, Scalar, card_tags
+from loragrid.tracking import LABEL_TAG, QUESTION_TAG, Scalar, card_tags
 from loragrid_methods import get_method
 
 QUESTION = "Which method teaches a small model grade-school maths best, when each has its own best learning rate?"
@@ -71,6 +71,13 @@ class MadeUpTrial:
         return loss + bowl + ratio - (0.012 if self.rank == 16 else 0.0) + noise
 
     @property
+    def accuracy(self) -> float:
+        """Share of 40 rows answered right at the end: highest at three times the learning rate of the lowest loss."""
+        best, loss, *_ = METHODS[self.method]
+        share = 0.52 - 0.6 * (loss - 1.17) - 0.08 * math.log(self.lr / (3 * best)) ** 2 + 0.025 * self.seed
+        return (round(NUM_TEST_ROWS * share) + random.Random(self.trial_id).choice((0, 0, 1))) / NUM_TEST_ROWS
+
+    @property
     def failure(self) -> str:
         if self.method == "vera" and self.lr == 1e-1:
             return "diverged: loss or gradient not finite at step 37"
@@ -127,8 +134,24 @@ def record_maths(uri: str) -> Recorder:
     return recorder
 
 
-def record_trial(recorder: Recorder, trial: MadeUpTrial, more_tags: Mapping[str, str] | None = None) -> None:
-    """One of them, to its end."""
+def record_word_problems(uri: str) -> Recorder:
+    """A task with an accuracy, 27 trials, `words-1` of the experiment `words`: one of the methods goes by a label."""
+    recorder = Recorder("words", uri)
+    recorder.start_sweep("words-1", {}, {QUESTION_TAG: "Which method solves most word problems?"})
+    for method, label in {"lora": "lora", "lora_fa": "LoRA, A frozen", "delta_lora": "delta_lora"}.items():
+        for lr in LADDERS[method]:
+            for seed in SEEDS:
+                trial = MadeUpTrial(trial_id=f"{method}-{lr:g}-{seed}", method=method, rank=16, lr=lr, seed=seed)
+                if not trial.failure:
+                    record_trial(recorder, trial, {LABEL_TAG: label}, is_answered=True)
+    recorder.end_sweep("FINISHED")
+    return recorder
+
+
+def record_trial(
+    recorder: Recorder, trial: MadeUpTrial, more_tags: Mapping[str, str] | None = None, *, is_answered: bool = False
+) -> None:
+    """One of them, to its end; with the accuracies of a task where its rows are answered."""
     _, _, per_rank, saved_mib, step_ms = METHODS[trial.method]
     parameters: dict[str, Scalar] = {
         "method.name": trial.method,
@@ -196,19 +219,27 @@ def record_trial(recorder: Recorder, trial: MadeUpTrial, more_tags: Mapping[str,
             "time/checkpoint_seconds": 4.0,
         },
     )
+    if is_answered:
+        shares = {0: 0.05, 250: trial.accuracy - 0.1, 500: trial.accuracy}
+        recorder.log_records(trial.trial_id, [{"step": s, "eval/accuracy": share} for s, share in shares.items()])
+        recorder.log_summary(trial.trial_id, {"test/accuracy": trial.accuracy - 0.025})
     with tempfile.TemporaryDirectory() as name:
-        write_scores(Path(name) / "test.csv", losses[-1][1] + 0.021, trial.trial_id)
+        num_right = round(NUM_TEST_ROWS * (trial.accuracy - 0.025)) if is_answered else None
+        write_scores(Path(name) / "test.csv", losses[-1][1] + 0.021, trial.trial_id, num_right)
         recorder.log_artifacts(trial.trial_id, Path(name), "scores")
     recorder.end_trial(trial.trial_id, "FINISHED")
 
 
-def write_scores(path: Path, loss: float, trial_id: str) -> None:
+def write_scores(path: Path, loss: float, trial_id: str, num_right: int | None = None) -> None:
     """A line per test row; the rows are the same for every trial, their losses average to `loss` nats per label."""
     noise = random.Random(trial_id)
     spread: Sequence[float] = [0.3 * math.sin(row) + noise.gauss(0, 0.02) for row in range(NUM_TEST_ROWS)]
     middle = sum(spread) / len(spread)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["row", "num_labels", "loss"])
+        writer.writerow(["row", "num_labels", "loss", *([] if num_right is None else ["correct"])])
+        # The hard rows are the same for all; a trial misses some of the others, too.
+        right = sorted(range(NUM_TEST_ROWS), key=lambda row: row + noise.uniform(0, 10))[:num_right]
         for row, offset in enumerate(spread):
-            writer.writerow([f"{row:016x}", 20, 20 * (loss + offset - middle)])
+            correct = [] if num_right is None else [int(row in right)]
+            writer.writerow([f"{row:016x}", 20, 20 * (loss + offset - middle), *correct])

@@ -4,10 +4,13 @@ import random
 
 import pandas as pd
 import pytest
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
-from loragrid.charts import draw, method_styles, thin_out, ticks_between
+from loragrid.charts import CHART_INCHES, draw, legend_above, method_styles, thin_out, ticks_between
 from loragrid.comparison import Comparison
-from loragrid.cost_charts import Bar, Point, bar_chart, figure_limits
+from loragrid.cost_charts import Bar, Point, bar_chart, figure_limits, pareto_charts
 from loragrid.curve_charts import seconds_per_step, tokens_per_step
 from loragrid.figures import format_bytes
 from loragrid.heat_maps import grid_of, heat_maps
@@ -122,6 +125,46 @@ def test_a_bar_that_lacks_a_part_others_have_is_named() -> None:
     chart = bar_chart("Memory", bars, parts, format_bytes, "Caption.")
     assert chart is not None
     assert chart.caption == "Caption. vera is without the loss."
+
+
+def test_bytes_in_one_chart_have_one_unit() -> None:
+    sizes = {"lora": 983 * 2**20, "vera": 1006 * 2**20}
+    bars = [Bar(label=name, parts={"memory/base_bytes": float(size)}) for name, size in sizes.items()]
+    chart = bar_chart("Memory", bars, {"memory/base_bytes": "base"}, format_bytes, "")
+    assert chart is not None
+    points = [
+        Point(
+            name=name,
+            label=name,
+            figure=2.0 - size / 2**30,
+            costs={"memory/peak_allocated_bytes": float(size)},
+            is_chosen=True,
+        )
+        for name, size in sizes.items()
+    ]
+    (front,), _ = pareto_charts(points, "eval/final_loss", False, method_styles(sizes))
+    for drawing in (str(chart.svg).partition("</desc>")[2], str(front.svg).partition("</desc>")[2], front.caption):
+        assert "GiB" in drawing
+        assert "MiB" not in drawing
+    assert "lora (0.96 GiB, 1.0400), vera (0.982 GiB, 1.0176)" in front.caption
+    assert format_bytes(2**20, like=2**30) == "0.000977 GiB"
+
+
+@pytest.mark.parametrize("length", [4, 17, 25, 40])
+def test_a_legend_of_labels_of_any_length_stays_within_its_drawing(length: int) -> None:
+    figure = Figure(figsize=CHART_INCHES, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    with rc_context({"legend.fontsize": 8.5}):
+        panel = figure.subplots()
+        for name in ("a", "m", "0", "x", "W"):
+            panel.plot([0, 1], [0, 1], label=f"{name} of n".ljust(length, "e"))
+        legend_above(panel)
+        canvas.draw()  # type: ignore[no-untyped-call]
+        legend = panel.get_legend()
+    assert legend is not None
+    box = legend.get_window_extent()
+    assert box.x1 <= figure.bbox.x1
+    assert box.y1 <= figure.bbox.y1
 
 
 def test_a_setting_that_failed_to_learn_does_not_press_the_others_flat() -> None:

@@ -197,6 +197,14 @@ def test_a_plan_is_a_table_of_trials(loragrid: Command, write: Callable[..., Pat
     assert "8,192" in done.out
 
 
+def test_a_plan_of_one_trial_speaks_of_one_of_each(loragrid: Command, write: Callable[..., Path]) -> None:
+    training = {"steps": 1, "batch_size": 1}
+    text = " ".join(loragrid("plan", write(methods=["lora"], training=training)).out.split())
+    assert "1 trial in 1 pack;" in text
+    assert "1 step of 1 row" in text
+    assert "pack-000 (1 trial)" in text
+
+
 def test_methods_prints_every_card(loragrid: Command) -> None:
     done = loragrid("methods")
     text = " ".join(done.out.split())

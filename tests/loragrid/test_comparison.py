@@ -22,7 +22,9 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 def record_quickstart(uri: str) -> None:
     """Four trials with known values: one without lr_ratio, one without a rank, one that failed."""
     recorder = Recorder("quickstart", uri)
-    recorder.start_sweep("only", {}, {QUESTION_TAG: "Which is best?"})
+    recorder.start_sweep(
+        "only", {"grid.method.rank": {"ladder": [4, 8], "points": 2}}, {QUESTION_TAG: "Which is best?"}
+    )
     trials: dict[str, tuple[dict[str, Scalar], float | None]] = {
         "lora-a": ({"method.name": "lora", "method.rank": 4, "method.alpha": 16.0, "training.lr": 1e-3}, 2.5),
         "lora_plus-b": (
@@ -70,6 +72,7 @@ def test_the_columns_are_the_axes_that_vary_and_the_metrics(uri: str) -> None:
     ]
     assert comparison.question == "Which is best?"
     assert comparison.sweep == "only"
+    assert comparison.sweep_parameters == {"grid.method.rank": '{"ladder": [4, 8], "points": 2}'}
 
 
 def test_values_keep_their_kind_and_what_is_missing_is_missing(uri: str) -> None:
@@ -91,6 +94,22 @@ def test_the_curves_hold_every_point_of_every_trial(uri: str) -> None:
     assert list(zip(own["step"], own["value"], strict=True)) == [(0, 3.0), (1, 2.25)]
     failed = curves[(curves["trial_id"] == "lora_plus-c") & (curves["key"] == "eval/loss")]
     assert list(failed["value"]) == [3.0]
+
+
+def test_an_accuracy_has_its_last_value_in_the_table_and_every_one_in_the_curves(tmp_path: Path) -> None:
+    recorder = Recorder("task", default_tracking_uri(str(tmp_path), None))
+    recorder.start_sweep("only", {}, {})
+    recorder.start_trial("lora-a", {"method.name": "lora"}, {})
+    recorder.log_records(
+        "lora-a", [{"step": 0, "eval/accuracy": 0.125}, {"step": 5, "eval/accuracy": 0.5, "eval/loss": 2.0}]
+    )
+    recorder.log_records("lora-a", [{"step": 9, "eval/accuracy": 0.375}])
+    assert recorder.deliver()
+    comparison = load_comparison("task", recorder.tracking_uri)
+    own = comparison.curves[comparison.curves["key"] == "eval/accuracy"]
+    assert list(zip(own["step"], own["value"], strict=True)) == [(0, 0.125), (5, 0.5), (9, 0.375)]
+    assert comparison.table["eval/accuracy"].tolist() == [0.375]
+    assert json.loads(comparison.to_json(curves=True))["trials"][0]["curves"]["eval/accuracy"]["step"] == [0, 5, 9]
 
 
 def test_steps_that_were_trained_again_count_once(uri: str) -> None:

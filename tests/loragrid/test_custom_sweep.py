@@ -79,7 +79,9 @@ def recorded(experiment: lg.Experiment) -> lg.Comparison:
     return lg.load_comparison(experiment.name, default_tracking_uri(experiment.storage.path, None))
 
 
-def test_optuna_searches_and_every_point_it_tried_is_a_run(make_experiment: Callable[..., lg.Experiment]) -> None:
+def test_optuna_searches_and_every_point_it_tried_is_a_run(
+    make_experiment: Callable[..., lg.Experiment], tmp_path: Path
+) -> None:
     experiment = make_experiment(name="optuna", methods=["lora_plus"])
     results = search_with_optuna(experiment)
     comparison = recorded(experiment)
@@ -91,6 +93,8 @@ def test_optuna_searches_and_every_point_it_tried_is_a_run(make_experiment: Call
     best = results.get_best_result().metrics
     assert best is not None
     assert best["eval_loss"] == comparison.table["eval/final_loss"].min()
+    lg.write_report(comparison, tmp_path / "report.html")
+    assert f"{best['eval_loss']:.4f}" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("address_of_a_killed_head")

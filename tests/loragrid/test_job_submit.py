@@ -166,7 +166,7 @@ def test_the_job_of_the_kuberay_manifest_starts_its_sweep_and_goes_on_with_it_wh
     assert first.returncode == 0, first.stdout + first.stderr
     assert "has no sweep 'kubernetes-1' yet: this is its first" in first.stdout
     assert second.returncode == 0, second.stdout + second.stderr
-    assert "kubernetes-1: 1 trials have ended, 0 were begun, 0 are to be trained" in second.stdout
+    assert "kubernetes-1: 1 trial ended, 0 begun, 0 to be trained" in second.stdout
     assert recorded(tmp_path / "store") == {"": "FINISHED", "lora": "FINISHED"}
 
 

@@ -1,11 +1,14 @@
 """A ladder stands for the values of an axis, in equal ratios from its lowest to its highest."""
 
+import pickle
 from typing import Any
 
 import numpy
 import pytest
+import yaml
 
 from loragrid.config import Experiment, experiment_from_mapping
+from loragrid.experiment_file import experiment_to_yaml
 from loragrid.grid import expand
 from loragrid.ladder import ladder_values
 
@@ -33,6 +36,26 @@ def test_a_ladder_is_numpys_geometric_series_with_its_ends_as_they_are_written(
 
 def test_between_whole_numbers_a_ladder_has_whole_numbers() -> None:
     assert ladder_values("rank", {"ladder": [4, 64], "points": 5}) == [4, 8, 16, 32, 64]
+
+
+def test_a_ladder_stays_one_in_an_experiment_and_in_the_file_that_it_is_written_back_to() -> None:
+    ladder = {"ladder": [4, 64], "points": 3}
+    mapping = BASE | {
+        "methods": ["lora", {"name": "vera", "grid": {"lr": {"ladder": [1, 4], "points": 3}}}],
+        "grid": {"method.rank": ladder, "seed": [0, 1]},
+    }
+    experiment = experiment_from_mapping(mapping, "f.yaml")
+    assert experiment.grid["method.rank"] == (4, 16, 64)
+    assert experiment.methods[1].grid == {"lr": (1.0, 2.0, 4.0)}
+    for copy in (experiment, pickle.loads(pickle.dumps(experiment))):
+        content = yaml.safe_load(experiment_to_yaml(copy))
+        assert content["grid"] == {"method.rank": ladder, "seed": [0, 1]}
+        assert content["methods"][1]["grid"] == {"lr": {"ladder": [1, 4], "points": 3}}
+    again = experiment_from_mapping(content, "again")
+    assert again == experiment
+    assert [trial.trial_id for trial in expand(again)] == [trial.trial_id for trial in expand(experiment)]
+    taken_over = Experiment(**{**BASE, "methods": ["lora"]}, grid=experiment.grid)
+    assert yaml.safe_load(experiment_to_yaml(taken_over))["grid"]["method.rank"] == ladder
 
 
 def test_a_methods_own_ladder_and_one_for_all_make_the_trials_of_the_list() -> None:

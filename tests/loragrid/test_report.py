@@ -10,7 +10,7 @@ from rich.console import Console
 
 from loragrid.comparison import Comparison
 from loragrid.figures import format_bytes, format_count, format_seconds, format_value
-from loragrid.loss_curves import _limit_height, group_by_setting
+from loragrid.loss_curves import _limit_height, group_by_setting, has_losses
 from loragrid.report import plot_loss_curves, render_table
 
 
@@ -39,6 +39,9 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
+METHODS_OF_ROWS = {row["method"] for row in ROWS}
+
+
 def text_of(comparison: Comparison, width: int = 100) -> list[str]:
     console = Console(width=width, color_system=None)
     with console.capture() as capture:
@@ -59,8 +62,23 @@ def test_the_table_is_sorted_by_loss_with_failures_last_and_their_reason_below()
     assert rows["vera"][1:4] == ["256", "–", "failed"]
     assert "vera-1 failed: out of memory" in lines
     assert "eval loss before training: 3.0000" in lines
+    assert "best trial by evaluation loss: lora_plus-1 (2.2500)" in lines
     assert lines[0] == "quickstart  first, 4 trials, 1 failed"
     assert lines[1] == "Which is best?"
+
+
+def test_the_table_of_a_task_with_an_accuracy_is_sorted_by_it_and_names_it() -> None:
+    accuracies = {"lora-1": 0.5, "lora_plus-1": 0.25, "full-1": 0.5}
+    rows = [{**row, "eval/accuracy": accuracies.get(row["trial_id"])} for row in ROWS]
+    curves = [(name, name, 0, "eval/accuracy", share) for name, share in (("lora-1", 0.125), ("full-1", 0.0625))]
+    lines = text_of(comparison_of(rows, curves))
+    cells = [line.split() for line in lines if line.split()[:1] and line.split()[0] in METHODS_OF_ROWS]
+    assert [row[0] for row in cells] == ["lora", "full", "lora_plus", "vera"], "of equals that with the lower loss"
+    assert cells[0][3:6] == ["50.0", "%", "2.5000"]
+    assert cells[3][3:5] == ["failed", "failed"]
+    assert any("accuracy" in line and "loss" in line for line in lines)
+    assert "best trial by evaluation accuracy: lora-1 (50.0 %)" in lines
+    assert "eval accuracy before training: 6.2 % to 12.5 %" in lines
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 160])
@@ -160,6 +178,9 @@ def test_a_sweep_without_losses_has_no_picture(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="sweep 'first' of 'quickstart' has no loss curve yet"):
         plot_loss_curves(comparison_of(ROWS), tmp_path / "curves.png")
     assert not list(tmp_path.iterdir())
+    accuracies = comparison_of(ROWS, [("lora-1", "lora", 0, "eval/accuracy", 0.5)])
+    assert not has_losses(accuracies), "a curve, but none of a loss"
+    assert has_losses(comparison_of(ROWS, [("lora-1", "lora", 0, "train/loss", 3.0)]))
 
 
 def test_a_diverging_trial_does_not_press_the_others_flat(tmp_path: Path) -> None:

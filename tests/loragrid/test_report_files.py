@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,18 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+import loragrid as lg
 from loragrid.comparison import Comparison, load_comparison
 from loragrid.config import experiment_from_mapping, load_experiment
 from loragrid.experiment_file import experiment_to_yaml, rebuild_experiment
 from loragrid.peft_results import write_peft_results
 from loragrid.recorder import Recorder
-from loragrid.report_files import format_of, keep_report, write_report
+from loragrid.report_files import format_of, keep_report, leave_report, write_report
 from loragrid.sweep import sweep_parameters
 from loragrid.sweep_record import load_record
 from loragrid.tracking import LABEL_TAG, QUESTION_TAG, default_tracking_uri, format_parameter
 from loragrid.verdict import load_verdict
-from tests.loragrid.recorded_sweeps import LADDERS, MadeUpTrial, record_trial
+from tests.loragrid.recorded_sweeps import LADDERS, MadeUpTrial, record_trial, record_word_problems
 
 EXPERIMENTS = sorted((Path(__file__).resolve().parents[2] / "experiments").glob("*.yaml"))
 
@@ -40,6 +42,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
                 record_trial(recorder, trial)
     recorder.end_sweep("FINISHED")
     return load_comparison("small", uri)
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    """A task with an accuracy."""
+    uri = default_tracking_uri(str(tmp_path_factory.mktemp("words")), None)
+    record_word_problems(uri)
+    return load_comparison("words", uri)
 
 
 def load_as_pefts_app_does(folder: Path) -> pd.DataFrame:
@@ -104,6 +114,23 @@ def test_pefts_app_can_load_a_file_per_seed_of_every_choice(small: Comparison, t
     assert pd.isna(row["test_accuracy"])
 
 
+def test_every_look_at_the_answers_is_a_valid_accuracy_of_pefts_file(answered: Comparison, tmp_path: Path) -> None:
+    assert write_report(answered, tmp_path / "results", "peft") == []
+    row = answered.table.set_index("trial_id").loc["lora-0.003-0"]
+    content = json.loads((tmp_path / "results" / "lora-0.003-0.json").read_text(encoding="utf-8"))
+    *looks, last = content["train_info"]["metrics"]
+    accuracy = row["eval/accuracy"]
+    assert [(look["step"], look["valid accuracy"]) for look in looks] == [
+        (0, 0.05),
+        (250, accuracy - 0.1),
+        (500, accuracy),
+    ]
+    assert [look["train samples"] for look in looks] == [0, 2000, 4000]
+    assert last["test accuracy"] == row["test/accuracy"]
+    accuracies = load_as_pefts_app_does(tmp_path / "results").set_index("experiment_name")["test_accuracy"]
+    assert accuracies["lora/lora-0.003-0"] == row["test/accuracy"]
+
+
 def test_pefts_type_is_the_method_whatever_label_it_goes_by(tmp_path: Path) -> None:
     uri = default_tracking_uri(str(tmp_path), None)
     recorder = Recorder("labelled", uri)
@@ -116,6 +143,19 @@ def test_pefts_type_is_the_method_whatever_label_it_goes_by(tmp_path: Path) -> N
     write_peft_results(load_record(comparison), [load_verdict(comparison)], tmp_path / "results")
     (file,) = (tmp_path / "results").glob("*.json")
     assert json.loads(file.read_text(encoding="utf-8"))["run_info"]["peft_config"]["peft_type"] == "LORA_FA"
+
+
+def test_a_trial_whose_start_is_not_known_is_as_old_as_its_sweep_and_never_of_1970(
+    small: Comparison, tmp_path: Path
+) -> None:
+    record = load_record(small)
+    undated = {trial_id: replace(run, started=None) for trial_id, run in record.trials.items()}
+    of_the_sweep = replace(record, trials=undated, started=1_700_000_000.0)
+    write_peft_results(of_the_sweep, [load_verdict(small)], tmp_path / "dated")
+    dates = load_as_pefts_app_does(tmp_path / "dated")["created_at"]
+    assert set(dates) == {pd.Timestamp("2023-11-14T22:13:20+00:00")}
+    write_peft_results(replace(of_the_sweep, started=None), [load_verdict(small)], tmp_path / "undated")
+    assert load_as_pefts_app_does(tmp_path / "undated")["created_at"].isna().all()
 
 
 def test_a_trial_without_what_pefts_app_needs_has_no_file_and_is_named(tmp_path: Path) -> None:
@@ -162,6 +202,8 @@ def test_the_markdown_has_verdict_and_tables_and_its_text_stays_text(small: Comp
     assert len(body) == 2
     assert all(line.count(" | ") == header.count(" | ") for line in body)
     assert "n = 2" in body[0]
+    assert "## Every method at its best setting" in lines
+    assert any("take test rows for independent" in line for line in lines)
 
 
 def test_the_format_is_asked_for_or_told_by_the_suffix() -> None:
@@ -198,6 +240,31 @@ def test_the_report_is_kept_with_the_sweeps_run(small: Comparison, tmp_path: Pat
     assert client.get_run(small.sweep_run_id).info.status == "FINISHED"
 
 
+def test_a_sweep_leaves_its_report_and_does_not_fail_where_it_cannot(small: Comparison, tmp_path: Path) -> None:
+    told: list[str] = []
+    left = leave_report("small", small.tracking_uri, "small-1", tmp_path, told.append)
+    assert (left, told) == (tmp_path / "small-1.html", [])
+    client = MlflowClient(tracking_uri=small.tracking_uri)
+    kept = Path(client.download_artifacts(small.sweep_run_id, "report/report.html", str(tmp_path)))
+    assert kept.read_text(encoding="utf-8") == (tmp_path / "small-1.html").read_text(encoding="utf-8")
+    (tmp_path / "full" / "small-1.html").mkdir(parents=True)
+    absent = default_tracking_uri(str(tmp_path / "absent"), None)
+    for uri, folder, reason in ((small.tracking_uri, tmp_path / "full", "directory"), (absent, tmp_path, "no MLflow")):
+        told.clear()
+        assert leave_report("small", uri, "small-1", folder, told.append) is None
+        (sentence,) = told
+        assert reason in sentence
+        assert sentence.endswith("to write it: loragrid report small --sweep small-1 --out report.html")
+
+
+def test_a_report_is_written_from_python_as_from_the_command_line(small: Comparison, tmp_path: Path) -> None:
+    assert lg.write_report(small, str(tmp_path / "page.html")) == []
+    assert lg.write_report(lg.load_comparison("small", small.tracking_uri), tmp_path / "again.html") == []
+    assert (tmp_path / "page.html").read_text("utf-8") == (tmp_path / "again.html").read_text("utf-8")
+    lg.write_report(small, tmp_path / "report.csv", apart=["lr"])
+    assert "lora lr 0.001" in (tmp_path / "report.csv").read_text("utf-8")
+
+
 def test_secrets_in_addresses_are_not_in_the_page(small: Comparison, tmp_path: Path) -> None:
     assert "secret" in str(load_record(small).experiment_yaml)
     write_report(small, tmp_path / "report.html")
@@ -218,6 +285,38 @@ def test_the_file_that_a_sweep_keeps_is_the_same_experiment(file: Path) -> None:
 def test_an_experiment_that_was_too_long_to_be_recorded_is_not_rebuilt() -> None:
     assert rebuild_experiment({"name": "long", "methods": "[" + "1," * 3000}) is None
     assert rebuild_experiment({}) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["compare", "small"], "apart: 'nonsense' is no axis of this sweep; allowed: lr"),
+        (["compare", "small", "--plot", "curves.png"], "apart: 'nonsense' is no axis of this sweep; allowed: lr"),
+        (["report", "small", "--out", "page.html"], "apart: 'nonsense' is no axis of this sweep; allowed: lr"),
+        (["compare", "small", "--csv"], "--apart: the CSV"),
+        (["compare", "small", "--json"], "--apart: the CSV"),
+    ],
+)
+def test_an_unknown_axis_to_set_apart_is_refused_before_anything_is_printed_or_written(
+    small: Comparison,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    key: str,
+) -> None:
+    from loragrid.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        sys, "argv", ["loragrid", *words, "--tracking-uri", small.tracking_uri, "--apart", "nonsense", "--apart", "lr"]
+    )
+    with pytest.raises(SystemExit) as refused:
+        main()
+    printed = capsys.readouterr()
+    assert (refused.value.code, printed.out) == (2, "")
+    assert key in " ".join(printed.err.split())
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_writes_the_report_and_refuses_what_it_cannot_write(

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,12 +13,20 @@ import pytest
 from mlflow import MlflowClient
 from scipy import stats
 
+from loragrid.charts import method_styles
 from loragrid.comparison import load_comparison
 from loragrid.failure import Failure
 from loragrid.recorder import Recorder
 from loragrid.report_files import write_report
-from loragrid.tracking import QUESTION_TAG, Scalar, default_tracking_uri
-from tests.loragrid.recorded_sweeps import METHODS, QUESTION, record_maths
+from loragrid.tracking import LABEL_TAG, QUESTION_TAG, Scalar, default_tracking_uri
+from tests.loragrid.recorded_sweeps import (
+    METHODS,
+    QUESTION,
+    MadeUpTrial,
+    record_maths,
+    record_trial,
+    record_word_problems,
+)
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CHROMEDRIVER = shutil.which("chromedriver")
@@ -221,6 +229,53 @@ def test_every_chart_has_a_title_and_a_description_in_words(maths: Page) -> None
     assert "Last values in nats per token: delta_lora 1." in maths.html
 
 
+def test_captions_say_that_settings_were_chosen_and_by_what(maths: Page) -> None:
+    text = " ".join(maths.text.split())
+    assert "Settings were chosen by their mean evaluation loss over seeds on the validation rows." in text
+    caption = "The chosen setting of every method: mean over its seeds"
+    assert f"{caption}; the band spans the lowest and the highest of them. The axis leaves out the steep start." in text
+    assert f"One worker, every trial measured alone. {caption}." in text
+    assert "large marks are the chosen settings" in text
+
+
+def test_a_test_over_rows_says_what_it_takes_for_granted(maths: Page, tmp_path: Path) -> None:
+    caveat = "The tests over rows take test rows for independent"
+    assert caveat in maths.text
+    uri = default_tracking_uri(str(tmp_path), None)
+    record_small(uri, "rowless", {"lora": 2.0, "vera": 2.5})
+    assert caveat not in page_of(uri, "rowless", tmp_path).text
+
+
+def test_where_nothing_could_be_chosen_the_captions_say_that_all_trials_are_shown(tmp_path: Path) -> None:
+    uri = default_tracking_uri(str(tmp_path), None)
+    recorder = Recorder("halfway", uri)
+    recorder.start_sweep("halfway-1", {}, {})
+    for lr in (1e-3, 1e-2):
+        recorder.start_trial(f"lora-{lr:g}", {"method.name": "lora", "training.lr": lr, "seed": 0}, {})
+        recorder.log_records(f"lora-{lr:g}", [{"step": step, "eval/loss": 3.0 - lr * step} for step in (0, 5)])
+    recorder.end_sweep("KILLED")
+    text = page_of(uri, "halfway", tmp_path).text
+    caption = "All trials of every method, for none had a figure to choose a setting by: mean over them"
+    assert f"{caption}; the band spans the lowest and the highest of them." in text
+    assert "chosen setting" not in text
+
+
+def test_a_task_with_an_accuracy_has_its_curves_beside_those_of_the_loss(tmp_path: Path) -> None:
+    uri = default_tracking_uri(str(tmp_path), None)
+    record_word_problems(uri)
+    page = page_of(uri, "words", tmp_path)
+    (row,) = [row for row in page.table_of("chosen setting") if row["method"] == "lora"]
+    share = row["evaluation accuracy"].split(" ±")[0]
+    for scale in ("steps", "tokens", "seconds"):
+        assert f"Evaluation loss over {scale}" in page.text
+        assert f"Evaluation accuracy over {scale}" in page.text
+    found = re.findall(r"Last values of the rows answered right: ([^<]*)\.", page.html)
+    assert len(found) == 3
+    assert all(f"lora {share}" in ends and "LoRA, A frozen" in ends for ends in found)
+    assert "chosen by their mean evaluation accuracy over seeds" in " ".join(page.text.split())
+    assert re.search(r"Evaluation accuracy over steps.*?20 %", page.html, flags=re.DOTALL)
+
+
 def test_cards_fingerprint_and_the_experiment_are_there(maths: Page) -> None:
     for text in ("2106.09685", "update rule", "0f3c2a9d7be14c55a8f1b6e9d2c3a4b5c6d7e8f9", "1 × NVIDIA H200", QUESTION):
         assert text in maths.text
@@ -255,7 +310,12 @@ def test_one_trial_alone_has_a_report_without_intervals(tmp_path: Path) -> None:
     uri = default_tracking_uri(str(tmp_path), None)
     record_small(uri, "one", {"lora": 2.25}, question="Does it learn?")
     page = page_of(uri, "one", tmp_path)
-    (row,) = page.table_of("chosen setting")
+    (row,) = page.table_of("settings tried")
+    assert row["setting"] == "its only setting"
+    assert "nothing was chosen. Methods are judged by the validation rows." in " ".join(page.text.split())
+    assert "The only setting of every method: mean over its seeds." in page.text
+    for word in ("chosen setting", "large marks", "were chosen", "best setting", "flatters"):
+        assert word not in page.text.lower(), word
     assert row["evaluation loss"] == "2.2500 95 %: –; n = 1"
     assert row["trained params"] == "–"
     assert "1 trial1 finished" in page.text.replace("\n", "")
@@ -269,8 +329,8 @@ def test_without_gpu_figures_nothing_is_zero_and_what_is_missing_is_named(tmp_pa
     for sentence in (
         "No front over memory: it was not measured.",
         "No front over step time: it was not measured.",
-        "Loss over tokens is not drawn: no throughput was measured.",
-        "Loss over seconds is not drawn: no step time was measured.",
+        "Evaluation loss over tokens is not drawn: no throughput was measured.",
+        "Evaluation loss over seconds is not drawn: no step time was measured.",
         "No memory was measured by part.",
         "No time was measured.",
         "The sweep kept no experiment file",
@@ -284,7 +344,7 @@ def test_a_sweep_whose_trials_all_failed_says_so_and_gives_the_reasons(tmp_path:
     uri = default_tracking_uri(str(tmp_path), None)
     record_small(uri, "broken", {"lora": None, "vera": None}, reason=Failure.of(MemoryError()).reason)
     page = page_of(uri, "broken", tmp_path)
-    assert "No method has a finished trial." in page.text
+    assert "No method has a setting whose trials finished with a figure to compare." in page.text
     assert [row["ended"] for row in page.table_of("reason")] == ["out of memory"] * 2
     assert not any(tag == "svg" for tag, _ in page.tags)
 
@@ -310,6 +370,25 @@ def test_trials_that_ran_on_different_machines_are_marked_and_the_head_says_so(t
     assert any(row["fact"] == "device" and "NVIDIA H200 (1 trial)" in row["value"] for row in page.table_of("fact"))
 
 
+def test_a_methods_card_has_the_colours_of_its_contenders_curves_whatever_they_are_called(tmp_path: Path) -> None:
+    uri = default_tracking_uri(str(tmp_path), None)
+    recorder = Recorder("labels", uri)
+    recorder.start_sweep("labels-1", {}, {})
+    for number, (method, label) in enumerate({"lora_fa": "frozen A", "vera": "vera", "lora": "lora"}.items()):
+        trial = MadeUpTrial(trial_id=f"t{number}", method=method, rank=8, lr=1e-3, seed=0)
+        record_trial(recorder, trial, {LABEL_TAG: label})
+    record_trial(recorder, replace(trial, trial_id="t3"), {LABEL_TAG: "twin"})
+    recorder.end_sweep("FINISHED")
+    page = page_of(uri, "labels", tmp_path)
+    cards = re.findall(r"<summary>\s*(<span class=.swatch.*?)</summary>", page.html, flags=re.DOTALL)
+    shown = [re.findall(r'background:(#\w+)"></span>([^·<]+) ·', card) for card in cards]
+    colours = {name: style.colour for name, style in method_styles(["frozen A", "lora", "twin", "vera"]).items()}
+    own = [["lora", "twin"], ["frozen A"], ["vera"]]
+    assert shown == [[(colours[name], name) for name in names] for names in own]
+    assert " · lora_fa · LoRA-FA" in cards[1]
+    assert "vera · vera" not in cards[2]
+
+
 def test_a_sweep_over_two_data_sets_is_judged_once_for_each(tmp_path: Path) -> None:
     uri = default_tracking_uri(str(tmp_path), None)
     recorder = Recorder("tasks", uri)
@@ -323,7 +402,7 @@ def test_a_sweep_over_two_data_sets_is_judged_once_for_each(tmp_path: Path) -> N
             recorder.end_trial(trial_id, "FINISHED")
     recorder.end_sweep("FINISHED")
     page = page_of(uri, "tasks", tmp_path)
-    means = [row[2].strip()[:6] for table in page.tables for row in table[1:] if "chosen setting" in table[0][1]]
+    means = [row[2].strip()[:6] for table in page.tables for row in table[1:] if "setting" in table[0][1]]
     assert means == ["2.1000", "2.2000", "1.1000", "1.2000"]
     ids = [attributes["id"] for _, attributes in page.tags if attributes.get("id")]
     assert len(ids) == len(set(ids))

@@ -9,11 +9,14 @@ import pandas as pd
 import pytest
 
 from loragrid.comparison import Comparison
+from loragrid.config import experiment_from_mapping
 from loragrid.report_page import Part, figures_by_method, render_page, setting_points
 from loragrid.report_tables import Cell, choice_table
 from loragrid.selection import Choice, choose
 from loragrid.settings import settings_of, tasks_of
+from loragrid.sweep import sweep_parameters
 from loragrid.sweep_record import SweepRecord
+from loragrid.tracking import format_parameter
 from loragrid.verdict import judge
 
 AXES = {
@@ -243,6 +246,62 @@ def test_ranks_steps_and_a_dropout_of_nothing_are_no_edges() -> None:
     assert only_choice(comparison_of(dropouts)).edges == {}
     ratios = [*trials("lora_plus", [1.9], lr_ratio=1.0), *trials("lora_plus", [2.0], lr_ratio=4.0)]
     assert only_choice(comparison_of(ratios)).edge_sides == {"lr_ratio": "lowest"}
+
+
+def test_a_ladder_of_whole_learning_rates_is_one() -> None:
+    rows = [trial for lr, loss in [(1, 2.2), (2, 2.1), (4, 1.9)] for trial in trials("lora", [loss], lr=lr)]
+    comparison = comparison_of(rows)
+    comparison.table["lr"] = comparison.table["lr"].astype("Int64")
+    assert only_choice(comparison).edge_sides == {"lr": "highest"}
+    ratios = [trial for ratio, loss in [(1, 1.9), (4, 2.0)] for trial in trials("lora_plus", [loss], lr_ratio=ratio)]
+    assert only_choice(comparison_of(ratios)).edge_sides == {"lr_ratio": "lowest"}
+
+
+def experiment_over_ranks(ranks: object, **method: object) -> dict[str, str]:
+    """What a sweep over these ranks records of its experiment."""
+    experiment = experiment_from_mapping(
+        {
+            "name": "ranks",
+            "model": {"name": "smollm2-135m-instruct"},
+            "data": {"name": "chitchat"},
+            "training": {"steps": 2},
+            "methods": [{"name": "lora", **method}, "vera"],
+            "grid": {"method.rank": ranks},
+        },
+        "f.yaml",
+    )
+    return {key: format_parameter(value) for key, value in sweep_parameters(experiment).items()}
+
+
+LADDER = {"ladder": [4, 64], "points": 3}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "block", "is_ladder"),
+    [
+        ([4, 16, 64], {}, False),
+        (LADDER, {}, True),
+        (LADDER, {"grid": {"rank": [4, 16, 64]}}, False),
+        ([8, 16], {"grid": {"rank": LADDER}}, True),
+        (LADDER, {"label": "twin"}, True),
+        ([8, 16], {"grid": {"rank": LADDER}, "label": "other"}, False),
+    ],
+)
+def test_ranks_have_an_edge_where_they_were_written_as_a_ladder_and_not_as_a_list(
+    ranks: object, block: dict[str, object], is_ladder: bool
+) -> None:
+    label = "twin" if block.get("label") == "twin" else "lora"
+    rows = [trial for rank, loss in [(4, 2.1), (16, 2.0), (64, 1.9)] for trial in trials(label, [loss], rank=rank)]
+    comparison = replace(comparison_of(rows), sweep_parameters=experiment_over_ranks(ranks, **block))
+    assert only_choice(comparison).edge_sides == ({"rank": "highest"} if is_ladder else {})
+    best_inside = replace(comparison, table=comparison.table.assign(**{"eval/final_loss": [2.1, 1.8, 1.9]}))
+    assert only_choice(best_inside).edge_sides == {}
+
+
+def test_an_experiment_that_was_too_long_to_be_recorded_has_no_ladders_of_its_own() -> None:
+    rows = [trial for rank, loss in [(4, 2.1), (64, 1.9)] for trial in trials("lora", [loss], rank=rank)]
+    parameters = {"methods": '[{"name": "lora", "grid": {"rank": {"lad…', "grid.method.rank": '{"ladder": [4, 6…'}
+    assert only_choice(replace(comparison_of(rows), sweep_parameters=parameters)).edge_sides == {}
 
 
 def test_the_untuned_default_stands_beside_the_choice() -> None:

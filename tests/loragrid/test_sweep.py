@@ -282,6 +282,17 @@ def test_the_table_has_a_row_per_trial(packed: lg.SweepResult) -> None:
     assert {"rank", "parameters/trainable", "eval/final_loss"} <= set(table.columns)
 
 
+def test_the_sweep_leaves_its_report_in_the_storage_and_with_its_run(
+    packed: lg.SweepResult, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    assert packed.report == Path(settings["storage"]["path"]) / f"{packed.name}.html"
+    page = packed.report.read_text(encoding="utf-8")
+    assert "Is it the same however it is run?" in page
+    client = MlflowClient(tracking_uri=packed.tracking_uri)
+    kept = client.download_artifacts(packed.comparison().sweep_run_id, "report/report.html", str(tmp_path))
+    assert Path(kept).read_text(encoding="utf-8") == page
+
+
 def test_a_pack_of_one_each_has_a_trainer_of_its_own_the_same_curves_and_tunes_asha_for_early_stopping(
     packed: lg.SweepResult, settings: dict[str, Any]
 ) -> None:

@@ -6,7 +6,7 @@ from mlflow import MlflowClient
 
 from loragrid.glossary import STOPPED_EARLY, SWEEP_METRICS
 from loragrid.recorder import Recorder
-from loragrid.sweep_summary import BEST_TRIAL_TAG, SweepCost, record_summary
+from loragrid.sweep_summary import BEST_METRIC_TAG, BEST_TRIAL_TAG, SweepCost, record_summary
 from loragrid.tracking import default_tracking_uri
 
 NUM_TRIALS = 32
@@ -64,10 +64,39 @@ def test_the_sweeps_run_carries_counts_the_best_trial_the_cost_and_the_picture(t
     }
     assert parent.data.metrics.keys() < SWEEP_METRICS.keys()
     assert parent.data.tags[BEST_TRIAL_TAG] == "lora-5"
+    assert parent.data.tags[BEST_METRIC_TAG] == "eval/final_loss"
     (picture,) = client.list_artifacts(parent.info.run_id, "figures")
     assert picture.path == "figures/loss_curves.png"
     content = Path(client.download_artifacts(parent.info.run_id, picture.path, str(tmp_path))).read_bytes()
     assert content.startswith(b"\x89PNG")
+
+
+def test_the_best_trial_of_a_task_with_an_accuracy_is_that_of_the_highest_evaluation_accuracy(tmp_path: Path) -> None:
+    recorder = Recorder("task", default_tracking_uri(str(tmp_path), None))
+    recorder.start_sweep("task-1", {}, {})
+    figures = {
+        "lowest-loss": (1.0, 0.5, 0.875),
+        "right-most-often": (3.0, 0.75, 0.25),
+        "as-often-at-lower-loss": (2.0, 0.75, 0.125),
+    }
+    for trial_id, (loss, accuracy, on_test) in figures.items():
+        recorder.start_trial(trial_id, {"method.name": "lora"}, {})
+        recorder.log_records(trial_id, [{"step": 0, "eval/accuracy": 1.0}, {"step": 9, "eval/accuracy": accuracy}])
+        recorder.log_summary(trial_id, {"eval/final_loss": loss, "test/accuracy": on_test, "test/loss": loss + 0.5})
+        recorder.end_trial(trial_id, "FINISHED")
+    record_summary(recorder, "task-1", SweepCost())
+    recorder.end_sweep("FINISHED")
+    parent = MlflowClient(recorder.tracking_uri).get_run(recorder.sweep_run_id)
+    assert parent.data.tags[BEST_TRIAL_TAG] == "as-often-at-lower-loss"
+    assert parent.data.tags[BEST_METRIC_TAG] == "eval/accuracy"
+    best = {key: value for key, value in parent.data.metrics.items() if "best" in key}
+    assert best == {
+        "sweep/best_eval_accuracy": 0.75,
+        "sweep/best_test_accuracy": 0.125,
+        "sweep/best_eval_loss": 2.0,
+        "sweep/best_test_loss": 2.5,
+    }
+    assert best.keys() < SWEEP_METRICS.keys()
 
 
 def test_the_cost_of_a_sweep_that_is_taken_up_again_is_added_up(tmp_path: Path) -> None:
