@@ -129,7 +129,7 @@ class SweepProgress:
 
     def halved(self, pack: Pack) -> None:
         """Memory ran out for a pack: fewer of its trials are run at once."""
-        self._line(pack.pack_id, f"its {count_of(len(pack.trials), "trial")} are run in two packs", at_once=True)
+        self._line(pack.pack_id, f"its {count_of(len(pack.trials), 'trial')} are run in two packs", at_once=True)
 
     def _line(self, pack_id: str, text: str, *, at_once: bool) -> None:
         if self._live is not None:
