@@ -104,7 +104,8 @@ def check_left_padding(base: PreTrainedModel, tokens: Tensor) -> None:
     """Make sure that `base` gives a row of tokens (L,) the same hidden states alone and padded on the left.
 
     Raises:
-        ValueError: it does not, as one that knows no mask (RWKV): its answers would depend on the rows beside them.
+        ValueError: it does not, as one that knows no mask (RWKV), or spoils it in its dtype (BLOOM in float64): its
+            answers would depend on the rows beside them.
     """
     padding = tokens[:1].repeat(NUM_PADDING_TO_CHECK)
     mask = torch.cat([torch.zeros_like(padding), torch.ones_like(tokens)]).unsqueeze(0)
@@ -124,7 +125,8 @@ def check_left_padding(base: PreTrainedModel, tokens: Tensor) -> None:
     if not difference <= TOLERANCES[base.dtype]:
         raise ValueError(
             f"model.name: {base.name_or_path!r} ({type(base).__name__}): padding in front of a prompt changes its "
-            f"hidden states (by {difference:.1e}); allowed with task.kind: exact_match: models that can mask it"
+            f"hidden states (by {difference:.1e}) in {base.dtype}; allowed with task.kind: exact_match: models that "
+            "can mask it, some of them in another model.dtype alone"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel, RwkvConfig, RwkvForCausalLM
+from transformers import BloomConfig, BloomForCausalLM, PreTrainedModel, RwkvConfig, RwkvForCausalLM
 
 from loragrid.activation_checkpointing import checkpoint_activations
 from loragrid.assembly import build_model
@@ -231,6 +231,14 @@ def test_a_base_that_masks_no_padding_is_refused_where_it_is_to_answer_prompts(
     with pytest.raises(ValueError, match=r"RwkvForCausalLM.*padding in front of a prompt changes"):
         warm.load(replace(trial, task=TaskConfig(kind="exact_match")), rwkv.rows)
     warm.load(trial, rwkv.rows)
+
+
+def test_a_base_that_masks_padding_in_one_dtype_alone_is_refused_in_the_other() -> None:
+    # Its position bias is float32, and what it adds to a mask of float64 is beyond float32's range.
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4)).eval()
+    check_left_padding(bloom, torch.arange(1, 13))
+    with pytest.raises(ValueError, match=r"padding in front of a prompt changes .* in torch.float64; .*model\.dtype"):
+        check_left_padding(bloom.double(), torch.arange(1, 13))
 
 
 def test_sampled_answers_follow_from_seed_and_row_and_not_from_the_pack(setup: Setup) -> None:
