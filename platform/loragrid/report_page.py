@@ -19,7 +19,7 @@ from loragrid.metric_text import metric_name
 from loragrid.ranking import is_higher_better
 from loragrid.report_tables import (
     choice_table,
-    contrast_table,
+    contrast_tables,
     end_of,
     estimate_table,
     mean_figure,
@@ -111,6 +111,7 @@ def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
     higher_is_better = is_higher_better(metric)
     fronts, missing_fronts = pareto_charts(points, metric, higher_is_better, styles)
     by_label = [(line.label, line.trial_ids) for line in chosen]
+    contrasts, other_contrasts = contrast_tables(verdict)
     return {
         "label": part.label,
         "verdict": verdict,
@@ -118,7 +119,8 @@ def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
         "choices": choice_table(verdict, comparison),
         "was_chosen": was_chosen(verdict),
         "chosen_by": metric_name(metric),
-        "contrasts": contrast_table(verdict),
+        "contrasts": contrasts,
+        "other_contrasts": other_contrasts,
         "rows_caveat": ROWS_CAVEAT if any(contrast.over_items for contrast in verdict.contrasts) else "",
         "has_test": any(choice.test is not None for choice in verdict.choices),
         "curves": curves,

@@ -106,11 +106,26 @@ def _default_cell(choice: Choice, metric: str) -> Cell:
 
 def contrast_table(verdict: Verdict) -> PageTable:
     """Every pair of methods: the difference over seeds and over test rows, and what it shows."""
+    return _contrasts_as_table(verdict.contrasts, verdict.higher_is_better)
+
+
+def contrast_tables(verdict: Verdict) -> tuple[PageTable, PageTable]:
+    """As `contrast_table`, the pairs with the best method apart from all others: of n methods, n - 1 tell most."""
+    best = verdict.contrasts[0].first if verdict.contrasts else ""
+    with_best = [contrast for contrast in verdict.contrasts if contrast.first == best]
+    others = [contrast for contrast in verdict.contrasts if contrast.first != best]
+    return (
+        _contrasts_as_table(with_best, verdict.higher_is_better),
+        _contrasts_as_table(others, verdict.higher_is_better),
+    )
+
+
+def _contrasts_as_table(contrasts: Sequence[Contrast], higher_is_better: bool) -> PageTable:
     rows = []
-    for contrast in verdict.contrasts:
+    for contrast in contrasts:
         for test, pairs in ((contrast.over_seeds, "seeds"), (contrast.over_items, "test rows")):
             if test is not None:
-                rows.append(_contrast_row(contrast, test, pairs, verdict.higher_is_better))
+                rows.append(_contrast_row(contrast, test, pairs, higher_is_better))
         if contrast.over_seeds is None and contrast.over_items is None:
             names = Cell(text=f"{contrast.first} − {contrast.second}")
             rows.append((names, Cell(text="cannot be tested"), *[Cell(text=MISSING, is_number=True)] * 4))

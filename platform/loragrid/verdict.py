@@ -143,8 +143,18 @@ def _corrected(contrasts: Sequence[Contrast]) -> tuple[Contrast, ...]:
 
 
 def _edge_warnings(selection: Selection) -> list[str]:
-    return [
-        f"{choice.name}: its best {axis} ({format_value(choice.edges[axis])}) is the {side} tried: extend the ladder"
-        for choice in selection.choices
-        for axis, side in choice.edge_sides.items()
-    ]
+    """One for every axis and end, however many methods are best there."""
+    found: dict[tuple[str, str], list[Choice]] = {}
+    for choice in selection.choices:
+        for axis, side in choice.edge_sides.items():
+            found.setdefault((axis, side), []).append(choice)
+    warnings = []
+    for (axis, side), choices in found.items():
+        names = [f"{choice.name} ({format_value(choice.edges[axis])})" for choice in choices]
+        if len(choices) == 1:
+            value = format_value(choices[0].edges[axis])
+            warnings.append(f"{choices[0].name}: its best {axis} ({value}) is the {side} tried: extend the ladder")
+        else:
+            listed = f"{', '.join(names[:-1])} and {names[-1]}"
+            warnings.append(f"the {side} {axis} tried is the best of {listed}: extend their ladders")
+    return warnings

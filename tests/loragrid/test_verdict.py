@@ -210,6 +210,9 @@ def test_a_best_value_at_the_end_of_its_ladder_is_a_warning() -> None:
     ladder: dict[tuple[str, float], Sequence[float]] = {("lora", 1e-4): [2.6], ("lora", 1e-3): [2.3]}
     assert "lora: its best lr (0.001) is the highest tried: extend the ladder" in judge(comparison_of(ladder)).warnings
     assert not any("ladder" in warning for warning in judge(comparison_of(THREE_SEEDS)).warnings)
+    both = ladder | {("vera", 1e-4): [2.6], ("vera", 1e-3): [2.4]}
+    (warning,) = (warning for warning in judge(comparison_of(both)).warnings if "ladder" in warning)
+    assert warning == "the highest lr tried is the best of lora (0.001) and vera (0.001): extend their ladders"
 
 
 def test_a_method_that_is_no_better_than_the_untrained_base_is_named() -> None:
