@@ -73,6 +73,7 @@ class RecordingCallback(Callback):
         self._earlier = dict(earlier.begun) if earlier is not None else {}
         self._lanes: dict[str, Lane] = {}
         self._failed: list[Lane] = []
+        self._given_up: set[str] = set()  # Tune's ids of lanes that said so themselves
         self._halves: list[Pack] = []
         self._trials: dict[str, Trial] = {}  # those whose runs were opened
         self._convergence: dict[str, Convergence] = {}
@@ -166,6 +167,7 @@ class RecordingCallback(Callback):
         lane = self._lanes.get(trial.trial_id)
         failure, update = result.get("failure"), result.get("update")
         if lane is not None and isinstance(failure, LaneFailure):
+            self._given_up.add(trial.trial_id)
             self._fail(lane, failure)
         if lane is None or not isinstance(update, PackUpdate):
             return
@@ -199,12 +201,17 @@ class RecordingCallback(Callback):
             self.progress.updated(update)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A lane ended; what it did not end itself was stopped early by the sweep's scheduler."""
+        """A lane ended; what it did not end itself was stopped early by the sweep's scheduler.
+
+        To Tune a lane has ended, too, that said that it failed: what that left open is trained by another.
+        """
         lane = self._lanes.get(trial.trial_id)
         if lane is None:
             return
         if self._cost is not None:
             self._cost.lane_ended(trial.trial_id)
+        if trial.trial_id in self._given_up:
+            return
         for member in self._open(lane.trials):
             self._end(member, TrialEnd(status="KILLED", reason=f"{STOPPED_EARLY} by the sweep's scheduler"))
         if self.progress:
@@ -239,17 +246,21 @@ class RecordingCallback(Callback):
         Where memory ran out, packs of several trials are left in halves, which may fit.
         """
         self._failed.append(lane)
-        if self.progress:
-            self.progress.failed(lane, failure.reason)
+        halved: list[Pack] = []
         for pack in lane.packs:
             left = replace(pack, trials=tuple(self._open(pack.trials)))
             if failure.out_of_memory and self.several_rounds and len(left.trials) > 1:
-                self._halve(left, failure.reason)
+                halved.append(left)
                 continue
             for member in left.trials:
                 self._end(member, TrialEnd(status="FAILED", reason=failure.reason, traceback=failure.traceback))
                 if failure.out_of_memory:
                     self.recorder.tag_trial(member.trial_id, {OUT_OF_MEMORY_TAG: "true"})
+        if self.progress:
+            ended = [trial.trial_id for trial in lane.trials if trial.trial_id in self.outcome.statuses]
+            self.progress.failed(lane, failure.reason, ended)
+        for pack in halved:
+            self._halve(pack, failure.reason)
 
     def _halve(self, pack: Pack, reason: str) -> None:
         for half in pack.halves():

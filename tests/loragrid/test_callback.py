@@ -140,6 +140,7 @@ def test_a_lane_that_ray_ended_for_want_of_memory_leaves_its_pack_in_halves_unti
     whole = tune_trial(tmp_path, lane="lane-0")
     callback.on_trial_start(0, [], whole)
     callback.on_trial_result(0, [], whole, {"failure": failure})
+    callback.on_trial_complete(0, [], whole)  # the Tune trial that said so returns
     *halves, unbegun = callback.left_by_failed_lanes()
     assert [half.trials for half in halves] == [(trial,) for trial in first.trials]
     assert unbegun == second
@@ -149,6 +150,7 @@ def test_a_lane_that_ray_ended_for_want_of_memory_leaves_its_pack_in_halves_unti
     alone = tune_trial(tmp_path, "b", lane="lane-1")
     callback.on_trial_start(0, [], alone)
     callback.on_trial_result(0, [], alone, {"failure": failure})
+    callback.on_trial_complete(0, [], alone)
     assert callback.left_by_failed_lanes() == []
     callback.close()
     assert recorded(tmp_path)[1] == {
