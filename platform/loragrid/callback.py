@@ -13,7 +13,7 @@ from loragrid.convergence import Convergence
 from loragrid.fingerprint import changes_on_the_way
 from loragrid.glossary import DIVERGED, INVARIANT_VIOLATED, OUT_OF_MEMORY_TAG, STOPPED_EARLY
 from loragrid.grid import Trial
-from loragrid.lane_failure import describe_failure
+from loragrid.lane_failure import OpenPacks, describe_failure, sort_open_packs
 from loragrid.messages import LaneFailure, PackUpdate, TrialEnd, split_tags
 from loragrid.planning import Lane, Pack, count_parameters
 from loragrid.progress import SweepProgress
@@ -73,7 +73,9 @@ class RecordingCallback(Callback):
         self._earlier = dict(earlier.begun) if earlier is not None else {}
         self._lanes: dict[str, Lane] = {}
         self._failed: list[Lane] = []
-        self._halves: list[Pack] = []
+        self._given_up: set[str] = set()  # Tune's ids of lanes that said so themselves
+        self._left: list[Pack] = []  # of packs that lanes have begun
+        self._at_work: dict[str, frozenset[str]] = {}  # a lane, by Tune's id -> the trials that it trains just now
         self._trials: dict[str, Trial] = {}  # those whose runs were opened
         self._convergence: dict[str, Convergence] = {}
         self._last_step: dict[str, int] = {}
@@ -116,13 +118,16 @@ class RecordingCallback(Callback):
     def left_by_failed_lanes(self) -> list[Pack]:
         """What is to be trained of lanes that failed, since the last call; nothing of interrupted lanes.
 
-        The halves of packs for which memory ran out, then the packs that were not begun.
+        Where memory ran out, packs that were begun, in halves or as they were; then what was not begun.
         """
         packs = [pack for lane in self._failed for pack in lane.packs]
-        unbegun = [pack for pack in packs if not any(trial.trial_id in self._trials for trial in pack.trials)]
-        left = [*self._halves, *unbegun]
+        unbegun = [
+            replace(pack, trials=tuple(trial for trial in pack.trials if trial.trial_id not in self._trials))
+            for pack in packs
+        ]
+        left = [*self._left, *(pack for pack in unbegun if pack.trials)]
         self._failed.clear()
-        self._halves.clear()
+        self._left.clear()
         return left
 
     def fail_unbegun(self, packs: Iterable[Pack], failure: LaneFailure) -> None:
@@ -152,6 +157,7 @@ class RecordingCallback(Callback):
         self._lanes[trial.trial_id] = lane
         if self._cost is not None:
             self._cost.lane_started(trial.trial_id)
+        self._at_work[trial.trial_id] = frozenset(member.trial_id for member in lane.packs[0].trials)
         self._start(lane.packs[0].trials, lane.packs[0].pack_id)
         if self.progress:
             self.progress.starting(lane)
@@ -166,12 +172,14 @@ class RecordingCallback(Callback):
         lane = self._lanes.get(trial.trial_id)
         failure, update = result.get("failure"), result.get("update")
         if lane is not None and isinstance(failure, LaneFailure):
-            self._fail(lane, failure)
+            self._given_up.add(trial.trial_id)
+            self._fail(lane, failure, self._at_work[trial.trial_id])
         if lane is None or not isinstance(update, PackUpdate):
             return
         if self._cost is not None:
             self._cost.lane_spoke(trial.trial_id)
-        mentioned = set(update.trial_ids)
+        mentioned = frozenset(update.trial_ids)
+        self._at_work[trial.trial_id] = frozenset() if update.done else mentioned
         self._start([member for member in lane.trials if member.trial_id in mentioned], update.pack_id)
         for trial_id, records in update.records.items():
             new = [record for record in records if record["step"] > self._last_step.get(trial_id, -1)]
@@ -199,12 +207,17 @@ class RecordingCallback(Callback):
             self.progress.updated(update)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A lane ended; what it did not end itself was stopped early by the sweep's scheduler."""
+        """A lane ended; what it did not end itself was stopped early by the sweep's scheduler.
+
+        To Tune a lane has ended, too, that said that it failed: what that left open is trained by another.
+        """
         lane = self._lanes.get(trial.trial_id)
         if lane is None:
             return
         if self._cost is not None:
             self._cost.lane_ended(trial.trial_id)
+        if trial.trial_id in self._given_up:
+            return
         for member in self._open(lane.trials):
             self._end(member, TrialEnd(status="KILLED", reason=f"{STOPPED_EARLY} by the sweep's scheduler"))
         if self.progress:
@@ -224,7 +237,7 @@ class RecordingCallback(Callback):
             self.fail_unbegun(lane.packs, failure)
         if self._cost is not None:
             self._cost.lane_ended(trial.trial_id)
-        self._fail(lane, failure)
+        self._fail(lane, failure, self._at_work.get(trial.trial_id, frozenset()))
 
     def _find_lane(self, trial: Any) -> Lane | None:
         """None for what is no trial of the experiment: the Tune trial raises the same, and fails alone."""
@@ -233,29 +246,36 @@ class RecordingCallback(Callback):
         except ValueError:
             return None
 
-    def _fail(self, lane: Lane, failure: LaneFailure) -> None:
+    def _fail(self, lane: Lane, failure: LaneFailure, at_work: frozenset[str]) -> None:
         """Every trial of the lane that was begun and had not ended is FAILED with the reason.
 
-        Where memory ran out, packs of several trials are left in halves, which may fit.
+        Where memory ran out, that is one that was trained alone: a pack of several is left in halves, which may fit,
+        and those that wait at a rung are left as they are.
         """
         self._failed.append(lane)
+        begun = [pack for pack in lane.packs if any(trial.trial_id in self._trials for trial in pack.trials)]
+        may_fit = failure.out_of_memory and self.several_rounds
+        if may_fit:  # also what of a pack had not been begun: it goes with the rest
+            for pack in begun:
+                self._start(pack.trials, pack.pack_id)
+        packs = [replace(pack, trials=tuple(self._open(pack.trials))) for pack in begun]
+        found = sort_open_packs(packs, at_work) if may_fit else OpenPacks.lost(packs)
+        for member in [trial for pack in packs for trial in pack.trials if trial.trial_id in found.alone]:
+            self._end(member, TrialEnd(status="FAILED", reason=failure.reason, traceback=failure.traceback))
+            if failure.out_of_memory:
+                self.recorder.tag_trial(member.trial_id, {OUT_OF_MEMORY_TAG: "true"})
         if self.progress:
-            self.progress.failed(lane, failure.reason)
-        for pack in lane.packs:
-            left = replace(pack, trials=tuple(self._open(pack.trials)))
-            if failure.out_of_memory and self.several_rounds and len(left.trials) > 1:
-                self._halve(left, failure.reason)
-                continue
-            for member in left.trials:
-                self._end(member, TrialEnd(status="FAILED", reason=failure.reason, traceback=failure.traceback))
-                if failure.out_of_memory:
-                    self.recorder.tag_trial(member.trial_id, {OUT_OF_MEMORY_TAG: "true"})
+            ended = [trial.trial_id for trial in lane.trials if trial.trial_id in self.outcome.statuses]
+            self.progress.failed(lane, failure.reason, ended)
+        for pack in found.too_large:
+            self._halve(pack, failure.reason)
+        self._left += found.waiting
 
     def _halve(self, pack: Pack, reason: str) -> None:
         for half in pack.halves():
             for member in half.trials:
                 self.recorder.tag_trial(member.trial_id, split_tags(half, pack, reason))
-            self._halves.append(half)
+            self._left.append(half)
         if self.progress:
             self.progress.halved(pack)
 

@@ -154,7 +154,7 @@ class PackTrainer:
         estimate = self._warm.estimate(trials, data, choice, self._task_scorer(trials[0], data))
         needed = None if estimate is None else float(estimate.total - estimate.base)
         if needed is None and self.place.isolate_failures:
-            needed = self._solo.bytes_together(trials)
+            needed = self._solo.bytes_together(trials, data)
         if needed is not None:
             self._make_sure_it_fits(pack, needed)
         reset_peak_memory(self.place.device)

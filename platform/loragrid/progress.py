@@ -120,8 +120,9 @@ class SweepProgress:
         for pack in lane.packs:
             self._packs.pop(pack.pack_id, None)
 
-    def failed(self, lane: Lane, reason: str) -> None:
-        """A lane has failed."""
+    def failed(self, lane: Lane, reason: str, ended: Iterable[str] = ()) -> None:
+        """A lane has failed, and with it the trials `ended`; of the rest others may be trained elsewhere."""
+        self._ended |= set(ended)
         for pack in lane.packs:
             self._packs.pop(pack.pack_id, None)
         # A reason is not markup: "[/tmp/file]" in it would be taken for a tag.

@@ -7,19 +7,19 @@ from transformers import PreTrainedModel
 from loragrid.data import TokenizedData
 from loragrid.failure import Failure
 from loragrid.grid import Trial
+from loragrid.loss import CHUNK_ROWS
 from loragrid.measurement import free_unused_memory
 from loragrid.open_trials import OpenTrials
 from loragrid.planning import Pack
 from loragrid.solo import measure_solo
 from loragrid.warm_base import WarmBase
 
-# What a trial holds beside the base, by part: of a pack's members these add up.
-_BESIDE_THE_BASE = (
+# What a trial holds beside the base and its loss, by part: of a pack's members these add up.
+_OF_EACH_MEMBER = (
     "memory/adapter_bytes",
     "memory/gradient_bytes",
     "memory/optimizer_bytes",
     "memory/saved_activation_bytes",
-    "memory/loss_bytes",
 )
 
 
@@ -58,14 +58,21 @@ class SoloFigures:
             reports.figures(pack, figures)
         return tuple(trial for trial in pack.trials if trial.trial_id in able)
 
-    def bytes_together(self, trials: Sequence[Trial]) -> float | None:
+    def bytes_together(self, trials: Sequence[Trial], data: TokenizedData) -> float | None:
         """What the trials hold beside the base in a step taken together, from what each held alone.
 
-        None where not all of them were measured in this process.
+        Of their losses a chunk is held at a time, whoever's rows are in it. None where not all of the trials were
+        measured in this process.
         """
         figures = [self._figures.get(_shape(trial)) for trial in trials]
         known = [own for own in figures if own is not None]
-        return sum(own[part] for own in known for part in _BESIDE_THE_BASE) if len(known) == len(trials) else None
+        if len(known) < len(trials):
+            return None
+        place, num_labels = self._open_trials.place, data.train.label_positions.shape[1]
+        num_rows = [trial.training.rows_at_once(place.num_workers) * num_labels for trial in trials]
+        chunk = min(sum(num_rows), CHUNK_ROWS) / sum(min(rows, CHUNK_ROWS) for rows in num_rows)
+        loss = chunk * sum(own["memory/loss_bytes"] for own in known)
+        return loss + sum(own[part] for own in known for part in _OF_EACH_MEMBER)
 
     def _are_measured(self, trials: Sequence[Trial]) -> bool:
         return all(self._open_trials.reports.is_measured(trial.trial_id) for trial in trials)

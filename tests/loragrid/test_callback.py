@@ -17,7 +17,7 @@ import loragrid as lg
 from loragrid.callback import RecordingCallback
 from loragrid.grid import Trial
 from loragrid.lane_failure import describe_failure
-from loragrid.messages import PackUpdate, TrialEnd
+from loragrid.messages import LaneFailure, PackUpdate, TrialEnd
 from loragrid.placement import Placement
 from loragrid.planning import Lane, Pack, Plan, plan
 from loragrid.progress import SweepProgress
@@ -140,6 +140,7 @@ def test_a_lane_that_ray_ended_for_want_of_memory_leaves_its_pack_in_halves_unti
     whole = tune_trial(tmp_path, lane="lane-0")
     callback.on_trial_start(0, [], whole)
     callback.on_trial_result(0, [], whole, {"failure": failure})
+    callback.on_trial_complete(0, [], whole)  # the Tune trial that said so returns
     *halves, unbegun = callback.left_by_failed_lanes()
     assert [half.trials for half in halves] == [(trial,) for trial in first.trials]
     assert unbegun == second
@@ -149,6 +150,7 @@ def test_a_lane_that_ray_ended_for_want_of_memory_leaves_its_pack_in_halves_unti
     alone = tune_trial(tmp_path, "b", lane="lane-1")
     callback.on_trial_start(0, [], alone)
     callback.on_trial_result(0, [], alone, {"failure": failure})
+    callback.on_trial_complete(0, [], alone)
     assert callback.left_by_failed_lanes() == []
     callback.close()
     assert recorded(tmp_path)[1] == {
@@ -163,6 +165,99 @@ def test_a_lane_that_ray_ended_for_want_of_memory_leaves_its_pack_in_halves_unti
             "loragrid.pack.split": f"pack-000 of 2 trials was halved: {reason}",
         }.items()
     )
+
+
+def update_of(pack: Pack, *trials: Trial, done: bool = False) -> dict[str, PackUpdate]:
+    ids = tuple(trial.trial_id for trial in trials or pack.trials)
+    return {"update": PackUpdate(pack_id=pack.pack_id, trial_ids=ids, phase="training", done=done)}
+
+
+def test_of_a_lane_without_memory_the_packs_that_wait_at_a_rung_go_on_as_they_are(
+    callback: RecordingCallback, the_plan: Plan, tmp_path: Path
+) -> None:
+    first, second = the_plan.packs
+    failure = LaneFailure(reason="out_of_memory: full", traceback="", out_of_memory=True)
+    trial = tune_trial(tmp_path, lane="lane-0")
+    callback.on_trial_start(0, [], trial)
+    for told in (update_of(first), update_of(first, done=True), update_of(second)):
+        callback.on_trial_result(0, [], trial, told)
+    callback.on_trial_result(0, [], trial, {"failure": failure})
+    assert callback.left_by_failed_lanes() == [*second.halves(), first]
+
+
+def test_of_a_pack_from_several_that_memory_did_not_do_for_no_trial_fails_before_it_was_alone(
+    callback: RecordingCallback, the_plan: Plan, tmp_path: Path
+) -> None:
+    first, second = the_plan.packs
+    failure = LaneFailure(reason="out_of_memory: full", traceback="", out_of_memory=True)
+    best, behind = zip(first.trials, second.trials, strict=True)
+    rung = Pack(pack_id="pack-000-rung2.0", trials=best)
+    together, apart = tune_trial(tmp_path, lane="lane-0"), tune_trial(tmp_path, "b", lane="lane-0")
+    callback.on_trial_start(0, [], together)
+    callback.on_trial_result(0, [], together, update_of(first, done=True))
+    callback.on_trial_result(0, [], together, update_of(second, done=True))
+    for pack, trial in zip((first, second), behind, strict=True):
+        ended = {trial.trial_id: TrialEnd(status="KILLED", reason="stopped early at rung 1")}
+        update = PackUpdate(pack_id=pack.pack_id, trial_ids=(trial.trial_id,), phase="ended", ended=ended, done=True)
+        callback.on_trial_result(0, [], together, {"update": update})
+    callback.on_trial_result(0, [], together, update_of(rung))
+    callback.on_trial_result(0, [], together, {"failure": failure})
+    left = callback.left_by_failed_lanes()
+    assert [pack.trials for pack in left] == [(trial,) for trial in best]
+    callback.lane_of = lambda config, tune_id: Lane(lane_id="lane-1", packs=tuple(left))
+    callback.on_trial_start(0, [], apart)
+    callback.on_trial_result(0, [], apart, update_of(left[1]))
+    callback.on_trial_result(0, [], apart, {"failure": failure})
+    assert callback.left_by_failed_lanes() == [left[0]]
+    callback.close()
+    assert recorded(tmp_path)[1][best[1].trial_id] == ("FAILED", "out_of_memory: full")
+    assert tags_of(tmp_path, best[1])["loragrid.out_of_memory"] == "true"
+
+
+def test_a_lane_that_never_says_what_it_is_at_when_its_memory_runs_out_comes_to_an_end(
+    callback: RecordingCallback, the_plan: Plan, tmp_path: Path
+) -> None:
+    failure = LaneFailure(reason="out_of_memory: full", traceback="", out_of_memory=True)
+    left, num_rounds = list(the_plan.packs), 0
+    while left:
+        callback.lane_of = lambda config, tune_id, packs=tuple(left): Lane(lane_id="lane", packs=packs)  # type: ignore[misc]
+        trial = tune_trial(tmp_path, str(num_rounds), lane="lane")
+        callback.on_trial_start(0, [], trial)
+        for pack in left:
+            callback.on_trial_result(0, [], trial, update_of(pack, done=True))
+        callback.on_trial_result(0, [], trial, {"failure": failure})
+        left, num_rounds = callback.left_by_failed_lanes(), num_rounds + 1
+    assert num_rounds == 2
+    assert set(callback.outcome.statuses.values()) == {"FAILED"}
+
+
+@pytest.mark.parametrize("out_of_memory", [False, True])
+def test_what_of_a_pack_was_not_begun_when_its_lane_failed_is_trained(
+    callback: RecordingCallback, the_plan: Plan, tmp_path: Path, out_of_memory: bool
+) -> None:
+    first, second = the_plan.packs
+    trial = tune_trial(tmp_path, lane="lane-0")
+    callback.on_trial_start(0, [], trial)
+    finish(callback, trial, first)
+    # Of a sweep that goes on, trials at another step than the rest of their pack are trained apart from it.
+    callback.on_trial_result(0, [], trial, update_of(second, second.trials[0]))
+    failure = LaneFailure(reason="why", traceback="", out_of_memory=out_of_memory)
+    callback.on_trial_result(0, [], trial, {"failure": failure})
+    left = callback.left_by_failed_lanes()
+    assert [pack.trials for pack in left] == [second.trials[1:]]
+    assert callback.outcome.statuses[second.trials[0].trial_id] == "FAILED"
+
+
+def test_what_is_left_of_a_pack_without_its_trial_at_work_has_a_name_of_its_own(
+    callback: RecordingCallback, the_plan: Plan, tmp_path: Path
+) -> None:
+    first, second = the_plan.packs
+    trial = tune_trial(tmp_path, lane="lane-0")
+    callback.on_trial_start(0, [], trial)
+    callback.on_trial_result(0, [], trial, update_of(first, first.trials[0]))
+    failure = LaneFailure(reason="why", traceback="", out_of_memory=True)
+    callback.on_trial_result(0, [], trial, {"failure": failure})
+    assert callback.left_by_failed_lanes() == [Pack(pack_id="pack-000.0", trials=first.trials[1:]), second]
 
 
 def test_a_point_that_is_no_trial_of_the_experiment_leaves_no_run(callback: RecordingCallback, tmp_path: Path) -> None:

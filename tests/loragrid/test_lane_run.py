@@ -21,6 +21,7 @@ from loragrid.data import TokenizedData
 from loragrid.engine_choice import RequestedMode
 from loragrid.grid import Trial
 from loragrid.lane_run import run_lane
+from loragrid.loss import CHUNK_ROWS
 from loragrid.messages import PackUpdate, TrialEnd
 from loragrid.pack_timing import pack_shape
 from loragrid.pack_trainer import PackTrainer
@@ -416,6 +417,21 @@ def test_a_pack_for_which_main_memory_would_not_do_is_halved_before_it_begins(
         assert "out_of_memory: beside the base this pack would need" in narrow.tags(trial)["loragrid.pack.split"]
     monkeypatch.setattr("loragrid.pack_trainer.free_memory", lambda device: 1.1 * sum(held) + 1)
     assert all("loragrid.pack.split" not in lane(setup, [trials]).tags(trial) for trial in trials[:1])
+
+
+def test_of_the_losses_of_many_members_no_more_is_expected_in_memory_than_a_chunk(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = [setup.trial("lora", seed=seed, measure_steps=1, steps=2) for seed in range(32)]
+    num_rows = trials[0].training.batch_size * setup.rows.train.label_positions.shape[1]
+    assert len(trials) * num_rows > CHUNK_ROWS > num_rows
+    alone = lane(setup, [trials[:1]]).figures[trials[0].trial_id]
+    parts = ("adapter", "gradient", "optimizer", "saved_activation")
+    beside = len(trials) * sum(alone[f"memory/{part}_bytes"] for part in parts)
+    held = beside + CHUNK_ROWS / num_rows * alone["memory/loss_bytes"]
+    monkeypatch.setattr("loragrid.pack_trainer.free_memory", lambda device: 1.1 * held + 1)
+    seen = lane(setup, [trials])
+    assert all("loragrid.pack.split" not in seen.tags(trial) for trial in trials)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: its memory must run out for real")

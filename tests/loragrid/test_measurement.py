@@ -2,6 +2,7 @@
 
 import itertools
 import statistics
+import sys
 import weakref
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from loragrid.measurement import (
     Stopwatch,
     count_saved_bytes,
     free_memory,
+    free_unused_memory,
     peak_memory,
     reset_peak_memory,
     wait_for,
@@ -150,6 +152,21 @@ def test_the_peak_of_the_process_rises_with_an_allocation_and_can_be_started_ane
     assert risen >= before + 80 * MIB
     reset_peak_memory(CPU)
     assert peak_memory(CPU)["memory/peak_resident_bytes"] <= risen - 80 * MIB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other allocators keep other blocks")
+def test_main_memory_that_a_pack_has_freed_is_free_for_the_next_one() -> None:
+    process, kept = psutil.Process(), []
+    for _ in range(3):
+        free_unused_memory(CPU)
+        before = process.memory_info().rss
+        activations = [torch.ones(size * MIB, dtype=torch.uint8) for size in (1, 2, 8, 16, 1, 4) * 8]
+        states = [torch.ones(3000) for _ in range(200)]
+        kept.append([state.clone() for state in states])  # as members' states are
+        assert process.memory_info().rss > before + 100 * MIB
+        del activations, states
+        free_unused_memory(CPU)
+        assert process.memory_info().rss < before + 30 * MIB
 
 
 def test_what_ray_keeps_of_main_memory_is_not_free() -> None:

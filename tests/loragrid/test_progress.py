@@ -191,6 +191,14 @@ def test_in_the_live_table_a_pack_that_has_ended_is_counted_and_gone() -> None:
     assert shown(play, terminal=True) == ["2 of 3 trials done, 0m 00s so far", "starting Ray's workers ..."]
 
 
+def test_trials_that_fail_with_their_lane_are_counted_and_those_that_are_left_are_not() -> None:
+    def play(progress: SweepProgress, clock: Clock) -> None:
+        progress.starting(LANE)
+        progress.failed(LANE, "out of memory", [FIRST])
+
+    assert shown(play, terminal=True) == ["1 of 3 trials done, 0m 00s so far", "starting Ray's workers ..."]
+
+
 def test_on_a_terminal_nothing_of_the_table_stays_behind() -> None:
     output = StringIO()
     with SweepProgress(1, Console(file=output, force_terminal=True, width=100), Clock()) as progress:
