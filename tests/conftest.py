@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: tiny random models with a real tokenizer, a small chat file, a cache of their own."""
 
+import gc
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +46,18 @@ def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORAGRID_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections() -> None:
+    """Let the garbage collector pass over what the modules before have imported and kept.
+
+    Packs free their memory by a whole collection, which in a process with Ray, MLflow and half of all tests behind it
+    takes longer than the pack's training. What has become garbage since is collected at the next module's start.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
