@@ -9,6 +9,7 @@ from ray import tune
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.util.queue import Empty, Queue
 
 from loragrid.config import EarlyStoppingConfig
@@ -72,7 +73,8 @@ def drive_lane(
             # Where Tune may stop the lane, it is Tune that tries again: Train's controller would take a stop for a
             # failure of its workers, reserve resources for new ones, and be gone before anybody knew of these.
             failure_config=FailureConfig(max_failures=0 if by_tune else max_failures),
-            callbacks=[_Forward(reports)],  # type: ignore[list-item]  # mypy sees Ray Train's first version
+            # mypy sees Ray Train's first version.
+            callbacks=[_Forward(reports), _FreePlaces()],  # type: ignore[list-item]
         ),
     )
     failures: list[BaseException] = []
@@ -107,6 +109,27 @@ class _Forward(UserCallback):
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """As Ray Train calls it, in its controller."""
         self._reports.put(metrics[0])
+
+
+class _FreePlaces(WorkerGroupCallback, ControllerCallback):
+    """Gives back the CPUs and GPUs of a lane's workers when its controller ends, whatever went wrong on the way.
+
+    Train's own controller ends its workers first, and gives nothing back where that fails: where Ray has killed the
+    small processes beside them too, as it does on a machine short of memory. They would then be held until the whole
+    program ends, and the next lane would wait for ever (Ray 2.60, whose users may add to its own callbacks so).
+    """
+
+    def __init__(self) -> None:
+        self._held: list[Any] = []
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """As Ray Train calls it, in its controller."""
+        self._held.append(worker_group.get_worker_group_state().placement_group_handle)
+
+    async def before_controller_shutdown(self) -> None:
+        """As Ray Train calls it, in its controller; what is given back already stays so."""
+        while self._held:
+            self._held.pop().shutdown()
 
 
 def _tell_address_to_cleaner() -> None:
