@@ -173,11 +173,11 @@ def test_a_sweep_whose_driver_is_killed_goes_on_with_resume_and_nothing_is_lost_
     assert "RUNNING" in statuses(store)
     code, output = finish(start(file, "--resume"))
     assert code == 0, output
-    assert "2 are to be trained" in output
+    assert ", 2 to be trained" in output
     assert_undisturbed(store, calm)
     code, output = finish(start(file, "--resume"))
     assert code == 0, output
-    assert "0 are to be trained" in output
+    assert ", 0 to be trained" in output
     assert_undisturbed(store, calm)
 
 
