@@ -2,44 +2,28 @@
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ray import cloudpickle
 from ray.tune import Callback
 
 from loragrid.convergence import Convergence
+from loragrid.earlier import EarlierSweep
 from loragrid.fingerprint import changes_on_the_way
-from loragrid.glossary import DIVERGED, INVARIANT_VIOLATED, OUT_OF_MEMORY_TAG, STOPPED_EARLY
+from loragrid.glossary import INVARIANT_VIOLATED, OUT_OF_MEMORY_TAG, STOPPED_EARLY
 from loragrid.grid import Trial
-from loragrid.lane_failure import OpenPacks, describe_failure, sort_open_packs
+from loragrid.lane_failure import describe_failure
 from loragrid.messages import LaneFailure, PackUpdate, TrialEnd, split_tags
+from loragrid.open_packs import OpenPacks, sort_open_packs
+from loragrid.outcome import SweepOutcome
 from loragrid.planning import Lane, Pack, count_parameters
 from loragrid.progress import SweepProgress
 from loragrid.recorder import Recorder
 from loragrid.sweep_summary import SweepCost, record_summary
 from loragrid.tracking import LABEL_TAG, card_tags
 from loragrid.trial_store import OUTPUTS, TrialStore
-
-if TYPE_CHECKING:
-    from loragrid.earlier import EarlierSweep
-
-
-@dataclass(kw_only=True)
-class SweepOutcome:
-    """How every trial ended: trial id -> MLflow status, and for those that failed the reason."""
-
-    statuses: dict[str, str] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)
-
-    def is_as_planned(self, trial_id: str) -> bool:
-        """Whether the trial finished, or was stopped early as the experiment asks."""
-        return self.statuses.get(trial_id) == "FINISHED" or self.reasons.get(trial_id, "").startswith(STOPPED_EARLY)
-
-    def is_final(self, trial_id: str) -> bool:
-        """Whether training the trial once more would come to the same end."""
-        return self.is_as_planned(trial_id) or self.reasons.get(trial_id, "").startswith(DIVERGED)
 
 
 class RecordingCallback(Callback):
@@ -59,7 +43,7 @@ class RecordingCallback(Callback):
         progress: SweepProgress | None = None,
         *,
         several_rounds: bool = False,
-        earlier: "EarlierSweep | None" = None,
+        earlier: EarlierSweep | None = None,
         cost: SweepCost | None = None,
     ) -> None:
         self.recorder, self.store = recorder, store

@@ -8,8 +8,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.store.entities import PagedList
 
-from loragrid.callback import SweepOutcome
 from loragrid.glossary import INVARIANT_VIOLATED
+from loragrid.outcome import SweepOutcome
 from loragrid.tracking import KIND_TAG, PARENT_TAG, REASON_TAG, SWEEP_TAG, TRIAL_TAG, quiet_store
 
 TRIALS_TAG = "loragrid.trials"

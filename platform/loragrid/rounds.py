@@ -13,7 +13,7 @@ from ray import tune
 from ray.train import TrainingFailedError
 from ray.tune.schedulers import ASHAScheduler
 
-from loragrid.callback import RecordingCallback, SweepOutcome
+from loragrid.callback import RecordingCallback
 from loragrid.config import Experiment
 from loragrid.driver import drive_lane
 from loragrid.earlier import EarlierSweep
@@ -21,6 +21,7 @@ from loragrid.environment import environment_tags
 from loragrid.grid import expand
 from loragrid.lane_failure import describe_failure
 from loragrid.messages import LaneFailure, RowsByConfig
+from loragrid.outcome import SweepOutcome
 from loragrid.placement import Placement
 from loragrid.planning import Lane, Pack, Plan, assign_lanes
 from loragrid.progress import SweepProgress

@@ -14,7 +14,6 @@ import ray
 import torch
 from rich.console import Console
 
-from loragrid.callback import SweepOutcome
 from loragrid.comparison import Comparison, load_comparison
 from loragrid.config import DataConfig, Experiment, ModelConfig
 from loragrid.counts import count_of
@@ -23,6 +22,7 @@ from loragrid.earlier import RESUMED_TAG, TRIALS_TAG, EarlierSweep, identify
 from loragrid.experiment_file import keep_experiment
 from loragrid.local_path import reason_of
 from loragrid.models import check_weights, load_tokenizer
+from loragrid.outcome import SweepOutcome
 from loragrid.placement import Node, Placement, place
 from loragrid.planning import Plan, group_into_packs, plan
 from loragrid.progress import SweepProgress
