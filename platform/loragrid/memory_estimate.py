@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
+from transformers.integrations import sdpa_attention
 
 from loragrid.activation_checkpointing import checkpoint_activations
 from loragrid.attention import allow_padding_without_mask, causal_attention
@@ -29,6 +30,8 @@ ATTENTION, MASKED_ATTENTION = "loragrid_shapes", "loragrid_masked_shapes"
 COMPILED_KEEPS = 0.65
 # torch's allocator hands out memory in blocks of this size.
 BLOCK_BYTES = 512
+# Before it had this function, transformers repeated keys and values for the one query of a generated token, too.
+SINGLE_QUERIES_ARE_GROUPED = hasattr(sdpa_attention, "pack_gqa")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,11 +261,11 @@ def _masked_attention_of_shapes(
 ) -> tuple[Tensor, None]:
     """What transformers' attention with a mask holds on a GPU: keys and values repeated, the mask as numbers.
 
-    query (B, H, L, d), key and value (B, K, S, d) -> (B, L, H, d). A single query attends without repeated keys.
+    query (B, H, L, d), key and value (B, K, S, d) -> (B, L, H, d).
     """
     num_rows, num_heads, length, _ = query.shape
     bias = query.new_empty(num_rows, 1, length, key.shape[2])
-    if length > 1 and num_heads > key.shape[1]:
+    if num_heads > key.shape[1] and (length > 1 or not SINGLE_QUERIES_ARE_GROUPED):
         key, value = (tensor.repeat_interleave(num_heads // tensor.shape[1], dim=1) for tensor in (key, value))
     y = torch.empty_like(query)
     del bias

@@ -14,7 +14,7 @@ from loragrid.engine import STEPS_BEFORE_CAPTURE, Engine, compile_layers, fuse_p
 from loragrid.engine_choice import EngineChoice, Mode
 from loragrid.generation import Decoding, generate
 from loragrid.measurement import LiveBytes, count_saved_bytes, reset_peak_memory
-from loragrid.memory_estimate import BLOCK_BYTES, MemoryEstimate, ScoringShape, estimate_memory
+from loragrid.memory_estimate import BLOCK_BYTES, SINGLE_QUERIES_ARE_GROUPED, MemoryEstimate, ScoringShape, estimate_memory
 from loragrid.models import load_meta_model
 from loragrid.scoring import evaluating
 from loragrid.step import Batch, PackModel, compute_step, one_worker, train_step
@@ -217,14 +217,19 @@ def test_the_cache_of_keys_and_values_grows_by_its_closed_form() -> None:
         base = shapes(torch.bfloat16, sizes)
         return estimate_memory(base, lora, num_rows=ROWS, length=8, scoring=scoring).generation
 
-    per_token = 2 * layers * heads * head_size * ROWS * members * two_bytes
-    # Beside the cache of all layers lives, while a token is put behind them, what was there of one layer's keys.
-    with_copy = per_token * (2 * layers + 1) / (2 * layers)
-    # And of the mask a number of eight bytes in every row, and its truth value.
+    one_head = ROWS * members * head_size * two_bytes
+    cache = 2 * layers * heads * one_head
+    # The truth value of the mask for every row, and the number that it is made of.
     mask = ROWS * members * (8 + 1)
-    assert (found(3000) - found(1000)) / 2000 == pytest.approx(with_copy + mask, abs=1)
-    assert found(3000) == pytest.approx((8 + 3000 - 1) * with_copy, rel=0.02)
-    assert found(3000) >= (8 + 3000 - 1) * per_token
+    if SINGLE_QUERIES_ARE_GROUPED:
+        # While a token is put behind them, there is what was there of one layer's keys.
+        beside = heads * one_head + mask
+    else:
+        # While a token attends, one layer's keys and values once for each head that asks, and the mask as numbers.
+        beside = 2 * sizes["num_attention_heads"] * one_head + ROWS * members * two_bytes + mask
+    assert (found(3000) - found(1000)) / 2000 == pytest.approx(cache + beside, abs=1)
+    assert found(3000) == pytest.approx((8 + 3000 - 1) * (cache + beside), rel=0.02)
+    assert found(3000) >= (8 + 3000 - 1) * cache
 
 
 @pytest.mark.parametrize("name", ["lora", "full"])
