@@ -14,7 +14,13 @@ from loragrid.engine import STEPS_BEFORE_CAPTURE, Engine, compile_layers, fuse_p
 from loragrid.engine_choice import EngineChoice, Mode
 from loragrid.generation import Decoding, generate
 from loragrid.measurement import LiveBytes, count_saved_bytes, reset_peak_memory
-from loragrid.memory_estimate import BLOCK_BYTES, SINGLE_QUERIES_ARE_GROUPED, MemoryEstimate, ScoringShape, estimate_memory
+from loragrid.memory_estimate import (
+    BLOCK_BYTES,
+    SINGLE_QUERIES_ARE_GROUPED,
+    MemoryEstimate,
+    ScoringShape,
+    estimate_memory,
+)
 from loragrid.models import load_meta_model
 from loragrid.scoring import evaluating
 from loragrid.step import Batch, PackModel, compute_step, one_worker, train_step
