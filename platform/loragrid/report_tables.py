@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loragrid.comparison import Comparison, is_missing, is_stopped_early
+from loragrid.counts import count_of
 from loragrid.figures import format_bytes, format_count, format_seconds, format_value
 from loragrid.glossary import OUT_OF_MEMORY
 from loragrid.metric_text import MISSING, format_difference, format_metric, format_p, format_range, metric_name
@@ -256,21 +257,34 @@ def _written(value: float | None, write: Callable[[float], str]) -> Cell:
 
 
 def estimate_table(record: SweepRecord) -> PageTable:
-    """What was expected against what came: the sweep's time, and once per pack its memory, where MLflow has both."""
-    rows: dict[tuple[str, float, float], tuple[Cell, ...]] = {}
+    """What was expected against what came: the sweep's time, and its packs' memory, where MLflow has both.
+
+    Packs of which all figures read alike share a row.
+    """
+    rows: list[tuple[Cell, ...]] = []
     if SWEEP_ESTIMATE in record.figures and SWEEP_TIME in record.figures:
         seconds = (record.figures[SWEEP_ESTIMATE], record.figures[SWEEP_TIME])
-        rows["", *seconds] = _estimate("the whole sweep", "time", *seconds, format_seconds)
+        rows.append(_estimate("the whole sweep", "time", _estimate_and_measurement(*seconds, format_seconds)))
+    packs: dict[tuple[str, ...], list[str]] = {}
     for row in record.comparison.table.to_dict("records"):
         expected, came = row.get(PACK_ESTIMATE), row.get(PACK_PEAK)
         if expected is None or came is None or is_missing(expected) or is_missing(came):
             continue
         trial = record.trials.get(row["trial_id"])
         pack = trial.tags.get(PACK_TAG, row["trial_id"]) if trial else row["trial_id"]
-        rows[pack, float(expected), float(came)] = _estimate(pack, "GPU memory", expected, came, format_bytes)
-    return PageTable(header=("of", "what", "estimated", "measured", "measured / estimated"), rows=tuple(rows.values()))
+        alike = packs.setdefault(_estimate_and_measurement(float(expected), float(came), format_bytes), [])
+        if pack not in alike:
+            alike.append(pack)
+    for numbers, names in packs.items():
+        first, *others = sorted(names)
+        name = first if not others else f"{first} and {count_of(len(others), 'other pack')}"
+        rows.append(_estimate(name, "GPU memory", numbers))
+    return PageTable(header=("of", "what", "estimated", "measured", "measured / estimated"), rows=tuple(rows))
 
 
-def _estimate(name: str, what: str, expected: float, came: float, write: Callable[[float], str]) -> tuple[Cell, ...]:
-    numbers = (write(expected), write(came), f"{came / expected:.2f}" if expected else MISSING)
+def _estimate_and_measurement(expected: float, came: float, write: Callable[[float], str]) -> tuple[str, ...]:
+    return (write(expected), write(came), f"{came / expected:.2f}" if expected else MISSING)
+
+
+def _estimate(name: str, what: str, numbers: tuple[str, ...]) -> tuple[Cell, ...]:
     return (Cell(text=name), Cell(text=what), *(Cell(text=text, is_number=True) for text in numbers))
