@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,7 @@ from loragrid.grid import expand
 from loragrid.lane_failure import describe_failure
 from loragrid.messages import LaneFailure, RowsByConfig
 from loragrid.outcome import SweepOutcome
+from loragrid.own_ray import is_ending, own_ray_processes
 from loragrid.placement import Placement
 from loragrid.planning import Lane, Pack, Plan, assign_lanes
 from loragrid.progress import SweepProgress
@@ -34,6 +36,7 @@ from loragrid.trial_store import TrialStore
 TUNE_TRIAL_BYTES = 500 * 2**20
 # How often the process that drives a lane may be lost, mostly with its node, before the lane is given up.
 MAX_LOST_DRIVERS = 3
+SAME_WISH_SECONDS = 1.0
 # No way is known to come to this; a sweep that came to it must not pass for a finished one.
 NEVER_BEGUN = LaneFailure(reason="Ray Tune has ended without starting a process for this trial", traceback="")
 
@@ -181,25 +184,37 @@ def asha(experiment: Experiment) -> ASHAScheduler:
 
 @contextmanager
 def ended_by_signals() -> Iterator[list[int]]:
-    """Within, SIGINT and SIGTERM let Tune end in good order; gives those that came. A second one ends it at once.
+    """Within, SIGINT and SIGTERM let Tune end in good order; gives those that came. A later one ends it at once.
 
     Tune stops at SIGUSR1. Its own handler of SIGINT does not say afterwards that it was called, and Ray's of SIGTERM
     prints a stack of C++. Only a main thread can handle signals.
+
+    `timeout`, Slurm and systemd send SIGTERM to a whole group of processes, and so to the Ray that was started for this
+    sweep: without it Tune would wait for a minute, and then be ended by Ray. (SIGINT is nothing to Ray's processes.)
+    `timeout` sends it to the process and to its group, which is one wish.
     """
     came: list[int] = []
+    first = 0.0
     if threading.current_thread() is not threading.main_thread():
         yield came
         return
 
     def stop(number: int, frame: object) -> None:
+        nonlocal first
         if came:
+            if number == came[0] == signal.SIGTERM and time.monotonic() - first < SAME_WISH_SECONDS:
+                return
             raise KeyboardInterrupt
+        first = time.monotonic()
         came.append(number)
+        if number == signal.SIGTERM and is_ending(own_ray):
+            raise KeyboardInterrupt
         signal.raise_signal(signal.SIGUSR1)
 
     def stop_at_once(number: int, frame: object) -> None:
         raise KeyboardInterrupt  # Tune is not there yet
 
+    own_ray = own_ray_processes()
     handled = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     before = {number: signal.getsignal(number) for number in handled}
     signal.signal(signal.SIGUSR1, stop_at_once)

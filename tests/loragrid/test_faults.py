@@ -212,6 +212,25 @@ def test_ctrl_c_ends_everything_with_130_and_a_hint_and_an_extended_grid_trains_
     assert {key: found[key] for key in expected} == expected
 
 
+def test_sigterm_to_the_whole_group_ends_the_sweep_with_its_ray_and_the_record_says_so(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    file = write(settings, store, tmp_path / "faults.yaml")
+    process = start(file)
+    read_until(process, "pack-000: training")
+    # As `timeout`, Slurm and systemd do, and the first of them to the process itself, too.
+    os.kill(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
+    began = time.monotonic()
+    code, output = finish(process)
+    assert code == 143, output
+    assert time.monotonic() - began < 45, "Ray ends a process that waits for it after 60 s"
+    assert f"loragrid run {file} --name faults-1 --resume" in output
+    assert "RUNNING" not in statuses(store)
+    assert "KILLED" in statuses(store)
+
+
 @pytest.mark.usefixtures("ray_of_two_cpus")
 def test_a_name_that_is_refused_costs_the_sweep_that_has_it_nothing(settings: dict[str, Any], tmp_path: Path) -> None:
     the_experiment = experiment(settings, tmp_path)

@@ -1,0 +1,71 @@
+"""What ends Ray with the sweep that has started it is told from what ends the sweep alone."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from loragrid import own_ray
+from loragrid.own_ray import is_ending, own_ray_processes
+from loragrid.rounds import ended_by_signals
+
+SLEEPS = (sys.executable, "-c", "import time; time.sleep(60)")
+
+
+@pytest.fixture
+def children(monkeypatch: pytest.MonkeyPatch) -> "Iterator[list[subprocess.Popen[bytes]]]":
+    """Two processes of this one: the first has Ray's folder in its command, the second has nothing of Ray's."""
+    started = [subprocess.Popen([*SLEEPS, "/site-packages/ray/gcs_server"]), subprocess.Popen([*SLEEPS, "/rays/x"])]
+    monkeypatch.setattr(own_ray, "GROUP_ENDS_SECONDS", 0.3)
+    yield started
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def ours(children: "list[subprocess.Popen[bytes]]") -> list[int]:
+    pids = {child.pid for child in children}
+    return [process.pid for process in own_ray_processes() if process.pid in pids]
+
+
+def test_the_processes_of_a_ray_that_this_one_has_started_are_found(
+    children: "list[subprocess.Popen[bytes]]",
+) -> None:
+    assert ours(children) == [children[0].pid]
+    children[0].kill()
+    time.sleep(0.2)
+    assert ours(children) == [], "of an ended one there is no command to be read"
+
+
+def test_one_that_has_ended_ends_all_and_nothing_else_does(children: "list[subprocess.Popen[bytes]]") -> None:
+    processes = [psutil.Process(child.pid) for child in children]
+    assert not is_ending([])
+    assert not is_ending(processes)
+    children[1].terminate()
+    assert is_ending(processes)
+    children[1].wait()
+    assert is_ending(processes), "its process id is nobody's now"
+
+
+@pytest.mark.parametrize(("signal_number", "is_group"), [(signal.SIGTERM, True), (signal.SIGTERM, False), (2, True)])
+def test_a_group_that_is_ended_is_not_waited_for(
+    children: "list[subprocess.Popen[bytes]]", monkeypatch: pytest.MonkeyPatch, signal_number: int, is_group: bool
+) -> None:
+    stopped = []
+    monkeypatch.setattr("loragrid.rounds.own_ray_processes", lambda: [psutil.Process(children[0].pid)])
+    with ended_by_signals() as came:
+        signal.signal(signal.SIGUSR1, lambda number, frame: stopped.append(number))  # as Tune does
+        if is_group:
+            children[0].terminate()
+        if is_group and signal_number == signal.SIGTERM:
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal_number)
+            signal.raise_signal(signal_number)  # to the group, after that to the process: one wish
+        else:
+            signal.raise_signal(signal_number)
+    assert came == [signal_number]
+    assert stopped == ([] if is_group and signal_number == signal.SIGTERM else [signal.SIGUSR1])
