@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed
@@ -36,9 +37,11 @@ def shard_base(base: PreTrainedModel, device: torch.device) -> None:
     for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     for end in ends:
-        # Together where one weight is both: it stays whole from the embedding to the loss, which reshards it.
-        (unit, *_) = fully_shard(end, mesh=mesh, reshard_after_forward=len(end) == 1)
+        # A weight that is both ends stays whole from the embedding to the loss, which reshards it.
+        unit = fully_shard(end[0], mesh=mesh, reshard_after_forward=len(end) == 1)
         unit.set_unshard_in_backward(False)  # the loss has taken its gradient in forward
+        for other in end[1:]:  # not part of the unit: torch would wait for it to be called
+            other.weight = end[0].weight
     fully_shard(root, mesh=mesh, reshard_after_forward=True)
     base.to(device)  # type: ignore[arg-type]  # buffers of modules around these; transformers narrows torch's signature
     # Of GPT-2: nothing changes hidden states in place, which is what it warns of.
@@ -54,14 +57,17 @@ def is_sharded(base: PreTrainedModel) -> bool:
 def whole_head(base: PreTrainedModel) -> Iterator[nn.Linear]:
     """The head with the whole of its weight, for as long as the context lasts."""
     head: nn.Linear = base.get_output_embeddings()
-    if not isinstance(head, FSDPModule):
+    unit: Any = head if isinstance(head, FSDPModule) else base.get_input_embeddings()
+    if not isinstance(unit, FSDPModule):
         yield head
         return
-    head.unshard()
+    unit.unshard()
+    head.weight = unit.weight
     try:
         yield head
     finally:
-        head.reshard()
+        unit.reshard()
+        head.weight = unit.weight
 
 
 def share_bytes(base: PreTrainedModel, num_workers: int) -> int:
