@@ -57,17 +57,17 @@ def is_sharded(base: PreTrainedModel) -> bool:
 def whole_head(base: PreTrainedModel) -> Iterator[nn.Linear]:
     """The head with the whole of its weight, for as long as the context lasts."""
     head: nn.Linear = base.get_output_embeddings()
-    unit: Any = head if isinstance(head, FSDPModule) else base.get_input_embeddings()
-    if not isinstance(unit, FSDPModule):
+    end: Any = next((end for end in (head, base.get_input_embeddings()) if isinstance(end, FSDPModule)), None)
+    if end is None:
         yield head
         return
-    unit.unshard()
-    head.weight = unit.weight
+    end.unshard()
+    head.weight = end.weight
     try:
         yield head
     finally:
-        unit.reshard()
-        head.weight = unit.weight
+        end.reshard()
+        head.weight = end.weight
 
 
 def share_bytes(base: PreTrainedModel, num_workers: int) -> int:
