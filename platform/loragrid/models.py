@@ -85,6 +85,7 @@ def load_base(model: ModelConfig) -> "PreTrainedModel":
             **source.arguments(model),
             dtype=getattr(torch, model.dtype),
             use_safetensors=True,  # never a pickle, which is a program
+            adapter_kwargs={"revision": source.revision},  # transformers 5.17 looks for adapters at the main branch
             output_loading_info=True,
         )
     # transformers fills such weights with random numbers and only warns.
