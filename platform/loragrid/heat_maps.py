@@ -25,7 +25,7 @@ def heat_maps(
     charts = []
     for method, figures in sorted(settings.items()):
         for pair in PAIRS:
-            names = [_column(axes, name) for name in pair]
+            names = [column_of(axes, name) for name in pair]
             if None in names:
                 continue
             column, row = (str(name) for name in names)
@@ -55,7 +55,7 @@ def grid_of(
     }
 
 
-def _column(axes: Mapping[str, str], name: str) -> str | None:
+def column_of(axes: Mapping[str, str], name: str) -> str | None:
     """The table's column of the axis whose path ends in `name`."""
     return next((column for column, path in axes.items() if path.rpartition(".")[2] == name), None)
 
@@ -88,8 +88,8 @@ def _heat_map(
 
         # Dark is good in both directions, and stays so in print.
         colours = "Blues" if higher_is_better else "Blues_r"
-        # One setting that failed to learn must not make all others look alike: see `_limits`.
-        limits = _limits(present, higher_is_better)
+        # One setting that failed to learn must not make all others look alike: see `limits_of`.
+        limits = limits_of(present, higher_is_better)
         colour_map, scale = colormaps[colours], Normalize(*limits, clip=True)
         panel.set_xlim(-0.5, len(places) - 0.5)
         panel.set_ylim(len(levels) - 0.5, -0.5)
@@ -130,7 +130,8 @@ def _heat_map(
     )
 
 
-def _limits(values: Sequence[float], higher_is_better: bool) -> tuple[float, float]:
+def limits_of(values: Sequence[float], higher_is_better: bool) -> tuple[float, float]:
+    """From the best value to the worst, but no farther than three times the way to the middle one."""
     low, high = min(values, default=0.0), max(values, default=1.0)
     ordered = sorted(values, reverse=higher_is_better)
     middle = ordered[len(ordered) // 2] if ordered else low

@@ -31,6 +31,7 @@ from loragrid.selection import Verdict
 from loragrid.settings import Setting, settings_of, show_setting, tasks_of
 from loragrid.sweep_record import SweepRecord
 from loragrid.tracking import Scalar
+from loragrid.tuning_charts import tuning_charts
 from loragrid.verdict import load_verdict
 from loragrid.verdict_words import ROWS_CAVEAT, heading_of_choices, was_chosen, what_is_shown
 
@@ -112,6 +113,7 @@ def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
     fronts, missing_fronts = pareto_charts(points, metric, higher_is_better, styles)
     by_label = [(line.label, line.trial_ids) for line in chosen]
     contrasts, other_contrasts = contrast_tables(verdict)
+    figures = figures_by_method(part, metric)
     return {
         "label": part.label,
         "verdict": verdict,
@@ -127,7 +129,8 @@ def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
         "missing_curves": missing_curves,
         "fronts": fronts,
         "missing_fronts": missing_fronts if points else [],
-        "heat_maps": heat_maps(figures_by_method(part, metric), comparison.axes, metric, higher_is_better),
+        "tuning": tuning_charts(figures, comparison.axes, metric, styles),
+        "heat_maps": heat_maps(figures, comparison.axes, metric, higher_is_better),
         "memory_chart": bar_chart(
             "Memory by part",
             _bars(comparison, chosen, MEMORY_PARTS),

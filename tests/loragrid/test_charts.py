@@ -1,6 +1,7 @@
 """What charts are drawn from: fronts, grids, places on the axes; and that drawings keep out of each other's way."""
 
 import random
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -18,6 +19,7 @@ from loragrid.metric_text import format_difference, format_metric, format_p
 from loragrid.pareto import pareto_front
 from loragrid.report_tables import write_figure
 from loragrid.sweep_record import SweepRecord, TrialRun
+from loragrid.tuning_charts import line_of, tuning_charts
 
 
 def test_a_front_holds_what_nothing_beats_in_both() -> None:
@@ -206,3 +208,28 @@ def test_curves_are_thinned_to_their_ends_and_ticks_are_round() -> None:
 )
 def test_figures_are_written_for_readers(text: str, wanted: str) -> None:
     assert text == wanted
+
+
+TUNED: dict[str, list[tuple[dict[str, Any], float | None]]] = {
+    "lora": [
+        ({"lr": 1e-3, "rank": 8}, 0.70),
+        ({"lr": 1e-3, "rank": 16}, 0.68),
+        ({"lr": 1e-2, "rank": 8}, 0.66),
+        ({"lr": 1e-2, "rank": 16}, None),
+        ({"lr": 1e-1, "rank": 8}, 4.2),
+    ],
+    "vera": [({"lr": 1e-3, "rank": 256}, 0.9), ({"lr": 1e-2, "rank": 256}, 0.8)],
+}
+AXIS_PATHS = {"lr": "training.lr", "rank": "method.rank"}
+
+
+def test_a_course_over_learning_rates_is_the_best_over_all_other_axes_and_leaves_out_what_lacks_seeds() -> None:
+    assert line_of(TUNED["lora"], "lr", "eval/final_loss") == [(1e-3, 0.68), (1e-2, 0.66), (1e-1, 4.2)]
+    assert line_of(TUNED["lora"], "lr", "eval/accuracy") == [(1e-3, 0.70), (1e-2, 0.66), (1e-1, 4.2)]
+    styles = method_styles(TUNED)
+    (chart,) = tuning_charts(TUNED, AXIS_PATHS, "eval/final_loss", styles)
+    assert chart.title == "Evaluation loss over lr"
+    assert chart.description == "lora: 0.001 0.6800, 0.01 0.6600, 0.1 4.2000", "VeRA has tried two"
+    assert "1 worse point lies outside the frame. Not drawn: 1 setting without all seeds." in chart.caption
+    assert tuning_charts({"vera": TUNED["vera"]}, AXIS_PATHS, "eval/final_loss", styles) == []
+    assert tuning_charts(TUNED, {"rank": "method.rank"}, "eval/final_loss", styles) == []

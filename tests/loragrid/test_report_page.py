@@ -236,7 +236,8 @@ def test_every_reference_inside_the_page_has_its_target(maths: Page) -> None:
 
 def test_every_chart_has_a_title_and_a_description_in_words(maths: Page) -> None:
     charts = [attributes for tag, attributes in maths.tags if tag == "svg"]
-    assert len(charts) == 3 + 3 + 5 + 2
+    assert len(charts) == 1 + 3 + 3 + 5 + 2
+    assert "Evaluation loss over lr</title>" in maths.html
     assert all(attributes["role"] == "img" and attributes["aria-labelledby"] for attributes in charts)
     assert "Last values in nats per token: delta_lora 1." in maths.html
 
@@ -455,7 +456,7 @@ def test_a_browser_without_network_shows_the_whole_page_and_never_scrolls_it_sid
             "return [...document.querySelectorAll('svg')].map(svg => {const box = svg.getBoundingClientRect();"
             " return [box.left, box.right, box.height]})"
         )
-        assert len(boxes) == 13
+        assert len(boxes) == 14
         assert all(left >= 0 and right <= width and height > 60 for left, right, height in boxes)
         assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
         assert browser.get_log("browser") == []  # type: ignore[no-untyped-call]
