@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
-from transformers.integrations import sdpa_attention
 
 from loragrid.activation_checkpointing import checkpoint_activations
 from loragrid.attention import allow_padding_without_mask, causal_attention
@@ -21,6 +20,7 @@ from loragrid.measurement import LiveBytes
 from loragrid.scoring import evaluating
 from loragrid.sharding import gathered_bytes, share_bytes
 from loragrid.step import Batch, PackModel, compute_step, one_worker
+from loragrid.versions import version_of
 from loragrid_methods import Method
 from loragrid_methods.engine.optimizer import MemberAdamW, adamw_update
 from loragrid_methods.engine.pack import AdapterPack
@@ -30,8 +30,8 @@ ATTENTION, MASKED_ATTENTION = "loragrid_shapes", "loragrid_masked_shapes"
 COMPILED_KEEPS = 0.65
 # torch's allocator hands out memory in blocks of this size.
 BLOCK_BYTES = 512
-# Before it had this function, transformers repeated keys and values for the one query of a generated token, too.
-SINGLE_QUERIES_ARE_GROUPED = hasattr(sdpa_attention, "pack_gqa")
+# Before, transformers repeated keys and values for the one query of a generated token, too.
+SINGLE_QUERIES_ARE_GROUPED = version_of("transformers") >= (5, 23)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from loragrid.counts import count_of
 from loragrid.file_hash import file_sha256, remembered_sha256
 from loragrid.hub import NotOnHubError, resolve_commit
 from loragrid.local_path import local_path, reason_of
+from loragrid.versions import version_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -85,7 +86,7 @@ def load_base(model: ModelConfig) -> "PreTrainedModel":
             **source.arguments(model),
             dtype=getattr(torch, model.dtype),
             use_safetensors=True,  # never a pickle, which is a program
-            adapter_kwargs={"revision": source.revision},  # transformers 5.17 looks for adapters at the main branch
+            **_adapter_arguments(source.revision),
             output_loading_info=True,
         )
     # transformers fills such weights with random numbers and only warns.
@@ -95,6 +96,13 @@ def load_base(model: ModelConfig) -> "PreTrainedModel":
             f"{missing[0]}"
         )
     return _freeze(base)
+
+
+def _adapter_arguments(revision: str | None) -> dict[str, Any]:
+    """What keeps transformers 5.17 from looking for adapters at the main branch; later ones go by the revision."""
+    if revision is None or version_of("transformers") >= (5, 18):
+        return {}
+    return {"adapter_kwargs": {"revision": revision}}
 
 
 def check_weights(model: ModelConfig) -> None:

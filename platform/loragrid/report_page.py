@@ -14,7 +14,7 @@ from loragrid.cost_charts import COSTS, MEMORY_PARTS, TIME_PARTS, Bar, Point, ba
 from loragrid.curve_charts import Line, curve_charts
 from loragrid.figures import format_bytes, format_seconds
 from loragrid.fingerprint import fingerprint_of
-from loragrid.heat_maps import heat_maps
+from loragrid.heat_maps import SettingFigures, heat_maps
 from loragrid.metric_text import metric_name
 from loragrid.ranking import is_higher_better
 from loragrid.report_tables import (
@@ -31,7 +31,7 @@ from loragrid.selection import Verdict
 from loragrid.settings import Setting, settings_of, show_setting, tasks_of
 from loragrid.sweep_record import SweepRecord
 from loragrid.tracking import Scalar
-from loragrid.tuning_charts import tuning_charts
+from loragrid.tuning_charts import Course, tuning_charts
 from loragrid.verdict import load_verdict
 from loragrid.verdict_words import ROWS_CAVEAT, heading_of_choices, was_chosen, what_is_shown
 
@@ -129,7 +129,7 @@ def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
         "missing_curves": missing_curves,
         "fronts": fronts,
         "missing_fronts": missing_fronts if points else [],
-        "tuning": tuning_charts(figures, comparison.axes, metric, styles),
+        "tuning": tuning_charts(_courses(verdict, figures), comparison.axes, metric, styles),
         "heat_maps": heat_maps(figures, comparison.axes, metric, higher_is_better),
         "memory_chart": bar_chart(
             "Memory by part",
@@ -211,7 +211,7 @@ def _bars(comparison: Comparison, lines: Sequence[Line], parts: Mapping[str, str
     return bars
 
 
-def figures_by_method(part: Part, metric: str) -> dict[str, list[tuple[Mapping[str, Scalar], float | None]]]:
+def figures_by_method(part: Part, metric: str) -> Mapping[str, SettingFigures]:
     """Method -> the values of each setting and its mean over seeds, None where it lacks some that others have."""
     figures: dict[str, list[tuple[Mapping[str, Scalar], float | None]]] = {}
     whole = _with_all_seeds(part)
@@ -220,6 +220,22 @@ def figures_by_method(part: Part, metric: str) -> dict[str, list[tuple[Mapping[s
         figure = mean_figure(part.comparison, trial_ids, metric) if setting in whole else None
         figures.setdefault(setting.method, []).append((setting.values, figure))
     return figures
+
+
+def _courses(verdict: Verdict, figures: Mapping[str, SettingFigures]) -> list[Course]:
+    """Of every contestant its own settings: those of its method, at the values that set it apart."""
+    return [
+        Course(
+            name=choice.name,
+            settings=[
+                (values, figure)
+                for values, figure in figures[choice.method]
+                if all(values.get(axis) == value for axis, value in choice.apart.items())
+            ],
+            chosen=choice.setting.values,
+        )
+        for choice in sorted(verdict.choices, key=lambda choice: choice.name)
+    ]
 
 
 def _with_all_seeds(part: Part) -> list[Setting]:

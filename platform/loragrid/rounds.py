@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import psutil
 from ray import tune
 from ray.train import TrainingFailedError
 from ray.tune.schedulers import ASHAScheduler
@@ -86,13 +87,15 @@ class Rounds:
         Raises:
             SweepInterrupted: SIGINT or SIGTERM has come; what was open is recorded as KILLED.
         """
-        with ended_by_signals() as signals:
+        own_ray = own_ray_processes()
+        with ended_by_signals(own_ray) as signals:
             try:
                 self._run_rounds(signals)
             except KeyboardInterrupt:
                 if not signals:
                     raise
             finally:
+                own_ray.clear()  # what is recorded from here on needs no Ray
                 self.callback.close(trial.trial_id for trial in self.plan.trials)
         if signals:
             raise SweepInterrupted(self.name, signals[0])
@@ -183,7 +186,7 @@ def asha(experiment: Experiment) -> ASHAScheduler:
 
 
 @contextmanager
-def ended_by_signals() -> Iterator[list[int]]:
+def ended_by_signals(own_ray: Sequence[psutil.Process] = ()) -> Iterator[list[int]]:
     """Within, SIGINT and SIGTERM let Tune end in good order; gives those that came. A later one ends it at once.
 
     Tune stops at SIGUSR1. Its own handler of SIGINT does not say afterwards that it was called, and Ray's of SIGTERM
@@ -191,7 +194,7 @@ def ended_by_signals() -> Iterator[list[int]]:
 
     `timeout`, Slurm and systemd send SIGTERM to a whole group of processes, and so to the Ray that was started for this
     sweep: without it Tune would wait for a minute, and then be ended by Ray. (SIGINT is nothing to Ray's processes.)
-    `timeout` sends it to the process and to its group, which is one wish.
+    `own_ray` tells by its end that this is so. `timeout` sends it to the process and to its group, which is one wish.
     """
     came: list[int] = []
     first = 0.0
@@ -214,7 +217,6 @@ def ended_by_signals() -> Iterator[list[int]]:
     def stop_at_once(number: int, frame: object) -> None:
         raise KeyboardInterrupt  # Tune is not there yet
 
-    own_ray = own_ray_processes()
     handled = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     before = {number: signal.getsignal(number) for number in handled}
     signal.signal(signal.SIGUSR1, stop_at_once)

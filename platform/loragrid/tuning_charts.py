@@ -1,6 +1,9 @@
 """Charts of a figure over one axis: how each method takes to its learning rates, and whether its best lies inside."""
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -10,51 +13,78 @@ from loragrid.figures import format_value
 from loragrid.heat_maps import SettingFigures, column_of, limits_of
 from loragrid.metric_text import format_metric, metric_name
 from loragrid.ranking import is_higher_better
+from loragrid.tracking import Scalar
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 AXES = ("lr", "lr_ratio", "rank")
 INCHES = (7.2, 4.2)
-MIN_VALUES = 3
-"""Of fewer there is no course to be seen."""
+MIN_VALUES, MAX_VALUES = 3, 40
+"""Of fewer there is no course to be seen, and more are samples that went where it was good."""
+MAX_TICKS, MIN_TICK_RATIO = 8, 1.3
 
 Line = Sequence[tuple[float, float]]
 """(Value of the axis, figure) by rising value."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """A contestant of the verdict: its settings with their figures, and the values of the chosen one."""
+
+    name: str
+    settings: SettingFigures
+    chosen: Mapping[str, Scalar]
+
+
 def tuning_charts(
-    settings: Mapping[str, SettingFigures], axes: Mapping[str, str], metric: str, styles: Mapping[str, MethodStyle]
+    courses: Sequence[Course], axes: Mapping[str, str], metric: str, styles: Mapping[str, MethodStyle]
 ) -> list[Chart]:
-    """A chart per axis of `AXES` of which a method has tried three values; `axes` as `Comparison.axes`."""
+    """A chart per axis of `AXES` of which a contestant has tried three values; `axes` as `Comparison.axes`."""
     charts = []
     for name in AXES:
         column = column_of(axes, name)
         if column is None:
             continue
-        lines = {method: line_of(figures, column, metric) for method, figures in sorted(settings.items())}
-        lines = {method: line for method, line in lines.items() if len(line) >= MIN_VALUES}
-        if lines:
-            lacking = sum(figure is None for method in lines for _, figure in settings[method])
-            charts.append(_chart(name, lines, lacking, metric, styles))
+        lines = {course.name: line_of(course.settings, column, metric) for course in courses}
+        lines = {course: line for course, line in lines.items() if MIN_VALUES <= len(line) <= MAX_VALUES}
+        drawn = [course for course in courses if course.name in lines]
+        if drawn:
+            lacking = sum(figure is None for course in drawn for _, figure in course.settings)
+            chosen = {course.name: course.chosen.get(column) for course in drawn}
+            charts.append(_chart(name, lines, chosen, lacking, metric, styles))
     return charts
 
 
 def line_of(figures: SettingFigures, column: str, metric: str) -> list[tuple[float, float]]:
-    """The best figure over all other axes at each value of one."""
+    """The best figure over all other axes at each value of one; what a logarithmic axis cannot show is left out."""
     best = max if is_higher_better(metric) else min
     found: dict[float, float] = {}
     for values, figure in figures:
         place = values.get(column)
-        if figure is not None and isinstance(place, int | float):
+        if figure is not None and math.isfinite(figure) and isinstance(place, int | float) and place > 0:
             found[float(place)] = best(figure, found.get(float(place), figure))
     return sorted(found.items())
 
 
-def _chart(axis: str, lines: Mapping[str, Line], lacking: int, metric: str, styles: Mapping[str, MethodStyle]) -> Chart:
+def ticks_of(lines: Sequence[Line]) -> list[float] | None:
+    """The values that were tried, where their names have room beside each other; None for round ones."""
+    places = sorted({place for line in lines for place, _ in line})
+    apart = all(high >= MIN_TICK_RATIO * low for low, high in itertools.pairwise(places))
+    return places if len(places) <= MAX_TICKS and apart else None
+
+
+def _chart(
+    axis: str,
+    lines: Mapping[str, Line],
+    chosen: Mapping[str, Scalar],
+    lacking: int,
+    metric: str,
+    styles: Mapping[str, MethodStyle],
+) -> Chart:
     frame = _frame(lines, metric)
     outside = sum(not frame[0] <= figure <= frame[1] for line in lines.values() for _, figure in line)
-    caption = "The mean over seeds, the best over all other axes; the large mark is a method's best value."
+    caption = "The mean over seeds, the best over all other axes; the large mark is the chosen setting."
     if outside:
         caption += f" {count_of(outside, 'worse point')} {'lies' if outside == 1 else 'lie'} outside the frame."
     if lacking:
@@ -62,11 +92,11 @@ def _chart(axis: str, lines: Mapping[str, Line], lacking: int, metric: str, styl
     return draw(
         f"{metric_name(metric).capitalize()} over {axis}",
         "; ".join(
-            f"{method}: {', '.join(f'{format_value(x)} {format_metric(metric, y)}' for x, y in line)}"
-            for method, line in lines.items()
+            f"{name}: {', '.join(f'{format_value(x)} {format_metric(metric, y)}' for x, y in line)}"
+            for name, line in lines.items()
         ),
         caption,
-        partial(_paint, axis=axis, lines=lines, metric=metric, styles=styles, frame=frame),
+        partial(_paint, axis=axis, lines=lines, chosen=chosen, metric=metric, styles=styles, frame=frame),
         INCHES,
     )
 
@@ -74,7 +104,7 @@ def _chart(axis: str, lines: Mapping[str, Line], lacking: int, metric: str, styl
 def _frame(lines: Mapping[str, Line], metric: str) -> tuple[float, float]:
     """Settings that failed to learn leave the frame, so that the others are seen apart."""
     low, high = limits_of([figure for line in lines.values() for _, figure in line], is_higher_better(metric))
-    margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+    margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
     return low - margin, high + margin
 
 
@@ -82,16 +112,15 @@ def _paint(
     panel: "Axes",
     axis: str,
     lines: Mapping[str, Line],
+    chosen: Mapping[str, Scalar],
     metric: str,
     styles: Mapping[str, MethodStyle],
     frame: tuple[float, float],
 ) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    best = max if is_higher_better(metric) else min
-    for method, line in lines.items():
-        style = styles[method]
-        at_best = best(range(len(line)), key=lambda index, line=line: line[index][1])  # type: ignore[misc]  # bound early
+    for name, line in lines.items():
+        style = styles[name]
         panel.plot(
             *zip(*line, strict=True),
             color=style.colour,
@@ -101,24 +130,28 @@ def _paint(
             markersize=4,
             markeredgecolor="white",
             markeredgewidth=0.6,
-            label=method,
+            label=name,
         )
-        panel.plot(
-            *line[at_best],
-            color=style.colour,
-            linestyle="none",
-            marker=style.marker,
-            markersize=8.5,
-            markeredgecolor="white",
-            markeredgewidth=0.8,
-            zorder=3,
-        )
+        for place, figure in line:
+            if place == chosen[name]:
+                panel.plot(
+                    place,
+                    figure,
+                    color=style.colour,
+                    linestyle="none",
+                    marker=style.marker,
+                    markersize=8.5,
+                    markeredgecolor="white",
+                    markeredgewidth=0.8,
+                    zorder=3,
+                )
     panel.set_xscale("log")
-    places = [place for line in lines.values() for place, _ in line]
-    if max(places) >= 100 * min(places):
-        panel.xaxis.set_major_locator(LogLocator(base=10, numticks=8))
+    if ticks := ticks_of(list(lines.values())):
+        panel.set_xticks(ticks)
     else:
-        panel.set_xticks(sorted(set(places)))
+        span = [place for line in lines.values() for place, _ in line]
+        in_between = (1.0,) if max(span) >= 100 * min(span) else (1.0, 2.0, 5.0)
+        panel.xaxis.set_major_locator(LogLocator(base=10, subs=in_between, numticks=8))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_value(value)))
     panel.xaxis.set_minor_formatter(NullFormatter())
     panel.set_ylim(*frame)

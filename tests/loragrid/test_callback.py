@@ -1,11 +1,14 @@
 """Whatever Tune tells a sweep's driver, or does not: when the sweep ends, every trial of its plan is recorded."""
 
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 from ray import cloudpickle
@@ -22,7 +25,7 @@ from loragrid.placement import Placement
 from loragrid.planning import Lane, Pack, Plan, plan
 from loragrid.progress import SweepProgress
 from loragrid.recorder import Recorder
-from loragrid.rounds import Rounds, ended_by_signals
+from loragrid.rounds import Rounds, SweepInterrupted, ended_by_signals
 from loragrid.tracking import PARENT_TAG, REASON_TAG, TRIAL_TAG
 from loragrid.trial_store import TrialStore
 
@@ -315,6 +318,33 @@ def test_a_sweep_that_breaks_before_its_first_trial_begins_is_not_recorded_as_fi
     with pytest.raises(ConnectionError, match="the cluster is gone"):
         make_rounds(recorder, the_plan, tmp_path).run()
     assert recorded(tmp_path) == ("KILLED", {})
+
+
+def test_a_group_that_is_ended_while_the_record_is_closed_leaves_it_closed(
+    recorder: Recorder, the_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin_and_finish_all(callback: RecordingCallback) -> None:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # Tune's own handler does nothing when Tune is at its end
+        for number, pack in enumerate(the_plan.packs):
+            trial = tune_trial(tmp_path, lane=f"lane-{number}")
+            callback.on_trial_start(0, [], trial)
+            finish(callback, trial, pack)
+            callback.on_trial_complete(0, [], trial)
+
+    def summarise(callback: RecordingCallback, cost: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as of_ray:
+        monkeypatch.setattr("loragrid.rounds.own_ray_processes", lambda: [psutil.Process(of_ray.pid)])
+        of_ray.kill()
+        monkeypatch.setattr(Rounds, "_tune", tune_that(begin_and_finish_all))
+        monkeypatch.setattr(RecordingCallback, "_summarise", summarise)
+        with pytest.raises(SweepInterrupted) as interruption:
+            make_rounds(recorder, the_plan, tmp_path).run()
+    assert interruption.value.signal == signal.SIGTERM
+    sweep, trials = recorded(tmp_path)
+    assert sweep == "FINISHED"
+    assert {status for status, _ in trials.values()} == {"FINISHED"}
 
 
 def test_the_first_signal_stops_tune_in_good_order_and_before_tune_is_there_or_a_second_one_at_once() -> None:

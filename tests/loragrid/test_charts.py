@@ -1,7 +1,8 @@
 """What charts are drawn from: fronts, grids, places on the axes; and that drawings keep out of each other's way."""
 
+import math
 import random
-from typing import Any
+import re
 
 import pandas as pd
 import pytest
@@ -19,7 +20,7 @@ from loragrid.metric_text import format_difference, format_metric, format_p
 from loragrid.pareto import pareto_front
 from loragrid.report_tables import write_figure
 from loragrid.sweep_record import SweepRecord, TrialRun
-from loragrid.tuning_charts import line_of, tuning_charts
+from loragrid.tuning_charts import Course, line_of, ticks_of, tuning_charts
 
 
 def test_a_front_holds_what_nothing_beats_in_both() -> None:
@@ -210,26 +211,57 @@ def test_figures_are_written_for_readers(text: str, wanted: str) -> None:
     assert text == wanted
 
 
-TUNED: dict[str, list[tuple[dict[str, Any], float | None]]] = {
-    "lora": [
-        ({"lr": 1e-3, "rank": 8}, 0.70),
-        ({"lr": 1e-3, "rank": 16}, 0.68),
-        ({"lr": 1e-2, "rank": 8}, 0.66),
-        ({"lr": 1e-2, "rank": 16}, None),
-        ({"lr": 1e-1, "rank": 8}, 4.2),
-    ],
-    "vera": [({"lr": 1e-3, "rank": 256}, 0.9), ({"lr": 1e-2, "rank": 256}, 0.8)],
-}
+TUNED = (
+    Course(
+        name="lora",
+        settings=[
+            ({"lr": 1e-3, "rank": 8}, 0.70),
+            ({"lr": 1e-3, "rank": 16}, 0.68),
+            ({"lr": 1e-2, "rank": 8}, 0.66),
+            ({"lr": 1e-2, "rank": 16}, None),
+            ({"lr": 1e-1, "rank": 8}, 4.2),
+            ({"lr": 0.0, "rank": 8}, 0.1),
+            ({"lr": 1.0, "rank": 8}, math.inf),
+            ({"lr": None, "rank": 8}, 0.1),
+        ],
+        chosen={"lr": 1e-2, "rank": 8},
+    ),
+    Course(
+        name="vera", settings=[({"lr": 1e-3, "rank": 256}, 0.9), ({"lr": 1e-2, "rank": 256}, 0.8)], chosen={"lr": 1e-2}
+    ),
+)
 AXIS_PATHS = {"lr": "training.lr", "rank": "method.rank"}
 
 
 def test_a_course_over_learning_rates_is_the_best_over_all_other_axes_and_leaves_out_what_lacks_seeds() -> None:
-    assert line_of(TUNED["lora"], "lr", "eval/final_loss") == [(1e-3, 0.68), (1e-2, 0.66), (1e-1, 4.2)]
-    assert line_of(TUNED["lora"], "lr", "eval/accuracy") == [(1e-3, 0.70), (1e-2, 0.66), (1e-1, 4.2)]
-    styles = method_styles(TUNED)
+    lora, vera = TUNED
+    assert line_of(lora.settings, "lr", "eval/final_loss") == [(1e-3, 0.68), (1e-2, 0.66), (1e-1, 4.2)]
+    assert line_of(lora.settings, "lr", "eval/accuracy") == [(1e-3, 0.70), (1e-2, 0.66), (1e-1, 4.2)]
+    styles = method_styles(["lora", "vera"])
     (chart,) = tuning_charts(TUNED, AXIS_PATHS, "eval/final_loss", styles)
     assert chart.title == "Evaluation loss over lr"
     assert chart.description == "lora: 0.001 0.6800, 0.01 0.6600, 0.1 4.2000", "VeRA has tried two"
     assert "1 worse point lies outside the frame. Not drawn: 1 setting without all seeds." in chart.caption
-    assert tuning_charts({"vera": TUNED["vera"]}, AXIS_PATHS, "eval/final_loss", styles) == []
+    assert tuning_charts([vera], AXIS_PATHS, "eval/final_loss", styles) == []
     assert tuning_charts(TUNED, {"rank": "method.rank"}, "eval/final_loss", styles) == []
+    samples = Course(name="lora", settings=[({"lr": 1e-5 * n}, 1.0) for n in range(1, 42)], chosen={})
+    assert tuning_charts([samples], AXIS_PATHS, "eval/final_loss", styles) == [], "samples are no ladder"
+
+
+def test_a_large_mark_stands_at_the_chosen_value_also_where_another_has_the_same_figure() -> None:
+    def marks(chosen: float | None) -> list[str]:
+        settings = [({"lr": lr}, 0.5) for lr in (1e-4, 1e-3, 1e-2)]
+        course = Course(name="lora", settings=settings, chosen={"lr": chosen})
+        (chart,) = tuning_charts([course], AXIS_PATHS, "eval/accuracy", method_styles(["lora"]))
+        return re.findall(r'<use href="#[^"]+" x="([0-9.]+)"[^>]*stroke: #ffffff; stroke-width: 0.8', chart.svg)
+
+    (low,), (high,) = marks(1e-4), marks(1e-2)
+    assert float(low) < float(high)
+    assert marks(None) == []
+
+
+def test_ticks_stand_at_the_values_tried_where_their_names_have_room() -> None:
+    ranks = [1.0, 4.0, 16.0, 64.0, 256.0, 1024.0]
+    assert ticks_of([[(rank, 1.0) for rank in ranks[:3]], [(rank, 1.0) for rank in ranks[2:]]]) == ranks
+    assert ticks_of([[(1e-3, 1.0), (1.2e-3, 1.0), (1e-2, 1.0)]]) is None, "too near each other"
+    assert ticks_of([[(2.0**n, 1.0) for n in range(9)]]) is None, "too many"

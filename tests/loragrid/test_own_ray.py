@@ -5,9 +5,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
+import ray
 
 from loragrid import own_ray
 from loragrid.own_ray import is_ending, own_ray_processes
@@ -18,8 +20,9 @@ SLEEPS = (sys.executable, "-c", "import time; time.sleep(60)")
 
 @pytest.fixture
 def children(monkeypatch: pytest.MonkeyPatch) -> "Iterator[list[subprocess.Popen[bytes]]]":
-    """Two processes of this one: the first has Ray's folder in its command, the second has nothing of Ray's."""
-    started = [subprocess.Popen([*SLEEPS, "/site-packages/ray/gcs_server"]), subprocess.Popen([*SLEEPS, "/rays/x"])]
+    """Two processes of this one: the first has Ray's package in its command, the second a home that is called so."""
+    inside = Path(ray.__file__).parent / "core" / "gcs_server"
+    started = [subprocess.Popen([*SLEEPS, str(inside)]), subprocess.Popen([*SLEEPS, "/home/ray/lib/x"])]
     monkeypatch.setattr(own_ray, "GROUP_ENDS_SECONDS", 0.3)
     yield started
     for process in started:
@@ -53,11 +56,10 @@ def test_one_that_has_ended_ends_all_and_nothing_else_does(children: "list[subpr
 
 @pytest.mark.parametrize(("signal_number", "is_group"), [(signal.SIGTERM, True), (signal.SIGTERM, False), (2, True)])
 def test_a_group_that_is_ended_is_not_waited_for(
-    children: "list[subprocess.Popen[bytes]]", monkeypatch: pytest.MonkeyPatch, signal_number: int, is_group: bool
+    children: "list[subprocess.Popen[bytes]]", signal_number: int, is_group: bool
 ) -> None:
     stopped = []
-    monkeypatch.setattr("loragrid.rounds.own_ray_processes", lambda: [psutil.Process(children[0].pid)])
-    with ended_by_signals() as came:
+    with ended_by_signals([psutil.Process(children[0].pid)]) as came:
         signal.signal(signal.SIGUSR1, lambda number, frame: stopped.append(number))  # as Tune does
         if is_group:
             children[0].terminate()
