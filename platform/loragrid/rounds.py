@@ -37,6 +37,7 @@ from loragrid.trial_store import TrialStore
 TUNE_TRIAL_BYTES = 500 * 2**20
 # How often the process that drives a lane may be lost, mostly with its node, before the lane is given up.
 MAX_LOST_DRIVERS = 3
+# A second SIGTERM within so long is the first one, sent to the process's group as well.
 SAME_WISH_SECONDS = 1.0
 # No way is known to come to this; a sweep that came to it must not pass for a finished one.
 NEVER_BEGUN = LaneFailure(reason="Ray Tune has ended without starting a process for this trial", traceback="")

@@ -1,9 +1,9 @@
 """What ends Ray with the sweep that has started it is told from what ends the sweep alone."""
 
+import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +11,6 @@ import psutil
 import pytest
 import ray
 
-from loragrid import own_ray
 from loragrid.own_ray import is_ending, own_ray_processes
 from loragrid.rounds import ended_by_signals
 
@@ -19,11 +18,10 @@ SLEEPS = (sys.executable, "-c", "import time; time.sleep(60)")
 
 
 @pytest.fixture
-def children(monkeypatch: pytest.MonkeyPatch) -> "Iterator[list[subprocess.Popen[bytes]]]":
+def children() -> "Iterator[list[subprocess.Popen[bytes]]]":
     """Two processes of this one: the first has Ray's package in its command, the second a home that is called so."""
     inside = Path(ray.__file__).parent / "core" / "gcs_server"
     started = [subprocess.Popen([*SLEEPS, str(inside)]), subprocess.Popen([*SLEEPS, "/home/ray/lib/x"])]
-    monkeypatch.setattr(own_ray, "GROUP_ENDS_SECONDS", 0.3)
     yield started
     for process in started:
         process.kill()
@@ -40,7 +38,7 @@ def test_the_processes_of_a_ray_that_this_one_has_started_are_found(
 ) -> None:
     assert ours(children) == [children[0].pid]
     children[0].kill()
-    time.sleep(0.2)
+    os.waitid(os.P_PID, children[0].pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a child
     assert ours(children) == [], "of an ended one there is no command to be read"
 
 

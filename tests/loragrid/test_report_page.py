@@ -242,6 +242,19 @@ def test_every_chart_has_a_title_and_a_description_in_words(maths: Page) -> None
     assert "Last values in nats per token: delta_lora 1." in maths.html
 
 
+def test_what_is_set_apart_has_a_course_of_its_own_over_the_learning_rates(maths_uri: str, tmp_path: Path) -> None:
+    def courses(*apart: str) -> dict[str, str]:
+        write_report(load_comparison("maths", maths_uri), tmp_path / "report.html", apart=apart)
+        page = (tmp_path / "report.html").read_text(encoding="utf-8")
+        (words,) = re.findall(r"Evaluation loss over lr</title><desc[^>]*>([^<]*)<", page)
+        return dict(course.split(": ") for course in words.split("; "))
+
+    together, by_rank = courses(), courses("rank")
+    assert "lora" in together.keys() <= set(METHODS)
+    assert "lora" not in by_rank
+    assert by_rank["lora rank 8"] != by_rank["lora rank 16"]
+
+
 def test_captions_say_that_settings_were_chosen_and_by_what(maths: Page) -> None:
     text = " ".join(maths.text.split())
     assert "Settings were chosen by their mean evaluation loss over seeds on the validation rows." in text
