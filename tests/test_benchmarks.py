@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks import grid_scaling
-from benchmarks.data_parallel import Job, measure_all
+from benchmarks.data_parallel import measure_all
+from benchmarks.data_parallel_worker import Job
 from benchmarks.shapes import random_base
 from benchmarks.sweeps import Outcome, SweepFailedError, run_sweep
 from benchmarks.tables import Table
@@ -79,9 +80,9 @@ def test_a_measurement_that_fails_is_a_row_that_says_so_and_the_rest_goes_on(tmp
         )
 
     jobs = [job(rows=10**12), job(model="no-such-shapes"), job()]
-    table = Table(tmp_path / "table.md", "about", [f"column {number}" for number in range(12)])
+    table = Table(tmp_path / "table.md", "about", [f"column {number}" for number in range(13)])
     problems = measure_all(table, jobs, timeout_seconds=200)
-    too_large, unknown, good = [row["column 3"] for row in rows_of(tmp_path / "table.md")]
+    too_large, unknown, good = [row["column 4"] for row in rows_of(tmp_path / "table.md")]
     assert too_large.startswith("failed: out_of_memory: ")
     assert unknown.startswith("failed: unknown shapes 'no-such-shapes'; allowed: ")
     assert float(good) > 0
@@ -89,7 +90,7 @@ def test_a_measurement_that_fails_is_a_row_that_says_so_and_the_rest_goes_on(tmp
     assert "no-such-shapes" in problems[0]
     (problem,) = measure_all(table, [job(num_workers=2)], timeout_seconds=0.5)
     assert problem.endswith("not at its end after 0.5 s")
-    assert rows_of(tmp_path / "table.md")[-1]["column 3"] == "failed: not at its end after 0.5 s"
+    assert rows_of(tmp_path / "table.md")[-1]["column 4"] == "failed: not at its end after 0.5 s"
 
 
 def test_a_sweep_that_cannot_run_or_does_not_end_in_time_is_a_row_that_says_so_and_nothing_of_it_is_left(

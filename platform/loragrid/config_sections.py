@@ -201,7 +201,11 @@ class TrainingConfig(Section):
 
     def rows_at_once(self, num_workers: int) -> int:
         """The rows of one trial that each worker holds at once: a micro batch, or its whole share of the batch."""
-        return self.micro_batch_size or self.batch_size // num_workers
+        return self.micro_batch_size or self.rows_per_worker(num_workers)
+
+    def rows_per_worker(self, num_workers: int) -> int:
+        """The rows of one trial that each worker trains on in a step."""
+        return self.batch_size // num_workers
 
 
 MEMBER_TRAINING_KEYS = ("lr", "schedule", "warmup_steps", "weight_decay", "clip_norm")

@@ -1,4 +1,4 @@
-"""Runs the steps of a pack: kernel by kernel, or captured once as a CUDA graph and replayed."""
+"""Runs the steps of a pack: kernel by kernel, or captured once as CUDA graphs and replayed."""
 
 from contextlib import suppress
 from dataclasses import fields
@@ -12,7 +12,16 @@ from loragrid.activation_checkpointing import decoder_layers
 from loragrid.engine_choice import EngineChoice
 from loragrid.loss import fusible_score_rows
 from loragrid.measurement import Stopwatch
-from loragrid.step import Batch, PackModel, StepResult, SumOverWorkers, compute_step, one_worker
+from loragrid.step import (
+    Batch,
+    PackModel,
+    StepResult,
+    SumOverWorkers,
+    add_up_gradients,
+    compute_step,
+    sum_gradients_and_losses,
+    update_members,
+)
 from loragrid_methods.engine.optimizer import adamw_update
 
 # Real steps run before the capture: they make cuBLAS's workspaces and the compiled kernels, which a capture cannot.
@@ -38,14 +47,13 @@ class Engine:
         """As `compute_step`."""
         if self.choice.mode == "eager":
             return compute_step(model, batch, rates, sum_over_workers)
-        assert sum_over_workers is one_worker, "several workers are never captured"
         if self._num_before < STEPS_BEFORE_CAPTURE:
             self._num_before += 1
             if self._num_before > 1:
-                return self._compute_beside(model, batch, rates)
+                return self._compute_beside(model, batch, rates, sum_over_workers)
             torch.cuda.synchronize()
             with self._stopwatch.phase("compile"):
-                result = self._compute_beside(model, batch, rates)
+                result = self._compute_beside(model, batch, rates, sum_over_workers)
                 torch.cuda.synchronize()
             return result
         if self._captured is None:
@@ -60,14 +68,16 @@ class Engine:
                 reason = f"the step could not be captured: {str(error).splitlines()[0]}"
                 self.choice = EngineChoice(mode="eager", reason=reason)
                 return compute_step(model, batch, rates, sum_over_workers)
-        return self._captured.replay(batch, rates)
+        return self._captured.replay(batch, rates, sum_over_workers)
 
-    def _compute_beside(self, model: PackModel, batch: Batch, rates: Tensor) -> StepResult:
+    def _compute_beside(
+        self, model: PackModel, batch: Batch, rates: Tensor, sum_over_workers: SumOverWorkers
+    ) -> StepResult:
         """A step on the stream of the capture, as steps before one must be."""
         stream = _capture_stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            result = compute_step(model, batch, rates, one_worker)
+            result = compute_step(model, batch, rates, sum_over_workers)
         torch.cuda.current_stream().wait_stream(stream)
         return result
 
@@ -77,23 +87,41 @@ class Engine:
 
 
 class _Captured:
-    """One step as a CUDA graph, with the tensors it reads and writes. Capturing computes nothing."""
+    """One step as two CUDA graphs, with the tensors they read and write. Capturing computes nothing.
+
+    The first ends with this worker's gradients, the second begins with all workers' sum. The sum itself stays outside:
+    any process group can do it, its deadline counts, and a worker whose capture failed still meets the others in it.
+    """
 
     def __init__(self, model: PackModel, batch: Batch, rates: Tensor) -> None:
+        self.model = model
         self.batch = Batch(**{field.name: getattr(batch, field.name).clone() for field in fields(batch)})
         self.rates = rates.clone()
         torch.cuda.synchronize()
-        torch.cuda.empty_cache()  # a graph has a memory pool of its own
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, stream=_capture_stream()):
-            self.result = compute_step(model, self.batch, self.rates, one_worker)
+        torch.cuda.empty_cache()  # graphs have a memory pool of their own
+        self.gradients, self.update = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with _capture(self.gradients):
+            self.losses = add_up_gradients(model, self.batch)
+        with _capture(self.update, after=self.gradients):
+            self.norms = update_members(model, self.losses, self.rates)
 
-    def replay(self, batch: Batch, rates: Tensor) -> StepResult:
+    def replay(self, batch: Batch, rates: Tensor, sum_over_workers: SumOverWorkers) -> StepResult:
         for field in fields(batch):
             getattr(self.batch, field.name).copy_(getattr(batch, field.name))
         self.rates.copy_(rates)
-        self.graph.replay()
-        return StepResult(losses=self.result.losses.clone(), gradient_norms=self.result.gradient_norms.clone())
+        self.gradients.replay()
+        sum_gradients_and_losses(self.model, self.losses, sum_over_workers)
+        self.update.replay()
+        return StepResult(losses=self.losses.clone(), gradient_norms=self.norms.clone())
+
+
+def _capture(graph: torch.cuda.CUDAGraph, after: torch.cuda.CUDAGraph | None = None) -> torch.cuda.graph:
+    """The context within which the kernels of this thread are captured: NCCL's own look at its events all the time.
+
+    after: the graph that is replayed before this one, always; its memory is used again.
+    """
+    pool = None if after is None else after.pool()
+    return torch.cuda.graph(graph, pool=pool, stream=_capture_stream(), capture_error_mode="thread_local")
 
 
 def _recover_from_failed_capture() -> None:
@@ -102,7 +130,7 @@ def _recover_from_failed_capture() -> None:
     LoraGrid's own draws have generators of their own: where this fails too, training goes on all the same.
     """
     torch.cuda.synchronize()
-    with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=_capture_stream()):
+    with suppress(RuntimeError), _capture(torch.cuda.CUDAGraph()):
         torch.zeros(1, device="cuda")
 
 

@@ -1,4 +1,4 @@
-"""Decides how a pack's steps are run: kernel by kernel, as a CUDA graph, or compiled and then as a graph."""
+"""Decides how a pack's steps are run: kernel by kernel, as CUDA graphs, or compiled and then as graphs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -48,10 +48,10 @@ def choose_mode(
     return EngineChoice(mode="compiled" if saved > cost else "graph", reason=reason)
 
 
-def capture_obstacle(methods: Iterable[Method], num_workers: int) -> str:
+def capture_obstacle(methods: Iterable[Method], *, shard: bool) -> str:
     """What keeps the steps of these members from being captured, as far as shapes and settings tell; "" for nothing."""
-    if num_workers > 1:
-        return "workers.num_workers: the all-reduce of several workers is not captured"
+    if shard:
+        return "workers.strategy: the layers that workers gather of a sharded base are not captured"
     return next(filter(None, (method.capture_obstacle() for method in methods)), "")
 
 

@@ -70,13 +70,14 @@ class Plan:
     def gpu_engine(self, pack: Pack) -> EngineChoice:
         """How the pack's steps are run where its workers have GPUs; on CPUs they are always eager."""
         first, experiment = pack.trials[0], self.experiment
-        num_tokens = len(pack.trials) * first.training.batch_size * first.data.max_length
+        workers = experiment.workers
+        num_tokens = len(pack.trials) * first.training.rows_per_worker(workers.num_workers) * first.data.max_length
         return choose_mode(
             experiment.engine.mode,
             num_steps=first.training.steps,
             flops_per_step=flops_of_step(base_shape(first.model).num_parameters, num_tokens),
             num_stacks=len({trial.method.stack_key() for trial in pack.trials}),
-            obstacle=capture_obstacle((trial.method for trial in pack.trials), experiment.workers.num_workers),
+            obstacle=capture_obstacle((trial.method for trial in pack.trials), shard=workers.strategy == "shard"),
         )
 
     def largest_packs(self) -> list[Pack]:

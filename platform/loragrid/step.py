@@ -113,34 +113,19 @@ def compute_step(model: PackModel, batch: Batch, rates: Tensor, sum_over_workers
     Micro batches go forward and backward one after another; everything else happens once, after the last of them.
 
     The sum of the members' losses gives every member the gradient it would have alone, because no row of one member
-    meets a row of another. Losses travel with the gradients: one all-reduce per step.
+    meets a row of another.
     """
-    pack, optimizer = model.pack, model.optimizer
-    optimizer.zero_gradients()
-    losses = _add_up_gradients(model, batch)
-    losses = _sum_gradients_and_losses(pack.gradient_buffer, losses, sum_over_workers)
-    norms = optimizer.clip_gradients()
-    pack.before_step()
-    model.active &= losses.isfinite() & norms.isfinite()
-    optimizer.step(rates, model.active)
-    return StepResult(losses=losses, gradient_norms=norms)
+    losses = add_up_gradients(model, batch)
+    sum_gradients_and_losses(model, losses, sum_over_workers)
+    return StepResult(losses=losses, gradient_norms=update_members(model, losses, rates))
 
 
-def train_step(
-    model: PackModel, batch: Batch, sum_over_workers: SumOverWorkers, compute: ComputeStep = compute_step
-) -> StepResult:
-    """One optimizer step of all members and what follows it (Delta-LoRA's snapshot)."""
-    result = compute(model, batch, model.learning_rates[model.completed], sum_over_workers)
-    model.completed += 1
-    model.pack.after_step(model.completed)
-    return result
-
-
-def _add_up_gradients(model: PackModel, batch: Batch) -> Tensor:
-    """Forward and backward of every micro batch; the members' losses over all of them, (M,).
+def add_up_gradients(model: PackModel, batch: Batch) -> Tensor:
+    """Forward and backward of every micro batch; the members' losses over this worker's rows, (M,).
 
     Each is divided by the labels of the whole step, so that losses and gradients add up to those of a single pass.
     """
+    model.optimizer.zero_gradients()
     clock, total = model.pack.clock, None
     for index, rows in enumerate(batch.micro_batches(model.micro_batch_size)):
         clock.micro_batch = index
@@ -154,10 +139,26 @@ def _add_up_gradients(model: PackModel, batch: Batch) -> Tensor:
     return total
 
 
-def _sum_gradients_and_losses(gradients: Tensor, losses: Tensor, sum_over_workers: SumOverWorkers) -> Tensor:
-    if sum_over_workers is one_worker:
-        return losses
-    together = torch.cat([gradients, losses.to(gradients.dtype)])
-    sum_over_workers(together)
-    gradients.copy_(together[: len(gradients)])
-    return together[len(gradients) :].to(losses.dtype)
+def sum_gradients_and_losses(model: PackModel, losses: Tensor, sum_over_workers: SumOverWorkers) -> None:
+    """Add up over all workers, in place: every member's gradients, which lie in one buffer, and the losses (M,)."""
+    sum_over_workers(model.pack.gradient_buffer)
+    sum_over_workers(losses)
+
+
+def update_members(model: PackModel, losses: Tensor, rates: Tensor) -> Tensor:
+    """Clip the gradients and change the weights of members whose figures are finite; the norms before, (M,)."""
+    norms = model.optimizer.clip_gradients()
+    model.pack.before_step()
+    model.active &= losses.isfinite() & norms.isfinite()
+    model.optimizer.step(rates, model.active)
+    return norms
+
+
+def train_step(
+    model: PackModel, batch: Batch, sum_over_workers: SumOverWorkers, compute: ComputeStep = compute_step
+) -> StepResult:
+    """One optimizer step of all members and what follows it (Delta-LoRA's snapshot)."""
+    result = compute(model, batch, model.learning_rates[model.completed], sum_over_workers)
+    model.completed += 1
+    model.pack.after_step(model.completed)
+    return result

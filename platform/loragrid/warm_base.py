@@ -101,8 +101,8 @@ class WarmBase:
         if self.device.type != "cuda":
             return EngineChoice(mode="eager", reason="no GPU")
         assert self._base is not None
-        obstacle = capture_obstacle((trial.method for trial in trials), self._num_workers)
-        num_tokens = len(trials) * trials[0].training.batch_size * length
+        obstacle = capture_obstacle((trial.method for trial in trials), shard=self._shard)
+        num_tokens = len(trials) * trials[0].training.rows_per_worker(self._num_workers) * length
         composition = _composition(trials)
         return choose_mode(
             self._engine_mode,

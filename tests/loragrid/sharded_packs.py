@@ -31,8 +31,8 @@ class PackResult:
     records: list[dict[int, dict[str, float]]]
     weights: list[dict[str, Tensor]]
     collectives: list[dict[str, list[int]]]
-    num_reduced: int
-    """Gradients and losses, which one all-reduce must sum."""
+    reduced: list[int]
+    """The sizes of what a step must sum, each once: gradients and losses."""
 
 
 @dataclass
@@ -80,7 +80,7 @@ def train_on_whole_and_sharded(worker: int, num_workers: int, model: str, rows: 
                     records=run.records,
                     weights=[run.weights(member) for member in range(len(trials))],
                     collectives=collectives,
-                    num_reduced=len(run.model.pack.gradient_buffer) + len(trials),
+                    reduced=[len(run.model.pack.gradient_buffer), len(trials)],
                 )
             )
             if name == "sharded" and worker == 0:

@@ -14,8 +14,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loragrid.assembly import build_batches, build_model
+from loragrid.attention import use_causal_attention
 from loragrid.config import DataConfig, ModelConfig, PackConfig, TrainingConfig
 from loragrid.data import TokenizedData, load_data
+from loragrid.engine import Engine
+from loragrid.engine_choice import EngineChoice, Mode
 from loragrid.grid import Trial
 from loragrid.measurement import Stopwatch
 from loragrid.member_state import put_member
@@ -198,27 +201,53 @@ def bit_equal(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
 
 
 def train_as_worker(
-    worker: int, num_workers: int, model_folder: str, rows_file: str, folder: str, micro_batch_size: int | None
+    worker: int,
+    num_workers: int,
+    model_folder: str,
+    rows_file: str,
+    folder: str,
+    micro_batch_size: int | None,
+    backend: str,
+    mode: Mode,
 ) -> None:
-    """The body of one of several real processes: train `worker_packs`, leave figures and weights in `folder`."""
+    """The body of one of several real processes: train `worker_packs`, leave figures and weights in `folder`.
+
+    Captured on GPUs: with gloo all on the first, with NCCL on one each.
+    """
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    device = torch.device("cpu" if mode == "eager" else f"cuda:{worker if backend == 'nccl' else 0}")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=worker, world_size=num_workers
+        backend, init_method=f"file://{folder}/meeting", rank=worker, world_size=num_workers
     )
     setup = make_setup(Path(model_folder), Path(rows_file), "float64")
     results = []
     for trials in worker_packs(setup, micro_batch_size):
+        engine = Engine(EngineChoice(mode=mode, reason="test"))
         run = run_pack(
             setup,
             trials,
+            base=base_on(setup, device),
             worker=worker,
             num_workers=num_workers,
             sum_over_workers=lambda tensor: torch.distributed.all_reduce(tensor),
+            compute=engine,
         )
+        assert engine.choice.mode == mode, engine.choice.reason
         weights = [run.weights(member) for member in range(len(trials))]
         results.append({"records": run.records, "weights": weights})
     torch.save(results, Path(folder) / f"{worker}.pt")
     torch.distributed.destroy_process_group()
+
+
+def base_on(setup: Setup, device: torch.device) -> PreTrainedModel:
+    """A base on the device, with the attention that builds no mask: what can be captured is captured."""
+    base = setup.base()
+    base.to(device)  # type: ignore[arg-type]  # transformers narrows torch's own signature
+    if device.type == "cuda":
+        assert use_causal_attention(base, setup.rows.evaluation.input_ids[:2].to(device)) == ""
+    return base
 
 
 def worker_packs(setup: Setup, micro_batch_size: int | None = None) -> list[list[Trial]]:

@@ -93,7 +93,7 @@ def test_a_micro_batch_has_the_next_rows_of_every_member_and_the_labels_of_the_s
         list(batch.micro_batches(4))
 
 
-def test_no_pass_holds_more_rows_and_a_step_has_one_all_reduce_and_calls_each_hook_once(setup: Setup) -> None:
+def test_no_pass_holds_more_rows_and_a_step_sums_gradients_and_losses_and_calls_each_hook_once(setup: Setup) -> None:
     trials = mixed_trials(setup, batch_size=4, micro_batch_size=2, steps=3)
     sizes: list[int] = []
     calls: list[str] = []
@@ -109,7 +109,7 @@ def test_no_pass_holds_more_rows_and_a_step_has_one_all_reduce_and_calls_each_ho
     run_pack(setup, trials, prepare=watch, eval_every=None, sum_over_workers=lambda tensor: calls.append("sum"))
     frozen, evaluation, passes = 5, 5, 3 * 2
     assert sizes == [2] * frozen + [2 * len(trials)] * (passes + evaluation)
-    assert calls == ["sum", *["sum", "before", "after"] * 3, "sum"]
+    assert calls == ["sum", *["sum", "sum", "before", "after"] * 3, "sum"]
 
 
 def test_the_micro_batches_of_a_step_draw_masks_of_their_own(tiny_gpt2_dir: Path, chat_jsonl: Path) -> None:
