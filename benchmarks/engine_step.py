@@ -22,7 +22,7 @@ from benchmarks.peft_loop import PeftLoop, step_milliseconds
 from benchmarks.shapes import random_base, random_rows, shape_config
 from loragrid.attention import use_causal_attention
 from loragrid.engine import STEPS_BEFORE_CAPTURE, Engine, compile_layers, fuse_pieces
-from loragrid.engine_choice import EngineChoice, Mode, flops_of_step
+from loragrid.engine_choice import EngineChoice, Mode
 from loragrid.measurement import count_saved_bytes
 from loragrid.memory_estimate import estimate_memory
 from loragrid.step import PackModel, one_worker, train_step
@@ -227,7 +227,8 @@ def main() -> None:
             say(f"| {shape} | {label} | failed: {type(error).__name__}: {str(error).splitlines()[0][:300]} |")
             return
         median = statistics.median(times)
-        part = flops_of_step(num_parameters, num_tokens) / (median / 1e3) / limit
+        # 4 N per token: forward and the gradient of the inputs; a frozen base has no gradient of its weights.
+        part = 4 * num_parameters * num_tokens / (median / 1e3) / limit
         peak = (torch.cuda.max_memory_allocated() / 2**30, torch.cuda.max_memory_reserved() / 2**30)
         estimate = f"{estimated / 2**30:.1f}" if estimated else ""
         say(

@@ -5,17 +5,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 from loragrid_methods import Method
+from loragrid_methods.engine.targets import LayerShape
 
 Mode = Literal["eager", "graph", "compiled"]
 RequestedMode = Literal["auto", "eager", "graph", "compiled"]
 
-# The cost model of `auto`, read off an H100 and an H200 with Llama-3.2-1B shapes (benchmarks/results/): the seconds
-# that compiling the decoder layers takes, and more for every kind of stack in them (13 s for LoRA alone, 43 to 48 for
-# four kinds, 83 for eight); what a graph of uncompiled kernels reaches; the part of a step that compiling saves.
+# The cost model of `auto`, read off H100s with the shapes of SmolLM2-135M, Qwen3-0.6B and Llama-3.2-1B
+# (benchmarks/results/engine_step_h100.md). The seconds that compiling the decoder layers takes, and more for every kind
+# of stack in them: 13 s for LoRA alone, 43 to 48 for four kinds, 83 for eight.
 COMPILE_SECONDS = 3.0
 COMPILE_SECONDS_PER_STACK = 10.0
-GRAPH_FLOPS_PER_SECOND = 210e12
-COMPILED_SAVES = 0.38
+# What it saves is traffic between short kernels, so it goes by the features that pass them, not by the operations: the
+# seconds of one feature of one token with one kind of stack, and the part by which every further kind adds to that.
+# Of eleven steps, of 512 to 16,384 tokens, each one's saving is 0.6 to 1.5 times this.
+SAVED_SECONDS_PER_FEATURE = 1.25e-11
+SAVED_MORE_PER_STACK = 0.15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +31,18 @@ class EngineChoice:
 
 
 def choose_mode(
-    requested: RequestedMode, *, num_steps: int, flops_per_step: float, num_stacks: int, obstacle: str = ""
+    requested: RequestedMode,
+    *,
+    num_steps: int,
+    features_per_step: int,
+    num_stacks: int,
+    is_compiled: bool = False,
+    obstacle: str = "",
 ) -> EngineChoice:
     """The mode on a GPU: `requested`, or what `auto` comes to; eager where `obstacle` says what forbids a capture.
 
     `auto` compiles where the compiler's time is less than what it takes off all steps together. `num_stacks`: the kinds
-    of stacks that would have to be compiled; 0 where that was done for an equal pack.
+    of stacks that would have to be compiled. `is_compiled`: that was done for an equal pack.
     """
     if requested == "eager":
         return EngineChoice(mode="eager", reason="engine.mode")
@@ -40,10 +50,11 @@ def choose_mode(
         return EngineChoice(mode="eager", reason=obstacle)
     if requested != "auto":
         return EngineChoice(mode=requested, reason="engine.mode")
-    if num_stacks == 0:
+    if is_compiled:
         return EngineChoice(mode="compiled", reason="compiled for the pack before")
     cost = COMPILE_SECONDS + num_stacks * COMPILE_SECONDS_PER_STACK
-    saved = COMPILED_SAVES * num_steps * flops_per_step / GRAPH_FLOPS_PER_SECOND
+    per_feature = SAVED_SECONDS_PER_FEATURE * (1 + SAVED_MORE_PER_STACK * (num_stacks - 1))
+    saved = per_feature * features_per_step * num_steps
     reason = f"compiling takes about {cost:.0f} s and saves about {saved:.0f} s"
     return EngineChoice(mode="compiled" if saved > cost else "graph", reason=reason)
 
@@ -55,6 +66,6 @@ def capture_obstacle(methods: Iterable[Method], *, shard: bool) -> str:
     return next(filter(None, (method.capture_obstacle() for method in methods)), "")
 
 
-def flops_of_step(num_base_parameters: int, num_tokens: int) -> float:
-    """4 N per token: forward and the gradient of the inputs, 2 N each; a frozen base has no gradient of its weights."""
-    return 4.0 * num_base_parameters * num_tokens
+def features_of_step(layers: Iterable[LayerShape], num_tokens: int) -> int:
+    """The features that go into and come out of the base's linear layers in a step, over all of its tokens."""
+    return num_tokens * sum(layer.in_features + layer.out_features for layer in layers)

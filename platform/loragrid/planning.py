@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from loragrid.config import MEMBER_TRAINING_KEYS, Experiment, ModelConfig, PackConfig
-from loragrid.engine_choice import EngineChoice, capture_obstacle, choose_mode, flops_of_step
+from loragrid.engine_choice import EngineChoice, capture_obstacle, choose_mode, features_of_step
 from loragrid.grid import Trial, expand
 from loragrid.models import load_meta_model
 from loragrid_methods import LayerShape, ParameterCount
@@ -75,7 +75,7 @@ class Plan:
         return choose_mode(
             experiment.engine.mode,
             num_steps=first.training.steps,
-            flops_per_step=flops_of_step(base_shape(first.model).num_parameters, num_tokens),
+            features_per_step=features_of_step(base_shape(first.model).layers, num_tokens),
             num_stacks=len({trial.method.stack_key() for trial in pack.trials}),
             obstacle=capture_obstacle((trial.method for trial in pack.trials), shard=workers.strategy == "shard"),
         )

@@ -14,7 +14,7 @@ from loragrid.attention import use_causal_attention
 from loragrid.config import DataConfig, ModelConfig
 from loragrid.data import TokenizedData
 from loragrid.engine import Engine, compile_layers, fuse_pieces, uncompile_layers
-from loragrid.engine_choice import EngineChoice, RequestedMode, capture_obstacle, choose_mode, flops_of_step
+from loragrid.engine_choice import EngineChoice, RequestedMode, capture_obstacle, choose_mode, features_of_step
 from loragrid.generation import check_left_padding
 from loragrid.grid import Trial
 from loragrid.invariants import base_sums
@@ -24,6 +24,7 @@ from loragrid.models import load_base, load_meta_model
 from loragrid.sharding import shard_base, whole_head
 from loragrid.step import PackModel
 from loragrid.task_scoring import TaskScorer
+from loragrid_methods.engine.targets import LayerShape, adaptable_layers
 
 
 class WarmBase:
@@ -39,6 +40,7 @@ class WarmBase:
         self._loaded: tuple[ModelConfig, DataConfig] | None = None
         self.sums: dict[str, Tensor] | None = None
         """The checksums of the base's weights as they were loaded; None where no trial asked for checks then."""
+        self._layers: list[LayerShape] = []
         self._attention_obstacle = ""
         self._compiled_for: object = None
         self._estimates: dict[object, MemoryEstimate | None] = {}
@@ -60,6 +62,7 @@ class WarmBase:
             return self._base
         self.release()
         base = load_base(trial.model)
+        self._layers = adaptable_layers(base, base.get_output_embeddings())
         if self._shard:
             # Where it still is whole. The batches are cut for one worker: all look at the same row.
             check_logits(base, build_batches([trial], data, base.device))
@@ -107,8 +110,9 @@ class WarmBase:
         return choose_mode(
             self._engine_mode,
             num_steps=num_steps,
-            flops_per_step=flops_of_step(self._base.num_parameters(), num_tokens),
-            num_stacks=0 if self._compiled_for == composition else len(set(composition[1:])),
+            features_per_step=features_of_step(self._layers, num_tokens),
+            num_stacks=len(set(composition[1:])),
+            is_compiled=self._compiled_for == composition,
             obstacle=obstacle or self._attention_obstacle,
         )
 

@@ -8,25 +8,27 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel, MistralConfig, MistralForCausalLM, PreTrainedModel
 
+from benchmarks.shapes import shapes_alone
 from loragrid.attention import NAME, use_causal_attention
 from loragrid.config import ModelConfig
 from loragrid.engine import Engine, compile_layers, fuse_pieces
 from loragrid.engine_choice import (
     COMPILE_SECONDS,
     COMPILE_SECONDS_PER_STACK,
-    COMPILED_SAVES,
-    GRAPH_FLOPS_PER_SECOND,
+    SAVED_MORE_PER_STACK,
+    SAVED_SECONDS_PER_FEATURE,
     EngineChoice,
     Mode,
     RequestedMode,
     choose_mode,
-    flops_of_step,
+    features_of_step,
 )
 from loragrid.loss import IGNORED, fusible_score_rows, score_rows
 from loragrid.models import load_base
 from loragrid.step import PackModel
 from loragrid_methods import get_method, method_names
 from loragrid_methods.engine.optimizer import MemberAdamW, ParameterBlock, adamw_update
+from loragrid_methods.engine.targets import LayerShape, adaptable_layers
 from tests.loragrid.small_packs import Run, Setup, largest_difference, make_setup, mixed_trials, run_pack
 from tests.loragrid_methods.pack_training import small_method
 
@@ -53,27 +55,56 @@ def setup(tiny_llama_dir: Path, chat_jsonl: Path) -> Setup:
 def test_auto_compiles_where_it_pays_and_an_obstacle_is_the_reason_for_an_eager_step(
     requested: RequestedMode, steps: int, obstacle: str, expected: Mode
 ) -> None:
-    choice = choose_mode(requested, num_steps=steps, flops_per_step=1e12, num_stacks=1, obstacle=obstacle)
+    choice = choose_mode(requested, num_steps=steps, features_per_step=10**9, num_stacks=1, obstacle=obstacle)
     assert choice.mode == expected
     assert choice.reason == (obstacle or choice.reason) != ""
 
 
 @pytest.mark.parametrize("num_stacks", [1, 5])
 def test_the_cost_model_turns_where_the_saving_is_the_cost(num_stacks: int) -> None:
-    # A step of as many operations as a graph does in a second: a part of every second is saved.
     cost = COMPILE_SECONDS + num_stacks * COMPILE_SECONDS_PER_STACK
-    turn = int(cost / COMPILED_SAVES)
+    features = 999_999_937
+    saved = features * SAVED_SECONDS_PER_FEATURE * (1 + (num_stacks - 1) * SAVED_MORE_PER_STACK)
+    turn = int(cost / saved)
     before, beyond = (
-        choose_mode("auto", num_steps=steps, flops_per_step=GRAPH_FLOPS_PER_SECOND, num_stacks=num_stacks)
+        choose_mode("auto", num_steps=steps, features_per_step=features, num_stacks=num_stacks)
         for steps in (turn, turn + 1)
     )
     assert (before.mode, beyond.mode) == ("graph", "compiled")
     assert f"takes about {cost:.0f} s" in before.reason
-    assert flops_of_step(1_000, 10) == 40_000
+    layers = [LayerShape(name="a", in_features=3, out_features=5), LayerShape(name="b", in_features=5, out_features=2)]
+    assert features_of_step(layers, 10) == 150
+
+
+@pytest.mark.parametrize(
+    ("shapes", "num_tokens", "num_stacks", "graph", "compiled"),
+    [
+        ("llama-3.2-1b", 512, 1, 17.9, 12.4),
+        ("llama-3.2-1b", 2048, 1, 41.5, 29.1),
+        ("llama-3.2-1b", 8192, 1, 146.2, 100.9),
+        ("llama-3.2-1b", 8192, 4, 187.9, 116.3),
+        ("smollm2-135m", 2048, 1, 27.8, 16.8),
+        ("smollm2-135m", 8192, 1, 60.3, 35.5),
+        ("smollm2-135m", 16384, 1, 110.2, 59.3),
+        ("smollm2-135m", 8192, 4, 112.2, 58.3),
+        ("qwen3-0.6b", 2048, 1, 51.1, 26.8),
+        ("qwen3-0.6b", 8192, 1, 167.5, 76.6),
+        ("qwen3-0.6b", 8192, 4, 225.1, 103.0),
+    ],
+)
+def test_the_cost_model_is_within_what_it_says_of_the_steps_it_was_read_off(
+    shapes: str, num_tokens: int, num_stacks: int, graph: float, compiled: float
+) -> None:
+    base = shapes_alone(shapes, torch.bfloat16)
+    features = features_of_step(adaptable_layers(base, base.get_output_embeddings()), num_tokens)
+    choice = choose_mode("auto", num_steps=100_000, features_per_step=features, num_stacks=num_stacks)
+    expected = float(choice.reason.split()[-2]) / 100  # milliseconds of a step
+    assert 0.65 <= expected / (graph - compiled) <= 1.65
+    assert choice.mode == "compiled"
 
 
 def test_what_is_compiled_already_costs_nothing_more() -> None:
-    choice = choose_mode("auto", num_steps=1, flops_per_step=1.0, num_stacks=0)
+    choice = choose_mode("auto", num_steps=1, features_per_step=1, num_stacks=1, is_compiled=True)
     assert (choice.mode, choice.reason) == ("compiled", "compiled for the pack before")
 
 
