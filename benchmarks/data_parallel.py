@@ -22,6 +22,7 @@ import torch
 from torch.multiprocessing.spawn import ProcessExitedException, spawn
 
 from benchmarks.data_parallel_worker import COMPARED_LENGTH, COMPARED_ROWS, NUM_COMPARED, Job, Result, work
+from benchmarks.ending import exit_at_sigterm
 from benchmarks.shapes import shapes_alone
 from benchmarks.sweeps import check_places
 from benchmarks.tables import Table, failed, hardware
@@ -148,6 +149,7 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=170.0, help="seconds for each row")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    exit_at_sigterm()
     try:
         check_places(options.device, max(options.workers))
     except ValueError as error:

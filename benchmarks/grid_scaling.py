@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.ending import exit_at_sigterm
 from benchmarks.grid import LENGTH, STEPS, experiment, prepare_inputs
 from benchmarks.sweeps import Outcome, SweepFailedError, check_places, run_sweep, share_of_cpus
 from benchmarks.tables import Table, failed, hardware
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="for model, rows and stores; default: a temporary one")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    exit_at_sigterm()
     try:
         check_places(options.device, max(options.gpus))
     except ValueError as error:

@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 from mlflow import MlflowClient
 
+from benchmarks.ending import exit_at_sigterm
 from benchmarks.grid import LENGTH, experiment, prepare_inputs
 from benchmarks.sweeps import STORE, Outcome, SweepFailedError, check_places, run_sweep, share_of_cpus
 from benchmarks.tables import Table, failed, hardware
@@ -173,6 +174,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="for model, rows and stores; default: a temporary one")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    exit_at_sigterm()
     if options.workers < 2:
         parser.error(f"--workers: {options.workers}: what is lost is one of several; allowed: 2 or more")
     try:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,26 @@ def test_a_grid_on_two_places_has_twice_the_trials_and_a_lane_on_each(tmp_path: 
     assert all(0 < inner < outer for inner, outer in zip(trained, whole, strict=True))
     speeds = [3600 * trials / seconds for trials, seconds in zip((2, 4), whole, strict=True)]
     assert float(rows[1]["of n times the first"]) == pytest.approx(speeds[1] / speeds[0] / 2, abs=0.02)
+
+
+@pytest.mark.end_to_end
+def test_a_script_that_is_told_to_end_leaves_no_process(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.grid_scaling", "--model", "tiny", "--device", "cpu", "--gpus", "1"]
+    command += ["--trials", "2", "--steps", "100000", "--length", "32", "--folder", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "platform", ROOT / "methods", ROOT)))}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as script:
+        assert script.stdout is not None
+        said = []
+        for line in script.stdout:  # until its sweep trains: Ray and a worker are there
+            said.append(line)
+            if ": step " in line:
+                break
+        started = psutil.Process(script.pid).children(recursive=True)
+        assert "RayTrainWorker" in " ".join(process.name() for process in started), said
+        script.terminate()
+        assert script.wait(timeout=120) == 128 + signal.SIGTERM
+    _, alive = psutil.wait_procs(started, timeout=60)
+    assert not alive
 
 
 @pytest.mark.end_to_end
