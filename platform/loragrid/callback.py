@@ -282,7 +282,7 @@ class RecordingCallback(Callback):
                 self._convergence[trial.trial_id].add(before.eval_losses)
                 self._last_step[trial.trial_id] = before.last_step
                 continue
-            self.recorder.start_trial(trial.trial_id, trial.parameters(), tags)
+            self.recorder.start_trial(trial.trial_id, trial.parameters(), tags, name=trial.run_name)
             counts = count_parameters(trial)
             self.recorder.log_summary(
                 trial.trial_id,

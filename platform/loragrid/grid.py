@@ -52,6 +52,11 @@ class Trial:
     """What the comparison calls the method; "": its name. No part of the trial's identity."""
     task: TaskConfig | None = None
 
+    @property
+    def run_name(self) -> str:
+        """What MLflow's pages call its run: the trial id, with the label in the place of the method's name."""
+        return (self.label or self.method.name) + self.trial_id.removeprefix(self.method.name)
+
     def parameters(self) -> dict[str, Scalar]:
         """Dotted YAML path -> value of everything that defines the trial, flat, as MLflow records it."""
         return _parameters(self.method, self.seed, self.model, self.data, self.training, self.task)

@@ -157,8 +157,10 @@ class Recorder:
         if tags:
             self._log_tags(SWEEP_ITSELF, tags)
 
-    def start_trial(self, trial_id: str, parameters: Mapping[str, Scalar], tags: Mapping[str, str]) -> None:
-        """Open a child run named after the trial."""
+    def start_trial(
+        self, trial_id: str, parameters: Mapping[str, Scalar], tags: Mapping[str, str], *, name: str = ""
+    ) -> None:
+        """Open the trial's child run, under a name for MLflow's pages; "": its id."""
         self._add_trial(trial_id)
         own = {
             KIND_TAG: "trial",
@@ -166,7 +168,7 @@ class Recorder:
             TRIAL_TAG: trial_id,
             METHOD_TAG: str(parameters.get("method.name", "")),
         }
-        self._start_run(trial_id, trial_id, parameters, {**tags, **own})
+        self._start_run(trial_id, name or trial_id, parameters, {**tags, **own})
 
     def resume_trial(self, trial_id: str, tags: Mapping[str, str]) -> None:
         """Go on with the run of a trial that did not finish."""

@@ -39,7 +39,7 @@ def the_plan(tiny_gpt2_dir: Path, chat_jsonl: Path) -> Plan:
             model={"name": str(tiny_gpt2_dir)},
             data={"name": str(chat_jsonl), "max_length": 96, "num_eval": 8},
             training={"steps": 2, "batch_size": 4},
-            methods=["lora", "vera"],
+            methods=[{"name": "lora", "label": "rsLoRA"}, "vera"],
             grid={"seed": [0, 1], "method.rank": [2]},
             pack={"max_members": 2},
         )
@@ -101,6 +101,20 @@ def finish(callback: RecordingCallback, trial: Any, pack: Pack) -> None:
     ended = dict.fromkeys(ids, TrialEnd(status="FINISHED"))
     update = PackUpdate(pack_id=pack.pack_id, trial_ids=ids, phase="training", ended=ended, done=True)
     callback.on_trial_result(0, [], trial, {"update": update})
+
+
+def test_a_run_is_called_by_its_trials_label_and_found_by_its_id(
+    callback: RecordingCallback, the_plan: Plan, tmp_path: Path
+) -> None:
+    trial = tune_trial(tmp_path, lane="lane-0")
+    callback.on_trial_start(0, [], trial)
+    for pack in the_plan.packs:
+        finish(callback, trial, pack)
+    callback.close()
+    names = {member.trial_id: tags_of(tmp_path, member)["mlflow.runName"] for member in the_plan.trials}
+    digests = [trial_id.partition("-")[2] for trial_id in names]
+    assert list(names.values()) == [*(f"rsLoRA-{digest}" for digest in digests[:2]), *list(names)[2:]]
+    assert list(names) == [*(f"lora-{digest}" for digest in digests[:2]), *(f"vera-{digest}" for digest in digests[2:])]
 
 
 def test_a_lane_whose_process_could_never_be_started_is_recorded_as_failed_with_all_its_packs(

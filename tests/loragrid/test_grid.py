@@ -292,7 +292,8 @@ def test_a_label_is_kept_and_is_no_part_of_a_trials_identity() -> None:
 
     (plain,), (labelled,) = trials(), trials(label="rsLoRA")
     assert (plain.label, labelled.label) == ("", "rsLoRA")
-    assert labelled.trial_id == plain.trial_id
+    assert labelled.trial_id == plain.trial_id == plain.run_name
+    assert labelled.run_name == plain.run_name.replace("lora-", "rsLoRA-")
     assert labelled.parameters() == plain.parameters()
 
 
