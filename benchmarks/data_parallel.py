@@ -2,7 +2,7 @@
 
     PYTHONPATH=platform:methods:. python -m benchmarks.data_parallel --model llama-3.2-1b --workers 1 2 --out table.md
     PYTHONPATH=platform:methods:. python -m benchmarks.data_parallel --model llama-3.1-8b --members 1 --workers 1 2 \
-        --strategies replicate shard --out table.md
+        --modes eager --strategies replicate shard --out table.md
 
 Needs as many CUDA GPUs as workers (or `--device cpu`, with gloo), torch, transformers; no network, no Ray, no MLflow.
 Tokens per worker stay the same, so n workers do n times the work of one. A sharded base's steps are eager, whatever the
@@ -160,6 +160,8 @@ def main() -> None:
     if options.device == "cpu" and modes != ["eager"]:
         parser.error(f"--modes: {', '.join(modes)}: nothing is captured on a CPU; allowed: eager")
     jobs = jobs_of(options, modes)
+    if not jobs:
+        parser.error("--workers: 1: one worker shares the base with nobody; allowed with --strategies shard: 2, 4, 8")
     about = (
         f"{hardware(options.device)}; {options.model}, {jobs[0].dtype}. Losses: of {NUM_COMPARED} steps of "
         f"{COMPARED_ROWS} rows of {min(COMPARED_LENGTH, options.length)} tokens for each member, which all workers "

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -159,18 +160,23 @@ def test_a_script_that_is_told_to_end_leaves_no_process(tmp_path: Path) -> None:
     command += ["--trials", "2", "--steps", "100000", "--length", "32", "--folder", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "platform", ROOT / "methods", ROOT)))}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as script:
-        assert script.stdout is not None
-        said = []
-        for line in script.stdout:  # until its sweep trains: Ray and a worker are there
-            said.append(line)
-            if ": step " in line:
-                break
-        started = psutil.Process(script.pid).children(recursive=True)
-        assert "RayTrainWorker" in " ".join(process.name() for process in started), said
-        script.terminate()
-        assert script.wait(timeout=120) == 128 + signal.SIGTERM
-    _, alive = psutil.wait_procs(started, timeout=60)
-    assert not alive
+        try:
+            assert script.stdout is not None
+            said = []
+            for line in script.stdout:  # until its sweep trains: Ray and a worker are there
+                said.append(line)
+                if ": step " in line:
+                    break
+            started = psutil.Process(script.pid).children(recursive=True)
+            assert "RayTrainWorker" in " ".join(process.name() for process in started), said
+            script.terminate()
+            time.sleep(0.001)
+            script.terminate()
+            assert script.wait(timeout=120) == 128 + signal.SIGTERM
+            _, alive = psutil.wait_procs(started, timeout=60)
+            assert not alive
+        finally:
+            script.kill()
 
 
 @pytest.mark.end_to_end
@@ -245,4 +251,10 @@ def test_a_script_refuses_what_it_cannot_measure(tmp_path: Path) -> None:
     code, said = run_benchmark("data_parallel", "--workers", "3", table=tmp_path / "table.md")
     assert code == 2
     assert re.search(r"--workers: 3 workers cannot share 8 rows; allowed: 1, 2, 4, 8", said)
+    for options, reason in {
+        ("--modes", "graph"): "--modes: graph: nothing is captured on a CPU; allowed: eager",
+        ("--workers", "1", "--strategies", "shard"): "--workers: 1: one worker shares the base with nobody",
+    }.items():
+        code, said = run_benchmark("data_parallel", *options, table=tmp_path / "table.md")
+        assert (code, reason in said) == (2, True), said
     assert not (tmp_path / "table.md").exists()

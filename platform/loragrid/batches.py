@@ -34,22 +34,18 @@ class PackBatches:
         assert batch_size % num_workers == 0, "every worker takes an equal share of the batch"
         self.data, self.seeds, self.batch_size = data, list(seeds), batch_size
         self.worker, self.num_workers = worker, num_workers
-        self.rows_at_once = micro_batch_size or batch_size // num_workers
+        self.rows_at_once = self._rows_in_turn = micro_batch_size or batch_size // num_workers
         self.device = torch.device(device)
         self.num_eval_labels = int((data.evaluation.label_targets != IGNORED).sum())
         self.tags: dict[str, str] = {}
         """How rows are scored where that is not as configured, for the record."""
         self._evaluation: dict[int, list[Batch]] = {}
 
-    @property
-    def can_halve(self) -> bool:
-        """Whether fewer rows could be scored at once. Several workers must all score as many: none goes its own way."""
-        return self.num_workers == 1 and self.rows_at_once > 1
-
     def halve(self, reason: str) -> None:
-        """Score half as many rows of each member at once from now on."""
-        assert self.can_halve
-        self.rows_at_once //= 2
+        """Score at most half as many rows of each member at once from now on, in equal parts of a worker's turn."""
+        assert self.rows_at_once > 1
+        half = self.rows_at_once // 2
+        self.rows_at_once = next(size for size in range(half, 0, -1) if self._rows_in_turn % size == 0)
         self._evaluation.clear()
         self.tags = {ROWS_TAG: str(self.rows_at_once), f"{ROWS_TAG}.reason": reason}
 
@@ -103,15 +99,21 @@ class PackBatches:
         for start in self.starts(len(rows)):
             yield start, _batch(_repeat(_padded(rows, start, self.rows_at_once), num_members), ones).to(self.device)
 
-    def starts(self, num_rows: int) -> range:
+    def starts(self, num_rows: int) -> list[int]:
         """Where this worker's batches of `rows_at_once` rows begin.
 
-        Every batch has the same shape and every worker as many, for where the base is sharded all of them take part in
-        every forward: what is missing is filled with rows without labels.
+        Workers take turns, each as long as the rows that it was to score at once: whoever then scores fewer, every row
+        stays one worker's. Every batch has the same shape, what is missing is filled with rows without labels; and in
+        every turn there is one, for where the base is sharded all workers take part in every forward.
         """
-        size = self.rows_at_once
-        num_rounds = math.ceil(num_rows / (size * self.num_workers))
-        return range(self.worker * size, num_rounds * self.num_workers * size, self.num_workers * size)
+        turn = self._rows_in_turn
+        num_rounds = math.ceil(num_rows / (turn * self.num_workers))
+        turns = range(self.worker * turn, num_rounds * self.num_workers * turn, self.num_workers * turn)
+        return [
+            start
+            for first in turns
+            for start in range(first, max(min(first + turn, num_rows), first + 1), self.rows_at_once)
+        ]
 
 
 def _batch(rows: TokenRows, num_labels: Tensor) -> Batch:

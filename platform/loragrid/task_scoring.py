@@ -17,7 +17,8 @@ from loragrid.generation import Decoding, generate
 from loragrid.loss import IGNORED
 from loragrid.models import load_tokenizer, max_context
 from loragrid.scoring import score_in_portions, score_rows_alone
-from loragrid.step import PackModel, SumOverWorkers
+from loragrid.sharding import is_sharded
+from loragrid.step import PackModel, SumOverWorkers, one_worker
 from loragrid.tokenization import LabelledTokens
 
 if TYPE_CHECKING:
@@ -115,8 +116,10 @@ class TaskScorer:
         """
         if self.task.kind == "label_likelihood":
             return self._score_labels(model, batches, split, sum_over_workers, frozen)
+        # Who holds the whole base generates by itself.
+        together = sum_over_workers if is_sharded(model.base) else one_worker
         right = score_in_portions(
-            batches, lambda: self._score_generated(model, batches, split, sum_over_workers, frozen)
+            model, batches, lambda: self._score_generated(model, batches, split, together, frozen)
         )
         sum_over_workers(right)
         return right
@@ -129,7 +132,7 @@ class TaskScorer:
         sum_over_workers: SumOverWorkers,
         frozen: bool,
     ) -> Tensor:
-        """As `correct`, zero where the row is another worker's; every token's end is agreed with the others."""
+        """As `correct`, zero where the row is another worker's; `sum_over_workers` is of those who must go in step."""
         decoding, num_members = self._decoding(), 1 if frozen else model.pack.num_members
         questions, answers = self.questions[split], self._answers[split]
         right = torch.zeros(num_members, len(questions), dtype=torch.float64, device=model.active.device)

@@ -209,10 +209,11 @@ def train_as_worker(
     micro_batch_size: int | None,
     backend: str,
     mode: Mode,
+    not_captured: Sequence[int] = (),
 ) -> None:
     """The body of one of several real processes: train `worker_packs`, leave figures and weights in `folder`.
 
-    Captured on GPUs: with gloo all on the first, with NCCL on one each.
+    Captured on GPUs: with gloo all on the first, with NCCL on one each. In the workers `not_captured` that fails.
     """
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     device = torch.device("cpu" if mode == "eager" else f"cuda:{worker if backend == 'nccl' else 0}")
@@ -232,13 +233,21 @@ def train_as_worker(
             worker=worker,
             num_workers=num_workers,
             sum_over_workers=lambda tensor: torch.distributed.all_reduce(tensor),
+            prepare=look_at_values if worker in not_captured else lambda model: None,
             compute=engine,
         )
-        assert engine.choice.mode == mode, engine.choice.reason
+        assert engine.choice.mode == ("eager" if worker in not_captured else mode), engine.choice.reason
         weights = [run.weights(member) for member in range(len(trials))]
         results.append({"records": run.records, "weights": weights})
     torch.save(results, Path(folder) / f"{worker}.pt")
     torch.distributed.destroy_process_group()
+
+
+def look_at_values(model: PackModel) -> None:
+    """Let a forward do what cannot be captured."""
+    model.base.base_model.register_forward_pre_hook(
+        lambda module, arguments, keywords: (keywords["input_ids"].sum().item(), None)[1], with_kwargs=True
+    )
 
 
 def base_on(setup: Setup, device: torch.device) -> PreTrainedModel:

@@ -1,6 +1,7 @@
 """How steps are run changes nothing but their speed; what cannot be captured is run eagerly, with the reason."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +30,15 @@ from loragrid.step import PackModel
 from loragrid_methods import get_method, method_names
 from loragrid_methods.engine.optimizer import MemberAdamW, ParameterBlock, adamw_update
 from loragrid_methods.engine.targets import LayerShape, adaptable_layers
-from tests.loragrid.small_packs import Run, Setup, largest_difference, make_setup, mixed_trials, run_pack
+from tests.loragrid.small_packs import (
+    Run,
+    Setup,
+    largest_difference,
+    look_at_values,
+    make_setup,
+    mixed_trials,
+    run_pack,
+)
 from tests.loragrid_methods.pack_training import small_method
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: only one can capture a step")
@@ -254,17 +263,20 @@ def test_a_captured_step_in_micro_batches_trains_to_the_curves_of_an_eager_one(s
     assert_same_curves(captured, eager, 1e-6)
 
 
+def look_at_gradients(model: PackModel) -> None:
+    before_step = model.pack.before_step
+    model.pack.before_step = lambda: (model.pack.gradient_buffer.sum().item(), before_step())[1]  # type: ignore[method-assign]
+
+
 @needs_gpu
-def test_a_step_that_cannot_be_captured_goes_on_eagerly_and_says_why(setup: Setup) -> None:
+@pytest.mark.parametrize("spoil", [look_at_values, look_at_gradients], ids=["forward", "update"])
+def test_a_step_that_cannot_be_captured_goes_on_eagerly_and_says_why(
+    setup: Setup, spoil: Callable[[PackModel], None]
+) -> None:
     trial = setup.trial("lora", steps=8)
     engine = Engine(EngineChoice(mode="graph", reason="test"))
-
-    def look_at_values(model: PackModel) -> None:
-        before_step = model.pack.before_step
-        model.pack.before_step = lambda: (model.pack.gradient_buffer.sum().item(), before_step())[1]  # type: ignore[method-assign]
-
     eager = run_pack(setup, [trial], base=on_gpu(setup.base()))
-    run = run_pack(setup, [trial], base=on_gpu(setup.base()), prepare=look_at_values, compute=engine)
+    run = run_pack(setup, [trial], base=on_gpu(setup.base()), prepare=spoil, compute=engine)
     assert engine.choice.mode == "eager"
     assert engine.choice.reason.startswith("the step could not be captured")
     assert torch.rand(1, device="cuda").isfinite(), "the device's own generator must not be left in a capture"

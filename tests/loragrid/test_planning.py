@@ -11,6 +11,7 @@ from rich.console import Console
 
 from loragrid.assembly import build_model
 from loragrid.config import Experiment, PackConfig, experiment_from_mapping
+from loragrid.engine_choice import EngineChoice
 from loragrid.grid import expand
 from loragrid.memory_estimate import MemoryEstimate
 from loragrid.plan_table import render_plan
@@ -237,6 +238,22 @@ def test_a_plan_as_json_names_every_trial_its_pack_and_its_counts(setup: Setup) 
         [written["trials"][2]["trial_id"]],
         [written["trials"][3]["trial_id"]],
     ]
+
+
+@pytest.mark.parametrize("setup", ["gpt2"], indirect=True)
+def test_steps_of_several_workers_are_captured_unless_they_share_the_base(setup: Setup) -> None:
+    def choice(**workers: Any) -> EngineChoice:
+        training = {"steps": 10**9, "batch_size": 4}
+        sections: dict[str, Any] = {"model": setup.model.model_dump(), "data": setup.data.model_dump()}
+        the_plan = plan(experiment(["lora"], training=training, workers=workers, **sections))
+        return the_plan.gpu_engine(the_plan.packs[0])
+
+    one, two, shared = choice(), choice(num_workers=2), choice(num_workers=2, strategy="shard")
+    assert (one.mode, two.mode, shared.mode) == ("compiled", "compiled", "eager")
+    assert shared.reason.startswith("workers.strategy: ")
+    # A worker of two has half the rows, and saves half as much.
+    saved = [float(choice.reason.split()[-2]) for choice in (one, two)]
+    assert saved[0] == pytest.approx(2 * saved[1], rel=1e-3)
 
 
 def test_a_plan_counts_of_a_sharded_base_what_one_worker_holds(setup: Setup) -> None:

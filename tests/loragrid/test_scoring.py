@@ -13,13 +13,15 @@ import torch
 from torch import nn
 
 import loragrid.pack_trainer
+import loragrid.scoring
 import loragrid.warm_base
 from loragrid.assembly import build_batches, build_model
+from loragrid.batches import PackBatches
 from loragrid.config_task import TaskConfig
 from loragrid.grid import Trial
 from loragrid.models import load_base
 from loragrid.scoring import evaluate, score_rows_alone
-from loragrid.step import one_worker
+from loragrid.step import PackModel, one_worker
 from loragrid.task_scoring import TaskScorer, task_scorer
 from tests.loragrid.small_packs import Setup, make_setup
 from tests.loragrid.test_lane_run import Seen, lane
@@ -155,9 +157,35 @@ def test_what_is_no_want_of_memory_is_not_tried_again(setup: Setup) -> None:
     assert batches.rows_at_once == ROWS
 
 
-def test_several_workers_do_not_go_different_ways(setup: Setup) -> None:
+@pytest.mark.parametrize("most_rows", [2, 1])
+def test_a_worker_without_memory_scores_its_rows_in_smaller_portions_whatever_the_others_do(
+    setup: Setup, most_rows: int
+) -> None:
+    trials, device = trials_of(setup, None)[:1], torch.device("cpu")
+    scorer = task_scorer(TaskConfig(kind="exact_match", max_new_tokens=5), setup.model, setup.rows)
+    sums: list[torch.Size] = []
+    ample, short = (build_model(trials, setup.base()) for _ in range(2))
+    seen = short_of_memory(short.base, most_rows)
+    scorings: list[Callable[[PackModel, PackBatches], torch.Tensor]] = [
+        lambda model, batches: evaluate(model, batches, one_worker),
+        lambda model, batches: score_rows_alone(model, batches, setup.rows.test, one_worker),
+        lambda model, batches: scorer.correct(model, batches, "test", lambda tensor: sums.append(tensor.shape)),
+    ]
+    for score in scorings:
+        alone = score(ample, build_batches(trials, setup.rows, device))
+        first, second = (build_batches(trials, setup.rows, device, worker=number, num_workers=2) for number in (0, 1))
+        seen.clear()
+        together = score(ample, first) + score(short, second)
+        assert first.rows_at_once == seen[0] == 4
+        assert second.rows_at_once == seen[-1] == most_rows
+        torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
+    assert sums == [(1, NUM_TEST)] * 3, "nothing is agreed on the way"
+
+
+def test_workers_that_share_a_base_do_not_go_different_ways(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     trials = trials_of(setup, None)[:1]
     batches = build_batches(trials, setup.rows, torch.device("cpu"), worker=1, num_workers=2)
+    monkeypatch.setattr(loragrid.scoring, "is_sharded", lambda base: True)
     model = build_model(trials, setup.base())
     seen = short_of_memory(model.base, 2)
     scorings: tuple[Callable[[], torch.Tensor], ...] = (

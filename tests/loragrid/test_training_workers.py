@@ -1,6 +1,6 @@
 """Several workers train a pack as one worker does: real processes that meet through gloo or NCCL."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -27,18 +27,27 @@ needs_gpus = pytest.mark.skipif(torch.cuda.device_count() < NUM_WORKERS, reason=
 
 
 @pytest.mark.parametrize(
-    ("backend", "mode"),
+    ("backend", "mode", "not_captured"),
     [
-        pytest.param("gloo", "eager", id="processors"),
-        pytest.param("gloo", "graph", id="one-gpu-captured", marks=needs_gpu),
-        pytest.param("nccl", "graph", id="two-gpus-captured", marks=needs_gpus),
+        pytest.param("gloo", "eager", (), id="processors"),
+        pytest.param("gloo", "graph", (), id="one-gpu-captured", marks=needs_gpu),
+        pytest.param("gloo", "graph", (1,), id="one-gpu-and-only-one-captured", marks=needs_gpu),
+        pytest.param("nccl", "graph", (), id="two-gpus-captured", marks=needs_gpus),
+        pytest.param("nccl", "graph", (0,), id="two-gpus-and-only-one-captured", marks=needs_gpus),
     ],
 )
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
 def test_two_workers_with_four_rows_each_train_and_evaluate_as_one_with_eight(
-    tiny_gpt2_dir: Path, chat_jsonl: Path, tmp_path: Path, micro_batch_size: int | None, backend: str, mode: Mode
+    tiny_gpt2_dir: Path,
+    chat_jsonl: Path,
+    tmp_path: Path,
+    micro_batch_size: int | None,
+    backend: str,
+    mode: Mode,
+    not_captured: Sequence[int],
 ) -> None:
-    arguments = (NUM_WORKERS, str(tiny_gpt2_dir), str(chat_jsonl), str(tmp_path), micro_batch_size, backend, mode)
+    files = (str(tiny_gpt2_dir), str(chat_jsonl), str(tmp_path))
+    arguments = (NUM_WORKERS, *files, micro_batch_size, backend, mode, not_captured)
     start_processes(train_as_worker, arguments, nprocs=NUM_WORKERS, start_method="spawn")
     workers = [torch.load(tmp_path / f"{worker}.pt", map_location="cpu") for worker in range(NUM_WORKERS)]
     setup = make_setup(tiny_gpt2_dir, chat_jsonl, "float64")
