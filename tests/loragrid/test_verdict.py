@@ -371,7 +371,7 @@ def test_scores_are_read_back_as_they_were_written_row_ids_as_text(
     uri, written = store
     comparison = lg.load_comparison("judged", uri)
     scores = load_scores(comparison)
-    pd.testing.assert_frame_equal(scores, written)
+    pd.testing.assert_frame_equal(scores, written, check_exact=True)
     assert set(load_scores(comparison, ["vera-0.001-1", "full-0.001-0"])["trial_id"]) == {"vera-0.001-1"}
     assert "Downloading" not in capfd.readouterr().err
     assert load_scores(comparison, []).columns.tolist() == ["trial_id", "row", "num_labels", "loss"]
