@@ -116,9 +116,9 @@ class _Captured:
 
 
 def _capture(graph: torch.cuda.CUDAGraph, after: torch.cuda.CUDAGraph | None = None) -> torch.cuda.graph:
-    """The context within which the kernels of this thread are captured: NCCL's own look at its events all the time.
+    """The context within which what this thread launches is captured; NCCL's threads may look at its events meanwhile.
 
-    after: the graph that is replayed before this one, always; its memory is used again.
+    after: the graph that is always replayed before this one, whose memory it uses again.
     """
     pool = None if after is None else after.pool()
     return torch.cuda.graph(graph, pool=pool, stream=_capture_stream(), capture_error_mode="thread_local")
