@@ -19,10 +19,12 @@ from torch.utils._pytree import tree_leaves
 from benchmarks import grid_scaling
 from benchmarks.data_parallel import measure_all
 from benchmarks.data_parallel_worker import Job
-from benchmarks.shapes import random_base
+from benchmarks.shapes import random_base, shapes_alone
 from benchmarks.sweeps import Outcome, SweepFailedError, run_sweep
 from benchmarks.tables import Table
 from benchmarks.worker_loss import HIGHEST, Strike, check_strike, compare
+from loragrid.engine_choice import choose_mode, features_of_step
+from loragrid_methods.engine.targets import adaptable_layers
 
 ROOT = Path(__file__).parent.parent
 STRATEGIES = ("replicate", "shard")
@@ -213,6 +215,33 @@ def test_a_base_is_made_on_its_device_in_its_dtype_and_nowhere_else() -> None:
     with LargeTensors() as tensors:
         random_base("tiny", torch.device("meta"), torch.bfloat16)
     assert tensors.seen == {(torch.bfloat16, "meta")}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "num_tokens", "num_stacks", "graph", "compiled"),
+    [
+        ("llama-3.2-1b", 512, 1, 17.9, 12.4),
+        ("llama-3.2-1b", 2048, 1, 41.5, 29.1),
+        ("llama-3.2-1b", 8192, 1, 146.2, 100.9),
+        ("llama-3.2-1b", 8192, 4, 187.9, 116.3),
+        ("smollm2-135m", 2048, 1, 27.8, 16.8),
+        ("smollm2-135m", 8192, 1, 60.3, 35.5),
+        ("smollm2-135m", 16384, 1, 110.2, 59.3),
+        ("smollm2-135m", 8192, 4, 112.2, 58.3),
+        ("qwen3-0.6b", 2048, 1, 51.1, 26.8),
+        ("qwen3-0.6b", 8192, 1, 167.5, 76.6),
+        ("qwen3-0.6b", 8192, 4, 225.1, 103.0),
+    ],
+)
+def test_the_cost_model_is_within_what_it_says_of_the_steps_it_was_read_off(
+    shapes: str, num_tokens: int, num_stacks: int, graph: float, compiled: float
+) -> None:
+    base = shapes_alone(shapes, torch.bfloat16)
+    features = features_of_step(adaptable_layers(base, base.get_output_embeddings()), num_tokens)
+    choice = choose_mode("auto", num_steps=100_000, features_per_step=features, num_stacks=num_stacks)
+    expected = float(choice.reason.split()[-2]) / 100  # milliseconds of a step
+    assert 0.65 <= expected / (graph - compiled) <= 1.65
+    assert choice.mode == "compiled"
 
 
 def test_every_script_and_table_is_in_the_readme() -> None:

@@ -4,8 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from loragrid_methods import Method
-from loragrid_methods.engine.targets import LayerShape
+from loragrid_methods import LayerShape, Method
 
 Mode = Literal["eager", "graph", "compiled"]
 RequestedMode = Literal["auto", "eager", "graph", "compiled"]

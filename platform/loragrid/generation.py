@@ -44,7 +44,8 @@ def generate(
     """Every member's answers to the same R prompts, [member][row] -> tokens, the one that ended the answer left out.
 
     `frozen`: those of the bare base, as of one member. `keys`: what a row's draws follow from, beside the seed and the
-    position; members of a pack, and packs cut in other ways, draw the same. Every worker calls it with as many rows.
+    position; members of a pack, and packs cut in other ways, draw the same. The workers of `sum_over_workers` call it
+    with as many rows, and go on together until the last of them has ended.
 
     Prompts are padded on the left, and the padding is masked and counted in no position: a row's tokens are those it
     has alone. Rows that have ended are carried on to the end of the last one, so that shapes are the same for all. For

@@ -24,7 +24,8 @@ from loragrid.models import load_base, load_meta_model
 from loragrid.sharding import shard_base, whole_head
 from loragrid.step import PackModel
 from loragrid.task_scoring import TaskScorer
-from loragrid_methods.engine.targets import LayerShape, adaptable_layers
+from loragrid_methods import LayerShape
+from loragrid_methods.engine.targets import adaptable_layers
 
 
 class WarmBase:

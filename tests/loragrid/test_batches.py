@@ -1,5 +1,6 @@
 """Every member's rows in every step follow from its seed and the step; workers cut them without overlap."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -137,6 +138,26 @@ def test_every_evaluation_row_counts_once_for_every_member_over_all_workers(
 def test_every_worker_evaluates_as_many_batches_as_the_others(batch_size: int) -> None:
     numbers = {len(make_batches(batch_size=batch_size, worker=w, num_workers=2).evaluation(2)) for w in range(2)}
     assert numbers == {-(-NUM_EVAL // batch_size)}
+
+
+@pytest.mark.parametrize("rows", [5, 8, 12])
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_every_row_stays_one_workers_however_often_each_halves_what_it_scores_at_once(
+    rows: int, num_workers: int
+) -> None:
+    for times in itertools.product(range(3), repeat=num_workers):
+        seen = []
+        for worker, number in enumerate(times):
+            batches = make_batches(batch_size=rows * num_workers, worker=worker, num_workers=num_workers)
+            for _ in range(number):
+                before = batches.rows_at_once
+                if before > 1:
+                    batches.halve("no memory")
+                    assert 1 <= batches.rows_at_once <= before / 2
+            for batch in batches.evaluation(1):
+                assert len(batch.input_ids) == batches.rows_at_once
+                seen += batch.label_targets[batch.label_targets != IGNORED].tolist()
+        assert sorted(seen) == [row for row in range(100, 100 + NUM_EVAL) for _ in range(1 + row % 3)]
 
 
 def test_evaluation_batches_are_made_once() -> None:
