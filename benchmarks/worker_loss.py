@@ -4,8 +4,9 @@
 
 One pack of the five methods is trained by several workers: undisturbed, undisturbed once more (what the hardware itself
 repeats), and while the worker with the lowest process id, then the one with the highest, gets SIGKILL. That happens
-when every member's state has been saved at a third of the steps. Needs a GPU per worker (or `--device cpu`, with gloo)
-and all of LoraGrid's packages; no network.
+when every member's state has been saved at a third of the steps. Curves are compared to the bit, so steps run with
+kernels that repeat (`engine.deterministic`); `--no-deterministic` shows what others come to. Needs a GPU per worker (or
+`--device cpu`, with gloo) and all of LoraGrid's packages; no network.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ from benchmarks.sweeps import STORE, Outcome, SweepFailedError, check_places, ru
 from benchmarks.tables import Table, failed, hardware
 
 NOBODY, LOWEST, HIGHEST = "nobody", "lowest", "highest"
-CURVES = ("train/loss", "train/grad_norm", "eval/loss")
+LOSSES = ("train/loss", "eval/loss")
+CURVES = (*LOSSES, "train/grad_norm")
 METHODS = ("lora", "lora_plus", "lora_fa", "delta_lora", "vera")
 COLUMNS = (
     "killed",
@@ -34,7 +37,8 @@ COLUMNS = (
     "missing",
     "doubled",
     "equal to the bit",
-    "largest relative difference",
+    "losses differ by (relative)",
+    "gradient norms differ by (relative)",
     "s of the pack",
     "more than undisturbed",
     "s from the kill until it trains again",
@@ -42,6 +46,8 @@ COLUMNS = (
 
 Curve = list[tuple[int, float]]
 """(Step, value) of every point that MLflow holds, in its order."""
+Curves = dict[tuple[str, str], Curve]
+"""(Trial id, key) -> its curve."""
 
 
 class Strike:
@@ -92,7 +98,9 @@ def _train_workers(sweep: psutil.Process) -> list[psutil.Process]:
     return found
 
 
-def pack_of_five(folder: Path, *, num_workers: int, strategy: str, steps: int, **sizes: Any) -> dict[str, Any]:
+def pack_of_five(
+    folder: Path, *, num_workers: int, strategy: str, steps: int, deterministic: bool, **sizes: Any
+) -> dict[str, Any]:
     """The experiment: five members of rank 4, two rows of each in every worker, states saved six times."""
     asked = experiment(folder, 0, steps=steps, **sizes)
     often = {"report_every": 1, "checkpoint_every": max(1, steps // 6), "eval_every": max(1, steps // 3)}
@@ -104,10 +112,11 @@ def pack_of_five(folder: Path, *, num_workers: int, strategy: str, steps: int, *
         "grid": {"method.rank": [4]},
         "pack": {"max_members": len(METHODS)},
         "workers": {"num_workers": num_workers, "strategy": strategy},
+        "engine": {"deterministic": deterministic},
     }
 
 
-def curves(outcome: Outcome) -> dict[tuple[str, str], Curve]:
+def curves(outcome: Outcome) -> Curves:
     """(Trial id, key) -> its curve."""
     client = MlflowClient(tracking_uri=outcome.tracking_uri)
     return {
@@ -117,21 +126,49 @@ def curves(outcome: Outcome) -> dict[tuple[str, str], Curve]:
     }
 
 
-def compare(ours: dict[tuple[str, str], Curve], theirs: dict[tuple[str, str], Curve]) -> tuple[int, int, int, float]:
-    """(Points of `theirs`, how many of these `ours` lacks, how many it has twice or beyond them, largest difference).
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Curves against others: points of the others, how many are missing here, how many come twice or are new here."""
 
-    The difference is relative to `theirs`.
-    """
+    num_points: int = 0
+    missing: int = 0
+    doubled: int = 0
+    losses: float = 0.0
+    """The largest difference of a loss, relative to the other's."""
+    norms: float = 0.0
+    """That of a gradient's norm."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no point is missing or doubled."""
+        return not self.missing and not self.doubled
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether the curves are the same, to the bit."""
+        return self.is_whole and self.losses == self.norms == 0
+
+
+def compare(ours: Curves, theirs: Curves) -> Comparison:
+    """Every point of every curve of `theirs` with its own of `ours`."""
     missing = more = 0
-    largest = 0.0
-    for key, curve in theirs.items():
-        expected, found = dict(curve), dict(ours.get(key, []))
+    largest = dict.fromkeys(CURVES, 0.0)
+    for (trial_id, key), curve in theirs.items():
+        own = ours.get((trial_id, key), [])
+        expected, found = dict(curve), dict(own)
         missing += len(expected.keys() - found.keys())
-        more += len(ours.get(key, [])) - len(expected.keys() & found.keys())
+        more += len(own) - len(expected.keys() & found.keys())
         for step in expected.keys() & found.keys():
             if found[step] != expected[step]:  # of equal infinities there is no difference
-                largest = max(largest, abs(found[step] - expected[step]) / max(abs(expected[step]), 1e-300))
-    return sum(len(curve) for curve in theirs.values()), missing, more, largest
+                difference = abs(found[step] - expected[step]) / max(abs(expected[step]), 1e-300)
+                largest[key] = max(largest[key], difference)
+    return Comparison(
+        num_points=sum(len(curve) for curve in theirs.values()),
+        missing=missing,
+        doubled=more,
+        losses=max(largest[key] for key in LOSSES),
+        norms=largest["train/grad_norm"],
+    )
 
 
 def check_strike(outcome: Outcome, strike: Strike, steps: int) -> float:
@@ -151,12 +188,11 @@ def check_strike(outcome: Outcome, strike: Strike, steps: int) -> float:
 
 def row_of(outcome: Outcome, calm: Outcome) -> tuple[list[str], bool]:
     """The columns from `points compared` to `more than undisturbed`, and whether no point is missing or doubled."""
-    points, missing, more, largest = compare(curves(outcome), curves(calm))
-    whole = not missing and not more
-    equal = "yes" if whole and largest == 0 else "no"
+    found = compare(curves(outcome), curves(calm))
     seconds = outcome.training_seconds()
-    row = [str(points), str(missing), str(more), equal, f"{largest:.1e}", f"{seconds:.1f}"]
-    return [*row, f"{seconds - calm.training_seconds():.1f}"], whole
+    row = [str(found.num_points), str(found.missing), str(found.doubled), "yes" if found.is_equal else "no"]
+    row += [f"{found.losses:.1e}", f"{found.norms:.1e}"]
+    return [*row, f"{seconds:.1f}", f"{seconds - calm.training_seconds():.1f}"], found.is_whole
 
 
 def main() -> None:
@@ -166,6 +202,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--strategy", default="replicate", choices=["replicate", "shard"])
     ways = [NOBODY, LOWEST, HIGHEST]
+    parser.add_argument("--deterministic", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--killed", nargs="+", default=ways, choices=ways, help="of the workers, by process id")
     parser.add_argument("--model", default="llama-3.2-1b")
     parser.add_argument("--steps", type=int, default=60)
@@ -189,14 +226,15 @@ def main() -> None:
             num_workers=options.workers,
             strategy=options.strategy,
             steps=options.steps,
+            deterministic=options.deterministic,
             length=options.length,
             dtype="bfloat16" if options.device == "cuda" else "float32",
         )
         about = (
             f"{hardware(options.device)}; {options.model}, one pack of {', '.join(METHODS)} on {options.workers} "
             f"workers ({options.strategy}), {options.steps} steps of {2 * options.workers} × {options.length} tokens "
-            f"for each member. Compared: {', '.join(CURVES)} of every member, as MLflow holds them, with those of a "
-            "run before."
+            f"for each member, {'with' if options.deterministic else 'without'} engine.deterministic. Compared: "
+            f"{', '.join(CURVES)} of every member, as MLflow holds them, with those of a run before."
         )
         problems = measure(Table(options.out, about, COLUMNS), pack, folder, options)
     if problems:
@@ -222,7 +260,7 @@ def measure(table: Table, pack: dict[str, Any], folder: Path, options: argparse.
     except SweepFailedError as error:
         table.add(NOBODY, "", failed(str(error)))
         return [f"undisturbed: {error}"]
-    table.add("the run before", "", "", "", "", "", "", f"{calm.training_seconds():.1f}")
+    table.add("the run before", "", "", "", "", "", "", "", f"{calm.training_seconds():.1f}")
     problems = []
     for which in options.killed:
         try:

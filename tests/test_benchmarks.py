@@ -22,7 +22,7 @@ from benchmarks.data_parallel_worker import Job
 from benchmarks.shapes import random_base, shapes_alone
 from benchmarks.sweeps import Outcome, SweepFailedError, run_sweep
 from benchmarks.tables import Table
-from benchmarks.worker_loss import HIGHEST, Strike, check_strike, compare
+from benchmarks.worker_loss import HIGHEST, Comparison, Strike, check_strike, compare
 from loragrid.engine_choice import choose_mode, features_of_step
 from loragrid_methods.engine.targets import adaptable_layers
 
@@ -271,9 +271,15 @@ def test_a_pack_counts_as_struck_only_where_others_have_gone_on_from_its_states(
 
 
 def test_curves_are_compared_point_by_point_and_lacking_and_doubled_ones_are_counted() -> None:
-    theirs = {("a", "train/loss"): [(1, 2.0), (2, 4.0)], ("b", "train/loss"): [(1, 1.0)]}
-    assert compare(theirs, theirs) == (3, 0, 0, 0.0)
-    assert compare({("a", "train/loss"): [(1, 2.0), (1, 2.0), (2, 5.0), (3, 1.0)]}, theirs) == (3, 1, 2, 0.25)
+    norms = {("a", "train/grad_norm"): [(1, 3.0)]}
+    theirs = {("a", "train/loss"): [(1, 2.0), (2, 4.0)], ("b", "train/loss"): [(1, 1.0)], **norms}
+    same = compare(theirs, theirs)
+    assert (same.num_points, same.is_whole, same.is_equal) == (4, True, True)
+    other = compare({("a", "train/loss"): [(1, 2.0), (1, 2.0), (2, 5.0), (3, 1.0)], **norms}, theirs)
+    assert other == Comparison(num_points=4, missing=1, doubled=2, losses=0.25, norms=0.0)
+    close = compare(theirs | {("a", "train/grad_norm"): [(1, 3.003)]}, theirs)
+    assert (close.is_whole, close.is_equal, close.losses) == (True, False, 0.0)
+    assert close.norms == pytest.approx(1e-3)
 
 
 def test_a_script_refuses_what_it_cannot_measure(tmp_path: Path) -> None:

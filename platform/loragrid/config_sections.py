@@ -243,11 +243,16 @@ class PackConfig(Section):
 
 
 class EngineConfig(Section):
-    """How steps run on a GPU: eager, graph (captured as a CUDA graph), compiled (and captured), or what pays: auto."""
+    """How steps run on a GPU: eager, graph (captured as a CUDA graph), compiled (and captured), or what pays: auto.
+
+    deterministic: with kernels that repeat to the bit alone, as on a CPU they do anyway; on a GPU steps in bfloat16 are
+    then a few percent slower, and a model that needs another kernel cannot be trained.
+    """
 
     mode: Annotated[
         Literal["auto", "eager", "graph", "compiled"], Field(description="auto, eager, graph, compiled")
     ] = "auto"
+    deterministic: bool = False
 
 
 class EarlyStoppingConfig(Section):

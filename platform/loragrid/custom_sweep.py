@@ -50,7 +50,7 @@ def trainable(experiment: Experiment) -> Callable[[dict[str, Any]], None]:
             place(experiment.workers, cluster_nodes()),
             storage,
             store,
-            engine_mode=experiment.engine.mode,
+            engine=experiment.engine,
             by_tune=True,
         )
 

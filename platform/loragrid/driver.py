@@ -12,8 +12,7 @@ from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.util.queue import Empty, Queue
 
-from loragrid.config import EarlyStoppingConfig
-from loragrid.engine_choice import RequestedMode
+from loragrid.config import EarlyStoppingConfig, EngineConfig
 from loragrid.messages import RowsByConfig, WorkerTask
 from loragrid.placement import Placement
 from loragrid.planning import Lane
@@ -32,7 +31,7 @@ def drive_lane(
     store: TrialStore,
     *,
     max_failures: int = 0,
-    engine_mode: RequestedMode = "auto",
+    engine: EngineConfig,
     early_stopping: EarlyStoppingConfig | None = None,
     by_tune: bool = False,
 ) -> None:
@@ -54,7 +53,7 @@ def drive_lane(
         rows=rows,
         store=store,
         threads=placement.threads,
-        engine_mode=engine_mode,
+        engine=engine,
         early_stopping=early_stopping,
         by_tune=by_tune,
         shard=placement.shard,

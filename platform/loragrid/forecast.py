@@ -7,6 +7,7 @@ import torch
 from rich.console import Console
 
 from loragrid.counts import count_of
+from loragrid.determinism import compute_deterministically
 from loragrid.placement import Placement
 from loragrid.planning import Plan
 from loragrid.time_estimate import TimeEstimate, estimate_time, local_node, plan_on
@@ -78,6 +79,8 @@ def calibrate_here(plan: Plan, placement: Placement, console: Console, budget_se
         console.print(sentence, style="dim", highlight=False, markup=False)
 
     torch.set_num_threads(placement.threads)
+    if plan.experiment.engine.deterministic:
+        compute_deterministically()
     timings = calibrate(
         plan.packs,
         tokenize(plan, console),

@@ -47,8 +47,13 @@ def fusible_score_rows(logits: Tensor, targets: Tensor, weights: Tensor) -> tupl
 
 
 def labelled_hidden_states(hidden: Tensor, label_positions: Tensor) -> Tensor:
-    """hidden (R, L, d), label_positions (R, C) -> (R, C, d), the states whose next token is a label."""
-    return hidden.gather(1, label_positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+    """hidden (R, L, d), label_positions (R, C) -> (R, C, d), the states whose next token is a label.
+
+    Indexed, not gathered: backward then adds up where padding repeats a position in an order that repeats, without
+    atomic operations, which wait for each other there, and without sorting all R * C * d values to be deterministic.
+    """
+    rows = torch.arange(len(hidden), device=hidden.device).unsqueeze(1)
+    return hidden[rows, label_positions]
 
 
 def member_losses(

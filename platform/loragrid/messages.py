@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from loragrid.config import DataConfig, EarlyStoppingConfig, ModelConfig
-from loragrid.engine_choice import RequestedMode
+from loragrid.config import DataConfig, EarlyStoppingConfig, EngineConfig, ModelConfig
 from loragrid.glossary import SPLIT_TAG
 from loragrid.planning import Lane, Pack
 
@@ -32,7 +31,7 @@ class WorkerTask:
     rows: RowsByConfig
     store: "TrialStore"
     threads: int
-    engine_mode: RequestedMode = "auto"
+    engine: EngineConfig
     early_stopping: EarlyStoppingConfig | None = None
     by_tune: bool = False
     shard: bool = False

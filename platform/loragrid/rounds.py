@@ -139,7 +139,7 @@ class Rounds:
                     storage,
                     store,
                     max_failures=experiment.workers.max_failures,
-                    engine_mode=experiment.engine.mode,
+                    engine=experiment.engine,
                     early_stopping=early_stopping,
                     by_tune=by_tune,
                 )

@@ -9,6 +9,7 @@ import torch
 
 from loragrid.config import DataConfig, ModelConfig
 from loragrid.data import TokenizedData
+from loragrid.determinism import compute_deterministically
 from loragrid.lane_run import run_lane
 from loragrid.messages import PackUpdate, WorkerTask
 from loragrid.pack_trainer import PackTrainer
@@ -22,6 +23,8 @@ LOSSES = {"train_loss": "train/loss", "eval_loss": "eval/loss"}
 def run_worker(task: WorkerTask) -> None:
     """Train the lane's trials in this process, together with the lane's other workers."""
     torch.set_num_threads(task.threads)
+    if task.engine.deterministic:
+        compute_deterministically()
     # Members share flat buffers, so a gradient is a view with the buffer's strides: correct, and not worth a warning.
     warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
     context = ray.train.get_context()
@@ -38,7 +41,7 @@ def run_worker(task: WorkerTask) -> None:
         _RayReporter(hold_back=task.by_tune),
         task.store,
         device,
-        engine_mode=task.engine_mode,
+        engine_mode=task.engine.mode,
         early_stopping=task.early_stopping,
         worker=worker,
         num_workers=num_workers,
