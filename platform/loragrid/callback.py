@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from ray import cloudpickle
 from ray.tune import Callback
 
@@ -51,6 +52,8 @@ class RecordingCallback(Callback):
         self.progress, self.several_rounds = progress, several_rounds
         self._cost = cost
         self.outcome = SweepOutcome()
+        self.curves: pd.DataFrame | None = None
+        """After `close`: all curves, as MLflow holds them, where the summary has read them."""
         if earlier is not None:
             self.outcome.statuses.update(earlier.outcome.statuses)
             self.outcome.reasons.update(earlier.outcome.reasons)
@@ -95,7 +98,7 @@ class RecordingCallback(Callback):
     def _summarise(self, cost: SweepCost) -> None:
         """Record what the sweep came to; whatever is wrong with that, the sweep itself ends as it would."""
         try:
-            record_summary(self.recorder, self.recorder.sweep_name, cost)
+            self.curves = record_summary(self.recorder, self.recorder.sweep_name, cost)
         except Exception as error:  # MLflow's, the database driver's, matplotlib's: the trials are recorded
             self.recorder.log_sweep_summary({}, {"loragrid.summary.problem": f"{type(error).__name__}: {error}"})
 

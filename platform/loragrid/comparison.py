@@ -31,6 +31,7 @@ from loragrid.tracking import (
 IDENTITY_COLUMNS = ("trial_id", "status", "method")
 CLOSING_COLUMNS = ("reason", "run_id")
 PAGE_SIZE = 1000
+NO_CURVES = pd.DataFrame(columns=["trial_id", "method", "step", "key", "value"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +94,12 @@ class Comparison:
         return json.dumps({**head, "trials": trials}, indent=2, allow_nan=False)
 
 
-def load_comparison(experiment_name: str, tracking_uri: str, sweep: str | None = None) -> Comparison:
+def load_comparison(
+    experiment_name: str, tracking_uri: str, sweep: str | None = None, *, curves: pd.DataFrame | None = None
+) -> Comparison:
     """Reads one sweep of an experiment: the newest, or the newest with the given name or run id.
+
+    curves: the sweep's, where they are known already; they are most of what is read. `NO_CURVES` for none.
 
     ValueError: there is no such store, experiment or sweep; the message lists those that exist.
     """
@@ -119,7 +124,7 @@ def load_comparison(experiment_name: str, tracking_uri: str, sweep: str | None =
         axes=axes,
         methods={_label(run): run.data.tags.get(METHOD_TAG, "") for run in runs},
         table=_build_table(runs, axes),
-        curves=_build_curves(client, runs),
+        curves=_build_curves(client, runs) if curves is None else curves,
         tags={run.data.tags.get(TRIAL_TAG, str(run.info.run_name)): dict(run.data.tags) for run in runs},
         sweep_parameters=dict(parent.data.params),
         sweep_metrics=dict(parent.data.metrics),
@@ -214,7 +219,7 @@ def _build_curves(client: MlflowClient, runs: Sequence[Run]) -> pd.DataFrame:
             if key in run.data.metrics:
                 points = _last_value_per_step(client.get_metric_history(run.info.run_id, key))
                 rows.extend((trial_id, method, step, key, value) for step, value in points)
-    return pd.DataFrame(rows, columns=["trial_id", "method", "step", "key", "value"])
+    return pd.DataFrame(rows, columns=list(NO_CURVES))
 
 
 def _last_value_per_step(history: Iterable[Metric]) -> list[tuple[int, float]]:

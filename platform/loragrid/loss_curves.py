@@ -28,6 +28,10 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 LOSSES = ("eval/loss", "train/loss")
 
+# So many lines can be told apart and named beside the picture; those that end higher are drawn pale, as their company.
+MOST_NAMED = 32
+PALE = "#c8c8c8"
+
 # Training loss jumps from batch to batch; from this many points on, the picture shows a running mean instead.
 MIN_POINTS_TO_SMOOTH = 20
 
@@ -41,6 +45,7 @@ class Line:
     colour: str
     line_style: Any
     marker: str
+    is_named: bool = True
 
 
 def has_losses(comparison: Comparison) -> bool:
@@ -52,7 +57,7 @@ def plot_loss_curves(comparison: Comparison, path: Path) -> Path:
     """Writes a PNG: evaluation and training loss over steps, one line per setting, the mean over its seeds.
 
     Colour tells the method, line style the rank, marker the other axes; a band spans the seeds' lowest to highest. The
-    legend gives each line's final evaluation loss, lowest first.
+    legend gives each line's final evaluation loss, lowest first; of more than 32 lines, the others are pale.
 
     ValueError: the sweep has no loss curve yet.
     """
@@ -64,14 +69,20 @@ def plot_loss_curves(comparison: Comparison, path: Path) -> Path:
     if losses.empty:
         raise ValueError(f"sweep {comparison.sweep!r} of {comparison.experiment_name!r} has no loss curve yet")
     settings = group_by_setting(comparison)
-    figure = Figure(figsize=(13.0, max(4.8, 1.8 + 0.22 * min(len(settings), 32))), dpi=130, layout="constrained")
+    num_named = min(len(settings), MOST_NAMED)
+    # The named ones lie above the others.
+    settings = [*(replace(line, is_named=False) for line in settings[num_named:]), *settings[:num_named]]
+    figure = Figure(figsize=(13.0, max(4.8, 1.8 + 0.22 * num_named)), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     evaluation, training = figure.subplots(1, 2)
     legend: dict[str, Line2D] = {}
     legend |= _draw_panel(evaluation, losses[losses["key"] == "eval/loss"], settings, "evaluation loss")
     legend |= _draw_panel(training, losses[losses["key"] == "train/loss"], settings, "training loss", smooth=True)
-    labels = [setting.label for setting in settings if setting.label in legend]
+    labels = [setting.label for setting in settings if setting.is_named and setting.label in legend]
     has_seeds = "seed" in comparison.axes
+    notes = "\n(mean over seeds; band: lowest to highest)" if has_seeds else ""
+    if len(settings) > num_named:
+        notes += f"\nof the best {num_named}; {len(settings) - num_named} others in grey"
     figure.legend(
         [legend[label] for label in labels],
         labels,
@@ -79,10 +90,9 @@ def plot_loss_curves(comparison: Comparison, path: Path) -> Path:
         frameon=False,
         fontsize=9,
         handlelength=4.0,
-        title="final evaluation loss" + ("\n(mean over seeds; band: lowest to highest)" if has_seeds else ""),
+        title=f"final evaluation loss{notes}",
         title_fontsize=9,
         alignment="left",
-        ncols=math.ceil(len(labels) / 32),
     )
     # Short lines: the legend stands beside the heading.
     heading = textwrap.fill(comparison.question or comparison.experiment_name, 80)
@@ -146,6 +156,9 @@ def _draw_panel(
         by_seed = by_seed.rolling(window, min_periods=1).mean()
         mean = by_seed.mean(axis="columns")
         means.append(mean)
+        if not setting.is_named:
+            panel.plot(mean.index, mean, color=PALE, linewidth=0.8)
+            continue
         if by_seed.shape[1] > 1:
             low, high = by_seed.min(axis="columns"), by_seed.max(axis="columns")
             panel.fill_between(mean.index, low, high, color=setting.colour, alpha=0.12, linewidth=0)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
+import pandas as pd
 from mlflow import MlflowClient
 
 from loragrid.comparison import Comparison, load_comparison
@@ -83,15 +84,22 @@ def keep_report(comparison: Comparison, out: Path) -> None:
 
 
 def leave_report(
-    experiment_name: str, tracking_uri: str, sweep: str, folder: Path, tell: Callable[[str], None]
+    experiment_name: str,
+    tracking_uri: str,
+    sweep: str,
+    folder: Path,
+    tell: Callable[[str], None],
+    *,
+    curves: pd.DataFrame | None = None,
 ) -> Path | None:
     """Keep the report of a sweep that has ended, in the folder as `<sweep>.html` too; gives that file.
 
+    curves: as `load_comparison` takes them.
     The sweep is recorded, and does not fail for want of its report: then `tell` hears why, and None is given.
     """
     out = folder / f"{sweep}.html"
     try:
-        keep_report(load_comparison(experiment_name, tracking_uri, sweep), out)
+        keep_report(load_comparison(experiment_name, tracking_uri, sweep, curves=curves), out)
     except Exception as error:  # MLflow's, a database driver's, matplotlib's, the disk's
         again = shlex.join(["loragrid", "report", experiment_name, "--sweep", sweep, "--out", "report.html"])
         tell(f"the report could not be kept ({type(error).__name__}: {error}); to write it: {again}")

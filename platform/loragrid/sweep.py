@@ -14,7 +14,7 @@ import ray
 import torch
 from rich.console import Console
 
-from loragrid.comparison import Comparison, load_comparison
+from loragrid.comparison import NO_CURVES, Comparison, load_comparison
 from loragrid.config import DataConfig, Experiment, ModelConfig
 from loragrid.counts import count_of
 from loragrid.data import TokenizedData, load_data
@@ -73,7 +73,7 @@ class SweepResult:
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per trial: how it ended, its axes, its figures."""
-        return self.comparison().table
+        return load_comparison(self.plan.experiment.name, self.tracking_uri, self.name, curves=NO_CURVES).table
 
 
 def run(
@@ -145,7 +145,7 @@ def run(
         rows = {key: ray.put(data) for key, data in tokenized.items()}
         with SweepProgress(len(whole_plan.trials), console) as progress:
             progress.ended_before(earlier.outcome.statuses if earlier else ())
-            outcome = Rounds(
+            rounds = Rounds(
                 the_plan,
                 rows,
                 placement,
@@ -155,15 +155,14 @@ def run(
                 below(storage_uri(experiment), "ray"),
                 progress,
                 earlier,
-            ).run()
+            )
+            outcome = rounds.run()
     waiting = None if recorder.is_delivered else spool_folder(experiment) / name
+    report = None
+    if waiting is None:
+        report = leave_report(experiment.name, uri, name, folder, tell, curves=rounds.callback.curves)
     return SweepResult(
-        plan=whole_plan,
-        name=name,
-        tracking_uri=uri,
-        outcome=outcome,
-        report=leave_report(experiment.name, uri, name, folder, tell) if waiting is None else None,
-        waiting_record=waiting,
+        plan=whole_plan, name=name, tracking_uri=uri, outcome=outcome, report=report, waiting_record=waiting
     )
 
 

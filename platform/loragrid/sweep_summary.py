@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
+
 from loragrid.comparison import Comparison, is_missing, is_stopped_early, load_comparison
 from loragrid.loss_curves import has_losses, plot_loss_curves
 from loragrid.ranking import best_trial, ranking_metric
@@ -60,13 +62,13 @@ class SweepCost:
         return found | ({"sweep/gpu_seconds": self._gpu_seconds + running} if self._gpus_per_lane else {})
 
 
-def record_summary(recorder: Recorder, sweep: str, cost: SweepCost) -> None:
+def record_summary(recorder: Recorder, sweep: str, cost: SweepCost) -> pd.DataFrame | None:
     """Record the summary of a sweep whose trials have ended; nothing where MLflow does not answer.
 
-    What a sweep cost that is taken up again is added to what it had cost before.
+    What a sweep cost that is taken up again is added to what it had cost before. Gives the curves that MLflow holds.
     """
     if not recorder.deliver(SUMMARY_PATIENCE_SECONDS):
-        return
+        return None
     comparison = load_comparison(recorder.experiment_name, recorder.tracking_uri, sweep)
     metrics = summary_metrics(comparison)
     for key, value in cost.metrics().items():
@@ -74,10 +76,10 @@ def record_summary(recorder: Recorder, sweep: str, cost: SweepCost) -> None:
     best = best_trial(comparison)
     named = {BEST_TRIAL_TAG: best, BEST_METRIC_TAG: ranking_metric(comparison.table)} if best else {}
     recorder.log_sweep_summary(metrics, named)
-    if not has_losses(comparison):
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        recorder.log_sweep_artifact(plot_loss_curves(comparison, Path(folder) / "loss_curves.png"), FIGURES)
+    if has_losses(comparison):
+        with tempfile.TemporaryDirectory() as folder:
+            recorder.log_sweep_artifact(plot_loss_curves(comparison, Path(folder) / "loss_curves.png"), FIGURES)
+    return comparison.curves
 
 
 def summary_metrics(comparison: Comparison) -> dict[str, float]:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from loragrid.comparison import Comparison
 from loragrid.figures import format_bytes, format_count, format_seconds, format_value
-from loragrid.loss_curves import _limit_height, group_by_setting, has_losses
+from loragrid.loss_curves import COLOURS, PALE, _limit_height, group_by_setting, has_losses
 from loragrid.report import plot_loss_curves, render_table
 
 
@@ -142,6 +142,26 @@ def test_the_picture_is_a_png_with_ink_on_it(tmp_path: Path) -> None:
     }
     assert (0xD5, 0x5E, 0x00) in colours  # lora: second of the methods in alphabetical order
     assert (0x00, 0x9E, 0x73) in colours  # lora_plus: third
+
+
+@pytest.mark.filterwarnings("error:constrained_layout")
+def test_of_many_lines_the_best_are_named_the_others_pale_and_both_panels_keep_their_room(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"trial_id": f"lora-{rank}", "method": "lora", "rank": rank, "eval/final_loss": 2.0 + rank / 1000}
+        for rank in range(1, 129)
+    ]
+    curves = [point for row in rows for point in curves_of(row["trial_id"], "lora", [3.0, row["eval/final_loss"]])]
+    path = plot_loss_curves(comparison_of(rows, curves), tmp_path / "curves.png")
+    image = (matplotlib.image.imread(path)[:, :, :3] * 255).round()
+
+    left = image[:, : 2 * image.shape[1] // 5]
+
+    def num_columns_with(colour: str) -> int:
+        wanted = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
+        return int((abs(left - wanted).sum(axis=2) < 3).any(axis=0).sum())
+
+    assert num_columns_with(COLOURS[0]) > image.shape[1] / 4, "the legend leaves the panels their room"
+    assert num_columns_with(PALE) > image.shape[1] / 4
 
 
 def test_a_line_stands_for_all_seeds_of_a_setting_and_its_label_gives_their_mean() -> None:
