@@ -21,6 +21,7 @@ from benchmarks.packs import build_pack, lora, mixed
 from benchmarks.peft_loop import PeftLoop, step_milliseconds
 from benchmarks.shapes import random_base, random_rows, shape_config
 from loragrid.attention import use_causal_attention
+from loragrid.determinism import compute_deterministically
 from loragrid.engine import STEPS_BEFORE_CAPTURE, Engine, compile_layers, fuse_pieces
 from loragrid.engine_choice import EngineChoice, Mode
 from loragrid.measurement import count_saved_bytes
@@ -184,14 +185,18 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 4, 16], help="rows of 512 tokens per step")
     parser.add_argument("--members", type=int, default=16, help="members of the mixed pack; 0: none")
     parser.add_argument("--baselines", nargs="*", default=["P2", "P3"])
+    parser.add_argument("--deterministic", action="store_true", help="with kernels that repeat to the bit alone")
     parser.add_argument("--no-gates", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("engine_step.md"))
     options = parser.parse_args()
+    if options.deterministic:
+        compute_deterministically()
     limit, num_parameters = measured_limit(), random_base(options.model, DEVICE, torch.bfloat16).num_parameters()
     lines = [
         f"{torch.cuda.get_device_name()}; torch {torch.__version__}, transformers {transformers.__version__}; "
         f"{options.model}, {num_parameters:,} parameters; LoRA r 16 on 7 linears, bf16 base, fp32 adapters, AdamW, "
-        f"clip 1.0; bf16 8192^3 product {limit / 1e12:.0f} TFLOP/s; medians of {NUM_TIMED} steps",
+        f"clip 1.0; bf16 8192^3 product {limit / 1e12:.0f} TFLOP/s; medians of {NUM_TIMED} steps"
+        + ("; deterministic kernels" if options.deterministic else ""),
         "",
     ]
 

@@ -148,11 +148,11 @@ def _draw_panel(
     window = longest // 10 if smooth and longest >= MIN_POINTS_TO_SMOOTH else 1
     lines: dict[str, Line2D] = {}
     means: list[pd.Series[float]] = []
+    by_trial = points.pivot_table(index="step", columns="trial_id", values="value").sort_index()
     for setting in settings:
-        own = points[points["trial_id"].isin(setting.trial_ids)]
-        if own.empty:
+        by_seed = by_trial[by_trial.columns.intersection(list(setting.trial_ids))].dropna(how="all")
+        if by_seed.empty:
             continue
-        by_seed = own.pivot_table(index="step", columns="trial_id", values="value").sort_index()
         by_seed = by_seed.rolling(window, min_periods=1).mean()
         mean = by_seed.mean(axis="columns")
         means.append(mean)

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from loragrid import loss
 from loragrid.loss import IGNORED, labelled_hidden_states, member_losses
@@ -184,6 +186,35 @@ def test_a_frozen_head_keeps_one_gradient_of_the_hidden_states_and_no_logits() -
     with torch.no_grad(), count_saved_bytes(head) as saved:
         chunked(hidden, targets, head)
     assert saved == [0]
+
+
+class Operations(TorchDispatchMode):
+    """Within, notes the names of torch's operations."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.add(func.overloadpacket._qualified_op_name.removeprefix("aten::"))
+        return func(*args, **(kwargs or {}))
+
+
+def test_backward_of_the_labelled_states_adds_up_where_padding_repeats_a_position_without_atomic_operations() -> None:
+    hidden = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
+    positions = torch.tensor([[4, 0, 0], [2, 2, 3]])
+    weights = torch.randn(2, 3, 3, dtype=torch.float64)
+    with Operations() as operations:
+        (labelled_hidden_states(hidden, positions) * weights).sum().backward()
+    expected = torch.zeros_like(hidden)
+    for row, of_row in enumerate(positions.tolist()):
+        for place, position in enumerate(of_row):
+            expected[row, position] += weights[row, place]
+    assert hidden.grad is not None
+    assert torch.equal(hidden.grad, expected)
+    # On a GPU a scattered sum is one of atomic operations; an indexed one sorts the positions first.
+    assert not [name for name in operations.seen if "scatter" in name or "index_add" in name]
+    assert [name for name in operations.seen if "index_put" in name]
 
 
 def test_the_labelled_states_are_those_at_the_labels_positions() -> None:

@@ -323,8 +323,11 @@ def test_a_pack_of_one_each_has_a_trainer_of_its_own_the_same_curves_and_tunes_a
 def test_two_workers_give_the_curves_of_one(packed: lg.SweepResult, settings: dict[str, Any], strategy: str) -> None:
     workers = {"num_workers": 2, "cpus_per_worker": 1, "strategy": strategy}
     name = f"two-workers-{strategy}"
-    two = lg.run(lg.Experiment(name=name, methods=FIVE_METHODS, **settings | {"workers": workers}))
+    deterministic = {"engine": {"deterministic": strategy == "replicate"}}  # which changes nothing on a CPU
+    two = lg.run(lg.Experiment(name=name, methods=FIVE_METHODS, **settings | {"workers": workers} | deterministic))
     assert two.succeeded
+    said = {tags["loragrid.deterministic"] for tags in two.comparison().tags.values()}
+    assert said == {str(strategy == "replicate").lower()}
     held, (whole,) = (
         set(two.comparison().table["memory/base_bytes"]),
         set(packed.comparison().table["memory/base_bytes"]),
