@@ -25,6 +25,7 @@ def run(
     """Run an experiment: train every trial, record it in MLflow, print the comparison."""
     # Ray reads this when it is imported. A pack's five processes are more than Ray expects on two CPUs, and it says so.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "maximum expected startup concurrency")
+    from loragrid.comparison import load_comparison
     from loragrid.config import load_experiment
     from loragrid.loss_curves import has_losses, plot_loss_curves
     from loragrid.report import render_table
@@ -52,7 +53,7 @@ def run(
             "yellow",
         )
         raise typer.Exit(1)
-    comparison = result.comparison()
+    comparison = load_comparison(experiment.name, result.tracking_uri, result.name, curves=result.curves)
     console.print(render_table(comparison, console.width))
     print_verdict(console, comparison)
     if has_losses(comparison):

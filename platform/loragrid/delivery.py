@@ -1,4 +1,4 @@
-"""Delivers a spool to MLflow in the background, in order, however often the store fails in between."""
+"""Delivers a spool to MLflow in the background, each run in its order, however often the store fails in between."""
 
 import itertools
 import logging
@@ -56,7 +56,7 @@ class Delivery:
             self._hurry.clear()
 
     def close(self) -> None:
-        """Stop after the operation at hand; the rest stays in the spool."""
+        """Stop after the call at hand; the rest stays in the spool."""
         self._stop.set()
         self._wake.set()
         self._hurry.set()
@@ -64,8 +64,10 @@ class Delivery:
 
     def _run(self) -> None:
         with _mlflows_own_complaints_kept_back():
-            while not self._stop.is_set():
+            while True:
                 self._wake.clear()
+                if self._stop.is_set():  # looked at after that, or `close` could have woken nobody
+                    return
                 begun = time.monotonic()
                 deliver_pending(self._spool, self._deliver)
                 self._wake.wait()
@@ -101,7 +103,7 @@ class Delivery:
 
 
 def deliver_pending(spool: Spool, take: Callable[[Sequence[Operation]], bool]) -> int:
-    """Let `take` have all that waits, in groups that are one call of MLflow; gives how many operations it took.
+    """Let `take` have all that waits, in groups that are one call of MLflow; gives how many operations are done.
 
     Where it gives False, or raises, the rest stays. What was taken behind something that was not comes again, as it
     does after a program that was killed.
@@ -119,16 +121,12 @@ def deliver_pending(spool: Spool, take: Callable[[Sequence[Operation]], bool]) -
 def _deliver_window(window: Sequence[Placed], spool: Spool, take: Callable[[Sequence[Operation]], bool]) -> int:
     taken: set[int] = set()
     number = 0
-    try:
-        for group in grouped(window):
-            if not take([operation for _, operation in group]):
-                break
-            taken.update(position for position, _ in group)
-    finally:
-        for position, operation in window:
-            if position not in taken:
-                break
-            spool.delivered(position, operation)
+    for group in grouped(window):
+        if not take([operation for _, operation in group]):
+            break
+        taken.update(position for position, _ in group)
+        while number < len(window) and window[number][0] in taken:
+            spool.delivered(*window[number])
             number += 1
     return number
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from loragrid.determinism import NO_KERNEL
+from loragrid.determinism import name_missing_kernel
 from loragrid.glossary import OUT_OF_MEMORY, OUT_OF_MEMORY_TAG
 from loragrid.messages import TrialEnd
 
@@ -25,10 +25,7 @@ class Failure:
     def of(cls, error: BaseException) -> "Failure":
         """The exception in one line and in full."""
         lines = str(error).strip().splitlines()
-        text = lines[0] if lines else type(error).__name__
-        if NO_KERNEL in text:
-            operation = text.partition(NO_KERNEL)[0].strip()
-            text = f"engine.deterministic: no kernel of {operation} here repeats to the bit; allowed: false"
+        text = name_missing_kernel(lines[0] if lines else type(error).__name__)
         short_of_memory = is_out_of_memory(error)
         return cls(
             reason=f"{OUT_OF_MEMORY}: {text}" if short_of_memory else text,

@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 
 from loragrid.counts import count_of
-from loragrid.determinism import compute_deterministically
+from loragrid.determinism import compute_deterministically, name_missing_kernel
 from loragrid.placement import Placement
 from loragrid.planning import Plan
 from loragrid.time_estimate import TimeEstimate, estimate_time, local_node, plan_on
@@ -81,12 +81,18 @@ def calibrate_here(plan: Plan, placement: Placement, console: Console, budget_se
     torch.set_num_threads(placement.threads)
     if plan.experiment.engine.deterministic:
         compute_deterministically()
-    timings = calibrate(
-        plan.packs,
-        tokenize(plan, console),
-        torch.device("cuda" if placement.use_gpu else "cpu"),
-        engine_mode=plan.experiment.engine.mode,
-        budget_seconds=budget_seconds,
-        say=say,
-    )
+    rows = tokenize(plan, console)
+    try:
+        timings = calibrate(
+            plan.packs,
+            rows,
+            torch.device("cuda" if placement.use_gpu else "cpu"),
+            engine_mode=plan.experiment.engine.mode,
+            budget_seconds=budget_seconds,
+            say=say,
+        )
+    except RuntimeError as error:
+        if (reason := name_missing_kernel(str(error))) != str(error):
+            raise ValueError(reason) from None
+        raise
     save_timings(local_folder(plan.experiment), device_here(placement), timings)

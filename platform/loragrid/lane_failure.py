@@ -4,6 +4,7 @@ import re
 import traceback
 from collections.abc import Iterator
 
+from loragrid.determinism import name_missing_kernel
 from loragrid.glossary import OUT_OF_MEMORY
 from loragrid.messages import LaneFailure
 
@@ -39,7 +40,7 @@ def _innermost(causes: list[BaseException]) -> str:
         text = str(cause).strip()
         if text:
             # Ray's own wrappers carry the remote traceback as text, whose last line is the exception itself.
-            return text.splitlines()[-1]
+            return name_missing_kernel(text.splitlines()[-1])
     return "unknown"
 
 

@@ -68,7 +68,8 @@ def plot_loss_curves(comparison: Comparison, path: Path) -> Path:
     losses = comparison.curves[comparison.curves["key"].isin(LOSSES)]
     if losses.empty:
         raise ValueError(f"sweep {comparison.sweep!r} of {comparison.experiment_name!r} has no loss curve yet")
-    settings = group_by_setting(comparison)
+    drawn = set(losses["trial_id"])
+    settings = [line for line in group_by_setting(comparison) if drawn.intersection(line.trial_ids)]
     num_named = min(len(settings), MOST_NAMED)
     # The named ones lie above the others.
     settings = [*(replace(line, is_named=False) for line in settings[num_named:]), *settings[:num_named]]
@@ -82,7 +83,7 @@ def plot_loss_curves(comparison: Comparison, path: Path) -> Path:
     has_seeds = "seed" in comparison.axes
     notes = "\n(mean over seeds; band: lowest to highest)" if has_seeds else ""
     if len(settings) > num_named:
-        notes += f"\nof the best {num_named}; {len(settings) - num_named} others in grey"
+        notes += f"\nthe lowest {num_named}; {len(settings) - num_named} others in grey"
     figure.legend(
         [legend[label] for label in labels],
         labels,
@@ -103,14 +104,16 @@ def plot_loss_curves(comparison: Comparison, path: Path) -> Path:
 
 
 def group_by_setting(comparison: Comparison) -> list[Line]:
-    """The lines of the picture, lowest mean final loss first; settings without one come last."""
+    """The lines of the picture, lowest mean final loss first; then settings without one, by their last evaluations."""
     table = sort_by_final_loss(comparison.table)
     names = [name for name, path in comparison.axes.items() if path != "seed"]
     methods = sorted(set(table["method"]))
     ranks = sorted(set(table["rank"].dropna())) if "rank" in names else []
     groups = rows_by_setting(replace(comparison, table=table))
 
-    ranked: list[tuple[float, Line]] = []
+    evaluations = comparison.curves[comparison.curves["key"] == "eval/loss"].sort_values("step")
+    latest = {str(trial_id): float(points.iloc[-1]) for trial_id, points in evaluations.groupby("trial_id")["value"]}
+    ranked: list[tuple[float, float, Line]] = []
     markers: dict[tuple[str, Any], int] = {}
     for rows in groups:
         method, rank = rows[0]["method"], rows[0].get("rank")
@@ -128,8 +131,8 @@ def group_by_setting(comparison: Comparison) -> list[Line]:
             line_style=LINE_STYLES[0 if is_missing(rank) else ranks.index(rank) % len(LINE_STYLES)],
             marker=MARKERS[markers[alike] % len(MARKERS)],
         )
-        ranked.append((loss, line))
-    return [line for _, line in sorted(ranked, key=lambda entry: entry[0])]
+        ranked.append((loss, min(latest.get(row["trial_id"], math.inf) for row in rows), line))
+    return [line for _, _, line in sorted(ranked, key=lambda entry: entry[:2])]
 
 
 def _mean_final_loss(rows: Sequence[dict[Any, Any]]) -> float:
@@ -157,7 +160,7 @@ def _draw_panel(
         mean = by_seed.mean(axis="columns")
         means.append(mean)
         if not setting.is_named:
-            panel.plot(mean.index, mean, color=PALE, linewidth=0.8)
+            panel.plot(mean.index, mean, color=PALE, linewidth=0.8, marker="." if len(mean) == 1 else None)
             continue
         if by_seed.shape[1] > 1:
             low, high = by_seed.min(axis="columns"), by_seed.max(axis="columns")

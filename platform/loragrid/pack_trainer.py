@@ -42,6 +42,7 @@ class PackTrainer:
     On the way, and at the end, worker 0 saves the states in `store`, so that other workers can take over.
 
     `isolate_failures`: a trial that fails is a result, and the others go on; not so where other workers would wait.
+    `deterministic`: who goes on with a pack runs it as those who began it, see `compute_deterministically`.
     `describe`: the tags of what a trial trains on.
     """
 
@@ -57,6 +58,7 @@ class PackTrainer:
         worker: int = 0,
         num_workers: int = 1,
         shard: bool = False,
+        deterministic: bool = False,
         isolate_failures: bool = False,
         describe: Callable[[Trial, TokenizedData], Mapping[str, str]] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -66,7 +68,7 @@ class PackTrainer:
         self._open_trials = OpenTrials(store, self.reports, self.place, clock=clock)
         self._rows_of, self._describe = rows_of, describe
         self._early_stopping = early_stopping
-        self._warm = WarmBase(device, engine_mode, num_workers, shard=shard)
+        self._warm = WarmBase(device, engine_mode, num_workers, shard=shard, deterministic=deterministic)
         self._solo = SoloFigures(self._open_trials, self._warm, self.load)
         self._scorers: dict[object, TaskScorer] = {}
 

@@ -43,7 +43,7 @@ class Recorder:
     """The only writer of a sweep: start_sweep, then for every trial start, log, end, and at last end_sweep.
 
     Nothing waits for MLflow: what is to be recorded is on disk, under `spool_folder`, when a method returns, and is
-    delivered in order by a thread, as soon as the store takes it. Without `spool_folder` the spool is a temporary one.
+    delivered by a thread every two seconds, each run in its order. Without `spool_folder` the spool is a temporary one.
     Without `artifact_root`, artifacts lie beside an SQLite store, and where the server decides otherwise. `clock` gives
     seconds since 1970; `notify` is told when the store fails and comes back.
     """

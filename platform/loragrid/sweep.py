@@ -6,7 +6,7 @@ import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -61,6 +61,8 @@ class SweepResult:
     """The sweep's page, which its run in MLflow has too; None where it could not be written, or not yet."""
     waiting_record: Path | None = None
     """Where what MLflow has not taken yet waits for `loragrid sync`."""
+    curves: pd.DataFrame | None = field(default=None, repr=False)
+    """All curves as MLflow held them at the sweep's end, where they were read then; see `load_comparison`."""
 
     @property
     def succeeded(self) -> bool:
@@ -158,11 +160,15 @@ def run(
             )
             outcome = rounds.run()
     waiting = None if recorder.is_delivered else spool_folder(experiment) / name
-    report = None
-    if waiting is None:
-        report = leave_report(experiment.name, uri, name, folder, tell, curves=rounds.callback.curves)
+    curves = rounds.callback.curves
     return SweepResult(
-        plan=whole_plan, name=name, tracking_uri=uri, outcome=outcome, report=report, waiting_record=waiting
+        plan=whole_plan,
+        name=name,
+        tracking_uri=uri,
+        outcome=outcome,
+        report=leave_report(experiment.name, uri, name, folder, tell, curves=curves) if waiting is None else None,
+        waiting_record=waiting,
+        curves=curves,
     )
 
 

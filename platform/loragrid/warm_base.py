@@ -32,10 +32,16 @@ class WarmBase:
     """Loads a base when another is asked for, or after a method wrote the last one; decides how packs run on it."""
 
     def __init__(
-        self, device: torch.device, engine_mode: RequestedMode, num_workers: int, *, shard: bool = False
+        self,
+        device: torch.device,
+        engine_mode: RequestedMode,
+        num_workers: int,
+        *,
+        shard: bool = False,
+        deterministic: bool = False,
     ) -> None:
         self.device = device
-        self._shard = shard
+        self._shard, self._deterministic = shard, deterministic
         self._engine_mode, self._num_workers = engine_mode, num_workers
         self._base: PreTrainedModel | None = None
         self._loaded: tuple[ModelConfig, DataConfig] | None = None
@@ -101,10 +107,16 @@ class WarmBase:
             self.sums = base_sums(base)
 
     def choose_mode(self, trials: Sequence[Trial], length: int, num_steps: int) -> EngineChoice:
-        """How `num_steps` steps of a pack with rows of `length` tokens are run."""
+        """How `num_steps` steps of a pack with rows of `length` tokens are run.
+
+        Where they are to repeat to the bit, as all of the pack's would be, whoever goes on with it, and when: compiled
+        kernels add up in an order of their own.
+        """
         if self.device.type != "cuda":
             return EngineChoice(mode="eager", reason="no GPU")
         assert self._base is not None
+        if self._deterministic:
+            num_steps = trials[0].training.steps
         obstacle = capture_obstacle((trial.method for trial in trials), shard=self._shard)
         num_tokens = len(trials) * trials[0].training.rows_per_worker(self._num_workers) * length
         composition = _composition(trials)
@@ -113,7 +125,7 @@ class WarmBase:
             num_steps=num_steps,
             features_per_step=features_of_step(self._layers, num_tokens),
             num_stacks=len(set(composition[1:])),
-            is_compiled=self._compiled_for == composition,
+            is_compiled=self._compiled_for == composition and not self._deterministic,
             obstacle=obstacle or self._attention_obstacle,
         )
 

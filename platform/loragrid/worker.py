@@ -46,6 +46,7 @@ def run_worker(task: WorkerTask) -> None:
         worker=worker,
         num_workers=num_workers,
         shard=task.shard,
+        deterministic=task.engine.deterministic,
         isolate_failures=num_workers == 1 and not task.by_tune,
         describe=WorkerEnvironment(device, num_workers, shard=task.shard) if worker == 0 else lambda trial, rows: {},
     )

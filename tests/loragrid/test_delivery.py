@@ -95,6 +95,19 @@ def test_of_what_was_taken_only_the_front_is_noted_and_the_files_of_the_rest_sta
     assert not spool.files(kept["files"]).exists()
 
 
+def test_what_is_done_is_noted_at_once_not_at_the_end_of_all_that_waits(spool: Spool) -> None:
+    for run in "abc":
+        spool.append(tags(run))
+    waiting = []
+
+    def take(group: Sequence[Operation]) -> bool:
+        waiting.append(spool.num_pending())
+        return True
+
+    assert deliver_pending(spool, take) == 3
+    assert waiting == [3, 2, 1]
+
+
 def test_a_delivery_lets_reports_come_together_and_hurries_for_who_waits(
     spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

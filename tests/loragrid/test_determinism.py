@@ -2,44 +2,71 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from torch._inductor import config as compiler
 
 from loragrid.determinism import WORKSPACES, compute_deterministically
 from loragrid.failure import Failure
+from loragrid.lane_failure import describe_failure
+from loragrid.warm_base import WarmBase, _composition
+from loragrid_methods.engine.targets import adaptable_layers
+from tests.loragrid.small_packs import make_setup
 
 
 @pytest.fixture
-def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def switched_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """After the test torch is as it was before."""
     monkeypatch.delenv(WORKSPACES[0], raising=False)
-    compute_deterministically()
+    if hasattr(compiler, "deterministic"):
+        monkeypatch.setattr(compiler, "deterministic", False)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     yield
     torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]  # as in the module
 
 
-@pytest.mark.usefixtures("deterministic")
+@pytest.fixture
+def switched_on(switched_back: None) -> None:
+    compute_deterministically()
+
+
+@pytest.mark.usefixtures("switched_on")
 def test_torch_is_told_cublas_has_fixed_workspaces_and_empty_tensors_are_not_filled() -> None:
     assert torch.are_deterministic_algorithms_enabled()
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] in (":4096:8", ":16:8"), "what torch asks for"
     assert not torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    assert compiler.deterministic, "nor does the compiler choose by timing"
 
 
+@pytest.mark.usefixtures("switched_back")
 def test_workspaces_that_the_user_has_chosen_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(WORKSPACES[0], ":16:8")
-    try:
-        compute_deterministically()
-        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
-    finally:
-        torch.use_deterministic_algorithms(False)
-        torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    compute_deterministically()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
 
-@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_only_with_such_kernels_those_who_go_on_with_a_pack_run_it_as_those_who_began_it(
+    tiny_llama_dir: Path, chat_jsonl: Path, deterministic: bool
+) -> None:
+    setup = make_setup(tiny_llama_dir, chat_jsonl, "float32")
+    trials = [setup.trial("lora", steps=200_000_000)]
+    warm = WarmBase(torch.device("cuda"), "auto", 1, deterministic=deterministic)  # no GPU is asked for a choice
+    warm._base = setup.base()
+    warm._layers = adaptable_layers(warm._base, warm._base.get_output_embeddings())
+    choices = [warm.choose_mode(trials, 32, num_steps).mode for num_steps in (200_000_000, 10)]
+    assert choices == ["compiled", "compiled" if deterministic else "graph"]
+    warm._compiled_for = _composition(few := [setup.trial("lora", steps=10)])
+    assert warm.choose_mode(few, 32, 10).mode == ("graph" if deterministic else "compiled")
+
+
+@pytest.mark.usefixtures("switched_on")
 def test_a_trial_whose_model_has_no_such_kernel_says_which_and_what_to_do() -> None:
     with pytest.raises(RuntimeError) as raised:
         torch.zeros(3).put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
-    assert Failure.of(raised.value).reason == (
-        "engine.deterministic: no kernel of put_ here repeats to the bit; allowed: false"
-    )
+    expected = "engine.deterministic: no kernel of put_ here repeats to the bit; allowed: false"
+    assert Failure.of(raised.value).reason == expected
+    assert describe_failure(RuntimeError(f"ray::worker\nRuntimeError: {raised.value}")).reason == expected
+    assert describe_failure(RuntimeError("something else")).reason == "something else"

@@ -6,6 +6,8 @@ from typing import Any
 import matplotlib.image
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from rich.console import Console
 
 from loragrid.comparison import Comparison
@@ -164,6 +166,29 @@ def test_of_many_lines_the_best_are_named_the_others_pale_and_both_panels_keep_t
     assert num_columns_with(PALE) > image.shape[1] / 4
 
 
+def test_named_are_lines_that_are_drawn_and_of_those_without_a_final_loss_the_lowest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loragrid.loss_curves.MOST_NAMED", 3)
+    ends = [("vera", rank, "FAILED") for rank in range(9)] + [("lora", rank, "KILLED") for rank in range(1, 5)]
+    unfinished: list[dict[str, Any]] = [
+        {"trial_id": f"{method}-{rank}", "method": method, "rank": rank, "status": end} for method, rank, end in ends
+    ]
+    done = {"trial_id": "lora_fa-1", "method": "lora_fa", "rank": 1, "eval/final_loss": 2.9}
+    curves = [point for rank in range(1, 5) for point in curves_of(f"lora-{rank}", "lora", [3.0, 2.0 - rank / 10])]
+    curves += curves_of("lora_fa-1", "lora_fa", [3.0, 2.9])
+    comparison = comparison_of([*unfinished, done], curves)
+    labels = [line.label for line in group_by_setting(comparison)][:5]
+    assert labels == ["2.900  lora_fa  rank 1", *(f"killed  lora  rank {rank}" for rank in (4, 3, 2, 1))]
+
+    legends: list[Legend] = []
+    add = Figure.legend
+    monkeypatch.setattr(Figure, "legend", lambda self, *a, **k: legends.append(add(self, *a, **k)))
+    plot_loss_curves(comparison, tmp_path / "curves.png")
+    assert [text.get_text() for text in legends[0].get_texts()] == labels[:3]
+    assert legends[0].get_title().get_text() == "final evaluation loss\nthe lowest 3; 2 others in grey"
+
+
 def test_a_line_stands_for_all_seeds_of_a_setting_and_its_label_gives_their_mean() -> None:
     rows: list[dict[str, Any]] = [
         {"trial_id": f"lora-{rank}-{seed}", "method": "lora", "rank": rank, "seed": seed, "eval/final_loss": loss}
@@ -220,8 +245,6 @@ def test_a_diverging_trial_does_not_press_the_others_flat(tmp_path: Path) -> Non
 
 
 def test_a_jump_that_all_trials_share_stays_in_the_picture_and_a_trial_that_diverges_is_counted() -> None:
-    from matplotlib.figure import Figure
-
     together = [pd.Series([5.0, 9.0, 4.0, 3.0]), pd.Series([5.0, 9.5, 4.5, 3.5])]
     panel = Figure().subplots()
     for curve in together:
