@@ -252,7 +252,7 @@ class EngineConfig(Section):
     mode: Annotated[
         Literal["auto", "eager", "graph", "compiled"], Field(description="auto, eager, graph, compiled")
     ] = "auto"
-    deterministic: bool = False
+    deterministic: Switch = False
 
 
 class EarlyStoppingConfig(Section):

@@ -75,6 +75,7 @@ CHOICES = (
     "training.activation_checkpointing",
     "workers.use_gpu",
     "engine.mode",
+    "engine.deterministic",
     "early_stopping.kind",
     "early_stopping.metric",
     "methods.1.rslora",
