@@ -6,7 +6,7 @@ import re
 import torch
 
 WORKSPACES = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-"""cuBLAS sums in an order that depends on the memory it finds, unless that is fixed; torch names these two values."""
+"""cuBLAS sums in an order that depends on the memory it finds, unless this variable fixes it; torch asks for it."""
 
 # How torch says that there is no kernel which repeats.
 _NO_KERNEL = re.compile(r"(\S+) does not have a deterministic implementation")

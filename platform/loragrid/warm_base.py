@@ -109,8 +109,8 @@ class WarmBase:
     def choose_mode(self, trials: Sequence[Trial], length: int, num_steps: int) -> EngineChoice:
         """How `num_steps` steps of a pack with rows of `length` tokens are run.
 
-        Where they are to repeat to the bit, as all of the pack's would be, whoever goes on with it, and when: compiled
-        kernels add up in an order of their own.
+        With deterministic kernels all steps of its trials decide, not those that are left or what was compiled before:
+        compiled kernels add up in another order, and whoever goes on with the pack must come to the same bits.
         """
         if self.device.type != "cuda":
             return EngineChoice(mode="eager", reason="no GPU")

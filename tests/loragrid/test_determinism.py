@@ -1,13 +1,16 @@
 """`engine.deterministic`: kernels that repeat to the bit alone, and a clear word where there is none."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch._inductor import config as compiler
 
+from loragrid import cli
 from loragrid.determinism import WORKSPACES, compute_deterministically
 from loragrid.failure import Failure
 from loragrid.lane_failure import describe_failure
@@ -37,7 +40,7 @@ def test_torch_is_told_cublas_has_fixed_workspaces_and_empty_tensors_are_not_fil
     assert torch.are_deterministic_algorithms_enabled()
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] in (":4096:8", ":16:8"), "what torch asks for"
     assert not torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    assert compiler.deterministic, "nor does the compiler choose by timing"
+    assert getattr(compiler, "deterministic", True), "nor does the compiler choose by timing, where it can be told"
 
 
 @pytest.mark.usefixtures("switched_back")
@@ -70,3 +73,23 @@ def test_a_trial_whose_model_has_no_such_kernel_says_which_and_what_to_do() -> N
     assert Failure.of(raised.value).reason == expected
     assert describe_failure(RuntimeError(f"ray::worker\nRuntimeError: {raised.value}")).reason == expected
     assert describe_failure(RuntimeError("something else")).reason == "something else"
+
+
+@pytest.mark.usefixtures("switched_back")
+def test_a_calibration_without_such_a_kernel_is_refused_in_the_same_words(
+    write: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def step(*arguments: object) -> None:
+        torch.zeros(3).put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
+
+    monkeypatch.setattr("loragrid.calibration.train_step", step)
+    file = write("engine.deterministic", True)
+    monkeypatch.setattr(sys, "argv", ["loragrid", "plan", str(file), "--calibrate"])
+    threads = torch.get_num_threads()
+    try:
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    finally:
+        torch.set_num_threads(threads)
+    assert ended.value.code == 2
+    assert "engine.deterministic: no kernel of put_ here repeats to the bit; allowed: false" in capsys.readouterr().err
