@@ -42,6 +42,10 @@ class Failure:
         return {OUT_OF_MEMORY_TAG: "true"} if self.out_of_memory else {}
 
 
+class PackTooLargeError(torch.OutOfMemoryError):
+    """A pack will not fit beside the base of one of its workers: what all of them found together, before they began."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device or the machine had no memory left."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or _CPU_ALLOCATOR_FAILED in str(error)

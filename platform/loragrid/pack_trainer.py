@@ -12,7 +12,7 @@ from loragrid.batches import PackBatches
 from loragrid.config import DataConfig, EarlyStoppingConfig, ModelConfig
 from loragrid.data import TokenizedData
 from loragrid.engine_choice import EngineChoice, RequestedMode
-from loragrid.failure import Failure
+from loragrid.failure import Failure, PackTooLargeError
 from loragrid.grid import Trial
 from loragrid.invariants import InvariantChecks, InvariantError
 from loragrid.measurement import free_memory, free_unused_memory, reset_peak_memory
@@ -154,11 +154,9 @@ class PackTrainer:
         choice = self._warm.choose_mode(trials, length, until - self._completed(trials[0]))
         self.release()
         estimate = self._warm.estimate(trials, data, choice, self._task_scorer(trials[0], data))
-        needed = None if estimate is None else float(estimate.total - estimate.base)
-        if needed is None and self.place.isolate_failures:
-            needed = self._solo.bytes_together(trials, data)
-        if needed is not None:
-            self._make_sure_it_fits(pack, needed)
+        if len(trials) > 1:  # one alone is given the try
+            together = self._solo.bytes_together(trials, data) if estimate is None else estimate.total - estimate.base
+            self._make_sure_it_fits(together or 0.0)
         reset_peak_memory(self.place.device)
         batches = build_batches(
             trials, data, self.place.device, worker=self.place.worker, num_workers=self.place.num_workers
@@ -234,14 +232,16 @@ class PackTrainer:
             self._scorers[key] = task_scorer(trial.task, trial.model, data)
         return self._scorers[key]
 
-    def _make_sure_it_fits(self, pack: Pack, needed: float) -> None:
-        """Raise torch's own error where a pack of several members will not fit; one alone is given the try.
+    def _make_sure_it_fits(self, needed: float) -> None:
+        """Raise in every worker where a pack will not fit in one of them.
 
         needed: bytes beside the base. Main memory that runs out raises nothing: the process is ended.
         """
-        needed *= 1 + SPARE_PART
-        free = free_memory(self.place.device)
-        if len(pack.trials) > 1 and needed > free:
-            raise torch.OutOfMemoryError(
-                f"beside the base this pack would need about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free"
+        of_workers = self.place.of_all_workers(needed * (1 + SPARE_PART), free_memory(self.place.device)).tolist()
+        needed, free = max(of_workers, key=lambda pair: pair[0] - pair[1])
+        if needed > free:
+            where = "" if self.place.num_workers == 1 else " in one of its workers"
+            raise PackTooLargeError(
+                f"beside the base this pack would need about {needed / 2**30:.1f} GiB{where}, and {free / 2**30:.1f} "
+                "are free"
             )

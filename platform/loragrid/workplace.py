@@ -6,7 +6,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from loragrid.failure import process_can_go_on
+from loragrid.failure import PackTooLargeError, process_can_go_on
 from loragrid.step import SumOverWorkers, one_worker
 
 
@@ -27,8 +27,17 @@ class Workplace:
         """The sum that the loop and all that scores takes; `one_worker` where this one is alone."""
         return one_worker if self.num_workers == 1 else _all_reduce
 
+    def of_all_workers(self, *values: float) -> Tensor:
+        """What each worker gives here, in float64: (worker, value). All of them must come to it."""
+        table = torch.zeros(self.num_workers, len(values), dtype=torch.float64, device=self.device)
+        table[self.worker] = torch.tensor(values, dtype=torch.float64)
+        self.sum_over_workers(table)
+        return table
+
     def outlives(self, error: BaseException) -> bool:
         """Whether the process goes on after what went wrong with some trials."""
+        if isinstance(error, PackTooLargeError):  # no worker waits for another: all have raised it
+            return True
         return self.isolate_failures and process_can_go_on(error)
 
 

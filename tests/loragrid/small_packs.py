@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed
@@ -20,10 +21,13 @@ from loragrid.data import TokenizedData, load_data
 from loragrid.engine import Engine
 from loragrid.engine_choice import EngineChoice, Mode
 from loragrid.grid import Trial
+from loragrid.lane_run import run_lane
 from loragrid.measurement import Stopwatch
 from loragrid.member_state import put_member
+from loragrid.messages import PackUpdate
 from loragrid.models import load_base, load_tokenizer
-from loragrid.planning import group_into_packs
+from loragrid.pack_trainer import PackTrainer
+from loragrid.planning import Pack, group_into_packs
 from loragrid.step import ComputeStep, PackModel, SumOverWorkers, compute_step, one_worker
 from loragrid.training import LoopSettings, Report, train
 from loragrid.trial_store import TrialStore
@@ -240,6 +244,34 @@ def train_as_worker(
         weights = [run.weights(member) for member in range(len(trials))]
         results.append({"records": run.records, "weights": weights})
     torch.save(results, Path(folder) / f"{worker}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def run_lane_as_worker(
+    worker: int, num_workers: int, model_folder: str, rows_file: str, folder: str, free: Sequence[float]
+) -> None:
+    """The body of one of several real processes: run a lane of four trials while `free[worker]` bytes are free.
+
+    Leaves what it sent in `folder`.
+    """
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=worker, world_size=num_workers
+    )
+    setup = make_setup(Path(model_folder), Path(rows_file), "float64")
+    updates: list[PackUpdate] = []
+    trainer = PackTrainer(
+        lambda model, data: setup.rows,
+        lambda update: updates.append(update),
+        TrialStore(f"{folder}/store"),
+        torch.device("cpu"),
+        worker=worker,
+        num_workers=num_workers,
+    )
+    trials = [setup.trial(name, seed=seed, steps=4, measure_steps=1) for name in ("lora", "vera") for seed in (0, 1)]
+    with mock.patch("loragrid.pack_trainer.free_memory", return_value=free[worker]):
+        run_lane([Pack(pack_id="pack-000", trials=tuple(trials))], trainer, None)
+    torch.save(updates, Path(folder) / f"{worker}.pt")
     torch.distributed.destroy_process_group()
 
 

@@ -9,11 +9,13 @@ from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
 from loragrid.engine_choice import Mode
+from loragrid.messages import PackUpdate
 from tests.loragrid.small_packs import (
     base_on,
     bit_equal,
     largest_difference,
     make_setup,
+    run_lane_as_worker,
     run_pack,
     train_as_worker,
     worker_packs,
@@ -66,3 +68,60 @@ def test_two_workers_with_four_rows_each_train_and_evaluate_as_one_with_eight(
 
 def cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.cpu() for name, tensor in tensors.items()}
+
+
+def test_a_pack_that_would_not_fit_in_one_worker_is_halved_by_all_of_them_before_it_begins(
+    tiny_gpt2_dir: Path, chat_jsonl: Path, tmp_path: Path
+) -> None:
+    def lane(name: str, *free: float) -> list[list[PackUpdate]]:
+        folder = tmp_path / name
+        folder.mkdir()
+        arguments = (NUM_WORKERS, str(tiny_gpt2_dir), str(chat_jsonl), str(folder), free)
+        start_processes(run_lane_as_worker, arguments, nprocs=NUM_WORKERS, start_method="spawn")
+        return [torch.load(folder / f"{worker}.pt", weights_only=False) for worker in range(NUM_WORKERS)]
+
+    plenty = float(2**40)
+    whole, _ = lane("whole", plenty, plenty)
+    held = sum(
+        own[f"memory/{part}_bytes"]
+        for update in whole
+        for own in update.figures.values()
+        if "memory/adapter_bytes" in own
+        for part in ("adapter", "gradient", "optimizer", "saved_activation", "loss")
+    )
+    halved = lane("halved", plenty, 1.1 * held - 1)
+    assert [len(updates) for updates in halved] == [len(halved[0])] * NUM_WORKERS, "Ray Train waits for every report"
+    ends = {trial_id: end for update in halved[0] for trial_id, end in update.ended.items()}
+    assert [end.status for end in ends.values()] == ["FINISHED"] * 4
+    reasons = [tags["loragrid.pack.split"] for tags in tags_of(halved[0]).values()]
+    assert len(reasons) == 4
+    for reason in reasons:
+        assert "out_of_memory: beside the base this pack would need" in reason
+        assert "in one of its workers" in reason
+    assert not any("loragrid.pack.split" in tags for tags in tags_of(whole).values())
+    ours, theirs = losses_of(halved[0]), losses_of(whole)
+    assert ours.keys() == theirs.keys()
+    assert len(ours) == 4 * 4
+    assert largest_difference(ours, theirs) <= 1e-10
+    # Just enough is enough.
+    fitting, _ = lane("fitting", plenty, 1.1 * held + 1)
+    assert not any("loragrid.pack.split" in tags for tags in tags_of(fitting).values())
+
+
+def tags_of(updates: Sequence[PackUpdate]) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for update in updates:
+        for trial_id, tags in update.tags.items():
+            found.setdefault(trial_id, {}).update(tags)
+    return found
+
+
+def losses_of(updates: Sequence[PackUpdate]) -> dict[tuple[str, int], float]:
+    """(Trial id, step) -> training loss."""
+    return {
+        (trial_id, int(record["step"])): record["train/loss"]
+        for update in updates
+        for trial_id, records in update.records.items()
+        for record in records
+        if "train/loss" in record
+    }
