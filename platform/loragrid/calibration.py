@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 import torch
 
 from loragrid.assembly import build_batches, build_model
-from loragrid.config import DataConfig, ModelConfig
+from loragrid.config import DataConfig, EngineConfig, ModelConfig
 from loragrid.counts import count_of
 from loragrid.data import TokenizedData
 from loragrid.engine import STEPS_BEFORE_CAPTURE
-from loragrid.engine_choice import RequestedMode
 from loragrid.grid import Trial
 from loragrid.measurement import Stopwatch, wait_for
-from loragrid.pack_timing import PackTiming, pack_shape
+from loragrid.pack_timing import PackTiming
 from loragrid.planning import Pack
 from loragrid.scoring import summed_losses
 from loragrid.solo import measure_solo
@@ -40,7 +39,7 @@ def calibrate(
     rows: Mapping[tuple[ModelConfig, DataConfig], TokenizedData],
     device: torch.device,
     *,
-    engine_mode: RequestedMode,
+    engine: EngineConfig,
     budget_seconds: float,
     say: Callable[[str], None] = lambda sentence: None,
     clock: Callable[[], float] = time.perf_counter,
@@ -50,8 +49,8 @@ def calibrate(
     The largest packs come first. A pack that runs out of memory has a `problem` in place of a time.
     """
     start = clock()
-    warm = WarmBase(device, engine_mode, 1)
-    distinct = {pack_shape(pack.trials, 1): pack for pack in sorted(packs, key=lambda pack: len(pack.trials))}
+    warm = WarmBase(device, engine, 1)
+    distinct = {warm.shape_of(pack.trials): pack for pack in sorted(packs, key=lambda pack: len(pack.trials))}
     found: dict[str, PackTiming] = {}
     costs = _SharedCosts()
     for index, (shape, pack) in enumerate(reversed(distinct.items())):
@@ -90,7 +89,7 @@ def _time_pack(
         wait_for(device)
         costs.load.setdefault((first.model, first.data), clock() - start)
     measure = 0.0
-    for shape, trial in {pack_shape([trial], 1): trial for trial in trials}.items():
+    for shape, trial in {warm.shape_of([trial]): trial for trial in trials}.items():
         if shape not in costs.alone and first.training.measure_steps:
             start = clock()
             base = warm.load(trial, data)

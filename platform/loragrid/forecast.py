@@ -87,7 +87,7 @@ def calibrate_here(plan: Plan, placement: Placement, console: Console, budget_se
             plan.packs,
             rows,
             torch.device("cuda" if placement.use_gpu else "cpu"),
-            engine_mode=plan.experiment.engine.mode,
+            engine=plan.experiment.engine,
             budget_seconds=budget_seconds,
             say=say,
         )

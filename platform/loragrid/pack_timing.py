@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from loragrid.config import EngineConfig
 from loragrid.grid import Trial
 from loragrid.planning import Pack
 
@@ -54,14 +55,17 @@ def num_evaluations(steps: int, every: int | None, num_members: int, test_per_ev
     return regular + at_the_end + 1 / num_members + test_per_eval_row
 
 
-def pack_shape(trials: Sequence[Trial], num_workers: int) -> str:
-    """Equal for packs that take equally long on equal hardware, whatever their learning rates, seeds and steps."""
-    first = trials[0]
-    training = first.training
+def pack_shape(trials: Sequence[Trial], engine: EngineConfig, num_workers: int = 1, *, shard: bool = False) -> str:
+    """Equal for packs that take equally long on equal hardware, whatever their learning rates, seeds and steps.
+
+    engine: how their steps are run. shard: each of the workers holds its share of the base, not the whole.
+    """
+    first, training = trials[0], trials[0].training
     members = sorted(str((trial.method.stack_key(), trial.method.peft_config().get("r"))) for trial in trials)
+    sections = [section.model_dump(mode="json") for section in (first.model, first.data, engine)]
     settings = [training.batch_size, training.micro_batch_size, training.activation_checkpointing]
-    settings += [training.measure_steps, num_workers]
-    text = json.dumps([first.model.model_dump(mode="json"), first.data.model_dump(mode="json"), settings, members])
+    settings += [training.measure_steps, num_workers, shard]
+    text = json.dumps([sections, settings, members])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

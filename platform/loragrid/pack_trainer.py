@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 
 from loragrid.assembly import build_batches, build_model
 from loragrid.batches import PackBatches
-from loragrid.config import DataConfig, EarlyStoppingConfig, ModelConfig
+from loragrid.config import DataConfig, EarlyStoppingConfig, EngineConfig, ModelConfig
 from loragrid.data import TokenizedData
-from loragrid.engine_choice import EngineChoice, RequestedMode
+from loragrid.engine_choice import EngineChoice
 from loragrid.failure import Failure, PackTooLargeError
 from loragrid.grid import Trial
 from loragrid.invariants import InvariantChecks, InvariantError
@@ -23,7 +23,7 @@ from loragrid.open_trials import OpenTrials
 from loragrid.pack_reports import PackReports, SendUpdate
 from loragrid.pack_run import PackRun
 from loragrid.pack_scoring import PackScoring
-from loragrid.pack_timing import SHAPE_TAG, pack_shape
+from loragrid.pack_timing import SHAPE_TAG
 from loragrid.planning import Pack
 from loragrid.solo_figures import SoloFigures
 from loragrid.step import PackModel
@@ -42,7 +42,7 @@ class PackTrainer:
     On the way, and at the end, worker 0 saves the states in `store`, so that other workers can take over.
 
     `isolate_failures`: a trial that fails is a result, and the others go on; not so where other workers would wait.
-    `deterministic`: who goes on with a pack runs it as those who began it, see `compute_deterministically`.
+    `engine`: how steps are run; `compute_deterministically` is called beforehand where it asks for that.
     `describe`: the tags of what a trial trains on.
     """
 
@@ -53,12 +53,11 @@ class PackTrainer:
         store: TrialStore,
         device: torch.device,
         *,
-        engine_mode: RequestedMode = "auto",
+        engine: EngineConfig | None = None,
         early_stopping: EarlyStoppingConfig | None = None,
         worker: int = 0,
         num_workers: int = 1,
         shard: bool = False,
-        deterministic: bool = False,
         isolate_failures: bool = False,
         describe: Callable[[Trial, TokenizedData], Mapping[str, str]] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -68,7 +67,7 @@ class PackTrainer:
         self._open_trials = OpenTrials(store, self.reports, self.place, clock=clock)
         self._rows_of, self._describe = rows_of, describe
         self._early_stopping = early_stopping
-        self._warm = WarmBase(device, engine_mode, num_workers, shard=shard, deterministic=deterministic)
+        self._warm = WarmBase(device, engine or EngineConfig(), num_workers, shard=shard)
         self._solo = SoloFigures(self._open_trials, self._warm, self.load)
         self._scorers: dict[object, TaskScorer] = {}
 
@@ -190,7 +189,7 @@ class PackTrainer:
         task = self._task_scorer(first, batches.data)
         if self._describe is not None and start == 0 and until == training.steps:
             # Only then do the seconds of the trial's phases belong to a pack of this shape.
-            shape = "halved" if self.reports.is_split(pack) else pack_shape(pack.trials, self.place.num_workers)
+            shape = "halved" if self.reports.is_split(pack) else self._warm.shape_of(pack.trials)
             self.reports.environment = {**self.reports.environment, SHAPE_TAG: shape}
         return PackRun(
             pack=pack,

@@ -26,8 +26,11 @@ def device_of(tags: Mapping[str, str]) -> str:
 
 def known_timings(plan: Plan, placement: Placement) -> dict[str, PackTiming]:
     """Timings of the plan's shapes on this machine: calibrated ones first, else those of recorded sweeps."""
-    shapes = {pack_shape(pack.trials, placement.num_workers): len(pack.trials) for pack in plan.packs}
     experiment, device = plan.experiment, device_here(placement)
+    shapes = {
+        pack_shape(pack.trials, experiment.engine, placement.num_workers, shard=placement.shard): len(pack.trials)
+        for pack in plan.packs
+    }
     known = {key: timing for key, timing in saved_timings(local_folder(experiment), device).items() if key in shapes}
     try:
         uri = default_tracking_uri(experiment.storage.path, experiment.tracking.uri)

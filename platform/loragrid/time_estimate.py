@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
+from loragrid.config import EngineConfig
 from loragrid.counts import count_of
 from loragrid.pack_timing import PackTiming, pack_shape
 from loragrid.placement import Node, Placement, place
@@ -113,12 +114,16 @@ def estimate_time(
     plan: Plan, placement: Placement, timings: Mapping[str, PackTiming], start_seconds: float | None = None
 ) -> TimeEstimate:
     """The seconds of every pack whose shape has a timing, and of the sweep if all have, early stopping aside."""
-    timing_of = {pack.pack_id: timings.get(pack_shape(pack.trials, placement.num_workers)) for pack in plan.packs}
+    engine = plan.experiment.engine
+    timing_of = {
+        pack.pack_id: timings.get(pack_shape(pack.trials, engine, placement.num_workers, shard=placement.shard))
+        for pack in plan.packs
+    }
     lanes = lanes_of(plan, placement)
     pack_seconds: dict[str, float] = {}
     unknown: dict[str, str] = {}
     for lane in lanes:
-        for pack, seconds in zip(lane.packs, _lane_seconds(lane.packs, timing_of), strict=True):
+        for pack, seconds in zip(lane.packs, _lane_seconds(lane.packs, engine, timing_of), strict=True):
             if seconds is None:
                 timing = timing_of[pack.pack_id]
                 unknown[pack.pack_id] = timing.problem if timing else NO_TIMING
@@ -146,7 +151,9 @@ def estimate_time(
     )
 
 
-def _lane_seconds(packs: Sequence[Pack], timing_of: Mapping[str, PackTiming | None]) -> list[float | None]:
+def _lane_seconds(
+    packs: Sequence[Pack], engine: EngineConfig, timing_of: Mapping[str, PackTiming | None]
+) -> list[float | None]:
     """Each pack's seconds: the base is loaded where the pack before left none, shapes are measured once per lane."""
     found: list[float | None] = []
     loaded: object = None
@@ -159,7 +166,7 @@ def _lane_seconds(packs: Sequence[Pack], timing_of: Mapping[str, PackTiming | No
             if loaded != wanted:
                 seconds += timing.load
             if first.training.measure_steps:
-                shapes = {pack_shape([trial], 1) for trial in pack.trials}
+                shapes = {pack_shape([trial], engine) for trial in pack.trials}
                 seconds += timing.measure * len(shapes - measured) / len(shapes)
                 measured |= shapes
             loaded = wanted if all(trial.method.packable for trial in pack.trials) else None

@@ -11,16 +11,17 @@ from transformers import PreTrainedModel
 from loragrid.activation_checkpointing import checkpoint_activations
 from loragrid.assembly import NUM_TOKENS_TO_CHECK, build_batches, check_logits
 from loragrid.attention import use_causal_attention
-from loragrid.config import DataConfig, ModelConfig
+from loragrid.config import DataConfig, EngineConfig, ModelConfig
 from loragrid.data import TokenizedData
 from loragrid.engine import Engine, compile_layers, fuse_pieces, uncompile_layers
-from loragrid.engine_choice import EngineChoice, RequestedMode, capture_obstacle, choose_mode, features_of_step
+from loragrid.engine_choice import EngineChoice, capture_obstacle, choose_mode, features_of_step
 from loragrid.generation import check_left_padding
 from loragrid.grid import Trial
 from loragrid.invariants import base_sums
 from loragrid.measurement import Stopwatch
 from loragrid.memory_estimate import MemoryEstimate, ScoringShape, estimate_memory
 from loragrid.models import load_base, load_meta_model
+from loragrid.pack_timing import pack_shape
 from loragrid.sharding import shard_base, whole_head
 from loragrid.step import PackModel
 from loragrid.task_scoring import TaskScorer
@@ -34,15 +35,13 @@ class WarmBase:
     def __init__(
         self,
         device: torch.device,
-        engine_mode: RequestedMode,
+        engine: EngineConfig,
         num_workers: int,
         *,
         shard: bool = False,
-        deterministic: bool = False,
     ) -> None:
         self.device = device
-        self._shard, self._deterministic = shard, deterministic
-        self._engine_mode, self._num_workers = engine_mode, num_workers
+        self._engine, self._num_workers, self._shard = engine, num_workers, shard
         self._base: PreTrainedModel | None = None
         self._loaded: tuple[ModelConfig, DataConfig] | None = None
         self.sums: dict[str, Tensor] | None = None
@@ -89,6 +88,10 @@ class WarmBase:
         self._sum(base, trial)
         return base
 
+    def shape_of(self, trials: Sequence[Trial]) -> str:
+        """What the seconds of a pack of these trials on this base are known by."""
+        return pack_shape(trials, self._engine, self._num_workers, shard=self._shard)
+
     def release(self) -> None:
         """Forget the base: a method wrote it, or another takes its place."""
         if self._compiled_for is not None:
@@ -115,17 +118,17 @@ class WarmBase:
         if self.device.type != "cuda":
             return EngineChoice(mode="eager", reason="no GPU")
         assert self._base is not None
-        if self._deterministic:
+        if self._engine.deterministic:
             num_steps = trials[0].training.steps
         obstacle = capture_obstacle((trial.method for trial in trials), shard=self._shard)
         num_tokens = len(trials) * trials[0].training.rows_per_worker(self._num_workers) * length
         composition = _composition(trials)
         return choose_mode(
-            self._engine_mode,
+            self._engine.mode,
             num_steps=num_steps,
             features_per_step=features_of_step(self._layers, num_tokens),
             num_stacks=len(set(composition[1:])),
-            is_compiled=self._compiled_for == composition and not self._deterministic,
+            is_compiled=self._compiled_for == composition and not self._engine.deterministic,
             obstacle=obstacle or self._attention_obstacle,
         )
 

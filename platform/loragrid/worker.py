@@ -41,12 +41,11 @@ def run_worker(task: WorkerTask) -> None:
         _RayReporter(hold_back=task.by_tune),
         task.store,
         device,
-        engine_mode=task.engine.mode,
+        engine=task.engine,
         early_stopping=task.early_stopping,
         worker=worker,
         num_workers=num_workers,
         shard=task.shard,
-        deterministic=task.engine.deterministic,
         isolate_failures=num_workers == 1 and not task.by_tune,
         describe=WorkerEnvironment(device, num_workers, shard=task.shard) if worker == 0 else lambda trial, rows: {},
     )

@@ -11,6 +11,7 @@ import torch
 from torch._inductor import config as compiler
 
 from loragrid import cli
+from loragrid.config import EngineConfig
 from loragrid.determinism import WORKSPACES, compute_deterministically
 from loragrid.failure import Failure
 from loragrid.lane_failure import describe_failure
@@ -56,7 +57,7 @@ def test_only_with_such_kernels_those_who_go_on_with_a_pack_run_it_as_those_who_
 ) -> None:
     setup = make_setup(tiny_llama_dir, chat_jsonl, "float32")
     trials = [setup.trial("lora", steps=200_000_000)]
-    warm = WarmBase(torch.device("cuda"), "auto", 1, deterministic=deterministic)  # no GPU is asked for a choice
+    warm = WarmBase(torch.device("cuda"), EngineConfig(deterministic=deterministic), 1)  # no GPU is asked for a choice
     warm._base = setup.base()
     warm._layers = adaptable_layers(warm._base, warm._base.get_output_embeddings())
     choices = [warm.choose_mode(trials, 32, num_steps).mode for num_steps in (200_000_000, 10)]

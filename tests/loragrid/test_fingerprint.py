@@ -15,6 +15,7 @@ from loragrid import cli
 from loragrid.cache import cache_folder
 from loragrid.callback import RecordingCallback
 from loragrid.comparison import Comparison, load_comparison
+from loragrid.config import EngineConfig
 from loragrid.earlier import find_earlier
 from loragrid.file_hash import file_sha256, remembered_sha256
 from loragrid.fingerprint import DEVICE_TAG, changes_on_the_way, fingerprint_of, refuse_mixed
@@ -256,7 +257,7 @@ def test_what_a_worker_says_reaches_every_trial_it_trains_and_those_that_fail(
     for trial in (*good, bad):
         assert told[trial.trial_id]["loragrid.data.digest"] == setup.rows.digest
         assert DEVICE_TAG in told[trial.trial_id]
-    assert {told[trial.trial_id][SHAPE_TAG] for trial in good} == {pack_shape(good, 1)}
+    assert {told[trial.trial_id][SHAPE_TAG] for trial in good} == {pack_shape(good, EngineConfig())}
     assert SHAPE_TAG not in told[bad.trial_id], "it has no time"
 
 

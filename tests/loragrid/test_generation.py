@@ -13,6 +13,7 @@ from transformers import BloomConfig, BloomForCausalLM, PreTrainedModel, RwkvCon
 from loragrid.activation_checkpointing import checkpoint_activations
 from loragrid.assembly import build_model
 from loragrid.attention import NAME, use_causal_attention
+from loragrid.config import EngineConfig
 from loragrid.config_task import TaskConfig
 from loragrid.export import export_member, merge_adapter
 from loragrid.generation import Decoding, check_left_padding, generate
@@ -227,7 +228,7 @@ def test_a_base_that_masks_no_padding_is_refused_where_it_is_to_answer_prompts(
     config = RwkvConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, context_length=128)
     RwkvForCausalLM(config).save_pretrained(folder)
     rwkv = make_setup(folder, chat_jsonl, "float32")
-    trial, warm = rwkv.trial("full"), WarmBase(torch.device("cpu"), "auto", 1)
+    trial, warm = rwkv.trial("full"), WarmBase(torch.device("cpu"), EngineConfig(), 1)
     with pytest.raises(ValueError, match=r"RwkvForCausalLM.*padding in front of a prompt changes"):
         warm.load(replace(trial, task=TaskConfig(kind="exact_match")), rwkv.rows)
     warm.load(trial, rwkv.rows)

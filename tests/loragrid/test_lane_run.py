@@ -16,7 +16,7 @@ from torch import nn
 
 import loragrid.pack_scoring
 import loragrid.solo
-from loragrid.config import DataConfig, EarlyStoppingConfig, ModelConfig
+from loragrid.config import DataConfig, EarlyStoppingConfig, EngineConfig, ModelConfig
 from loragrid.data import TokenizedData
 from loragrid.engine_choice import RequestedMode
 from loragrid.grid import Trial
@@ -273,7 +273,7 @@ def test_the_seconds_of_a_pack_that_was_halved_are_no_timing_of_its_halves(
     whole = [setup.trial("vera", seed=seed, measure_steps=0) for seed in range(2)]
     seen = lane(setup, [halved, whole], describe=lambda trial, rows: {})
     assert [seen.tags(trial)["loragrid.pack.shape"] for trial in halved] == ["halved"] * 2
-    assert {seen.tags(trial)["loragrid.pack.shape"] for trial in whole} == {pack_shape(whole, 1)}
+    assert {seen.tags(trial)["loragrid.pack.shape"] for trial in whole} == {pack_shape(whole, EngineConfig())}
 
 
 @pytest.mark.parametrize("measure_steps", [0, 1])
@@ -449,7 +449,7 @@ def test_on_a_gpu_without_enough_memory_a_pack_is_halved_and_every_trial_gets_it
             seen,
             seen.store,
             torch.device("cuda"),
-            engine_mode=mode,
+            engine=EngineConfig(mode=mode),
             isolate_failures=True,
         )
         run_lane([Pack(pack_id="pack-000", trials=tuple(trials))], trainer, None)

@@ -12,7 +12,7 @@ import torch
 import loragrid as lg
 from loragrid import cli
 from loragrid.calibration import calibrate
-from loragrid.config import PackConfig
+from loragrid.config import EngineConfig, PackConfig
 from loragrid.fingerprint import DEVICE_TAG
 from loragrid.forecast import too_large
 from loragrid.pack_timing import SHAPE_TAG, PackTiming, num_evaluations, pack_shape, save_timings, saved_timings
@@ -51,16 +51,18 @@ def place_for(num_packs: int) -> Placement:
 
 
 def timings_of(the_plan: Plan, **fields: Any) -> dict[str, PackTiming]:
-    return {pack_shape(pack.trials, 1): PackTiming(source="calibrated", **fields) for pack in the_plan.packs}
+    return {
+        pack_shape(pack.trials, EngineConfig()): PackTiming(source="calibrated", **fields) for pack in the_plan.packs
+    }
 
 
 def test_seeds_learning_rates_and_steps_change_no_shape_and_what_costs_time_does(
     tiny_llama_dir: Path, chat_jsonl: Path
 ) -> None:
     setup = make_setup(tiny_llama_dir, chat_jsonl, "float32")
-    one = pack_shape([setup.trial("lora")], 1)
-    assert pack_shape([setup.trial("lora", seed=3, lr=0.5, steps=99)], 1) == one
-    assert pack_shape([setup.trial("lora_plus")], 1) == one, "LoRA+ is LoRA with other learning rates"
+    one = pack_shape([setup.trial("lora")], EngineConfig())
+    assert pack_shape([setup.trial("lora", seed=3, lr=0.5, steps=99)], EngineConfig()) == one
+    assert pack_shape([setup.trial("lora_plus")], EngineConfig()) == one, "LoRA+ is LoRA with other learning rates"
     others = [
         [setup.trial("lora", {"rank": 9})],
         [setup.trial("lora", batch_size=8)],
@@ -69,8 +71,11 @@ def test_seeds_learning_rates_and_steps_change_no_shape_and_what_costs_time_does
         [setup.trial("vera")],
         [setup.trial("lora"), setup.trial("lora", seed=1)],
     ]
-    shapes = {pack_shape(trials, 1) for trials in others} | {pack_shape([setup.trial("lora")], 2)}
-    assert len(shapes | {one}) == len(others) + 2
+    shapes = {pack_shape(trials, EngineConfig()) for trials in others}
+    shapes.add(pack_shape([setup.trial("lora")], EngineConfig(mode="eager")))
+    shapes.add(pack_shape([setup.trial("lora")], EngineConfig(deterministic=True)))
+    shapes |= {pack_shape([setup.trial("lora")], EngineConfig(), 2, shard=shard) for shard in (False, True)}
+    assert len(shapes | {one}) == len(others) + 5
 
 
 @pytest.mark.parametrize(("steps", "every", "expected"), [(10, None, 1.5), (10, 5, 2.5), (10, 4, 3.5), (3, 7, 1.5)])
@@ -129,7 +134,7 @@ def test_a_shape_is_measured_alone_once_by_the_same_workers(the_plan: Plan) -> N
 
 def test_what_is_not_known_is_named_and_the_whole_is_not_guessed(the_plan: Plan) -> None:
     timings = timings_of(the_plan, step=1.0)
-    full = pack_shape(the_plan.packs[-1].trials, 1)
+    full = pack_shape(the_plan.packs[-1].trials, EngineConfig())
     estimate = estimate_time(the_plan, place_for(1), {**timings, full: PackTiming(source="c", problem="does not fit")})
     assert estimate.total_seconds is None
     assert estimate.unknown == {"pack-002": "does not fit", "pack-003": "does not fit"}
@@ -154,9 +159,9 @@ def test_a_calibration_times_every_shape_once_and_its_sum_is_what_training_takes
     rows = {(trial.model, trial.data): setup.rows for trial in the_plan.trials}
     said: list[str] = []
     timings = calibrate(
-        the_plan.packs, rows, torch.device("cpu"), engine_mode="auto", budget_seconds=60.0, say=said.append
+        the_plan.packs, rows, torch.device("cpu"), engine=EngineConfig(), budget_seconds=60.0, say=said.append
     )
-    assert timings.keys() == {pack_shape(pack.trials, 1) for pack in the_plan.packs}
+    assert timings.keys() == {pack_shape(pack.trials, EngineConfig()) for pack in the_plan.packs}
     assert len(said) == len(timings) == 3, "two packs of full fine-tuning are of one shape"
     for timing in timings.values():
         assert min(timing.load, timing.setup, timing.step, timing.evaluation, timing.measure) > 0.0
@@ -171,10 +176,10 @@ def test_a_calibration_without_time_left_times_the_largest_pack_and_says_what_is
     rows = {(trial.model, trial.data): setup.rows for trial in the_plan.trials}
     said: list[str] = []
     timings = calibrate(
-        the_plan.packs, rows, torch.device("cpu"), engine_mode="auto", budget_seconds=0.0, say=said.append
+        the_plan.packs, rows, torch.device("cpu"), engine=EngineConfig(), budget_seconds=0.0, say=said.append
     )
     (shape,) = timings
-    assert shape in {pack_shape(pack.trials, 1) for pack in the_plan.packs if len(pack.trials) == 4}
+    assert shape in {pack_shape(pack.trials, EngineConfig()) for pack in the_plan.packs if len(pack.trials) == 4}
     assert said[-1] == "no time left for 2 of 3 shapes of packs"
 
 
@@ -229,7 +234,7 @@ def test_every_shape_of_one_base_has_what_loading_it_took(
 ) -> None:
     setup = make_setup(tiny_llama_dir, chat_jsonl, "float32")
     rows = {(trial.model, trial.data): setup.rows for trial in the_plan.trials}
-    timings = calibrate(the_plan.packs[:2], rows, torch.device("cpu"), engine_mode="auto", budget_seconds=60.0)
+    timings = calibrate(the_plan.packs[:2], rows, torch.device("cpu"), engine=EngineConfig(), budget_seconds=60.0)
     (load,) = {timing.load for timing in timings.values()}
     assert load > 0.0
 
