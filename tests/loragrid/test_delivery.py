@@ -130,3 +130,20 @@ def test_a_delivery_lets_reports_come_together_and_hurries_for_who_waits(
     delivery.wake()
     delivery.close()
     assert time.monotonic() - begun < 5.0, "neither who waits nor the end of a sweep waits for a minute"
+
+
+def test_a_close_that_comes_while_the_thread_turns_to_what_is_new_is_heard(spool: Spool) -> None:
+    delivery = Delivery(spool, Writer(), lambda sentence: None)  # type: ignore[arg-type]
+    clear = delivery._wake.clear
+
+    def close_has_just_woken() -> None:
+        delivery._stop.set()
+        delivery._wake.set()
+        delivery._hurry.set()
+        clear()
+
+    delivery._wake.clear = close_has_just_woken  # type: ignore[method-assign]
+    delivery._hurry.set()
+    delivery.wake()
+    delivery._thread.join(5.0)
+    assert not delivery._thread.is_alive()
