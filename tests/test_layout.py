@@ -90,6 +90,14 @@ def test_what_every_process_of_a_sweep_imports_leaves_the_models_and_the_record_
     assert run_python(code, path="platform:methods") == "[]"
 
 
+def test_steps_are_timed_without_what_sweeps_and_their_record_need() -> None:
+    code = (
+        "import sys, benchmarks.engine_step, benchmarks.data_parallel, benchmarks.data_parallel_worker\n"
+        "print(sorted({'datasets', 'mlflow', 'pydantic', 'ray', 'rich', 'typer'} & sys.modules.keys()))"
+    )
+    assert run_python(code, path="platform:methods") == "[]"
+
+
 def test_listing_the_methods_works_from_anywhere_on_the_path(tmp_path: Path) -> None:
     code = "import loragrid_methods; print(*loragrid_methods.method_names())"
     names = run_python(code, path=str(ROOT / "methods"), cwd=tmp_path).split()

@@ -16,9 +16,9 @@ from loragrid.fingerprint import changes_on_the_way
 from loragrid.glossary import INVARIANT_VIOLATED, OUT_OF_MEMORY_TAG, STOPPED_EARLY
 from loragrid.grid import Trial
 from loragrid.lane_failure import describe_failure
-from loragrid.messages import LaneFailure, PackUpdate, TrialEnd, split_tags
+from loragrid.messages import LaneFailure, PackUpdate, split_tags
 from loragrid.open_packs import OpenPacks, sort_open_packs
-from loragrid.outcome import SweepOutcome
+from loragrid.outcome import SweepOutcome, TrialEnd
 from loragrid.planning import Lane, Pack, count_parameters
 from loragrid.progress import SweepProgress
 from loragrid.recorder import Recorder

@@ -7,7 +7,7 @@ import torch
 
 from loragrid.determinism import name_missing_kernel
 from loragrid.glossary import OUT_OF_MEMORY, OUT_OF_MEMORY_TAG
-from loragrid.messages import TrialEnd
+from loragrid.outcome import TrialEnd
 
 # How torch's own allocator of main memory says that there is none left.
 _CPU_ALLOCATOR_FAILED = "DefaultCPUAllocator: "

@@ -1,8 +1,8 @@
 """Answers prompts with all members of a pack at once: a key-value cache, left padding, and nothing left to defaults."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -62,7 +62,8 @@ def generate(
     cache = DynamicCache(config=model.base.config.get_text_config())
     tokens: list[Tensor] = []
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    with _generating(model), model.pack.disabled() if frozen else nullcontext():
+    whose = model.pack.disabled() if frozen else nullcontext()
+    with model.evaluating(), masked_attention(model.base), whose:
         for index in range(decoding.max_new_tokens):
             chosen = next_tokens(
                 model.base, input_ids, mask, positions, cache, decoding, None if draws is None else draws[:, index]
@@ -176,14 +177,3 @@ def _answers(tokens: Tensor, num_members: int, ends: set[int]) -> list[list[list
         rows.append(row[:end])
     size = len(rows) // num_members
     return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
-@contextmanager
-def _generating(model: PackModel) -> Iterator[None]:
-    """Within, attention takes masks, adapters are in evaluation mode, and nothing compiled for training runs."""
-    model.pack.train(False)
-    try:
-        with masked_attention(model.base), torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        model.pack.train(True)

@@ -8,7 +8,7 @@ from loragrid.config import EarlyStoppingConfig
 from loragrid.early_stopping import rank, rung_steps, survivors
 from loragrid.failure import Failure
 from loragrid.glossary import STOPPED_EARLY
-from loragrid.messages import TrialEnd
+from loragrid.outcome import TrialEnd
 from loragrid.pack_trainer import PackTrainer
 from loragrid.planning import Pack, cut_evenly, sharing_key
 

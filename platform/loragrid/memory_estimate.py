@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,18 +12,19 @@ from transformers.cache_utils import DynamicLayer
 
 from loragrid.activation_checkpointing import checkpoint_activations
 from loragrid.attention import allow_padding_without_mask, causal_attention
-from loragrid.config_task import TaskConfig
 from loragrid.engine_choice import Mode
 from loragrid.generation import Decoding, next_tokens
 from loragrid.loss import score_rows
 from loragrid.measurement import LiveBytes
-from loragrid.scoring import evaluating
 from loragrid.sharding import gathered_bytes, share_bytes
 from loragrid.step import Batch, PackModel, compute_step, one_worker
 from loragrid.versions import version_of
 from loragrid_methods import Method
 from loragrid_methods.engine.optimizer import MemberAdamW, adamw_update
 from loragrid_methods.engine.pack import AdapterPack
+
+if TYPE_CHECKING:
+    from loragrid.config_task import TaskConfig
 
 ATTENTION, MASKED_ATTENTION = "loragrid_shapes", "loragrid_masked_shapes"
 # What a compiled step holds of what a captured one does: the compiler computes parts of the activations again.
@@ -74,7 +75,7 @@ class ScoringShape:
     sampled: bool = False
 
     @classmethod
-    def of(cls, task: TaskConfig | None, *, length: int, prompt: int) -> "ScoringShape":
+    def of(cls, task: "TaskConfig | None", *, length: int, prompt: int) -> "ScoringShape":
         """That of a task whose longest prompt has `prompt` tokens."""
         if task is None or task.kind != "exact_match":
             return cls(length=length)
@@ -169,7 +170,7 @@ def _step(model: PackModel, rows: Batch) -> tuple[int, int]:
 
 def _evaluation(model: PackModel, rows: Batch) -> int:
     """The peak of one evaluation batch."""
-    with evaluating(model), torch.no_grad(), LiveBytes(block_bytes=BLOCK_BYTES) as live:
+    with model.evaluating(), torch.no_grad(), LiveBytes(block_bytes=BLOCK_BYTES) as live:
         model.losses(rows)
     return int(live.peak)
 
@@ -185,7 +186,7 @@ def _generation(model: PackModel, num_rows: int, scoring: ScoringShape) -> int:
         temperature=1.0 if scoring.sampled else None,
     )
     draws = torch.zeros(num_all, dtype=torch.float64) if scoring.sampled else None
-    with evaluating(model), LiveBytes(block_bytes=BLOCK_BYTES) as live:
+    with model.evaluating(), LiveBytes(block_bytes=BLOCK_BYTES) as live:
         cache = DynamicCache(config=model.base.config.get_text_config())
 
         def read(length: int) -> None:

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from loragrid.config import DataConfig, EarlyStoppingConfig, EngineConfig, ModelConfig
 from loragrid.glossary import SPLIT_TAG
+from loragrid.outcome import TrialEnd
 from loragrid.planning import Lane, Pack
 
 if TYPE_CHECKING:
@@ -44,16 +45,6 @@ class LaneFailure:
     reason: str
     traceback: str
     out_of_memory: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialEnd:
-    """How a trial ended, by MLflow's status, and the seconds that its packs spent by phase."""
-
-    status: Literal["FINISHED", "FAILED", "KILLED"]
-    reason: str = ""
-    traceback: str = ""
-    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from loragrid.export import export_member
 from loragrid.failure import Failure
 from loragrid.grid import Trial
 from loragrid.member_state import MemberState, put_member, take_member
-from loragrid.messages import TrialEnd
+from loragrid.outcome import TrialEnd
 from loragrid.pack_reports import PackReports
 from loragrid.planning import Pack
 from loragrid.row_scores import RowScores

@@ -1,8 +1,20 @@
-"""How the trials of a sweep ended."""
+"""How trials ended: one, and all of a sweep."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from loragrid.glossary import DIVERGED, STOPPED_EARLY
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialEnd:
+    """How a trial ended, by MLflow's status, and the seconds that its packs spent by phase."""
+
+    status: Literal["FINISHED", "FAILED", "KILLED"]
+    reason: str = ""
+    traceback: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)

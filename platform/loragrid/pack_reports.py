@@ -9,7 +9,8 @@ from typing import Protocol
 from loragrid.glossary import SPLIT_TAG
 from loragrid.measurement import Stopwatch
 from loragrid.member_state import MemberState
-from loragrid.messages import PackUpdate, TrialEnd, split_tags
+from loragrid.messages import PackUpdate, split_tags
+from loragrid.outcome import TrialEnd
 from loragrid.planning import Pack
 from loragrid.training import Report
 from loragrid.trial_store import SavedTrial

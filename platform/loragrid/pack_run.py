@@ -11,8 +11,8 @@ from loragrid.glossary import DIVERGED
 from loragrid.invariants import InvariantChecks
 from loragrid.measurement import peak_memory
 from loragrid.memory_estimate import MemoryEstimate
-from loragrid.messages import TrialEnd
 from loragrid.open_trials import OpenTrials
+from loragrid.outcome import TrialEnd
 from loragrid.pack_scoring import PackScoring
 from loragrid.planning import Pack
 from loragrid.row_scores import RowScores

@@ -18,8 +18,8 @@ from loragrid.invariants import InvariantChecks, InvariantError
 from loragrid.measurement import free_memory, free_unused_memory, reset_peak_memory
 from loragrid.member_state import MemberState
 from loragrid.memory_estimate import MemoryEstimate
-from loragrid.messages import TrialEnd
 from loragrid.open_trials import OpenTrials
+from loragrid.outcome import TrialEnd
 from loragrid.pack_reports import PackReports, SendUpdate
 from loragrid.pack_run import PackRun
 from loragrid.pack_scoring import PackScoring

@@ -1,7 +1,7 @@
 """The losses of rows without training on them: over all evaluation rows, or row by row."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ def summed_losses(
     """
     num_members = 1 if frozen else model.pack.num_members
     total = torch.zeros(num_members, dtype=torch.float64, device=model.active.device)
-    with evaluating(model), model.pack.disabled() if frozen else nullcontext():
+    with model.evaluating(), model.pack.disabled() if frozen else nullcontext():
         for batch in batches.evaluation(num_members)[:num_batches]:
             total += model.losses(batch)
     return total
@@ -82,21 +82,10 @@ def _row_losses(model: PackModel, batches: PackBatches, rows: TokenRows, frozen:
     """As `score_rows_alone`, zero where the row is another worker's."""
     num_members, device = 1 if frozen else model.pack.num_members, model.active.device
     scores = torch.zeros(num_members, len(rows), dtype=torch.float64, device=device)
-    with evaluating(model), model.pack.disabled() if frozen else nullcontext():
+    with model.evaluating(), model.pack.disabled() if frozen else nullcontext():
         for start, batch in batches.by_row(rows, num_members):
             found = model.losses(batch).view(num_members, -1)
             end = min(start + found.shape[1], len(rows))
             # Past the end stands what only fills the batch.
             scores[:, start:end] = found[:, : max(end - start, 0)]
     return scores
-
-
-@contextmanager
-def evaluating(model: PackModel) -> Iterator[None]:
-    """Within, the adapters are in evaluation mode. Compiled layers are compiled for training: they run uncompiled."""
-    model.pack.train(False)
-    try:
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        model.pack.train(True)

@@ -1,6 +1,7 @@
 """One optimizer step of a pack: a batch in, changed weights out. Names no method, knows neither Ray nor MLflow."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Protocol
 
@@ -89,6 +90,16 @@ class PackModel:
         """The loss by itself: from the base's last hidden states (M * R, L, d) to the members' mean losses (M,)."""
         labelled = labelled_hidden_states(hidden, batch.label_positions)
         return member_losses(labelled, batch.label_targets, batch.num_labels, head, self.score_rows)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within, the adapters are in evaluation mode, and what is compiled for training runs uncompiled."""
+        self.pack.train(False)
+        try:
+            with torch.compiler.set_stance("force_eager"):
+                yield
+        finally:
+            self.pack.train(True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,8 @@ import loragrid as lg
 from loragrid.callback import RecordingCallback
 from loragrid.grid import Trial
 from loragrid.lane_failure import describe_failure
-from loragrid.messages import LaneFailure, PackUpdate, TrialEnd
+from loragrid.messages import LaneFailure, PackUpdate
+from loragrid.outcome import TrialEnd
 from loragrid.placement import Placement
 from loragrid.planning import Lane, Pack, Plan, plan
 from loragrid.progress import SweepProgress

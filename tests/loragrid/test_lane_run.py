@@ -22,7 +22,8 @@ from loragrid.engine_choice import RequestedMode
 from loragrid.grid import Trial
 from loragrid.lane_run import run_lane
 from loragrid.loss import CHUNK_ROWS
-from loragrid.messages import PackUpdate, TrialEnd
+from loragrid.messages import PackUpdate
+from loragrid.outcome import TrialEnd
 from loragrid.pack_timing import pack_shape
 from loragrid.pack_trainer import PackTrainer
 from loragrid.planning import Pack, cut_evenly

@@ -22,7 +22,6 @@ from loragrid.memory_estimate import (
     estimate_memory,
 )
 from loragrid.models import load_meta_model
-from loragrid.scoring import evaluating
 from loragrid.step import Batch, PackModel, compute_step, one_worker, train_step
 from loragrid_methods import Method, get_method, method_names
 from loragrid_methods.engine.optimizer import MemberAdamW
@@ -242,7 +241,7 @@ def test_the_cache_of_keys_and_values_grows_by_its_closed_form() -> None:
 def test_an_evaluation_is_estimated_as_what_lives_in_it(name: str) -> None:
     model = pack_of_methods(shapes(torch.float32, device="cpu"), [method(name)])
     rows = rows_of_tokens(model.base, 1, ROWS, 3 * LENGTH)
-    with evaluating(model), torch.no_grad(), LiveBytes(block_bytes=BLOCK_BYTES) as live:
+    with model.evaluating(), torch.no_grad(), LiveBytes(block_bytes=BLOCK_BYTES) as live:
         model.losses(rows)
     scoring = ScoringShape(length=3 * LENGTH)
     found = estimate_memory(shapes(torch.float32), [method(name)], num_rows=ROWS, length=LENGTH, scoring=scoring)

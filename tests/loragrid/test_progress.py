@@ -11,7 +11,8 @@ from rich.console import Console
 
 from loragrid.config import DataConfig, ModelConfig, TrainingConfig
 from loragrid.grid import Trial
-from loragrid.messages import PackUpdate, TrialEnd
+from loragrid.messages import PackUpdate
+from loragrid.outcome import TrialEnd
 from loragrid.planning import Lane, Pack
 from loragrid.progress import PLAIN_LINE_SECONDS, SweepProgress
 from loragrid_methods import get_method

@@ -11,7 +11,8 @@ import torch
 from loragrid.config import EarlyStoppingConfig
 from loragrid.grid import Trial
 from loragrid.lane_run import run_lane
-from loragrid.messages import PackUpdate, TrialEnd
+from loragrid.messages import PackUpdate
+from loragrid.outcome import TrialEnd
 from loragrid.pack_trainer import PackTrainer
 from loragrid.planning import Lane, Pack
 from loragrid.take_over import DAMAGED_TAG, take_over, what_is_left
