@@ -12,7 +12,7 @@ from loragrid.assembly import build_batches, build_model
 from loragrid.config import DataConfig, EngineConfig, ModelConfig
 from loragrid.counts import count_of
 from loragrid.data import TokenizedData
-from loragrid.engine import STEPS_BEFORE_CAPTURE
+from loragrid.engine import BATCHES_BEFORE_CAPTURE, STEPS_BEFORE_CAPTURE
 from loragrid.grid import Trial
 from loragrid.measurement import Stopwatch, wait_for
 from loragrid.pack_timing import PackTiming
@@ -121,6 +121,10 @@ def _time_pack(
         while len(seconds) < NUM_STEPS and clock() < deadline:
             seconds.append(step(num_first + len(seconds)))
         num_parts = len(batches.evaluation(len(trials)))
+        if choice.mode != "eager" and num_parts > BATCHES_BEFORE_CAPTURE:
+            for _ in range(BATCHES_BEFORE_CAPTURE + 1):
+                summed_losses(model, batches, num_batches=1)
+            wait_for(device)
         begun = clock()
         summed_losses(model, batches, num_batches=1)
         wait_for(device)

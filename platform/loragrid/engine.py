@@ -1,5 +1,6 @@
 """Runs the steps of a pack: kernel by kernel, or captured once as CUDA graphs and replayed."""
 
+from collections import Counter
 from contextlib import suppress
 from dataclasses import fields
 from functools import cache
@@ -26,15 +27,21 @@ from loragrid_methods.engine.optimizer import adamw_update
 
 # Real steps run before the capture: they make cuBLAS's workspaces and the compiled kernels, which a capture cannot.
 STEPS_BEFORE_CAPTURE = 3
+# A capture takes as long as some batches: fewer are not worth one.
+BATCHES_BEFORE_CAPTURE = 3
+
+Shapes = tuple[torch.Size, ...]
+"""Those of a batch's tensors."""
 
 
 class Engine:
     """`compute_step` in the mode of `choice`.
 
     A captured step is replayed on the same tensors, so batches must keep their shapes; learning rates, stop marks and
-    step counts are tensors, and a capture outlives every schedule. What must not be captured (evaluation, checkpoints,
-    what follows a step) runs outside and finds the same tensors. Where a capture fails the steps go on eagerly, and
-    `choice` says why. `stopwatch` counts as `compile` the first step, which compiles what is compiled, and the capture.
+    step counts are tensors, and a capture outlives every schedule. What must not be captured (checkpoints, what follows
+    a step) runs outside and finds the same tensors. Where a capture fails the steps go on eagerly, and `choice` says
+    why. From then on evaluation is captured, too. `stopwatch` counts as `compile` the first step, which compiles what
+    is compiled, and the captures.
     """
 
     def __init__(self, choice: EngineChoice, stopwatch: Stopwatch | None = None) -> None:
@@ -42,6 +49,7 @@ class Engine:
         self._stopwatch = stopwatch or Stopwatch()
         self._num_before = 0
         self._captured: _Captured | None = None
+        self._evaluation: CapturedEvaluation | None = None
 
     def __call__(self, model: PackModel, batch: Batch, rates: Tensor, sum_over_workers: SumOverWorkers) -> StepResult:
         """As `compute_step`."""
@@ -61,6 +69,8 @@ class Engine:
                 torch.cuda.synchronize()
                 with self._stopwatch.phase("compile"):
                     self._captured = _Captured(model, batch, rates)
+                self._evaluation = CapturedEvaluation(self._captured.gradients, self._stopwatch)
+                model.evaluate_batch = self._evaluation
             except torch.OutOfMemoryError:
                 raise  # a smaller pack may be captured
             except RuntimeError as error:
@@ -83,7 +93,10 @@ class Engine:
 
     def tags(self) -> dict[str, str]:
         """How the steps are run, as MLflow tags."""
-        return {"loragrid.engine": self.choice.mode, "loragrid.engine.reason": self.choice.reason}
+        tags = {"loragrid.engine": self.choice.mode, "loragrid.engine.reason": self.choice.reason}
+        if self._evaluation is not None and self._evaluation.obstacle:
+            tags["loragrid.engine.evaluation"] = f"eager: {self._evaluation.obstacle}"
+        return tags
 
 
 class _Captured:
@@ -95,7 +108,7 @@ class _Captured:
 
     def __init__(self, model: PackModel, batch: Batch, rates: Tensor) -> None:
         self.model = model
-        self.batch = Batch(**{field.name: getattr(batch, field.name).clone() for field in fields(batch)})
+        self.batch = batch.clone()
         self.rates = rates.clone()
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # graphs have a memory pool of their own
@@ -106,8 +119,7 @@ class _Captured:
             self.norms = update_members(model, self.losses, self.rates)
 
     def replay(self, batch: Batch, rates: Tensor, sum_over_workers: SumOverWorkers) -> StepResult:
-        for field in fields(batch):
-            getattr(self.batch, field.name).copy_(getattr(batch, field.name))
+        self.batch.copy_(batch)
         self.rates.copy_(rates)
         self.gradients.replay()
         sum_gradients_and_losses(self.model, self.losses, sum_over_workers)
@@ -115,10 +127,58 @@ class _Captured:
         return StepResult(losses=self.losses.clone(), gradient_norms=self.norms.clone())
 
 
+class CapturedEvaluation:
+    """`EvaluateBatch` with one CUDA graph for every shape of batch, captured after some that were evaluated eagerly.
+
+    The graphs use the memory of the captured `step` again. So what one of them gives is copied before any other is
+    replayed, and evaluation needs no memory beside what training keeps for itself. Where a capture fails, batches are
+    evaluated eagerly from then on, and `obstacle` says why.
+    """
+
+    def __init__(self, step: torch.cuda.CUDAGraph, stopwatch: Stopwatch) -> None:
+        self._step, self._stopwatch = step, stopwatch
+        self._num_before: Counter[Shapes] = Counter()
+        self._captured: dict[Shapes, _CapturedBatch] = {}
+        self.obstacle = ""
+
+    def __call__(self, model: PackModel, batch: Batch) -> Tensor:
+        """As `EvaluateBatch`."""
+        shapes = tuple(getattr(batch, field.name).shape for field in fields(batch))
+        if shapes not in self._captured:
+            if self.obstacle or self._num_before[shapes] < BATCHES_BEFORE_CAPTURE:
+                self._num_before[shapes] += 1
+                return model.losses(batch)
+            try:
+                with self._stopwatch.phase("compile"):
+                    self._captured[shapes] = _CapturedBatch(model, batch, self._step)
+            except RuntimeError as error:  # also for want of memory: scoring makes do with fewer rows
+                _recover_from_failed_capture()
+                self.obstacle = str(error).splitlines()[0]
+                return model.losses(batch)
+        return self._captured[shapes].replay(batch)
+
+
+class _CapturedBatch:
+    """The losses of one shape of batch as a CUDA graph, with the tensors it reads and writes."""
+
+    def __init__(self, model: PackModel, batch: Batch, step: torch.cuda.CUDAGraph) -> None:
+        self.batch = batch.clone()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        self.graph = torch.cuda.CUDAGraph()
+        with _capture(self.graph, after=step):
+            self.losses = model.losses(self.batch)
+
+    def replay(self, batch: Batch) -> Tensor:
+        self.batch.copy_(batch)
+        self.graph.replay()
+        return self.losses.clone()
+
+
 def _capture(graph: torch.cuda.CUDAGraph, after: torch.cuda.CUDAGraph | None = None) -> torch.cuda.graph:
     """The context within which what this thread launches is captured; NCCL's threads may look at its events meanwhile.
 
-    after: the graph that is always replayed before this one, whose memory it uses again.
+    after: the graph whose memory it uses again, for the two are never replayed at the same time.
     """
     pool = None if after is None else after.pool()
     return torch.cuda.graph(graph, pool=pool, stream=_capture_stream(), capture_error_mode="thread_local")

@@ -11,7 +11,7 @@ from loragrid.data import TokenRows
 from loragrid.failure import Failure, is_out_of_memory
 from loragrid.measurement import free_unused_memory
 from loragrid.sharding import is_sharded
-from loragrid.step import PackModel, SumOverWorkers
+from loragrid.step import Batch, PackModel, SumOverWorkers
 
 
 def score_in_portions(model: PackModel, batches: PackBatches, score: Callable[[], Tensor]) -> Tensor:
@@ -56,8 +56,13 @@ def summed_losses(
     total = torch.zeros(num_members, dtype=torch.float64, device=model.active.device)
     with model.evaluating(), model.pack.disabled() if frozen else nullcontext():
         for batch in batches.evaluation(num_members)[:num_batches]:
-            total += model.losses(batch)
+            total += _losses(model, batch, frozen)
     return total
+
+
+def _losses(model: PackModel, batch: Batch, frozen: bool) -> Tensor:
+    """The bare base is looked at once, and as one member's: a capture would not pay."""
+    return model.losses(batch) if frozen else model.evaluate_batch(model, batch)
 
 
 def score_rows_alone(
@@ -84,7 +89,7 @@ def _row_losses(model: PackModel, batches: PackBatches, rows: TokenRows, frozen:
     scores = torch.zeros(num_members, len(rows), dtype=torch.float64, device=device)
     with model.evaluating(), model.pack.disabled() if frozen else nullcontext():
         for start, batch in batches.by_row(rows, num_members):
-            found = model.losses(batch).view(num_members, -1)
+            found = _losses(model, batch, frozen).view(num_members, -1)
             end = min(start + found.shape[1], len(rows))
             # Past the end stands what only fills the batch.
             scores[:, start:end] = found[:, : max(end - start, 0)]

@@ -42,6 +42,15 @@ class Batch:
         """This batch on a device."""
         return Batch(**{part.name: getattr(self, part.name).to(device) for part in fields(self)})
 
+    def clone(self) -> "Batch":
+        """A copy in memory of its own."""
+        return Batch(**{part.name: getattr(self, part.name).clone() for part in fields(self)})
+
+    def copy_(self, other: "Batch") -> None:
+        """Take the contents of another of the same shapes."""
+        for part in fields(self):
+            getattr(self, part.name).copy_(getattr(other, part.name))
+
     def micro_batches(self, num_rows: int | None) -> Iterator["Batch"]:
         """This batch in parts of `num_rows` rows of every member, each with the step's `num_labels`; None: uncut."""
         num_members = len(self.num_labels)
@@ -64,6 +73,17 @@ class Batch:
             )
 
 
+class EvaluateBatch(Protocol):
+    """`PackModel.losses` within `PackModel.evaluating`, where nothing asks for gradients."""
+
+    def __call__(self, model: "PackModel", batch: Batch) -> Tensor: ...
+
+
+def evaluate_batch(model: "PackModel", batch: Batch) -> Tensor:
+    """`EvaluateBatch` kernel by kernel."""
+    return model.losses(batch)
+
+
 @dataclass(kw_only=True)
 class PackModel:
     """A base with a pack attached: everything a step needs but the batch."""
@@ -77,6 +97,7 @@ class PackModel:
     """(M,) bool; a member that diverged is inactive and keeps its weights from then on"""
     completed: int = 0
     score_rows: ScoreRows = score_rows
+    evaluate_batch: EvaluateBatch = evaluate_batch
     micro_batch_size: int | None = None
     """rows of each member in one forward and backward; None: all that the batch has"""
 

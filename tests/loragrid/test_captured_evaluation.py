@@ -1,0 +1,132 @@
+"""Evaluation between captured steps: captured itself, it gives what it gave, and training does not notice."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import loragrid.engine
+from loragrid.assembly import build_batches, build_model
+from loragrid.engine import BATCHES_BEFORE_CAPTURE, CapturedEvaluation, Engine
+from loragrid.engine_choice import EngineChoice
+from loragrid.measurement import Stopwatch
+from loragrid.scoring import score_rows_alone, summed_losses
+from loragrid.step import Batch, PackModel, evaluate_batch, one_worker
+from tests.loragrid.small_packs import Run, Setup, base_on, bit_equal, make_setup, mixed_trials, run_pack
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: only one can capture an evaluation")
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def setup(tiny_llama_dir: Path, chat_jsonl: Path) -> Setup:
+    return make_setup(tiny_llama_dir, chat_jsonl, "float32")
+
+
+def captured_run(setup: Setup, eval_every: int | None) -> tuple[Run, Engine]:
+    trials = [trial for trial in mixed_trials(setup, steps=STEPS) if not trial.method.capture_obstacle()]
+    engine = Engine(EngineChoice(mode="graph", reason="test"))
+    base = base_on(setup, torch.device("cuda"))
+    run = run_pack(setup, trials, base=base, compute=engine, eval_every=eval_every)
+    assert engine.choice.mode == "graph", engine.choice.reason
+    return run, engine
+
+
+@needs_gpu
+def test_captured_evaluations_give_what_eager_ones_give_and_leave_training_as_it_is(setup: Setup) -> None:
+    run, engine = captured_run(setup, 1)
+    undisturbed, _ = captured_run(setup, None)
+    for member in range(run.model.pack.num_members):
+        assert bit_equal(run.weights(member), undisturbed.weights(member)), member
+        ours, theirs = run.curve(member, "train/loss"), undisturbed.curve(member, "train/loss")
+        assert ours == theirs, member
+    assert isinstance(run.model.evaluate_batch, CapturedEvaluation)
+    trials = [trial for trial in mixed_trials(setup, steps=STEPS) if not trial.method.capture_obstacle()]
+    batches = build_batches(trials, setup.rows, torch.device("cuda"))
+
+    def scores() -> list[Tensor]:
+        alone = score_rows_alone(run.model, batches, setup.rows.evaluation, one_worker)
+        return [summed_losses(run.model, batches), alone, summed_losses(run.model, batches, num_batches=1)]
+
+    for _ in range(3):  # rows by themselves are batches of another shape, captured only now
+        captured = scores()
+    assert engine.tags().keys() == {"loragrid.engine", "loragrid.engine.reason"}
+    assert len(run.model.evaluate_batch._captured) == 2
+    run.model.evaluate_batch = evaluate_batch
+    assert all(torch.equal(a, b) for a, b in zip(captured, scores(), strict=True))
+
+
+@needs_gpu
+def test_an_evaluation_that_cannot_be_captured_goes_on_eagerly_and_says_why(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, _ = captured_run(setup, 1)
+    losses = PackModel.losses
+
+    def look(self: PackModel, batch: Batch) -> Tensor:
+        found = losses(self, batch)
+        if not torch.is_grad_enabled():
+            found.sum().item()
+        return found
+
+    monkeypatch.setattr(PackModel, "losses", look)
+    run, engine = captured_run(setup, 1)
+    assert engine.tags()["loragrid.engine.evaluation"].startswith("eager: ")
+    assert torch.rand(1, device="cuda").isfinite(), "the device's own generator must not be left in a capture"
+    assert run.records == expected.records
+
+
+class StubCapture:
+    """Stands for a captured batch where nothing can be captured."""
+
+    def __init__(self, model: PackModel, batch: Batch, step: object) -> None:
+        self.model, self.shapes = model, batch.input_ids.shape
+
+    def replay(self, batch: Batch) -> Tensor:
+        assert batch.input_ids.shape == self.shapes, "a capture holds for one shape"
+        return self.model.losses(batch) + 1000.0
+
+
+class FailingCapture(StubCapture):
+    def __init__(self, model: PackModel, batch: Batch, step: object) -> None:
+        raise RuntimeError("no such luck\nand more of it")
+
+
+def evaluations(setup: Setup, monkeypatch: pytest.MonkeyPatch, capture: type[StubCapture]) -> tuple[list[bool], str]:
+    """Of batches of two shapes in turn: whether they came from a capture; and the obstacle."""
+    monkeypatch.setattr(loragrid.engine, "_CapturedBatch", capture)
+    monkeypatch.setattr(loragrid.engine, "_recover_from_failed_capture", lambda: None)
+    trials = [setup.trial("lora", batch_size=4)]
+    model, batches = (
+        build_model(trials, copy.deepcopy(setup.base())),
+        build_batches(trials, setup.rows, torch.device("cpu")),
+    )
+    evaluation = CapturedEvaluation(object(), Stopwatch())  # type: ignore[arg-type]  # no graph without a GPU
+    long = batches.evaluation(1)[0]
+    short = Batch(
+        input_ids=long.input_ids[:2],
+        label_positions=long.label_positions[:2],
+        label_targets=long.label_targets[:2],
+        num_labels=long.num_labels,
+    )
+    with torch.no_grad():
+        found = [
+            evaluation(model, batch).item() > 500.0
+            for _ in range(BATCHES_BEFORE_CAPTURE + 2)
+            for batch in (long, short)
+        ]
+    return found, evaluation.obstacle
+
+
+def test_each_shape_of_batch_is_captured_after_some_eager_ones(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, obstacle = evaluations(setup, monkeypatch, StubCapture)
+    assert found == [False] * 2 * BATCHES_BEFORE_CAPTURE + [True] * 4
+    assert not obstacle
+
+
+def test_after_a_capture_that_failed_all_is_evaluated_eagerly(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, obstacle = evaluations(setup, monkeypatch, FailingCapture)
+    assert not any(found)
+    assert obstacle == "no such luck"
