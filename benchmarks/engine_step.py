@@ -11,6 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from benchmarks.peft_loop import PeftLoop, step_milliseconds
 from benchmarks.shapes import random_base, random_rows, shape_config
 from loragrid.attention import use_causal_attention
 from loragrid.determinism import compute_deterministically
-from loragrid.engine import STEPS_BEFORE_CAPTURE, Engine, compile_layers, fuse_pieces
+from loragrid.engine import BATCHES_BEFORE_CAPTURE, STEPS_BEFORE_CAPTURE, Engine, compile_layers, fuse_pieces
 from loragrid.engine_choice import EngineChoice, Mode
 from loragrid.measurement import count_saved_bytes
 from loragrid.memory_estimate import estimate_memory
@@ -132,8 +133,18 @@ def prepared(model: str, methods: list[Method], mode: Mode, num_steps: int) -> P
     return own
 
 
-def time_own(model: str, methods: list[Method], num_rows: int, mode: Mode) -> tuple[list[float], float]:
-    """(Milliseconds of the timed steps, seconds before the first of them)."""
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """Milliseconds of the timed steps, seconds before the first of them, and milliseconds that evaluating the rows of
+    one step takes: of a captured step captured, too."""
+
+    steps: list[float]
+    before: float
+    evaluations: list[float] = field(default_factory=list)
+
+
+def time_own(model: str, methods: list[Method], num_rows: int, mode: Mode) -> Times:
+    """The times of a pack of these methods, `num_rows` rows for each."""
     num_warm = STEPS_BEFORE_CAPTURE + 2
     own = prepared(model, methods, mode, num_warm + NUM_TIMED)
     rows = random_rows(shape_config(model).vocab_size, len(methods), num_rows, LENGTH, DEVICE, seed=3)
@@ -149,7 +160,10 @@ def time_own(model: str, methods: list[Method], num_rows: int, mode: Mode) -> tu
     ready = time.perf_counter() - start
     times = step_milliseconds(step, 0, NUM_TIMED)
     assert engine.choice.mode == mode, engine.choice.reason
-    return times, ready
+    with torch.no_grad(), own.evaluating():
+        evaluations = step_milliseconds(lambda: own.evaluate_batch(own, rows), BATCHES_BEFORE_CAPTURE + 1, NUM_TIMED)
+    assert "loragrid.engine.evaluation" not in engine.tags(), engine.tags()
+    return Times(steps=times, before=ready, evaluations=evaluations)
 
 
 def estimated_bytes(model: str, methods: list[Method], num_rows: int, mode: Mode) -> float:
@@ -158,7 +172,7 @@ def estimated_bytes(model: str, methods: list[Method], num_rows: int, mode: Mode
     return float(estimate_memory(base, methods, num_rows=num_rows, length=LENGTH, mode=mode).total)
 
 
-def time_peft(model: str, num_rows: int, *, at_its_best: bool) -> tuple[list[float], float]:
+def time_peft(model: str, num_rows: int, *, at_its_best: bool) -> Times:
     """As `time_own`, of one trial of PEFT."""
     torch._dynamo.reset()
     loop = PeftLoop(random_base(model, DEVICE, torch.bfloat16), at_its_best=at_its_best)
@@ -168,13 +182,17 @@ def time_peft(model: str, num_rows: int, *, at_its_best: bool) -> tuple[list[flo
         loop.step(rows)
     torch.cuda.synchronize()
     ready = time.perf_counter() - start
-    return step_milliseconds(lambda: loop.step(rows), 0, NUM_TIMED), ready
+    return Times(steps=step_milliseconds(lambda: loop.step(rows), 0, NUM_TIMED), before=ready)
 
 
 def measured_limit() -> float:
     """FLOP/s of an 8192^3 bfloat16 matrix product on this card."""
     a, b = (torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
     return 2 * 8192**3 / (statistics.median(step_milliseconds(lambda: a @ b, 3, 10)) / 1e3)
+
+
+def _span(times: list[float]) -> str:
+    return f"{min(times):.1f}-{max(times):.1f}" if times else ""
 
 
 def main() -> None:
@@ -212,14 +230,17 @@ def main() -> None:
         kept = ", ".join(f"{label} {size:,.0f}" for label, size in saved_bytes(options.model).items())
         say(f"saved activations, bytes per token and layer, LoRA: {kept}")
         say(f"loss curves over {CURVE_STEPS} steps: at most {curve_difference(options.model):.1e} apart (relative)\n")
-    say("| tokens/step | engine | ms/step | min-max | tokens/s | of the limit | GiB | plan | reserved | s before |")
-    say("|---|---|---|---|---|---|---|---|---|---|")
+    say(
+        "| tokens/step | engine | ms/step | min-max | tokens/s | of the limit | GiB | plan | reserved | s before "
+        "| ms to evaluate as many | min-max |"
+    )
+    say("|---|---|---|---|---|---|---|---|---|---|---|---|")
 
     def row(
         label: str,
         shape: str,
         num_tokens: int,
-        measure: Callable[[], tuple[list[float], float]],
+        measure: Callable[[], Times],
         estimated: float = 0.0,
     ) -> None:
         torch._dynamo.reset()  # compiled code holds on to the models that it was compiled for
@@ -227,19 +248,20 @@ def main() -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         try:
-            times, ready = measure()
+            times = measure()
         except (RuntimeError, AssertionError) as error:
             say(f"| {shape} | {label} | failed: {type(error).__name__}: {str(error).splitlines()[0][:300]} |")
             return
-        median = statistics.median(times)
+        median = statistics.median(times.steps)
         # 4 N per token: forward and the gradient of the inputs; a frozen base has no gradient of its weights.
         part = 4 * num_parameters * num_tokens / (median / 1e3) / limit
         peak = (torch.cuda.max_memory_allocated() / 2**30, torch.cuda.max_memory_reserved() / 2**30)
         estimate = f"{estimated / 2**30:.1f}" if estimated else ""
+        evaluation = f"{statistics.median(times.evaluations):.1f}" if times.evaluations else ""
         say(
-            f"| {shape} | {label} | {median:.1f} | {min(times):.1f}-{max(times):.1f} | "
-            f"{num_tokens / median * 1e3:,.0f} | {part:.2f} | {peak[0]:.1f} | {estimate} | {peak[1]:.1f} | "
-            f"{ready:.0f} |"
+            f"| {shape} | {label} | {median:.1f} | {_span(times.steps)} | {num_tokens / median * 1e3:,.0f} | "
+            f"{part:.2f} | {peak[0]:.1f} | {estimate} | {peak[1]:.1f} | {times.before:.0f} | {evaluation} | "
+            f"{_span(times.evaluations)} |"
         )
 
     for num_rows in options.rows:
