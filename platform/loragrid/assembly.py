@@ -61,15 +61,22 @@ def _with_optimizer(trials: Sequence[Trial], base: PreTrainedModel, pack: Adapte
 
 
 def build_batches(
-    trials: Sequence[Trial], data: TokenizedData, device: torch.device, *, worker: int = 0, num_workers: int = 1
+    trials: Sequence[Trial],
+    data: TokenizedData,
+    device: torch.device,
+    *,
+    worker: int = 0,
+    num_workers: int = 1,
+    prompts_at_once: int | None = None,
 ) -> PackBatches:
-    """The rows of the pack's members that this worker trains on."""
+    """The rows of the pack's members that this worker trains on; see `PackBatches`."""
     shared = trials[0].training
     return PackBatches(
         data,
         [trial.seed for trial in trials],
         shared.batch_size,
         micro_batch_size=shared.micro_batch_size,
+        prompts_at_once=prompts_at_once,
         worker=worker,
         num_workers=num_workers,
         device=device,

@@ -1,6 +1,5 @@
 """The rows of every member's every step: a pure function of seed and step, cut for one worker."""
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -8,16 +7,18 @@ from torch import Tensor
 
 from loragrid.data import TokenizedData, TokenRows, batch_indices
 from loragrid.loss import IGNORED
+from loragrid.portions import Portions
 from loragrid.step import Batch
 
 ROWS_TAG = "loragrid.scoring.rows_at_once"
+PROMPTS_TAG = "loragrid.scoring.prompts_at_once"
 
 
 class PackBatches:
     """The batches of the members with the given seeds; members of one seed see the same rows.
 
-    A training batch holds all rows of a step that are this worker's, an evaluation batch no more of each member than
-    are computed at once: `rows_at_once`, until `halve`.
+    A training batch holds all rows of a step that are this worker's, an evaluation batch as many of each member as a
+    portion of `scoring`. `answering`: the prompts that are answered at once, which need not be as few.
     """
 
     def __init__(
@@ -27,6 +28,7 @@ class PackBatches:
         batch_size: int,
         *,
         micro_batch_size: int | None = None,
+        prompts_at_once: int | None = None,
         worker: int = 0,
         num_workers: int = 1,
         device: torch.device | str = "cpu",
@@ -34,20 +36,20 @@ class PackBatches:
         assert batch_size % num_workers == 0, "every worker takes an equal share of the batch"
         self.data, self.seeds, self.batch_size = data, list(seeds), batch_size
         self.worker, self.num_workers = worker, num_workers
-        self.rows_at_once = self._rows_in_turn = micro_batch_size or batch_size // num_workers
+        place = {"worker": worker, "num_workers": num_workers}
+        self.scoring = Portions(micro_batch_size or batch_size // num_workers, **place, tag=ROWS_TAG)
+        self.answering = self.scoring
+        if prompts_at_once is not None and prompts_at_once > self.scoring.size:
+            self.answering = Portions(prompts_at_once, **place, tag=PROMPTS_TAG)
         self.device = torch.device(device)
         self.num_eval_labels = int((data.evaluation.label_targets != IGNORED).sum())
-        self.tags: dict[str, str] = {}
-        """How rows are scored where that is not as configured, for the record."""
         self._evaluation: dict[int, list[Batch]] = {}
+        self._evaluated_at_once = 0
 
-    def halve(self, reason: str) -> None:
-        """Score at most half as many rows of each member at once from now on, in equal parts of a worker's turn."""
-        assert self.rows_at_once > 1
-        half = self.rows_at_once // 2
-        self.rows_at_once = next(size for size in range(half, 0, -1) if self._rows_in_turn % size == 0)
-        self._evaluation.clear()
-        self.tags = {ROWS_TAG: str(self.rows_at_once), f"{ROWS_TAG}.reason": reason}
+    @property
+    def tags(self) -> dict[str, str]:
+        """How rows are scored where that is not as configured, for the record."""
+        return self.scoring.tags | self.answering.tags
 
     def training(self, step: int) -> Batch:
         """This worker's rows in step `step`, counted from 0."""
@@ -80,13 +82,17 @@ class PackBatches:
     def evaluation(self, num_members: int) -> list[Batch]:
         """This worker's share of the evaluation rows, the same for every member; kept on the device.
 
-        Every batch has `num_labels` of ones, so that it gives sums.
+        Every batch has the same shape, what is missing is filled with rows without labels, and `num_labels` of ones, so
+        that it gives sums.
         """
+        size = self.scoring.size
+        if size != self._evaluated_at_once:
+            self._evaluation, self._evaluated_at_once = {}, size
         if num_members not in self._evaluation:
             rows, ones = self.data.evaluation, torch.ones(num_members).double()
             self._evaluation[num_members] = [
-                _batch(_repeat(_padded(rows, start, self.rows_at_once), num_members), ones).to(self.device)
-                for start in self.starts(len(rows))
+                _batch(_repeat(_padded(rows, start, size), num_members), ones).to(self.device)
+                for start in self.scoring.starts(len(rows))
             ]
         return self._evaluation[num_members]
 
@@ -95,25 +101,10 @@ class PackBatches:
 
         Its `num_labels` has a one for each of its rows, so that it gives the sum of every row by itself.
         """
-        ones = torch.ones(num_members * self.rows_at_once).double()
-        for start in self.starts(len(rows)):
-            yield start, _batch(_repeat(_padded(rows, start, self.rows_at_once), num_members), ones).to(self.device)
-
-    def starts(self, num_rows: int) -> list[int]:
-        """Where this worker's batches of `rows_at_once` rows begin.
-
-        Workers take turns, each as long as the rows that it was to score at once: whoever then scores fewer, every row
-        stays one worker's. Every batch has the same shape, what is missing is filled with rows without labels; and in
-        every turn there is one, for where the base is sharded all workers take part in every forward.
-        """
-        turn = self._rows_in_turn
-        num_rounds = math.ceil(num_rows / (turn * self.num_workers))
-        turns = range(self.worker * turn, num_rounds * self.num_workers * turn, self.num_workers * turn)
-        return [
-            start
-            for first in turns
-            for start in range(first, max(min(first + turn, num_rows), first + 1), self.rows_at_once)
-        ]
+        size = self.scoring.size
+        ones = torch.ones(num_members * size).double()
+        for start in self.scoring.starts(len(rows)):
+            yield start, _batch(_repeat(_padded(rows, start, size), num_members), ones).to(self.device)
 
 
 def _batch(rows: TokenRows, num_labels: Tensor) -> Batch:

@@ -44,6 +44,7 @@ class MemoryEstimate:
     activations and passing: in a training step what forward leaves for backward, and what else lives at the peak
     (logits, gradients on their way, what is gathered of a sharded base). evaluation: a forward of evaluation rows with
     their losses. generation: prompts answered, the key-value cache included; 0 where nothing is generated.
+    prompts_at_once: so many of each member's are answered at once; 0: none are.
     """
 
     base: int
@@ -53,6 +54,7 @@ class MemoryEstimate:
     passing: int
     evaluation: int
     generation: int
+    prompts_at_once: int = 0
 
     @property
     def total(self) -> int:
@@ -66,21 +68,28 @@ class ScoringShape:
     """The most that is scored at once, of as many rows of each member as are trained at once.
 
     length: tokens of a row whose loss is taken. Answers of up to `max_new_tokens` are generated to prompts of up to
-    `prompt` tokens (0: none), each token the likeliest or, where they are `sampled`, drawn.
+    `prompt` tokens (0: none), each token the likeliest or, where they are `sampled`, drawn. num_prompts: the most that
+    a worker has to answer; so many are answered at once as need no more memory than training.
     """
 
     length: int
     prompt: int = 0
     max_new_tokens: int = 0
     sampled: bool = False
+    num_prompts: int = 0
 
     @classmethod
-    def of(cls, task: "TaskConfig | None", *, length: int, prompt: int) -> "ScoringShape":
+    def of(cls, task: "TaskConfig | None", *, length: int, prompt: int, num_prompts: int) -> "ScoringShape":
         """That of a task whose longest prompt has `prompt` tokens."""
         if task is None or task.kind != "exact_match":
             return cls(length=length)
-        sampled = task.temperature is not None
-        return cls(length=length, prompt=prompt, max_new_tokens=task.max_new_tokens, sampled=sampled)
+        return cls(
+            length=length,
+            prompt=prompt,
+            max_new_tokens=task.max_new_tokens,
+            sampled=task.temperature is not None,
+            num_prompts=num_prompts,
+        )
 
 
 def estimate_memory(
@@ -126,18 +135,21 @@ def estimate_memory(
             activations, passing = _step(model, _rows_of_shapes(len(methods), num_rows, length))
             evaluation = _evaluation(model, _rows_of_shapes(len(methods), num_rows, scoring.length))
             base.set_attn_implementation(MASKED_ATTENTION)
-            generation = _generation(model, num_rows, scoring) if scoring.max_new_tokens else 0
+            kept = COMPILED_KEEPS if mode == "compiled" and not activation_checkpointing else 1.0
+            activations = round(kept * activations)
+            limit = max(activations + passing, evaluation)
+            prompts, generation = _most_prompts(model, num_rows, scoring, limit) if scoring.max_new_tokens else (0, 0)
         stacks = [tensor for stack in model.pack.stacks() for tensor in (*stack.parameters(), *stack.buffers())]
         optimizer = [*model.optimizer.first_moments, *model.optimizer.second_moments, model.pack.gradient_buffer]
-        kept = COMPILED_KEEPS if mode == "compiled" and not activation_checkpointing else 1.0
         return MemoryEstimate(
             base=base_bytes,
             adapters=_bytes_of(stacks),
             optimizer=_bytes_of(optimizer),
-            activations=round(kept * activations),
+            activations=activations,
             passing=passing + gathered,
             evaluation=evaluation + gathered,
             generation=generation + gathered if generation else 0,
+            prompts_at_once=prompts,
         )
     except RuntimeError as error:
         raise NotImplementedError(f"{type(base).__name__} has no step of shapes alone ({error})") from error
@@ -173,6 +185,20 @@ def _evaluation(model: PackModel, rows: Batch) -> int:
     with model.evaluating(), torch.no_grad(), LiveBytes(block_bytes=BLOCK_BYTES) as live:
         model.losses(rows)
     return int(live.peak)
+
+
+def _most_prompts(model: PackModel, num_rows: int, scoring: ScoringShape, limit: int) -> tuple[int, int]:
+    """How many prompts of each member can be answered at once within `limit` bytes, and the peak of that.
+
+    A token for many takes hardly longer than one for few. `num_rows` at least; twice as many, and twice as many again.
+    """
+    prompts, peak = num_rows, _generation(model, num_rows, scoring)
+    while prompts < scoring.num_prompts:
+        more = min(2 * prompts, scoring.num_prompts)
+        if (next_peak := _generation(model, more, scoring)) > limit:
+            break
+        prompts, peak = more, next_peak
+    return prompts, peak
 
 
 @torch.no_grad()

@@ -158,7 +158,12 @@ class PackTrainer:
             self._make_sure_it_fits(together or 0.0)
         reset_peak_memory(self.place.device)
         batches = build_batches(
-            trials, data, self.place.device, worker=self.place.worker, num_workers=self.place.num_workers
+            trials,
+            data,
+            self.place.device,
+            worker=self.place.worker,
+            num_workers=self.place.num_workers,
+            prompts_at_once=None if estimate is None else estimate.prompts_at_once,
         )
         try:
             model = build_model(trials, base)

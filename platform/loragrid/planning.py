@@ -109,7 +109,12 @@ class Plan:
                 mode=self.gpu_engine(pack).mode,
                 activation_checkpointing=first.training.activation_checkpointing,
                 num_shares=workers.num_workers if workers.strategy == "shard" else 1,
-                scoring=ScoringShape.of(first.task, length=first.data.max_length, prompt=first.data.max_length),
+                scoring=ScoringShape.of(
+                    first.task,
+                    length=first.data.max_length,
+                    prompt=first.data.max_length,
+                    num_prompts=math.ceil(max(first.data.num_eval, first.data.num_test) / workers.num_workers),
+                ),
             )
         except NotImplementedError:
             return None

@@ -116,6 +116,6 @@ def _evaluation_peak(model: PackModel, batches: PackBatches) -> dict[str, float]
     if device.type != "cuda":
         return {}
     reset_peak_memory(device)
-    score_in_portions(model, batches, lambda: summed_losses(model, batches, num_batches=1))
+    score_in_portions(model, batches.scoring, lambda: summed_losses(model, batches, num_batches=1))
     wait_for(device)
     return {key.replace("/peak", "/eval_peak"): value for key, value in peak_memory(device).items()}

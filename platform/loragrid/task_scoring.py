@@ -119,7 +119,7 @@ class TaskScorer:
         # Who holds the whole base generates by itself.
         together = sum_over_workers if is_sharded(model.base) else one_worker
         right = score_in_portions(
-            model, batches, lambda: self._score_generated(model, batches, split, together, frozen)
+            model, batches.answering, lambda: self._score_generated(model, batches, split, together, frozen)
         )
         sum_over_workers(right)
         return right
@@ -136,9 +136,9 @@ class TaskScorer:
         decoding, num_members = self._decoding(), 1 if frozen else model.pack.num_members
         questions, answers = self.questions[split], self._answers[split]
         right = torch.zeros(num_members, len(questions), dtype=torch.float64, device=model.active.device)
-        for start in batches.starts(len(questions)):
-            # Past the end stands the first row again: every worker has as many, all of one size.
-            numbers = [n if n < len(questions) else 0 for n in range(start, start + batches.rows_at_once)]
+        for start in batches.answering.starts(len(questions)):
+            # Past the end a worker answers the first row, and nobody hears it, for all must take part.
+            numbers = list(range(start, min(start + batches.answering.size, len(questions)))) or [0]
             generated = generate(
                 model,
                 [questions[number].prompt for number in numbers],
@@ -148,7 +148,7 @@ class TaskScorer:
                 frozen=frozen,
             )
             for member, rows in enumerate(generated):
-                for number, tokens in zip(range(start, len(questions)), rows, strict=False):
+                for number, tokens in zip(numbers if start < len(questions) else (), rows, strict=False):
                     right[member, number] = float(answer_of(self._text(tokens), self.task) == answers[number])
         return right
 

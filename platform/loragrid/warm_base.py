@@ -1,6 +1,7 @@
 """The base that a worker keeps on its device from pack to pack, with what is known and compiled of it."""
 
 import gc
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -165,7 +166,7 @@ class WarmBase:
         num_rows = trials[0].training.rows_at_once(self._num_workers)
         sizes = tuple((trial.method.stack_key(), trial.method.hyperparameters().get("rank")) for trial in trials)
         again = trials[0].training.activation_checkpointing
-        length, scoring = data.train.input_ids.shape[1], _scoring_shape(data, task)
+        length, scoring = data.train.input_ids.shape[1], _scoring_shape(data, task, self._num_workers)
         key = (trials[0].model, sizes, num_rows, length, scoring, choice.mode, again)
         if key not in self._estimates:
             try:
@@ -190,7 +191,7 @@ def _check_task(base: PreTrainedModel, trial: Trial, data: TokenizedData) -> Non
         check_left_padding(base, row[:NUM_TOKENS_TO_CHECK].to(base.device))
 
 
-def _scoring_shape(data: TokenizedData, task: TaskScorer | None) -> ScoringShape:
+def _scoring_shape(data: TokenizedData, task: TaskScorer | None, num_workers: int) -> ScoringShape:
     lengths = [data.train.input_ids.shape[1]]  # every split's
     if data.forgetting is not None:
         lengths.append(data.forgetting.input_ids.shape[1])
@@ -198,7 +199,8 @@ def _scoring_shape(data: TokenizedData, task: TaskScorer | None) -> ScoringShape
         return ScoringShape(length=max(lengths))
     if task.task.kind == "label_likelihood":
         lengths.append(task.longest_row)
-    return ScoringShape.of(task.task, length=max(lengths), prompt=task.longest_prompt)
+    num_prompts = math.ceil(max(len(questions) for questions in task.questions.values()) / num_workers)
+    return ScoringShape.of(task.task, length=max(lengths), prompt=task.longest_prompt, num_prompts=num_prompts)
 
 
 def _composition(trials: Sequence[Trial]) -> tuple[object, ...]:

@@ -150,12 +150,12 @@ def test_every_row_stays_one_workers_however_often_each_halves_what_it_scores_at
         for worker, number in enumerate(times):
             batches = make_batches(batch_size=rows * num_workers, worker=worker, num_workers=num_workers)
             for _ in range(number):
-                before = batches.rows_at_once
+                before = batches.scoring.size
                 if before > 1:
-                    batches.halve("no memory")
-                    assert 1 <= batches.rows_at_once <= before / 2
+                    batches.scoring.halve("no memory")
+                    assert 1 <= batches.scoring.size <= before / 2
             for batch in batches.evaluation(1):
-                assert len(batch.input_ids) == batches.rows_at_once
+                assert len(batch.input_ids) == batches.scoring.size
                 seen += batch.label_targets[batch.label_targets != IGNORED].tolist()
         assert sorted(seen) == [row for row in range(100, 100 + NUM_EVAL) for _ in range(1 + row % 3)]
 

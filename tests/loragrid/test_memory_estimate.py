@@ -249,6 +249,26 @@ def test_an_evaluation_is_estimated_as_what_lives_in_it(name: str) -> None:
     assert found.generation == 0
 
 
+def test_as_many_prompts_are_answered_at_once_as_need_no_more_than_training() -> None:
+    lora = [method("lora", rank=4)] * 2
+
+    def found(num_prompts: int, max_new_tokens: int = LENGTH) -> MemoryEstimate:
+        scoring = ScoringShape(length=LENGTH, prompt=LENGTH, max_new_tokens=max_new_tokens, num_prompts=num_prompts)
+        return estimate_memory(shapes(torch.bfloat16), lora, num_rows=ROWS, length=LENGTH, scoring=scoring)
+
+    few, more, all_of_many = found(0), found(3 * ROWS), found(10**6)
+    assert (few.prompts_at_once, more.prompts_at_once) == (ROWS, 3 * ROWS)
+    at_once = all_of_many.prompts_at_once
+    assert at_once > 3 * ROWS
+    assert at_once % ROWS == 0
+    assert few.total == more.total == all_of_many.total
+    limit = max(few.activations + few.passing, few.evaluation)
+    assert more.generation < all_of_many.generation <= limit
+    assert 2 * all_of_many.generation > limit, "twice as many would not do"
+    assert found(10**6, 9000).prompts_at_once == ROWS, "never fewer than rows are trained"
+    assert estimate_memory(shapes(torch.bfloat16), lora, num_rows=ROWS, length=LENGTH).prompts_at_once == 0
+
+
 def test_the_peak_is_that_of_the_step_or_of_what_scores_whichever_is_larger() -> None:
     lora = [method("lora", rank=4)]
     for scoring, largest in (

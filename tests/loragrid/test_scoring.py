@@ -154,7 +154,7 @@ def test_what_is_no_want_of_memory_is_not_tried_again(setup: Setup) -> None:
     with pytest.raises(RuntimeError, match="another reason"):
         evaluate(model, batches, one_worker)
     assert len(calls) == 1
-    assert batches.rows_at_once == ROWS
+    assert batches.scoring.size == ROWS
 
 
 @pytest.mark.parametrize("most_rows", [2, 1])
@@ -176,8 +176,9 @@ def test_a_worker_without_memory_scores_its_rows_in_smaller_portions_whatever_th
         first, second = (build_batches(trials, setup.rows, device, worker=number, num_workers=2) for number in (0, 1))
         seen.clear()
         together = score(ample, first) + score(short, second)
-        assert first.rows_at_once == seen[0] == 4
-        assert second.rows_at_once == seen[-1] == most_rows
+        assert first.scoring.size == 4
+        assert seen[0] == (3 if score is scorings[2] else 4), "prompts stand without rows that fill the batch"
+        assert second.scoring.size == most_rows
         torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
     assert sums == [(1, NUM_TEST)] * 3, "nothing is agreed on the way"
 
@@ -230,3 +231,39 @@ def test_the_packs_of_a_lane_that_have_a_task_in_common_share_its_scorer(
     assert made == [TASKS["labels"], TASKS["generation"]]
     for first, last in zip(packs[0], packs[2], strict=True):
         assert scores(seen, first) == scores(seen, last)
+
+
+def test_prompts_are_answered_in_portions_of_their_own_and_these_alone_become_smaller(setup: Setup) -> None:
+    trials, device = trials_of(setup, None)[:2], torch.device("cpu")
+    scorer = task_scorer(TaskConfig(kind="exact_match", max_new_tokens=5), setup.model, setup.rows)
+    model = build_model(trials, setup.base())
+    expected = scorer.correct(model, build_batches(trials, setup.rows, device), "test", one_worker)
+    seen = short_of_memory(model.base, 2 * NUM_TEST)
+    batches = build_batches(trials, setup.rows, device, prompts_at_once=50)
+    assert torch.equal(scorer.correct(model, batches, "test", one_worker), expected)
+    assert seen == [2 * NUM_TEST] * 5, "no prompt is answered that was not asked"
+    assert not batches.tags
+    seen.clear()
+    shorter = short_of_memory(model.base, 2 * NUM_TEST - 1)
+    batches = build_batches(trials, setup.rows, device, prompts_at_once=10)
+    assert torch.equal(scorer.correct(model, batches, "test", one_worker), expected)
+    assert shorter[0] == 2 * NUM_TEST
+    assert (batches.answering.size, batches.scoring.size) == (5, ROWS)
+    assert batches.tags == {
+        "loragrid.scoring.prompts_at_once": "5",
+        "loragrid.scoring.prompts_at_once.reason": f"out_of_memory: no room for {2 * NUM_TEST} rows",
+    }
+
+
+def test_two_workers_answer_prompts_in_larger_portions_and_find_the_same(setup: Setup) -> None:
+    trials, device = trials_of(setup, None)[:2], torch.device("cpu")
+    scorer = task_scorer(TaskConfig(kind="exact_match", max_new_tokens=5), setup.model, setup.rows)
+    model = build_model(trials, setup.base())
+    expected = scorer.correct(model, build_batches(trials, setup.rows, device), "test", one_worker)
+    for prompts in (5, 6, 50):
+        shares = [
+            build_batches(trials, setup.rows, device, worker=worker, num_workers=2, prompts_at_once=prompts)
+            for worker in range(2)
+        ]
+        found = [scorer.correct(model, share, "test", one_worker) for share in shares]
+        assert torch.equal(found[0] + found[1], expected), prompts
