@@ -136,10 +136,12 @@ def prepared(model: str, methods: list[Method], mode: Mode, num_steps: int) -> P
 @dataclass(frozen=True, kw_only=True)
 class Times:
     """Milliseconds of the timed steps, seconds before the first of them, and milliseconds that evaluating the rows of
-    one step takes: of a captured step captured, too."""
+    one step takes: of a captured step captured, too. allocated, reserved: bytes at the peak of the steps."""
 
     steps: list[float]
     before: float
+    allocated: int
+    reserved: int
     evaluations: list[float] = field(default_factory=list)
 
 
@@ -160,10 +162,11 @@ def time_own(model: str, methods: list[Method], num_rows: int, mode: Mode) -> Ti
     ready = time.perf_counter() - start
     times = step_milliseconds(step, 0, NUM_TIMED)
     assert engine.choice.mode == mode, engine.choice.reason
+    memory = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
     with torch.no_grad(), own.evaluating():
         evaluations = step_milliseconds(lambda: own.evaluate_batch(own, rows), BATCHES_BEFORE_CAPTURE + 1, NUM_TIMED)
     assert "loragrid.engine.evaluation" not in engine.tags(), engine.tags()
-    return Times(steps=times, before=ready, evaluations=evaluations)
+    return Times(steps=times, before=ready, allocated=memory[0], reserved=memory[1], evaluations=evaluations)
 
 
 def estimated_bytes(model: str, methods: list[Method], num_rows: int, mode: Mode) -> float:
@@ -182,7 +185,13 @@ def time_peft(model: str, num_rows: int, *, at_its_best: bool) -> Times:
         loop.step(rows)
     torch.cuda.synchronize()
     ready = time.perf_counter() - start
-    return Times(steps=step_milliseconds(lambda: loop.step(rows), 0, NUM_TIMED), before=ready)
+    times = step_milliseconds(lambda: loop.step(rows), 0, NUM_TIMED)
+    return Times(
+        steps=times,
+        before=ready,
+        allocated=torch.cuda.max_memory_allocated(),
+        reserved=torch.cuda.max_memory_reserved(),
+    )
 
 
 def measured_limit() -> float:
@@ -255,12 +264,12 @@ def main() -> None:
         median = statistics.median(times.steps)
         # 4 N per token: forward and the gradient of the inputs; a frozen base has no gradient of its weights.
         part = 4 * num_parameters * num_tokens / (median / 1e3) / limit
-        peak = (torch.cuda.max_memory_allocated() / 2**30, torch.cuda.max_memory_reserved() / 2**30)
-        estimate = f"{estimated / 2**30:.1f}" if estimated else ""
         evaluation = f"{statistics.median(times.evaluations):.1f}" if times.evaluations else ""
+        allocated, reserved = times.allocated / 2**30, times.reserved / 2**30
+        estimate = f"{estimated / 2**30:.1f}" if estimated else ""
         say(
             f"| {shape} | {label} | {median:.1f} | {_span(times.steps)} | {num_tokens / median * 1e3:,.0f} | "
-            f"{part:.2f} | {peak[0]:.1f} | {estimate} | {peak[1]:.1f} | {times.before:.0f} | {evaluation} | "
+            f"{part:.2f} | {allocated:.1f} | {estimate} | {reserved:.1f} | {times.before:.0f} | {evaluation} | "
             f"{_span(times.evaluations)} |"
         )
 

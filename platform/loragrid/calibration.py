@@ -15,7 +15,7 @@ from loragrid.data import TokenizedData
 from loragrid.engine import BATCHES_BEFORE_CAPTURE, STEPS_BEFORE_CAPTURE
 from loragrid.grid import Trial
 from loragrid.measurement import Stopwatch, wait_for
-from loragrid.pack_timing import PackTiming
+from loragrid.pack_timing import PackTiming, num_evaluations
 from loragrid.planning import Pack
 from loragrid.scoring import summed_losses
 from loragrid.solo import measure_solo
@@ -121,7 +121,8 @@ def _time_pack(
         while len(seconds) < NUM_STEPS and clock() < deadline:
             seconds.append(step(num_first + len(seconds)))
         num_parts = len(batches.evaluation(len(trials)))
-        if choice.mode != "eager" and num_parts > BATCHES_BEFORE_CAPTURE:
+        num_all = num_parts * num_evaluations(first.training.steps, first.training.eval_every, len(trials))
+        if choice.mode != "eager" and num_all > BATCHES_BEFORE_CAPTURE:
             for _ in range(BATCHES_BEFORE_CAPTURE + 1):
                 summed_losses(model, batches, num_batches=1)
             wait_for(device)
@@ -135,6 +136,7 @@ def _time_pack(
     typical = statistics.median(seconds)
     return PackTiming(
         source="calibrated",
+        mode=engine.choice.mode,
         load=costs.load[(first.model, first.data)],
         setup=setup,
         measure=measure,

@@ -1,7 +1,8 @@
 """Runs the steps of a pack: kernel by kernel, or captured once as CUDA graphs and replayed."""
 
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import cache
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loragrid.activation_checkpointing import decoder_layers
-from loragrid.engine_choice import EngineChoice
+from loragrid.engine_choice import MODE_TAG, EngineChoice
 from loragrid.loss import fusible_score_rows
 from loragrid.measurement import Stopwatch
 from loragrid.step import (
@@ -39,8 +40,8 @@ class Engine:
 
     A captured step is replayed on the same tensors, so batches must keep their shapes; learning rates, stop marks and
     step counts are tensors, and a capture outlives every schedule. What must not be captured (checkpoints, what follows
-    a step) runs outside and finds the same tensors. Where a capture fails the steps go on eagerly, and `choice` says
-    why. From then on evaluation is captured, too. `stopwatch` counts as `compile` the first step, which compiles what
+    a step) runs outside and finds the same tensors. Once a step is captured, evaluation is, too. Where a capture fails
+    the steps go on eagerly, and `choice` says why. `stopwatch` counts as `compile` the first step, which compiles what
     is compiled, and the captures.
     """
 
@@ -93,9 +94,9 @@ class Engine:
 
     def tags(self) -> dict[str, str]:
         """How the steps are run, as MLflow tags."""
-        tags = {"loragrid.engine": self.choice.mode, "loragrid.engine.reason": self.choice.reason}
+        tags = {MODE_TAG: self.choice.mode, f"{MODE_TAG}.reason": self.choice.reason}
         if self._evaluation is not None and self._evaluation.obstacle:
-            tags["loragrid.engine.evaluation"] = f"eager: {self._evaluation.obstacle}"
+            tags[f"{MODE_TAG}.evaluation"] = f"eager: {self._evaluation.obstacle}"
         return tags
 
 
@@ -131,40 +132,55 @@ class CapturedEvaluation:
     """`EvaluateBatch` with one CUDA graph for every shape of batch, captured after some that were evaluated eagerly.
 
     The graphs use the memory of the captured `step` again. So what one of them gives is copied before any other is
-    replayed, and evaluation needs no memory beside what training keeps for itself. Where a capture fails, batches are
-    evaluated eagerly from then on, and `obstacle` says why.
+    replayed, and they need hardly any that training does not keep for itself. Where a capture fails, batches are
+    evaluated eagerly from then on, for want of memory those of that shape, and `obstacle` says why.
     """
 
     def __init__(self, step: torch.cuda.CUDAGraph, stopwatch: Stopwatch) -> None:
         self._step, self._stopwatch = step, stopwatch
         self._num_before: Counter[Shapes] = Counter()
-        self._captured: dict[Shapes, _CapturedBatch] = {}
+        self._captured: dict[Shapes, _CapturedBatch | None] = {}
+        """None: not to be captured."""
+        self._is_rehearsed = False
         self.obstacle = ""
 
     def __call__(self, model: PackModel, batch: Batch) -> Tensor:
         """As `EvaluateBatch`."""
         shapes = tuple(getattr(batch, field.name).shape for field in fields(batch))
         if shapes not in self._captured:
-            if self.obstacle or self._num_before[shapes] < BATCHES_BEFORE_CAPTURE:
+            if self._num_before[shapes] < BATCHES_BEFORE_CAPTURE:
                 self._num_before[shapes] += 1
                 return model.losses(batch)
-            try:
-                with self._stopwatch.phase("compile"):
-                    self._captured[shapes] = _CapturedBatch(model, batch, self._step)
-            except RuntimeError as error:  # also for want of memory: scoring makes do with fewer rows
-                _recover_from_failed_capture()
-                self.obstacle = str(error).splitlines()[0]
-                return model.losses(batch)
-        return self._captured[shapes].replay(batch)
+            self._captured[shapes] = self._capture(model, batch)
+        captured = self._captured[shapes]
+        return model.losses(batch) if captured is None else captured.replay(batch)
+
+    def _capture(self, model: PackModel, batch: Batch) -> "_CapturedBatch | None":
+        """The batch captured; None where that fails.
+
+        The first time a row is captured before, in memory of its own: a capture that comes to an operation which must
+        not be captured never gives its memory back, and must not have the step's. One that runs out of it does.
+        """
+        torch.cuda.synchronize()  # what is still under way is no part of this
+        if self.obstacle and not self._is_rehearsed:
+            return None
+        try:
+            with self._stopwatch.phase("compile"):
+                if not self._is_rehearsed:
+                    _CapturedBatch(model, batch.first_rows(model.pack.num_members), None)
+                    self._is_rehearsed = True
+                return _CapturedBatch(model, batch, self._step)
+        except RuntimeError as error:
+            _recover_from_failed_capture()
+            self.obstacle = str(error).splitlines()[0]
+            return None
 
 
 class _CapturedBatch:
     """The losses of one shape of batch as a CUDA graph, with the tensors it reads and writes."""
 
-    def __init__(self, model: PackModel, batch: Batch, step: torch.cuda.CUDAGraph) -> None:
+    def __init__(self, model: PackModel, batch: Batch, step: torch.cuda.CUDAGraph | None) -> None:
         self.batch = batch.clone()
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
         self.graph = torch.cuda.CUDAGraph()
         with _capture(self.graph, after=step):
             self.losses = model.losses(self.batch)
@@ -175,13 +191,19 @@ class _CapturedBatch:
         return self.losses.clone()
 
 
-def _capture(graph: torch.cuda.CUDAGraph, after: torch.cuda.CUDAGraph | None = None) -> torch.cuda.graph:
+@contextmanager
+def _capture(graph: torch.cuda.CUDAGraph, after: torch.cuda.CUDAGraph | None = None) -> Iterator[None]:
     """The context within which what this thread launches is captured; NCCL's threads may look at its events meanwhile.
 
     after: the graph whose memory it uses again, for the two are never replayed at the same time.
     """
     pool = None if after is None else after.pool()
-    return torch.cuda.graph(graph, pool=pool, stream=_capture_stream(), capture_error_mode="thread_local")
+    # After a capture that failed torch would stay on the stream of the capture.
+    with (
+        torch.cuda.stream(torch.cuda.current_stream()),
+        torch.cuda.graph(graph, pool=pool, stream=_capture_stream(), capture_error_mode="thread_local"),
+    ):
+        yield
 
 
 def _recover_from_failed_capture() -> None:

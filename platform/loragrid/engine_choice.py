@@ -9,6 +9,8 @@ from loragrid_methods import LayerShape, Method
 Mode = Literal["eager", "graph", "compiled"]
 RequestedMode = Literal["auto", "eager", "graph", "compiled"]
 
+MODE_TAG = "loragrid.engine"
+
 # The cost model of `auto`, read off H100s with the shapes of SmolLM2-135M, Qwen3-0.6B and Llama-3.2-1B
 # (benchmarks/results/engine_step_h100.md). The seconds that compiling the decoder layers takes, and more for every kind
 # of stack in them: 13 s for LoRA alone, 43 to 48 for four kinds, 83 for eight.

@@ -46,7 +46,7 @@ SUMMARY_METRICS: dict[str, str] = {
     # These come to the whole time of the trial's packs, until its end is told; what never happened is missing.
     "time/setup_seconds": "loading and building before the first step of the trial's packs",
     "time/measure_seconds": "measuring memory and speed of single trials before the trial's packs",
-    "time/compile_seconds": "the first step of a pack that is compiled or captured, which compiles, and the capture",
+    "time/compile_seconds": "the first step of a pack that is compiled or captured, which compiles, and the captures",
     "time/data_seconds": "putting batches together and onto the device",
     "time/train_seconds": "all optimizer steps of the trial's packs but the first where that compiles",
     "time/check_seconds": "checking during training that frozen tensors and the trainable set are as declared",

@@ -138,6 +138,10 @@ class PackReports:
         """Whether the trial's end has been told."""
         return trial_id in self.ended_trials
 
+    def figures_of(self, trial_id: str) -> Mapping[str, float]:
+        """What is known of the trial alone, also from earlier workers."""
+        return self._figures.get(trial_id, {})
+
     def is_measured(self, trial_id: str) -> bool:
         """Whether the trial's own figures are known."""
         return "time/step_seconds" in self._figures.get(trial_id, {})

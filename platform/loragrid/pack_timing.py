@@ -21,12 +21,14 @@ CALIBRATION_FILE = "calibration.json"
 class PackTiming:
     """Seconds of one pack on one device. source: "calibrated", or the sweep that has shown it.
 
-    load: of the base. setup: adapters, optimizer, batches. startup: beyond later steps, what the first ones took
-    (kernels, compiling). step: one optimizer step. evaluation: one pass over all evaluation rows. measure: its members'
-    shapes alone. None: `problem` says why there is no time.
+    mode: how its steps were run, for what "auto" comes to depends on their number. load: of the base. setup: adapters,
+    optimizer, batches. startup: beyond later steps, what the first ones took (kernels, compiling). step: one optimizer
+    step. evaluation: one pass over all evaluation rows. measure: its members' shapes alone. None: `problem` says why
+    there is no time.
     """
 
     source: str
+    mode: str = "eager"
     load: float = 0.0
     setup: float = 0.0
     measure: float = 0.0

@@ -155,7 +155,7 @@ class PackTrainer:
         estimate = self._warm.estimate(trials, data, choice, self._task_scorer(trials[0], data))
         if len(trials) > 1:  # one alone is given the try
             together = self._solo.bytes_together(trials, data) if estimate is None else estimate.total - estimate.base
-            self._make_sure_it_fits(together or 0.0)
+            self._make_sure_it_fits(together or 0.0)  # also where nobody knows: the other workers wait to hear it
         reset_peak_memory(self.place.device)
         batches = build_batches(
             trials,
@@ -239,12 +239,17 @@ class PackTrainer:
     def _make_sure_it_fits(self, needed: float) -> None:
         """Raise in every worker where a pack will not fit in one of them.
 
-        needed: bytes beside the base. Main memory that runs out raises nothing: the process is ended.
+        needed: bytes beside the base. Main memory that runs out raises nothing: the process is ended. Workers of one
+        machine share it.
         """
-        of_workers = self.place.of_all_workers(needed * (1 + SPARE_PART), free_memory(self.place.device)).tolist()
-        needed, free = max(of_workers, key=lambda pair: pair[0] - pair[1])
+        place = self.place
+        own = (needed * (1 + SPARE_PART), free_memory(place.device), place.memory_number)
+        needed_of, free_of, memory_of = place.of_all_workers(*own).unbind(1)
+        needed_of = torch.stack([needed_of[memory_of == memory].sum() for memory in memory_of])
+        worst = int((needed_of - free_of).argmax())
+        needed, free = float(needed_of[worst]), float(free_of[worst])
         if needed > free:
-            where = "" if self.place.num_workers == 1 else " in one of its workers"
+            where = "" if place.num_workers == 1 else f" {place.where(worst)}"
             raise PackTooLargeError(
                 f"beside the base this pack would need about {needed / 2**30:.1f} GiB{where}, and {free / 2**30:.1f} "
                 "are free"

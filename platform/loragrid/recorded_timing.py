@@ -3,11 +3,13 @@
 import json
 import statistics
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from loragrid.engine_choice import MODE_TAG
 from loragrid.environment import hardware_tags
 from loragrid.fingerprint import DEVICE_TAG
 from loragrid.pack_timing import SHAPE_TAG, PackTiming, num_evaluations, pack_shape, saved_timings
@@ -28,13 +30,19 @@ def known_timings(plan: Plan, placement: Placement) -> dict[str, PackTiming]:
     """Timings of the plan's shapes on this machine: calibrated ones first, else those of recorded sweeps."""
     experiment, device = plan.experiment, device_here(placement)
     shapes = {
-        pack_shape(pack.trials, experiment.engine, placement.num_workers, shard=placement.shard): len(pack.trials)
+        pack_shape(pack.trials, experiment.engine, placement.num_workers, shard=placement.shard): PackKind(
+            num_members=len(pack.trials), mode=plan.gpu_engine(pack).mode if placement.use_gpu else "eager"
+        )
         for pack in plan.packs
     }
-    known = {key: timing for key, timing in saved_timings(local_folder(experiment), device).items() if key in shapes}
+    known = {
+        key: timing
+        for key, timing in saved_timings(local_folder(experiment), device).items()
+        if key in shapes and (timing.problem or timing.mode == shapes[key].mode)
+    }
     try:
         uri = default_tracking_uri(experiment.storage.path, experiment.tracking.uri)
-        unknown = {shape: number for shape, number in shapes.items() if shape not in known}
+        unknown = {shape: kind for shape, kind in shapes.items() if shape not in known}
         return recorded_timings(uri, device, unknown) | known
     except (MlflowException, ValueError):  # a store that is away, or of another kind, has nothing to tell
         return known
@@ -66,11 +74,16 @@ def recorded_start(plan: Plan) -> float | None:
         return None
 
 
-def recorded_timings(tracking_uri: str, device: str, shapes: Mapping[str, int]) -> dict[str, PackTiming]:
-    """What finished trials of packs of these shapes have shown on this device (as `device_of` names it), by shape.
+@dataclass(frozen=True, kw_only=True)
+class PackKind:
+    """What packs of a shape have in common: how many members they have, and how their steps are run."""
 
-    shapes: shape -> members of its packs.
-    """
+    num_members: int
+    mode: str
+
+
+def recorded_timings(tracking_uri: str, device: str, shapes: Mapping[str, PackKind]) -> dict[str, PackTiming]:
+    """What finished trials of packs of these shapes have shown on this device (as `device_of` names it), by shape."""
     path = sqlite_path(tracking_uri)
     if path is not None and not path.exists():
         return {}
@@ -78,11 +91,12 @@ def recorded_timings(tracking_uri: str, device: str, shapes: Mapping[str, int]) 
     with quiet_store():
         client = MlflowClient(tracking_uri=tracking_uri)
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-        for shape, num_members in shapes.items():
-            condition = f"tags.`{SHAPE_TAG}` = '{shape}' and attributes.status = 'FINISHED'"
+        for shape, kind in shapes.items():
+            condition = f"tags.`{SHAPE_TAG}` = '{shape}' and tags.`{MODE_TAG}` = '{kind.mode}'"
+            condition += " and attributes.status = 'FINISHED'"
             runs = client.search_runs(experiments, condition, order_by=["attributes.start_time DESC"], max_results=100)
             runs_here = [run for run in runs if device_of(run.data.tags) == device]
-            timings = [timing for run in runs_here if (timing := _recorded(run, num_members)) is not None]
+            timings = [timing for run in runs_here if (timing := _recorded(run, kind.num_members)) is not None]
             if timings:
                 middle = statistics.median(timing.step for timing in timings)
                 found[shape] = min(timings, key=lambda timing: abs(timing.step - middle))
@@ -97,6 +111,7 @@ def _recorded(run: Run, num_members: int) -> PackTiming | None:
         tests = int(parameters.get("data.num_test", "0")) / int(parameters["data.num_eval"])
         return PackTiming(
             source=f"sweep {run.data.tags.get(SWEEP_TAG, '')}",
+            mode=run.data.tags[MODE_TAG],
             setup=metrics["time/setup_seconds"],
             measure=metrics.get("time/measure_seconds", 0.0),
             startup=metrics.get("time/compile_seconds", 0.0),

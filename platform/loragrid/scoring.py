@@ -62,7 +62,7 @@ def summed_losses(
 
 
 def _losses(model: PackModel, batch: Batch, frozen: bool) -> Tensor:
-    """The bare base is looked at once, and as one member's: a capture would not pay."""
+    """Of the bare base never captured: a capture of the members has their adapters, and may have the same shape."""
     return model.losses(batch) if frozen else model.evaluate_batch(model, batch)
 
 

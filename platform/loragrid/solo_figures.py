@@ -61,13 +61,13 @@ class SoloFigures:
     def bytes_together(self, trials: Sequence[Trial], data: TokenizedData) -> float | None:
         """What the trials hold beside the base in a step taken together, from what each held alone.
 
-        Of their losses a chunk is held at a time, whoever's rows are in it. None where not all of the trials were
-        measured in this process.
+        Of their losses a chunk is held at a time, whoever's rows are in it. None where not all of the trials have been
+        measured.
         """
-        figures = [self._figures.get(_shape(trial)) for trial in trials]
-        known = [own for own in figures if own is not None]
-        if len(known) < len(trials):
+        reports = self._open_trials.reports
+        if not all(reports.is_measured(trial.trial_id) for trial in trials):
             return None
+        known = [reports.figures_of(trial.trial_id) for trial in trials]
         place, num_labels = self._open_trials.place, data.train.label_positions.shape[1]
         num_rows = [trial.training.rows_at_once(place.num_workers) * num_labels for trial in trials]
         chunk = min(sum(num_rows), CHUNK_ROWS) / sum(min(rows, CHUNK_ROWS) for rows in num_rows)

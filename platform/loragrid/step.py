@@ -42,6 +42,16 @@ class Batch:
         """This batch on a device."""
         return Batch(**{part.name: getattr(self, part.name).to(device) for part in fields(self)})
 
+    def first_rows(self, num_members: int) -> "Batch":
+        """The first row of each of the members alone, to be scored for itself."""
+        rows = len(self.input_ids) // num_members
+        return Batch(
+            input_ids=self.input_ids[::rows],
+            label_positions=self.label_positions[::rows],
+            label_targets=self.label_targets[::rows],
+            num_labels=self.num_labels.new_ones(num_members),
+        )
+
     def clone(self) -> "Batch":
         """A copy in memory of its own."""
         return Batch(**{part.name: getattr(self, part.name).clone() for part in fields(self)})

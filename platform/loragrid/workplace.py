@@ -1,5 +1,7 @@
 """Where packs are trained: a worker's device, and its place among the workers that train them together."""
 
+import socket
+import zlib
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +28,15 @@ class Workplace:
     def sum_over_workers(self) -> SumOverWorkers:
         """The sum that the loop and all that scores takes; `one_worker` where this one is alone."""
         return one_worker if self.num_workers == 1 else _all_reduce
+
+    @property
+    def memory_number(self) -> int:
+        """Equal for workers that share their memory: those on the processors of one machine."""
+        return self.worker if self.device.type == "cuda" else zlib.crc32(socket.gethostname().encode()) + 2**20
+
+    def where(self, worker: int) -> str:
+        """Whose memory that of a worker is, in words."""
+        return f"in worker {worker}" if self.device.type == "cuda" else f"on the machine of worker {worker}"
 
     def of_all_workers(self, *values: float) -> Tensor:
         """What each worker gives here, in float64: (worker, value). All of them must come to it."""

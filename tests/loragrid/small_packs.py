@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -256,7 +257,11 @@ def run_lane_as_worker(
     """
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=worker, world_size=num_workers
+        "gloo",
+        init_method=f"file://{folder}/meeting",
+        rank=worker,
+        world_size=num_workers,
+        timeout=timedelta(seconds=60),  # who waits for a worker that went its own way fails then
     )
     setup = make_setup(Path(model_folder), Path(rows_file), "float64")
     updates: list[PackUpdate] = []

@@ -1,6 +1,7 @@
 """Evaluation between captured steps: captured itself, it gives what it gave, and training does not notice."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import loragrid.engine
 from loragrid.assembly import build_batches, build_model
 from loragrid.engine import BATCHES_BEFORE_CAPTURE, CapturedEvaluation, Engine
 from loragrid.engine_choice import EngineChoice
-from loragrid.measurement import Stopwatch
+from loragrid.measurement import Stopwatch, free_unused_memory
 from loragrid.scoring import score_rows_alone, summed_losses
 from loragrid.step import Batch, PackModel, evaluate_batch, one_worker
 from tests.loragrid.small_packs import Run, Setup, base_on, bit_equal, make_setup, mixed_trials, run_pack
@@ -71,33 +72,65 @@ def test_an_evaluation_that_cannot_be_captured_goes_on_eagerly_and_says_why(
             found.sum().item()
         return found
 
+    free_unused_memory(torch.device("cuda"))
+    reserved = torch.cuda.memory_reserved()
     monkeypatch.setattr(PackModel, "losses", look)
     run, engine = captured_run(setup, 1)
     assert engine.tags()["loragrid.engine.evaluation"].startswith("eager: ")
     assert torch.rand(1, device="cuda").isfinite(), "the device's own generator must not be left in a capture"
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
     assert run.records == expected.records
+    del run, engine
+    free_unused_memory(torch.device("cuda"))
+    assert torch.cuda.memory_reserved() - reserved <= 4 * 2**20, "the step's memory is given back"
 
 
 class StubCapture:
-    """Stands for a captured batch where nothing can be captured."""
+    """Stands for a captured batch where nothing can be captured; 1000 more than what the batch gives."""
+
+    made: list[int]
+    """How many rows each has that was made."""
 
     def __init__(self, model: PackModel, batch: Batch, step: object) -> None:
-        self.model, self.shapes = model, batch.input_ids.shape
+        self.model, self.shape = model, batch.input_ids.shape
+        self.made.append(len(batch.input_ids))
+        assert (step is None) == (len(self.made) == 1), "the rehearsal alone has memory of its own"
 
     def replay(self, batch: Batch) -> Tensor:
-        assert batch.input_ids.shape == self.shapes, "a capture holds for one shape"
+        assert batch.input_ids.shape == self.shape, "a capture holds for one shape"
         return self.model.losses(batch) + 1000.0
 
 
 class FailingCapture(StubCapture):
+    """Every capture fails."""
+
     def __init__(self, model: PackModel, batch: Batch, step: object) -> None:
+        super().__init__(model, batch, step)
         raise RuntimeError("no such luck\nand more of it")
 
 
-def evaluations(setup: Setup, monkeypatch: pytest.MonkeyPatch, capture: type[StubCapture]) -> tuple[list[bool], str]:
-    """Of batches of two shapes in turn: whether they came from a capture; and the obstacle."""
-    monkeypatch.setattr(loragrid.engine, "_CapturedBatch", capture)
+class NarrowCapture(StubCapture):
+    """Of long batches the capture runs out of memory."""
+
+    def __init__(self, model: PackModel, batch: Batch, step: object) -> None:
+        super().__init__(model, batch, step)
+        if len(batch.input_ids) > 2:
+            raise torch.OutOfMemoryError("no room")
+
+
+@pytest.fixture(params=[StubCapture, FailingCapture, NarrowCapture])
+def capture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[StubCapture]:
+    stub: type[StubCapture] = request.param
+    stub.made = []
+    monkeypatch.setattr(loragrid.engine, "_CapturedBatch", stub)
     monkeypatch.setattr(loragrid.engine, "_recover_from_failed_capture", lambda: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    return stub
+
+
+def test_each_shape_of_batch_is_captured_after_some_eager_ones_or_goes_on_eagerly(
+    setup: Setup, capture: type[StubCapture]
+) -> None:
     trials = [setup.trial("lora", batch_size=4)]
     model, batches = (
         build_model(trials, copy.deepcopy(setup.base())),
@@ -105,28 +138,29 @@ def evaluations(setup: Setup, monkeypatch: pytest.MonkeyPatch, capture: type[Stu
     )
     evaluation = CapturedEvaluation(object(), Stopwatch())  # type: ignore[arg-type]  # no graph without a GPU
     long = batches.evaluation(1)[0]
-    short = Batch(
-        input_ids=long.input_ids[:2],
-        label_positions=long.label_positions[:2],
-        label_targets=long.label_targets[:2],
-        num_labels=long.num_labels,
+    short = replace(
+        long, **{name: getattr(long, name)[:2] for name in ("input_ids", "label_positions", "label_targets")}
     )
     with torch.no_grad():
-        found = [
-            evaluation(model, batch).item() > 500.0
-            for _ in range(BATCHES_BEFORE_CAPTURE + 2)
-            for batch in (long, short)
-        ]
-    return found, evaluation.obstacle
+        is_captured = {
+            name: [evaluation(model, batch).item() > 500.0 for _ in range(BATCHES_BEFORE_CAPTURE + 2)]
+            for name, batch in (("long", long), ("short", short))
+        }
+    after_some, never = [False] * BATCHES_BEFORE_CAPTURE + [True] * 2, [False] * (BATCHES_BEFORE_CAPTURE + 2)
+    expected = {
+        StubCapture: (after_some, after_some, [1, 4, 2], ""),
+        FailingCapture: (never, never, [1], "no such luck"),
+        NarrowCapture: (never, after_some, [1, 4, 2], "no room"),
+    }[capture]
+    assert (is_captured["long"], is_captured["short"], capture.made, evaluation.obstacle) == expected
 
 
-def test_each_shape_of_batch_is_captured_after_some_eager_ones(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, obstacle = evaluations(setup, monkeypatch, StubCapture)
-    assert found == [False] * 2 * BATCHES_BEFORE_CAPTURE + [True] * 4
-    assert not obstacle
-
-
-def test_after_a_capture_that_failed_all_is_evaluated_eagerly(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, obstacle = evaluations(setup, monkeypatch, FailingCapture)
-    assert not any(found)
-    assert obstacle == "no such luck"
+def test_the_bare_base_is_never_evaluated_by_a_members_capture(setup: Setup) -> None:
+    trials = [setup.trial("lora", batch_size=4)]
+    model, batches = build_model(trials, setup.base()), build_batches(trials, setup.rows, torch.device("cpu"))
+    expected = summed_losses(model, batches, frozen=True)
+    alone = score_rows_alone(model, batches, setup.rows.evaluation, one_worker, frozen=True)
+    model.evaluate_batch = lambda model, batch: torch.full_like(batch.num_labels, 1000.0)
+    assert torch.equal(summed_losses(model, batches, frozen=True), expected)
+    assert torch.equal(score_rows_alone(model, batches, setup.rows.evaluation, one_worker, frozen=True), alone)
+    assert summed_losses(model, batches).item() == 1000.0 * len(batches.evaluation(1))

@@ -420,6 +420,28 @@ def test_a_pack_for_which_main_memory_would_not_do_is_halved_before_it_begins(
     assert all("loragrid.pack.split" not in lane(setup, [trials]).tags(trial) for trial in trials[:1])
 
 
+def test_workers_that_take_over_know_what_the_trials_held_alone(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = [setup.trial("lora", seed=seed, measure_steps=1) for seed in range(4)]
+    figures = lane(setup, [trials]).figures
+
+    def restored(free: float) -> Seen:
+        seen = Seen()
+        trainer = PackTrainer(
+            lambda model, data: setup.rows, seen, seen.store, torch.device("cpu"), isolate_failures=True
+        )
+        for trial in trials:
+            trainer.reports.figures(
+                Pack(pack_id="pack-000", trials=(trial,)), {trial.trial_id: figures[trial.trial_id]}
+            )
+        monkeypatch.setattr("loragrid.pack_trainer.free_memory", lambda device: free)
+        run_lane([Pack(pack_id="pack-000", trials=tuple(trials))], trainer, None)
+        assert seen.num_loaded() == 1
+        return seen
+
+    assert all("loragrid.pack.split" in restored(0.0).tags(trial) for trial in trials[:1])
+    assert all("loragrid.pack.split" not in restored(float(2**40)).tags(trial) for trial in trials[:1])
+
+
 def test_of_the_losses_of_many_members_no_more_is_expected_in_memory_than_a_chunk(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:

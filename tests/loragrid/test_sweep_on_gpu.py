@@ -43,7 +43,7 @@ def test_with_deterministic_kernels_a_sweep_with_a_task_repeats_to_the_bit(tiny_
                     "num_test": NUM_TEST,
                     "forgetting_name": str(text),
                 },
-                training={"steps": STEPS, "batch_size": 8},
+                training={"steps": STEPS, "batch_size": 8, "measure_steps": 0},
                 task=EXACT.model_dump(exclude_defaults=True),
                 methods=[
                     {"name": "lora", "rank": 16, "lr": 0.02},

@@ -12,13 +12,14 @@ import torch
 import loragrid as lg
 from loragrid import cli
 from loragrid.calibration import calibrate
-from loragrid.config import EngineConfig, PackConfig
+from loragrid.config import EngineConfig, PackConfig, StorageConfig
+from loragrid.engine_choice import MODE_TAG
 from loragrid.fingerprint import DEVICE_TAG
 from loragrid.forecast import too_large
 from loragrid.pack_timing import SHAPE_TAG, PackTiming, num_evaluations, pack_shape, save_timings, saved_timings
 from loragrid.placement import Node, Placement
 from loragrid.planning import Plan, group_into_packs, plan
-from loragrid.recorded_timing import device_of, recorded_start, recorded_timings
+from loragrid.recorded_timing import PackKind, device_here, device_of, known_timings, recorded_start, recorded_timings
 from loragrid.recorder import Recorder
 from loragrid.sweep_summary import SweepCost, record_summary
 from loragrid.time_estimate import estimate_time, plan_on
@@ -192,11 +193,20 @@ def test_calibrations_are_kept_by_device_and_shape(tmp_path: Path) -> None:
     assert saved_timings(tmp_path / "nowhere", "this") == {}
 
 
+def test_what_was_calibrated_in_another_mode_of_steps_is_not_known(the_plan: Plan, tmp_path: Path) -> None:
+    experiment = the_plan.experiment.model_copy(update={"storage": StorageConfig(path=str(tmp_path))})
+    the_plan, place = replace(the_plan, experiment=experiment), place_for(1)
+    for mode, is_known in (("graph", False), ("eager", True)):
+        save_timings(tmp_path, device_here(place), timings_of(the_plan, mode=mode))
+        assert bool(known_timings(the_plan, place)) == is_known, mode
+
+
 def test_a_recorded_sweep_tells_what_packs_of_its_shapes_take_on_its_device_alone(tmp_path: Path) -> None:
     uri = default_tracking_uri(str(tmp_path), None)
     recorder = Recorder("before", uri)
     recorder.start_sweep("before-1", {}, {})
-    tags = {SHAPE_TAG: "a-shape", DEVICE_TAG: "NVIDIA H200", "loragrid.threads": "8"}
+    tags = {SHAPE_TAG: "a-shape", MODE_TAG: "graph", DEVICE_TAG: "NVIDIA H200", "loragrid.threads": "8"}
+    kind = PackKind(num_members=1, mode="graph")
     settings: dict[str, Scalar] = {"training.steps": 10, "data.num_eval": 8, "data.num_test": 16}
     recorder.start_trial("lora-0", {"method.name": "lora", "training.eval_every": 4, **settings}, tags)
     seconds = {"setup": 7.0, "measure": 3.0, "data": 1.0, "train": 19.0, "eval": 6.0}
@@ -205,10 +215,12 @@ def test_a_recorded_sweep_tells_what_packs_of_its_shapes_take_on_its_device_alon
     recorder.start_trial("lora-1", {"method.name": "lora", "training.steps": 10}, tags)
     recorder.end_trial("lora-1", "FAILED", "it has no times")
     recorder.end_sweep("FAILED")
-    found = recorded_timings(uri, device_of(tags), {"a-shape": 1, "another": 2})
-    assert found == {"a-shape": PackTiming(source="sweep before-1", setup=7.0, measure=3.0, step=2.0, evaluation=1.0)}
-    assert recorded_timings(uri, device_of(tags | {DEVICE_TAG: "NVIDIA H100"}), {"a-shape": 1}) == {}
-    assert recorded_timings(default_tracking_uri(str(tmp_path / "nowhere"), None), "", {"a-shape": 1}) == {}
+    found = recorded_timings(uri, device_of(tags), {"a-shape": kind, "another": replace(kind, num_members=2)})
+    timing = PackTiming(source="sweep before-1", mode="graph", setup=7.0, measure=3.0, step=2.0, evaluation=1.0)
+    assert found == {"a-shape": timing}
+    assert recorded_timings(uri, device_of(tags | {DEVICE_TAG: "NVIDIA H100"}), {"a-shape": kind}) == {}
+    assert recorded_timings(default_tracking_uri(str(tmp_path / "nowhere"), None), "", {"a-shape": kind}) == {}
+    assert recorded_timings(uri, device_of(tags), {"a-shape": replace(kind, mode="compiled")}) == {}
     assert not (tmp_path / "nowhere").exists(), "asking makes no store"
 
 
