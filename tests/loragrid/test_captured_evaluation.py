@@ -12,7 +12,7 @@ import loragrid.engine
 from loragrid.assembly import build_batches, build_model
 from loragrid.engine import BATCHES_BEFORE_CAPTURE, CapturedEvaluation, Engine
 from loragrid.engine_choice import EngineChoice
-from loragrid.measurement import Stopwatch, free_unused_memory
+from loragrid.measurement import Stopwatch
 from loragrid.scoring import score_rows_alone, summed_losses
 from loragrid.step import Batch, PackModel, evaluate_batch, one_worker
 from tests.loragrid.small_packs import Run, Setup, base_on, bit_equal, make_setup, mixed_trials, run_pack
@@ -72,17 +72,12 @@ def test_an_evaluation_that_cannot_be_captured_goes_on_eagerly_and_says_why(
             found.sum().item()
         return found
 
-    free_unused_memory(torch.device("cuda"))
-    reserved = torch.cuda.memory_reserved()
     monkeypatch.setattr(PackModel, "losses", look)
     run, engine = captured_run(setup, 1)
     assert engine.tags()["loragrid.engine.evaluation"].startswith("eager: ")
     assert torch.rand(1, device="cuda").isfinite(), "the device's own generator must not be left in a capture"
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
     assert run.records == expected.records
-    del run, engine
-    free_unused_memory(torch.device("cuda"))
-    assert torch.cuda.memory_reserved() - reserved <= 4 * 2**20, "the step's memory is given back"
 
 
 class StubCapture:
