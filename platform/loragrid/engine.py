@@ -70,8 +70,6 @@ class Engine:
                 torch.cuda.synchronize()
                 with self._stopwatch.phase("compile"):
                     self._captured = _Captured(model, batch, rates)
-                self._evaluation = CapturedEvaluation(self._captured.gradients, self._stopwatch)
-                model.evaluate_batch = self._evaluation
             except torch.OutOfMemoryError:
                 raise  # a smaller pack may be captured
             except RuntimeError as error:
@@ -79,6 +77,8 @@ class Engine:
                 reason = f"the step could not be captured: {str(error).splitlines()[0]}"
                 self.choice = EngineChoice(mode="eager", reason=reason)
                 return compute_step(model, batch, rates, sum_over_workers)
+            self._evaluation = CapturedEvaluation(self._captured.gradients, self._stopwatch)
+            model.evaluate_batch = self._evaluation
         return self._captured.replay(batch, rates, sum_over_workers)
 
     def _compute_beside(
@@ -151,19 +151,19 @@ class CapturedEvaluation:
             if self._num_before[shapes] < BATCHES_BEFORE_CAPTURE:
                 self._num_before[shapes] += 1
                 return model.losses(batch)
-            self._captured[shapes] = self._capture(model, batch)
+            self._captured[shapes] = self._try_to_capture(model, batch)
         captured = self._captured[shapes]
         return model.losses(batch) if captured is None else captured.replay(batch)
 
-    def _capture(self, model: PackModel, batch: Batch) -> "_CapturedBatch | None":
+    def _try_to_capture(self, model: PackModel, batch: Batch) -> "_CapturedBatch | None":
         """The batch captured; None where that fails.
 
         The first time a row is captured before, in memory of its own: a capture that comes to an operation which must
         not be captured never gives its memory back, and must not have the step's. One that runs out of it does.
         """
-        torch.cuda.synchronize()  # what is still under way is no part of this
         if self.obstacle and not self._is_rehearsed:
             return None
+        torch.cuda.synchronize()  # what is still under way is no part of this
         try:
             with self._stopwatch.phase("compile"):
                 if not self._is_rehearsed:

@@ -69,7 +69,7 @@ class ScoringShape:
 
     length: tokens of a row whose loss is taken. Answers of up to `max_new_tokens` are generated to prompts of up to
     `prompt` tokens (0: none), each token the likeliest or, where they are `sampled`, drawn. num_prompts: the most that
-    a worker has to answer; so many are answered at once as need no more memory than training.
+    a worker has to answer; of these as many are answered at once as need no more memory than training.
     """
 
     length: int
@@ -190,14 +190,12 @@ def _evaluation(model: PackModel, rows: Batch) -> int:
 def _most_prompts(model: PackModel, num_rows: int, scoring: ScoringShape, limit: int) -> tuple[int, int]:
     """How many prompts of each member can be answered at once within `limit` bytes, and the peak of that.
 
-    A token for many takes hardly longer than one for few. `num_rows` at least; twice as many, and twice as many again.
+    A token for many takes hardly longer than one for few. `num_rows` at least; twice as many, and twice as many again,
+    so that they can be halved as often.
     """
     prompts, peak = num_rows, _generation(model, num_rows, scoring)
-    while prompts < scoring.num_prompts:
-        more = min(2 * prompts, scoring.num_prompts)
-        if (next_peak := _generation(model, more, scoring)) > limit:
-            break
-        prompts, peak = more, next_peak
+    while prompts < scoring.num_prompts and (more := _generation(model, 2 * prompts, scoring)) <= limit:
+        prompts, peak = 2 * prompts, more
     return prompts, peak
 
 

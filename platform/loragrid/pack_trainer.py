@@ -244,10 +244,10 @@ class PackTrainer:
         """
         place = self.place
         own = (needed * (1 + SPARE_PART), free_memory(place.device), place.memory_number)
-        needed_of, free_of, memory_of = place.of_all_workers(*own).unbind(1)
-        needed_of = torch.stack([needed_of[memory_of == memory].sum() for memory in memory_of])
-        worst = int((needed_of - free_of).argmax())
-        needed, free = float(needed_of[worst]), float(free_of[worst])
+        of_workers = place.of_all_workers(*own)
+        together = [sum(other[0] for other in of_workers if other[2] == memory) for _, _, memory in of_workers]
+        worst = max(range(len(of_workers)), key=lambda worker: together[worker] - of_workers[worker][1])
+        needed, free = together[worst], of_workers[worst][1]
         if needed > free:
             where = "" if place.num_workers == 1 else f" {place.where(worst)}"
             raise PackTooLargeError(

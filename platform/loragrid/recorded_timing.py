@@ -27,7 +27,11 @@ def device_of(tags: Mapping[str, str]) -> str:
 
 
 def known_timings(plan: Plan, placement: Placement) -> dict[str, PackTiming]:
-    """Timings of the plan's shapes on this machine: calibrated ones first, else those of recorded sweeps."""
+    """Timings of the plan's shapes on this machine: those of steps in the mode that the plan expects first.
+
+    Of two such the calibrated one. Others tell more than nothing: a plan knows neither the rows' real length, by which
+    "auto" decides, nor a capture that will fail.
+    """
     experiment, device = plan.experiment, device_here(placement)
     shapes = {
         pack_shape(pack.trials, experiment.engine, placement.num_workers, shard=placement.shard): PackKind(
@@ -35,15 +39,13 @@ def known_timings(plan: Plan, placement: Placement) -> dict[str, PackTiming]:
         )
         for pack in plan.packs
     }
-    known = {
-        key: timing
-        for key, timing in saved_timings(local_folder(experiment), device).items()
-        if key in shapes and (timing.problem or timing.mode == shapes[key].mode)
-    }
+    known = {key: timing for key, timing in saved_timings(local_folder(experiment), device).items() if key in shapes}
+    as_expected = {key for key, timing in known.items() if timing.problem or timing.mode == shapes[key].mode}
     try:
         uri = default_tracking_uri(experiment.storage.path, experiment.tracking.uri)
-        unknown = {shape: kind for shape, kind in shapes.items() if shape not in known}
-        return recorded_timings(uri, device, unknown) | known
+        recorded = recorded_timings(uri, device, {key: kind for key, kind in shapes.items() if key not in as_expected})
+        better = {key for key, timing in recorded.items() if key not in known or timing.mode == shapes[key].mode}
+        return known | {key: recorded[key] for key in better}
     except (MlflowException, ValueError):  # a store that is away, or of another kind, has nothing to tell
         return known
 
@@ -76,14 +78,17 @@ def recorded_start(plan: Plan) -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class PackKind:
-    """What packs of a shape have in common: how many members they have, and how their steps are run."""
+    """What packs of a shape have in common: how many members they have, and how their steps are expected to run."""
 
     num_members: int
     mode: str
 
 
 def recorded_timings(tracking_uri: str, device: str, shapes: Mapping[str, PackKind]) -> dict[str, PackTiming]:
-    """What finished trials of packs of these shapes have shown on this device (as `device_of` names it), by shape."""
+    """What finished trials of packs of these shapes have shown on this device (as `device_of` names it), by shape.
+
+    Of those whose steps were run in the shape's mode, where there are any.
+    """
     path = sqlite_path(tracking_uri)
     if path is not None and not path.exists():
         return {}
@@ -92,11 +97,11 @@ def recorded_timings(tracking_uri: str, device: str, shapes: Mapping[str, PackKi
         client = MlflowClient(tracking_uri=tracking_uri)
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         for shape, kind in shapes.items():
-            condition = f"tags.`{SHAPE_TAG}` = '{shape}' and tags.`{MODE_TAG}` = '{kind.mode}'"
-            condition += " and attributes.status = 'FINISHED'"
+            condition = f"tags.`{SHAPE_TAG}` = '{shape}' and attributes.status = 'FINISHED'"
             runs = client.search_runs(experiments, condition, order_by=["attributes.start_time DESC"], max_results=100)
             runs_here = [run for run in runs if device_of(run.data.tags) == device]
             timings = [timing for run in runs_here if (timing := _recorded(run, kind.num_members)) is not None]
+            timings = [timing for timing in timings if timing.mode == kind.mode] or timings
             if timings:
                 middle = statistics.median(timing.step for timing in timings)
                 found[shape] = min(timings, key=lambda timing: abs(timing.step - middle))
@@ -111,7 +116,7 @@ def _recorded(run: Run, num_members: int) -> PackTiming | None:
         tests = int(parameters.get("data.num_test", "0")) / int(parameters["data.num_eval"])
         return PackTiming(
             source=f"sweep {run.data.tags.get(SWEEP_TAG, '')}",
-            mode=run.data.tags[MODE_TAG],
+            mode=run.data.tags.get(MODE_TAG, "eager"),
             setup=metrics["time/setup_seconds"],
             measure=metrics.get("time/measure_seconds", 0.0),
             startup=metrics.get("time/compile_seconds", 0.0),

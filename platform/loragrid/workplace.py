@@ -32,18 +32,19 @@ class Workplace:
     @property
     def memory_number(self) -> int:
         """Equal for workers that share their memory: those on the processors of one machine."""
-        return self.worker if self.device.type == "cuda" else zlib.crc32(socket.gethostname().encode()) + 2**20
+        return self.worker if self.device.type == "cuda" else zlib.crc32(socket.gethostname().encode())
 
     def where(self, worker: int) -> str:
         """Whose memory that of a worker is, in words."""
         return f"in worker {worker}" if self.device.type == "cuda" else f"on the machine of worker {worker}"
 
-    def of_all_workers(self, *values: float) -> Tensor:
-        """What each worker gives here, in float64: (worker, value). All of them must come to it."""
+    def of_all_workers(self, *values: float) -> list[list[float]]:
+        """What each worker gives here, by worker. All of them must come to it."""
         table = torch.zeros(self.num_workers, len(values), dtype=torch.float64, device=self.device)
         table[self.worker] = torch.tensor(values, dtype=torch.float64)
         self.sum_over_workers(table)
-        return table
+        found: list[list[float]] = table.tolist()
+        return found
 
     def outlives(self, error: BaseException) -> bool:
         """Whether the process goes on after what went wrong with some trials."""

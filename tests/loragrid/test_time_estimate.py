@@ -193,12 +193,26 @@ def test_calibrations_are_kept_by_device_and_shape(tmp_path: Path) -> None:
     assert saved_timings(tmp_path / "nowhere", "this") == {}
 
 
-def test_what_was_calibrated_in_another_mode_of_steps_is_not_known(the_plan: Plan, tmp_path: Path) -> None:
+def test_timings_of_the_expected_mode_of_steps_come_before_others_and_others_before_none(
+    the_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     experiment = the_plan.experiment.model_copy(update={"storage": StorageConfig(path=str(tmp_path))})
-    the_plan, place = replace(the_plan, experiment=experiment), place_for(1)
-    for mode, is_known in (("graph", False), ("eager", True)):
-        save_timings(tmp_path, device_here(place), timings_of(the_plan, mode=mode))
-        assert bool(known_timings(the_plan, place)) == is_known, mode
+    the_plan, place = replace(the_plan, experiment=experiment), place_for(1)  # without a GPU steps are eager
+    shapes = timings_of(the_plan)
+
+    def known(calibrated: str, recorded: str) -> set[str]:
+        save_timings(tmp_path, device_here(place), timings_of(the_plan, mode=calibrated))
+        monkeypatch.setattr(
+            "loragrid.recorded_timing.recorded_timings",
+            lambda uri, device, kinds: {shape: PackTiming(source="sweep", mode=recorded) for shape in kinds},
+        )
+        found = known_timings(the_plan, place)
+        assert found.keys() == shapes.keys()
+        return {timing.source for timing in found.values()}
+
+    assert known("eager", "eager") == {"calibrated"}
+    assert known("graph", "eager") == {"sweep"}
+    assert known("graph", "graph") == {"calibrated"}
 
 
 def test_a_recorded_sweep_tells_what_packs_of_its_shapes_take_on_its_device_alone(tmp_path: Path) -> None:
@@ -220,7 +234,17 @@ def test_a_recorded_sweep_tells_what_packs_of_its_shapes_take_on_its_device_alon
     assert found == {"a-shape": timing}
     assert recorded_timings(uri, device_of(tags | {DEVICE_TAG: "NVIDIA H100"}), {"a-shape": kind}) == {}
     assert recorded_timings(default_tracking_uri(str(tmp_path / "nowhere"), None), "", {"a-shape": kind}) == {}
-    assert recorded_timings(uri, device_of(tags), {"a-shape": replace(kind, mode="compiled")}) == {}
+    # Of those who ran in the mode that is asked for, where there are any.
+    assert recorded_timings(uri, device_of(tags), {"a-shape": replace(kind, mode="compiled")}) == {"a-shape": timing}
+    recorder.start_sweep("before-2", {}, {})
+    recorder.start_trial(
+        "lora-2", {"method.name": "lora", "training.eval_every": 4, **settings}, tags | {MODE_TAG: "compiled"}
+    )
+    recorder.log_summary("lora-2", {f"time/{phase}_seconds": value for phase, value in seconds.items()})
+    recorder.end_trial("lora-2", "FINISHED")
+    recorder.end_sweep("FINISHED")
+    for mode in ("graph", "compiled"):
+        assert recorded_timings(uri, device_of(tags), {"a-shape": replace(kind, mode=mode)})["a-shape"].mode == mode
     assert not (tmp_path / "nowhere").exists(), "asking makes no store"
 
 
