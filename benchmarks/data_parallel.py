@@ -26,9 +26,9 @@ from benchmarks.ending import exit_at_sigterm
 from benchmarks.shapes import shapes_alone
 from benchmarks.sweeps import check_places
 from benchmarks.tables import Table, failed, hardware
-from loragrid.engine_choice import Mode
-from loragrid.glossary import OUT_OF_MEMORY
-from loragrid.memory_estimate import estimate_memory
+from loragrid.planning.memory_estimate import estimate_memory
+from loragrid.training.step_mode import Mode
+from loragrid.trials.outcome import OUT_OF_MEMORY
 
 GRACE_SECONDS = 5.0
 """How long workers are waited for once one has failed: those that talk to it may hang for ever."""

@@ -17,13 +17,13 @@ from transformers import PreTrainedModel
 
 from benchmarks.packs import build_pack, lora, mixed
 from benchmarks.shapes import random_base, random_rows, shape_config
-from loragrid.attention import use_causal_attention
-from loragrid.engine import STEPS_BEFORE_CAPTURE, Engine, compile_layers, fuse_pieces
-from loragrid.engine_choice import EngineChoice, Mode
-from loragrid.failure import Failure
-from loragrid.measurement import wait_for, weight_bytes
-from loragrid.sharding import shard_base, whole_head
-from loragrid.step import Batch, PackModel, StepResult, SumOverWorkers, one_worker, train_step
+from loragrid.models.attention import use_causal_attention
+from loragrid.models.sharding import shard_base, whole_head
+from loragrid.training.cuda_graphs import STEPS_BEFORE_CAPTURE, Engine, compile_layers, fuse_pieces
+from loragrid.training.failure import Failure
+from loragrid.training.meters import wait_for, weight_bytes
+from loragrid.training.step import Batch, PackModel, StepResult, SumOverWorkers, one_worker, train_step
+from loragrid.training.step_mode import EngineChoice, Mode
 from loragrid_methods import Method
 
 NUM_WARM_UP, NUM_TIMED, NUM_COMPARED = STEPS_BEFORE_CAPTURE + 2, 9, 10

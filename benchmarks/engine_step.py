@@ -21,13 +21,19 @@ import transformers
 from benchmarks.packs import build_pack, lora, mixed
 from benchmarks.peft_loop import PeftLoop, step_milliseconds
 from benchmarks.shapes import random_base, random_rows, shape_config
-from loragrid.attention import use_causal_attention
-from loragrid.determinism import compute_deterministically
-from loragrid.engine import BATCHES_BEFORE_CAPTURE, STEPS_BEFORE_CAPTURE, Engine, compile_layers, fuse_pieces
-from loragrid.engine_choice import EngineChoice, Mode
-from loragrid.measurement import count_saved_bytes
-from loragrid.memory_estimate import estimate_memory
-from loragrid.step import PackModel, one_worker, train_step
+from loragrid.models.attention import use_causal_attention
+from loragrid.planning.memory_estimate import estimate_memory
+from loragrid.training.cuda_graphs import (
+    BATCHES_BEFORE_CAPTURE,
+    STEPS_BEFORE_CAPTURE,
+    Engine,
+    compile_layers,
+    fuse_pieces,
+)
+from loragrid.training.determinism import compute_deterministically
+from loragrid.training.meters import count_saved_bytes
+from loragrid.training.step import PackModel, one_worker, train_step
+from loragrid.training.step_mode import EngineChoice, Mode
 from loragrid_methods import Method
 
 DEVICE = torch.device("cuda")

@@ -54,7 +54,7 @@ def prepare_inputs(model: str, folder: Path, device: str, length: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     code = (
         "import sys; from pathlib import Path; from benchmarks.grid import make_inputs\n"
-        "import loragrid.sweep, loragrid.worker, torch._inductor.compile_fx\n"
+        "import loragrid.sweep.run, loragrid.worker.main, torch._inductor.compile_fx\n"
         "from loragrid.config import ModelConfig; from loragrid.models import model_digest\n"
         "make_inputs(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))\n"
         "model_digest(ModelConfig(name=str(Path(sys.argv[2]) / 'model')))"
@@ -89,7 +89,7 @@ def time_own(folder: Path, measure_steps: int) -> None:
     from rich.console import Console
 
     import loragrid as lg
-    from loragrid.config import experiment_from_mapping
+    from loragrid.trials.load import experiment_from_mapping
 
     mapping = experiment(folder, measure_steps)
     file = folder / "grid.yaml"
@@ -111,7 +111,7 @@ def train_with_peft(config: dict[str, Any]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from benchmarks.peft_loop import PeftLoop
-    from loragrid.step import Batch
+    from loragrid.training.step import Batch
 
     folder = Path(config["folder"])
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks.shapes import SEVEN_LINEARS
-from loragrid.step import PackModel
+from loragrid.training.step import PackModel
 from loragrid_methods import Method, get_method
 from loragrid_methods.engine.optimizer import MemberAdamW
 from loragrid_methods.engine.pack import AdapterPack, member_order

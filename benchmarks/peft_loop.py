@@ -11,8 +11,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from benchmarks.packs import ALPHA, CLIP_NORM, LEARNING_RATE, RANK
 from benchmarks.shapes import SEVEN_LINEARS
-from loragrid.loss import labelled_hidden_states, member_losses
-from loragrid.step import Batch
+from loragrid.training.loss import labelled_hidden_states, member_losses
+from loragrid.training.step import Batch
 
 
 class PeftLoop:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from loragrid.environment import hardware_tags, version_tags
+from loragrid.worker.environment import hardware_tags, version_tags
 
 REASON_LENGTH = 200
 

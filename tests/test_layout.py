@@ -84,7 +84,7 @@ def test_importing_every_method_imports_torch_alone() -> None:
 
 def test_what_every_process_of_a_sweep_imports_leaves_the_models_and_the_record_out() -> None:
     code = (
-        "import sys, loragrid.driver, loragrid.messages\n"
+        "import sys, loragrid.sweep.ray_trainer, loragrid.worker.messages\n"
         "print(sorted({'mlflow', 'datasets', 'transformers.modeling_utils'} & sys.modules.keys()))"
     )
     assert run_python(code, path="platform:methods") == "[]"

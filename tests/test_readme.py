@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from loragrid import experiment_from_mapping
-from loragrid.grid import expand
+from loragrid.trials.expand import expand
 from loragrid_methods import method_names
-from tests.loragrid import test_custom_sweep
+from tests.sweep import test_trainable as test_custom_sweep
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

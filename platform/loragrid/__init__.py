@@ -13,34 +13,35 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from loragrid.comparison import Comparison, load_comparison
-    from loragrid.config import Experiment, ExperimentError, experiment_from_mapping, load_experiment
-    from loragrid.custom_sweep import recording, trainable
-    from loragrid.item_scores import load_scores
-    from loragrid.planning import Plan, plan
-    from loragrid.report_files import write_report
-    from loragrid.selection import Verdict
-    from loragrid.sweep import SweepResult, run
-    from loragrid.verdict import judge, load_verdict
+    from loragrid.comparison.item_scores import load_scores
+    from loragrid.comparison.selection import Verdict
+    from loragrid.comparison.table import Comparison, load_comparison
+    from loragrid.comparison.verdict import judge, load_verdict
+    from loragrid.config.experiment import Experiment, ExperimentError
+    from loragrid.planning.plan import Plan, plan
+    from loragrid.report.files import write_report
+    from loragrid.sweep.run import SweepResult, run
+    from loragrid.sweep.trainable import recording, trainable
+    from loragrid.trials.load import experiment_from_mapping, load_experiment
 
 _HOME = {
-    "Comparison": "comparison",
-    "load_comparison": "comparison",
-    "Experiment": "config",
-    "ExperimentError": "config",
-    "experiment_from_mapping": "config",
-    "load_experiment": "config",
-    "recording": "custom_sweep",
-    "trainable": "custom_sweep",
-    "load_scores": "item_scores",
-    "Plan": "planning",
-    "plan": "planning",
-    "write_report": "report_files",
-    "Verdict": "selection",
-    "SweepResult": "sweep",
-    "run": "sweep",
-    "judge": "verdict",
-    "load_verdict": "verdict",
+    "Comparison": "comparison.table",
+    "load_comparison": "comparison.table",
+    "Experiment": "config.experiment",
+    "ExperimentError": "config.experiment",
+    "experiment_from_mapping": "trials.load",
+    "load_experiment": "trials.load",
+    "recording": "sweep.trainable",
+    "trainable": "sweep.trainable",
+    "load_scores": "comparison.item_scores",
+    "Plan": "planning.plan",
+    "plan": "planning.plan",
+    "write_report": "report.files",
+    "Verdict": "comparison.selection",
+    "SweepResult": "sweep.run",
+    "run": "sweep.run",
+    "judge": "comparison.verdict",
+    "load_verdict": "comparison.verdict",
 }
 
 __all__ = [

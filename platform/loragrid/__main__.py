@@ -1,6 +1,6 @@
 """`python -m loragrid`: the same as the command `loragrid`."""
 
-from loragrid.cli import main
+from loragrid.cli.main import main
 
 if __name__ == "__main__":
     main()

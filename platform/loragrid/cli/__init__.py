@@ -1,0 +1,1 @@
+"""The command line: one module for the commands on experiments, one for those on records."""

@@ -1,0 +1,98 @@
+"""The commands that take an experiment file: run, plan."""
+
+import json
+import os
+import shlex
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from loragrid.cli.options import ExperimentFile, Overrides, escaped, print_verdict, say, terminal
+
+
+def run(
+    file: ExperimentFile,
+    set_: Overrides = None,
+    address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster: auto, or HOST:PORT. Default: one for this run.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The sweep's name. Default: the experiment's, numbered.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the latest sweep (or --name): train what it has not finished.")
+    ] = False,
+) -> None:
+    """Run an experiment: train every trial, record it in MLflow, print the comparison."""
+    # Ray reads this when it is imported. A pack's five processes are more than Ray expects on two CPUs, and it says so.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "maximum expected startup concurrency")
+    from loragrid.comparison.table import load_comparison
+    from loragrid.report.loss_curves import has_losses, plot_loss_curves
+    from loragrid.report.terminal import render_table
+    from loragrid.sweep.run import run as run_sweep
+    from loragrid.sweep.signals import SweepInterrupted
+    from loragrid.sweep.storage import local_folder
+    from loragrid.trials.load import load_experiment
+
+    experiment = load_experiment(file, set_ or ())
+    console = terminal()
+    if experiment.question:
+        console.print(f"[bold]{escaped(experiment.question)}[/]", highlight=False)
+    try:
+        result = run_sweep(experiment, address=address, name=name, resume=resume, console=console)
+    except SweepInterrupted as interruption:
+        words = ["loragrid", "run", str(file), *(word for override in set_ or () for word in ("--set", override))]
+        again = shlex.join([*words, "--name", interruption.sweep, "--resume"])
+        say(console, f"interrupted; to go on: {again}", "yellow")
+        raise typer.Exit(128 + interruption.signal) from None
+    if result.waiting_record is not None:
+        say(
+            console,
+            f"MLflow has not taken all of the record: the rest waits in {result.waiting_record}; when it answers "
+            f"again: loragrid sync --storage {local_folder(experiment)}; then, for the report: "
+            f"{shlex.join(['loragrid', 'report', experiment.name, '--sweep', result.name, '--out', 'report.html'])}",
+            "yellow",
+        )
+        raise typer.Exit(1)
+    comparison = load_comparison(experiment.name, result.tracking_uri, result.name, curves=result.curves)
+    console.print(render_table(comparison, console.width))
+    print_verdict(console, comparison)
+    if has_losses(comparison):
+        picture = plot_loss_curves(comparison, local_folder(experiment) / f"{result.name}.png")
+        say(console, f"loss curves   {picture}")
+    if result.report is not None:
+        say(console, f"report        {result.report}")
+    say(console, f"MLflow store  {result.tracking_uri}")
+    say(console, f"browse it     loragrid ui --storage {local_folder(experiment)}")
+    if not result.succeeded:
+        raise typer.Exit(1)
+
+
+def plan(
+    file: ExperimentFile,
+    set_: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Time some real steps of every shape of pack on this machine first.")
+    ] = False,
+    calibration_seconds: Annotated[
+        float, typer.Option(help="After so long, --calibrate takes up no further shape of pack.")
+    ] = 120.0,
+) -> None:
+    """Print what would run: trials, parameter counts, packs, time. Without --calibrate it loads no weights."""
+    from loragrid.cli.plan_table import render_plan
+    from loragrid.planning.plan import plan as make_plan
+    from loragrid.sweep.forecast import forecast, gpu_memory_here, too_large
+    from loragrid.trials.load import load_experiment
+
+    # What is said on the way must not come between the lines of the JSON.
+    told = Console(stderr=True)
+    the_plan, estimate = forecast(
+        make_plan(load_experiment(file, set_ or ())), told, calibrated=calibrate, budget_seconds=calibration_seconds
+    )
+    if as_json:
+        typer.echo(json.dumps(the_plan.to_dict() | {"time_on_this_machine": estimate.to_dict()}, indent=2))
+    else:
+        terminal().print(render_plan(the_plan, estimate))
+        memory = gpu_memory_here()
+        for sentence in too_large(the_plan, memory) if memory is not None else ():
+            say(terminal(), sentence, "yellow")

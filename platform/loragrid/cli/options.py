@@ -1,0 +1,72 @@
+"""What the command line's commands share: options that several take, and the terminal that they write to."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from loragrid.comparison.table import Comparison
+
+DEFAULT_STORAGE = "loragrid-store"
+
+ExperimentFile = Annotated[Path, typer.Argument(help="An experiment file (YAML).", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Change one key of the file: training.steps=10. Can be repeated.")
+]
+ExperimentName = Annotated[str, typer.Argument(help="The experiment's name.", show_default=False)]
+SweepName = Annotated[str | None, typer.Option(help="One sweep of it. Default: the latest.")]
+Apart = Annotated[
+    list[str] | None,
+    typer.Option(help="An axis (a column) to compare at each of its values, not to choose over. Can be repeated."),
+]
+Storage = Annotated[str, typer.Option(help="The folder a sweep was stored in (`storage.path`).")]
+TrackingUri = Annotated[str | None, typer.Option("--tracking-uri", help="MLflow's store, if not the one in --storage.")]
+
+
+def terminal() -> Console:
+    """Where commands write their results."""
+    console = Console()
+    # Without a terminal (a log, a pipe) rich would cut the table at 80 columns.
+    return console if console.is_terminal else Console(width=120)
+
+
+def escaped(text: str) -> str:
+    """Text in which rich finds no markup."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def say(console: Console, sentence: str, style: str | None = None) -> None:
+    """A sentence as it is: nothing in it is markup, coloured for what it looks like, or wrapped."""
+    console.print(sentence, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def store_in(storage: str, tracking_uri: str | None) -> str:
+    """The tracking URI of a store that exists.
+
+    ValueError: there is none yet.
+    """
+    from loragrid.tracking.store_uri import default_tracking_uri, sqlite_path
+
+    uri = default_tracking_uri(storage, tracking_uri)
+    path = sqlite_path(uri)
+    if path is not None and not path.exists():
+        raise ValueError(f"--storage {storage}: no MLflow store there ({path}); run an experiment first")
+    return uri
+
+
+def print_verdict(console: Console, comparison: "Comparison", apart: Sequence[str] = ()) -> None:
+    """What the sweep shows, task by task."""
+    from loragrid.comparison.settings import tasks_of
+    from loragrid.comparison.verdict import load_verdict
+    from loragrid.report.verdict_table import render_verdict
+
+    for label, part in tasks_of(comparison).items():
+        console.print()
+        if label:
+            console.print(label, style="bold", highlight=False, markup=False)
+        console.print(render_verdict(load_verdict(part, apart)))

@@ -1,0 +1,90 @@
+"""A plan as a table for the terminal."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from loragrid.comparison.axes import varying_axes
+from loragrid.formatting import count_of
+from loragrid.planning.memory_estimate import MemoryEstimate
+from loragrid.planning.plan import Plan
+from loragrid.planning.time_estimate import TimeEstimate
+from loragrid.trials.successive_halving import rung_steps
+
+
+def render_plan(plan: Plan, estimate: TimeEstimate | None = None) -> RenderableType:
+    """Every trial with its axes, its exact parameter counts and its pack; `estimate` is of this machine."""
+    experiment, first = plan.experiment, plan.trials[0]
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("trial", no_wrap=True)
+    table.add_column("method", no_wrap=True)
+    axes = varying_axes([trial.parameters() for trial in plan.trials])
+    for heading in [*axes, "trainable", "stored", "pack"]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    pack_of = {trial.trial_id: pack.pack_id for pack in plan.packs for trial in pack.trials}
+    for trial in plan.trials:
+        parameters, count = trial.parameters(), plan.counts[trial.trial_id]
+        point = ["" if parameters.get(path) is None else str(parameters[path]) for path in axes.values()]
+        table.add_row(
+            trial.trial_id,
+            trial.label or trial.method.name,
+            *point,
+            f"{count.trainable:,}",
+            f"{count.stored:,}",
+            pack_of[trial.trial_id],
+        )
+    training = first.training
+    facts = (
+        f"{count_of(len(plan.trials), 'trial')} in {count_of(len(plan.packs), 'pack')}; "
+        f"{first.model.name} ({first.model.dtype}), {first.data.name}, "
+        f"{count_of(training.steps, 'step')} of {count_of(training.batch_size, 'row')}"
+    )
+    if training.micro_batch_size is not None:
+        facts += f", on each worker {training.micro_batch_size} at once"
+    engines: dict[str, list[str]] = {}
+    for pack in plan.packs:
+        choice = plan.gpu_engine(pack)
+        engines.setdefault(f"{choice.mode} ({choice.reason})", []).append(pack.pack_id)
+    lines = [Text(f"steps on a GPU, {_first_and_last(packs)}: {engine}") for engine, packs in engines.items()]
+    for pack in plan.largest_packs():
+        size = count_of(len(pack.trials), "trial")
+        lines.append(Text(f"memory on a GPU, {pack.pack_id} ({size}): {_memory(plan.gpu_memory(pack))}"))
+    num_tokens = [trial.training.steps * trial.training.batch_size * trial.data.max_length for trial in plan.trials]
+    lines.append(Text(f"tokens: at most {max(num_tokens):,} per trial, {sum(num_tokens):,} in all"))
+    if estimate is not None:
+        lines += [Text(sentence) for sentence in estimate.sentences()]
+    if experiment.early_stopping is not None:
+        lines.append(Text(f"early stopping: {_rungs(plan)}"))
+    return Group(Text(experiment.question, style="bold"), Text(facts), *lines, table)
+
+
+def _memory(estimate: MemoryEstimate | None) -> str:
+    if estimate is None:
+        return "not known: this model's steps depend on values"
+    sizes = asdict(estimate)
+    scoring = _parts({name: sizes.pop(name) for name in ("evaluation", "generation")})
+    instead = f"; when scored, in place of activations and passing: {scoring}" if scoring else ""
+    return f"about {estimate.total / 2**30:.1f} GiB ({_parts(sizes)}{instead})"
+
+
+def _parts(sizes: Mapping[str, int]) -> str:
+    """What is large enough to be seen in GiB."""
+    return ", ".join(f"{name} {size / 2**30:.1f}" for name, size in sizes.items() if size >= 2**30 / 20)
+
+
+def _rungs(plan: Plan) -> str:
+    """How many of the trials that compete train how far, as far as that is known beforehand."""
+    config = plan.experiment.early_stopping
+    assert config is not None
+    rungs = rung_steps(config, plan.trials[0].training.steps)
+    return (
+        f"one in {config.reduction_factor} by {config.metric} goes on at step "
+        f"{', '.join(str(rung) for rung in rungs[:-1])}; the last end at {rungs[-1]}"
+    )
+
+
+def _first_and_last(pack_ids: list[str]) -> str:
+    return pack_ids[0] if len(pack_ids) == 1 else f"{pack_ids[0]} to {pack_ids[-1]} ({len(pack_ids)} packs)"

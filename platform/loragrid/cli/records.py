@@ -1,0 +1,138 @@
+"""The commands that read a sweep's record, or see to it: compare, report, sync, export, ui."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loragrid.cli.options import (
+    DEFAULT_STORAGE,
+    Apart,
+    ExperimentName,
+    Storage,
+    SweepName,
+    TrackingUri,
+    print_verdict,
+    say,
+    store_in,
+    terminal,
+)
+from loragrid.formatting import count_of
+
+
+def compare(
+    name: ExperimentName,
+    sweep: SweepName = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Write the loss curves to this PNG file.")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a sweep whose trials ran on unlike code, hardware or inputs.")
+    ] = False,
+    apart: Apart = None,
+    storage: Storage = DEFAULT_STORAGE,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Print the table of a sweep and what it shows, from MLflow alone."""
+    from loragrid.comparison.fingerprint import fingerprint_of, refuse_mixed
+    from loragrid.comparison.selection import check_apart
+    from loragrid.comparison.table import load_comparison
+    from loragrid.report.terminal import plot_loss_curves, render_table
+
+    if as_csv and as_json:
+        raise ValueError("--csv and --json: one of them at a time")
+    if apart and (as_csv or as_json):
+        raise ValueError(
+            "--apart: the CSV and the JSON of `compare` hold trials, of which nothing is chosen; allowed: without "
+            "--apart, or `loragrid report --apart`"
+        )
+    comparison = load_comparison(name, store_in(storage, tracking_uri), sweep)
+    check_apart(comparison, apart or ())
+    if strict:
+        refuse_mixed(fingerprint_of(comparison))
+    if plot is not None:
+        plot_loss_curves(comparison, plot)
+    if as_csv:
+        typer.echo(comparison.to_csv(), nl=False)
+    elif as_json:
+        report = fingerprint_of(comparison).to_dict()
+        typer.echo(json.dumps(json.loads(comparison.to_json()) | {"fingerprint": report}, indent=2))
+    else:
+        console = terminal()
+        console.print(render_table(comparison, console.width))
+        print_verdict(console, comparison, apart or ())
+        if plot is not None:
+            say(console, f"loss curves  {plot}")
+
+
+def report(
+    name: ExperimentName,
+    out: Annotated[Path, typer.Option(help="The file to write: .html, .md, .csv or .json.", show_default=False)],
+    sweep: SweepName = None,
+    format_: Annotated[
+        str | None,
+        typer.Option("--format", help="html, md, csv, json; or peft: a folder of result files for PEFT's app."),
+    ] = None,
+    apart: Apart = None,
+    storage: Storage = DEFAULT_STORAGE,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Write the report of a sweep, from MLflow alone: one page that holds all it shows and opens offline."""
+    from loragrid.comparison.table import load_comparison
+    from loragrid.report.files import format_of, write_report
+
+    format_of(out, format_)
+    comparison = load_comparison(name, store_in(storage, tracking_uri), sweep)
+    console = terminal()
+    for sentence in write_report(comparison, out, format_, apart or ()):
+        say(console, sentence, "yellow")
+    say(console, f"report  {out}")
+
+
+def sync(storage: Storage = DEFAULT_STORAGE) -> None:
+    """Deliver to MLflow what a sweep could not: the store was away, or the program was killed."""
+    from loragrid.tracking.sync import sync as deliver
+
+    folder = Path(storage).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"--storage {storage}: no such folder; allowed: the `storage.path` of a sweep that was run")
+    delivered = deliver(folder.resolve() / "spool")
+    console = terminal()
+    for sweep, number in delivered.items():
+        say(console, f"{sweep}: {count_of(number, 'operation')} delivered")
+    if not delivered:
+        say(console, "nothing waits: MLflow has it all")
+
+
+def export(
+    run_id: Annotated[str, typer.Argument(help="A trial's MLflow run id, or its trial id.", show_default=False)],
+    to: Annotated[Path, typer.Option("--to", help="The folder to write; must not exist yet.", show_default=False)],
+    merged: Annotated[bool, typer.Option("--merged", help="A whole model with the adapter merged in.")] = False,
+    storage: Storage = DEFAULT_STORAGE,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Write a trial's adapter, as PEFT loads it, or the merged model."""
+    from loragrid.tracking.artifacts import export_run
+
+    export_run(run_id, store_in(storage, tracking_uri), to, merged=merged)
+    say(terminal(), f"{'merged model' if merged else 'adapter'}  {to}")
+
+
+def ui(
+    storage: Storage = DEFAULT_STORAGE,
+    tracking_uri: TrackingUri = None,
+    host: Annotated[str, typer.Option(help="The address to serve on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to serve on.")] = 5000,
+) -> None:
+    """Open MLflow's pages on the store."""
+    from loragrid.tracking.pages import experiment_pages, tracking_ui_command
+
+    store = store_in(storage, tracking_uri)
+    command = tracking_ui_command(store, host, port)
+    console = terminal()
+    for name, page in experiment_pages(store, f"http://{host}:{port}").items():
+        say(console, f"{name}  {page}")
+    say(console, "MLflow is starting; Ctrl-C ends it")
+    raise typer.Exit(subprocess.run(command, check=False).returncode)

@@ -1,0 +1,1 @@
+"""Reads recorded trials from MLflow and judges them: table, selection, verdict, statistics."""

@@ -1,0 +1,64 @@
+"""An experiment written back as the YAML file that runs it: as the sweep keeps it, or rebuilt from its parameters."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from loragrid.config.experiment import Experiment
+from loragrid.tracking.recorder import Recorder
+from loragrid.tracking.store_uri import MAX_PARAMETER_LENGTH
+
+EXPERIMENT_FILE = "experiment.yaml"
+"""The artifact of the sweep's run that holds the experiment, overrides applied."""
+
+
+def experiment_to_yaml(experiment: Experiment) -> str:
+    """The whole experiment, defaults written out: what a later version would choose otherwise stays as it was."""
+    return _to_yaml(experiment.model_dump(mode="json"))
+
+
+def keep_experiment(recorder: Recorder, experiment: Experiment) -> None:
+    """Keep the experiment's file with the sweep's run, which must be open."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / EXPERIMENT_FILE
+        path.write_text(experiment_to_yaml(experiment), encoding="utf-8")
+        recorder.log_sweep_artifact(path)
+
+
+def rebuild_experiment(parameters: Mapping[str, str]) -> str | None:
+    """The file behind a sweep's recorded parameters (`sweep_parameters`); None where one was too long to be recorded.
+
+    For sweeps recorded before they kept the file itself.
+    """
+    if not parameters or any(len(text) >= MAX_PARAMETER_LENGTH for text in parameters.values()):
+        return None
+    mapping: dict[str, Any] = {}
+    for path, text in parameters.items():
+        section, _, key = path.partition(".")
+        # `grid` holds dotted keys of its own; every other section is one level deep.
+        inner = mapping.setdefault(section, {}) if key else mapping
+        inner[key or section] = _parse(text)
+    return _to_yaml(mapping)
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _to_yaml(mapping: Mapping[str, Any]) -> str:
+    axes = mapping.get("grid") or {}
+    written = {
+        # An axis of the grid takes the place of the section's key: a file with both is refused.
+        section: {key: item for key, item in value.items() if f"{section}.{key}" not in axes}
+        if isinstance(value, dict)
+        else value
+        for section, value in mapping.items()
+    }
+    return yaml.safe_dump(written, sort_keys=False, allow_unicode=True, width=100)

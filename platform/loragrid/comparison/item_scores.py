@@ -1,0 +1,58 @@
+"""Reads back from MLflow what every trial scored on every single test row: what paired tests over rows need."""
+
+import os
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+from mlflow import MlflowClient
+
+from loragrid.comparison.table import Comparison
+from loragrid.tracking.store_uri import quiet_store
+
+SCORES_ARTIFACT = "scores/test.csv"
+SCORE_COLUMNS = ("trial_id", "row", "num_labels", "loss")
+
+
+def load_scores(comparison: Comparison, trial_ids: Collection[str] | None = None) -> pd.DataFrame:
+    """One line per trial and test row: trial_id, row, num_labels, loss, and `correct` where the task has an accuracy.
+
+    row: 16 hex digits that identify the row by its content. loss: nats, summed over the row's `num_labels` labels.
+    correct: 0 or 1. Finished trials alone, or those among `trial_ids`; trials without scores are left out, and a sweep
+    without test figures is not searched for any.
+    """
+    scores = pd.DataFrame(columns=list(SCORE_COLUMNS))
+    if not any(column.startswith("test/") for column in comparison.table.columns):
+        return scores
+    finished = comparison.table[comparison.table["status"] == "FINISHED"]
+    if trial_ids is not None:
+        finished = finished[finished["trial_id"].isin(list(trial_ids))]
+    parts: list[pd.DataFrame] = []
+    with quiet_store(), no_progress_bars(), tempfile.TemporaryDirectory() as folder:
+        client = MlflowClient(tracking_uri=comparison.tracking_uri)
+        for trial_id, run_id in zip(finished["trial_id"], finished["run_id"], strict=True):
+            if SCORES_ARTIFACT in {file.path for file in client.list_artifacts(run_id, "scores")}:
+                target = Path(folder) / run_id
+                target.mkdir()
+                path = client.download_artifacts(run_id, SCORES_ARTIFACT, str(target))
+                # Sixteen hex digits can look like a number, 1234567890123456 or 12345678901e2345, and would become one.
+                # Losses to the bit: by default pandas before 3 may read another last digit.
+                part = pd.read_csv(path, dtype={"row": str}, float_precision="round_trip")
+                part.insert(0, "trial_id", trial_id)
+                parts.append(part)
+    return pd.concat(parts, ignore_index=True) if parts else scores
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """MLflow draws one per file, which for dozens of small files is all that a reader would see."""
+    key = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
+    is_set = key in os.environ
+    os.environ.setdefault(key, "false")
+    try:
+        yield
+    finally:
+        if not is_set:
+            del os.environ[key]

@@ -1,0 +1,297 @@
+"""Tuned against tuned: every method's best setting, chosen on validation rows and reported on test rows.
+
+Which setting wins is decided by the mean over its seeds, and by three rules that keep luck out of it. A setting with a
+trial that diverged or was stopped early never wins by its other seeds. A setting that lacks seeds (a worker died, the
+sweep still runs) is not preferred to one that has them. And what the test rows say is never looked at.
+"""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from loragrid.comparison.ranking import holds, is_higher_better, ranking_metric
+from loragrid.comparison.settings import (
+    TASK_SECTIONS,
+    Row,
+    Setting,
+    plain_value,
+    rows_by_setting,
+    seed_of,
+    setting_of,
+    show_setting,
+    varying_within,
+)
+from loragrid.comparison.statistics import Interval, PairedTest, t_interval
+from loragrid.comparison.table import Comparison
+from loragrid.comparison.tuning import default_setting, edge_sides, ladder_axes
+from loragrid.formatting import format_value, is_missing
+from loragrid.tracking.store_uri import Scalar
+from loragrid.trials.outcome import DIVERGED, STOPPED_EARLY
+
+TEST_METRICS = ("test/accuracy", "test/loss")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A method's best setting: lowest mean (highest, of an accuracy) of `metric` on the validation rows over seeds.
+
+    validation, test: of the chosen setting; test is None where the sweep has no test rows. edges: axis -> best value,
+    where it is the lowest or highest of a ladder of at least two; edge_sides: axis -> which of them. default: the
+    method's untuned setting in the same sweep, with its own figures; None where the sweep does not hold it, or holds no
+    figure of it, for which `default_fault` gives the reason. apart: axis -> value, of the axes by which the method was
+    asked to be split into several contestants.
+    """
+
+    method: str
+    setting: Setting
+    metric: str
+    validation: Interval
+    test: Interval | None
+    edges: Mapping[str, Scalar]
+    edge_sides: Mapping[str, str] = field(default_factory=dict)
+    num_settings: int
+    default: "Choice | None" = None
+    default_fault: str = ""
+    apart: Mapping[str, Scalar] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The method, with what sets it apart from other choices of the same method."""
+        return " ".join([self.method, *(f"{axis} {format_value(value)}" for axis, value in self.apart.items())])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """Two methods' choices against each other, `over_seeds` and `over_items` where there are enough of them."""
+
+    first: str
+    second: str
+    metric: str
+    over_seeds: PairedTest | None
+    over_items: PairedTest | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a sweep shows: choices best first, every pair of them, and sentences a reader can quote.
+
+    metric: what is reported, `test/loss` or `test/accuracy` (`eval/final_loss`, `eval/accuracy` without test rows).
+    references: the untrained base, which is no contestant.
+    """
+
+    metric: str
+    higher_is_better: bool
+    choices: tuple[Choice, ...]
+    references: tuple[Choice, ...] = ()
+    contrasts: tuple[Contrast, ...]
+    sentences: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Every contestant's choice, best first by what is reported.
+
+    metric: what the settings were chosen by. reported: what their choices are compared by, see `Verdict.metric`.
+    references: choices of methods that train nothing, out of the contest.
+    """
+
+    metric: str
+    reported: str
+    choices: tuple[Choice, ...]
+    references: tuple[Choice, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def higher_is_better(self) -> bool:
+        return is_higher_better(self.reported)
+
+
+def check_apart(comparison: Comparison, apart: Collection[str]) -> None:
+    """ValueError: one of the names is no axis whose values can be set apart; seeds and tasks cannot."""
+    fixed = ("seed", *TASK_SECTIONS)
+    names = [name for name, path in comparison.axes.items() if not path.startswith(fixed)]
+    for name in apart:
+        if name not in names:
+            raise ValueError(f"apart: {name!r} is no axis of this sweep; allowed: {', '.join(names) or 'none'}")
+
+
+def choose(comparison: Comparison, apart: Collection[str] = ()) -> Selection:
+    """Every method's best setting by its mean validation figure over seeds: accuracy if there is one, else loss.
+
+    apart: axes (columns of the table) whose values are contestants of their own instead of being chosen between, such
+    as `rank` to compare at equal ranks, or `rslora`. Ties go to the lower validation loss, then to the first.
+
+    A neighbour that diverged or was stopped early bounds a ladder as well as one that did worse; one that is missing
+    does not. What counts as a ladder and as a default: `tuning`.
+
+    ValueError: `apart` names no axis; or the sweep has several tasks (`tasks_of` gives them one by one).
+    """
+    check_apart(comparison, apart)
+    tasks = [f"{name} ({path})" for name, path in comparison.axes.items() if path.startswith(TASK_SECTIONS)]
+    if tasks:
+        raise ValueError(f"the sweep varies {', '.join(tasks)}: losses on different tasks; allowed: one at a time")
+    metric = ranking_metric(comparison.table)
+    reported = next((key for key in TEST_METRICS if holds(comparison.table, key)), metric)
+    contestants: dict[tuple[Any, ...], list[_Candidate]] = {}
+    groups = rows_by_setting(comparison)
+    split = {method: varying_within(comparison, groups, method) for method in {rows[0]["method"] for rows in groups}}
+    for rows in groups:
+        method = rows[0]["method"]
+        own = {name: plain_value(rows[0][name]) for name in split[method] if name in apart}
+        candidate = _candidate(comparison, rows, split[method], metric)
+        contestants.setdefault((method, *own.items()), []).append(candidate)
+    choices: list[Choice] = []
+    references: list[Choice] = []
+    warnings: list[str] = []
+    for (_, *own_apart), candidates in contestants.items():
+        choice, words = _choose_one(comparison, candidates, dict(own_apart), metric, reported)
+        warnings += words
+        if choice is not None:
+            (references if _trains_nothing(candidates) else choices).append(choice)
+    if reported == metric and any(choice.num_settings > 1 for choice in choices):
+        warnings.append(
+            f"there are no test rows: the settings were chosen on the rows that {metric} reports, which flatters them"
+        )
+    return Selection(
+        metric=metric,
+        reported=reported,
+        choices=tuple(sorted(choices, key=lambda choice: _order(choice, reported))),
+        references=tuple(references),
+        warnings=tuple(warnings),
+    )
+
+
+def reported_interval(choice: Choice, reported: str) -> Interval | None:
+    """The choice's figures on the rows that are reported on; None where its trials lack them."""
+    return choice.test if reported in TEST_METRICS else choice.validation
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Candidate:
+    """A setting that could be chosen. figures: seed -> validation figure, of the trials that have one."""
+
+    setting: Setting
+    rows: Sequence[Row]
+    figures: Mapping[int, float]
+    seeds: frozenset[int]
+
+    @property
+    def fault(self) -> str:
+        """Why it must not win by the seeds it has left; "" where nothing speaks against it."""
+        reasons = [str(row["reason"] or "") for row in self.rows]
+        if any(reason.startswith(DIVERGED) for reason in reasons):
+            return "diverged"
+        return "was stopped early" if any(reason.startswith(STOPPED_EARLY) for reason in reasons) else ""
+
+    def order(self, metric: str) -> tuple[float, float]:
+        """Sorts the best mean first, by loss where accuracies tie."""
+        mean = sum(self.figures.values()) / len(self.figures)
+        loss = [_figure(row, "eval/final_loss") for row in self.rows if row["status"] == "FINISHED"]
+        present = [value for value in loss if value is not None]
+        tie = sum(present) / len(present) if present else math.inf
+        return (-mean if is_higher_better(metric) else mean, tie)
+
+
+def _candidate(comparison: Comparison, rows: Sequence[Row], names: Sequence[str], metric: str) -> _Candidate:
+    setting = setting_of(comparison, rows, names)
+    by_trial = {row["trial_id"]: _figure(row, metric) for row in rows if row["status"] == "FINISHED"}
+    figures = {seed: by_trial.get(trial_id) for seed, trial_id in setting.trial_ids.items()}
+    return _Candidate(
+        setting=setting,
+        rows=rows,
+        figures={seed: value for seed, value in figures.items() if value is not None},
+        seeds=frozenset(seed_of(comparison, row) for row in rows),
+    )
+
+
+def _choose_one(
+    comparison: Comparison, candidates: Sequence[_Candidate], apart: Mapping[str, Scalar], metric: str, reported: str
+) -> tuple[Choice | None, list[str]]:
+    """The best of one contestant's settings, and what a reader must know about how it was found."""
+    method = candidates[0].setting.method
+    name = " ".join([method, *(f"{axis} {format_value(value)}" for axis, value in apart.items())])
+    num_seeds = len(frozenset().union(*(candidate.seeds for candidate in candidates)))
+    sound = [candidate for candidate in candidates if candidate.figures and not candidate.fault]
+    if not sound:
+        faults = sorted({candidate.fault for candidate in candidates if candidate.fault})
+        why = (
+            f"each of its settings has a trial that {' or '.join(faults)}" if faults else "no trial of it has finished"
+        )
+        return None, [f"{name}: no setting can be chosen: {why}"]
+    num_finished = max(len(candidate.figures) for candidate in sound)
+    best = min(
+        (candidate for candidate in sound if len(candidate.figures) == num_finished),
+        key=lambda candidate: candidate.order(metric),
+    )
+    warnings: list[str] = []
+    if num_finished < num_seeds:
+        warnings.append(
+            f"{name}: no setting has finished on all {num_seeds} seeds; chosen among those with {num_finished}"
+        )
+    for candidate in candidates:
+        if candidate.figures and candidate.order(metric) < best.order(metric):
+            fault = f"a trial of it {candidate.fault}" if candidate.fault else "the others are missing"
+            warnings.append(
+                f"{name}: {show_setting(candidate.setting)} looks better on {len(candidate.figures)} of "
+                f"{len(candidate.seeds | best.seeds)} seeds, but {fault}: it is not chosen"
+            )
+    tried = [candidate.setting for candidate in candidates if candidate.figures or candidate.fault]
+    sides = edge_sides(best.setting, tried, ladder_axes(comparison, method))
+    settings = [candidate.setting for candidate in candidates]
+    wanted = default_setting(settings, best.setting, comparison.axes, comparison.methods.get(method, method))
+    default = next((candidate for candidate in candidates if candidate.setting == wanted), None)
+    fault = ""
+    if default is not None and (default.fault or not default.figures):
+        fault = f"a trial of it {default.fault}" if default.fault else "no trial of it has finished"
+        warnings.append(f"{name}: its default is {show_setting(default.setting)}: {fault}")
+    choice = replace(
+        _as_choice(best, apart, metric, reported, len(candidates)),
+        edges={axis: best.setting.values[axis] for axis in sides},
+        edge_sides=sides,
+        default=_as_choice(default, apart, metric, reported, len(candidates)) if default and default.figures else None,
+        default_fault=fault,
+    )
+    if choice.test is not None and choice.test.num < choice.validation.num:
+        warnings.append(f"{name}: {choice.test.num} of its {choice.validation.num} trials have a {reported}")
+    if choice.test is None and reported in TEST_METRICS:
+        warnings.append(f"{name}: its trials have no {reported}: it is out of the contest")
+    return choice, warnings
+
+
+def _as_choice(
+    candidate: _Candidate, apart: Mapping[str, Scalar], metric: str, reported: str, num_settings: int
+) -> Choice:
+    by_trial = {row["trial_id"]: row for row in candidate.rows}
+    tests = [_figure(by_trial[candidate.setting.trial_ids[seed]], reported) for seed in candidate.figures]
+    present = [value for value in tests if value is not None]
+    return Choice(
+        method=candidate.setting.method,
+        setting=candidate.setting,
+        metric=metric,
+        validation=t_interval(list(candidate.figures.values())),
+        test=t_interval(present) if present and reported in TEST_METRICS else None,
+        edges={},
+        num_settings=num_settings,
+        apart=apart,
+    )
+
+
+def _trains_nothing(candidates: Sequence[_Candidate]) -> bool:
+    """What a method without trainable parameters shows is the base itself: a reference, not a contestant."""
+    counts = [row.get("parameters/trainable") for candidate in candidates for row in candidate.rows]
+    present = [count for count in counts if not is_missing(count)]
+    return bool(present) and not any(present)
+
+
+def _figure(row: Row, key: str) -> float | None:
+    value: Any = row.get(key)
+    return None if is_missing(value) or not math.isfinite(value) else float(value)
+
+
+def _order(choice: Choice, reported: str) -> float:
+    interval = reported_interval(choice, reported)
+    if interval is None:
+        return math.inf
+    return -interval.mean if is_higher_better(reported) else interval.mean

@@ -1,0 +1,239 @@
+"""Reads a sweep back from MLflow, and from MLflow alone, as one table of trials and one table of their curves."""
+
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import Experiment, Metric, Run, ViewType
+
+from loragrid.comparison.axes import varying_axes
+from loragrid.formatting import is_missing
+from loragrid.tracking.store_uri import Scalar, parse_parameter, quiet_store, sqlite_path
+from loragrid.trials.metrics import CURVE_METRICS, CURVES_OF_TASKS, SUMMARY_METRICS
+from loragrid.trials.outcome import STOPPED_EARLY
+from loragrid.trials.tags import KIND_TAG, LABEL_TAG, METHOD_TAG, PARENT_TAG, QUESTION_TAG, REASON_TAG, TRIAL_TAG
+
+IDENTITY_COLUMNS = ("trial_id", "status", "method")
+CLOSING_COLUMNS = ("reason", "run_id")
+PAGE_SIZE = 1000
+NO_CURVES = pd.DataFrame(columns=["trial_id", "method", "step", "key", "value"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One sweep, read from MLflow.
+
+    `table` has one row per trial, in the order in which they were started: trial_id, status, method, every axis that
+    varies, every metric of the sweep by its MLflow key, reason, run_id. What was not measured is missing. A method
+    stands there under its label, where the experiment gives it one.
+    `curves` has one row per point: trial_id, method, step, key, value.
+    `axes` maps the names of the table's axis columns to the dotted paths of the YAML file, `methods` what stands in the
+    table's method column to the method's name.
+    """
+
+    experiment_name: str
+    sweep: str
+    question: str
+    tracking_uri: str
+    experiment_id: str
+    sweep_run_id: str
+    axes: Mapping[str, str]
+    table: pd.DataFrame
+    curves: pd.DataFrame
+    methods: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Trial id -> all tags of its run, from which `fingerprint_of` reads what it ran on."""
+    sweep_parameters: Mapping[str, str] = field(default_factory=dict)
+    """The experiment as the sweep's own run holds it, by dotted path."""
+    sweep_metrics: Mapping[str, float] = field(default_factory=dict)
+    """The sweep's own metrics, by MLflow key: how its trials ended, what it cost, what it was estimated to take."""
+
+    @cached_property
+    def metric_keys(self) -> list[str]:
+        outside = {*IDENTITY_COLUMNS, *CLOSING_COLUMNS, *self.axes}
+        return [column for column in self.table.columns if column not in outside]
+
+    def to_csv(self) -> str:
+        """The table as CSV text; what was not measured is an empty cell."""
+        text = io.StringIO()
+        self.table.to_csv(text, index=False, lineterminator="\n")
+        return text.getvalue()
+
+    def to_json(self, curves: bool = False) -> str:
+        """The table as JSON text (`null` where nothing was measured), with every trial's curves if asked for."""
+        trials = [{str(key): _plain(value) for key, value in row.items()} for row in self.table.to_dict("records")]
+        if curves:
+            for trial in trials:
+                points = self.curves[self.curves["trial_id"] == trial["trial_id"]]
+                trial["curves"] = {
+                    key: {"step": group["step"].tolist(), "value": group["value"].tolist()}
+                    for key, group in points.groupby("key", sort=False)
+                }
+        head = {
+            "experiment": self.experiment_name,
+            "sweep": self.sweep,
+            "question": self.question,
+            "sweep_run_id": self.sweep_run_id,
+            "axes": dict(self.axes),
+        }
+        return json.dumps({**head, "trials": trials}, indent=2, allow_nan=False)
+
+
+def load_comparison(
+    experiment_name: str, tracking_uri: str, sweep: str | None = None, *, curves: pd.DataFrame | None = None
+) -> Comparison:
+    """Reads one sweep of an experiment: the newest, or the newest with the given name or run id.
+
+    curves: the sweep's, where they are known already; they are most of what is read. `NO_CURVES` for none.
+
+    ValueError: there is no such store, experiment or sweep; the message lists those that exist.
+    """
+    path = sqlite_path(tracking_uri)
+    if path is not None and not path.exists():
+        # MLflow would create an empty store, which then looks as if the results were lost.
+        raise ValueError(f"there is no MLflow store at {path}; allowed: the tracking URI that `loragrid run` printed")
+    with quiet_store():
+        client = MlflowClient(tracking_uri=tracking_uri)
+        experiment = _find_experiment(client, experiment_name, tracking_uri)
+        parent = _find_sweep(client, experiment, sweep)
+    children = f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'"
+    runs = search_runs(client, experiment.experiment_id, children, "attributes.start_time ASC")
+    axes = varying_axes([_parameters(run) for run in runs], [*IDENTITY_COLUMNS, *CLOSING_COLUMNS])
+    return Comparison(
+        experiment_name=experiment_name,
+        sweep=str(parent.info.run_name),
+        question=parent.data.tags.get(QUESTION_TAG, ""),
+        tracking_uri=tracking_uri,
+        experiment_id=str(experiment.experiment_id),
+        sweep_run_id=str(parent.info.run_id),
+        axes=axes,
+        methods={_label(run): run.data.tags.get(METHOD_TAG, "") for run in runs},
+        table=_build_table(runs, axes),
+        curves=_build_curves(client, runs) if curves is None else curves,
+        tags={run.data.tags.get(TRIAL_TAG, str(run.info.run_name)): dict(run.data.tags) for run in runs},
+        sweep_parameters=dict(parent.data.params),
+        sweep_metrics=dict(parent.data.metrics),
+    )
+
+
+def _find_experiment(client: MlflowClient, name: str, tracking_uri: str) -> Experiment:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        pages = _pages(lambda token: client.search_experiments(max_results=PAGE_SIZE, page_token=token))
+        names = sorted(other.name for other in pages if other.name != "Default")
+        raise ValueError(f"experiment {name!r} is not in {tracking_uri}; there: {', '.join(names) or 'none'}")
+    return experiment
+
+
+def _find_sweep(client: MlflowClient, experiment: Experiment, sweep: str | None) -> Run:
+    runs = search_runs(client, experiment.experiment_id, f"tags.`{KIND_TAG}` = 'sweep'", "attributes.start_time DESC")
+    if not runs:
+        raise ValueError(f"experiment {experiment.name!r} holds no sweep yet")
+    for run in runs:
+        if sweep is None or sweep in (run.info.run_name, run.info.run_id):
+            return run
+    names = ", ".join(dict.fromkeys(str(run.info.run_name) for run in runs))
+    raise ValueError(f"sweep {sweep!r} is not in experiment {experiment.name!r}; there: {names}")
+
+
+def search_runs(client: MlflowClient, experiment_id: str, condition: str, order: str) -> list[Run]:
+    """All runs of an experiment that meet a condition of MLflow's search, page by page."""
+    return list(
+        _pages(
+            lambda token: client.search_runs(
+                [experiment_id], condition, ViewType.ACTIVE_ONLY, PAGE_SIZE, [order], page_token=token
+            )
+        )
+    )
+
+
+def _pages(search: Any) -> Iterable[Any]:
+    token: str | None = None
+    while True:
+        page = search(token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _parameters(run: Run) -> dict[str, Scalar]:
+    return {key: parse_parameter(text) for key, text in run.data.params.items()}
+
+
+def _label(run: Run) -> str:
+    return run.data.tags.get(LABEL_TAG) or run.data.tags.get(METHOD_TAG, "")
+
+
+def _build_table(runs: Sequence[Run], axes: Mapping[str, str]) -> pd.DataFrame:
+    found = dict.fromkeys(key for run in runs for key in run.data.metrics if key not in CURVE_METRICS)
+    # The known metrics keep the glossary's order; what a newer or own program logged stands behind them.
+    metric_keys = [key for key in SUMMARY_METRICS if key in found] + sorted(set(found) - set(SUMMARY_METRICS))
+    parameters = [_parameters(run) for run in runs]
+    columns: dict[str, list[Any]] = {
+        "trial_id": [run.data.tags.get(TRIAL_TAG, run.info.run_name) for run in runs],
+        "status": [run.info.status for run in runs],
+        "method": [_label(run) for run in runs],
+        **{name: [row.get(path) for row in parameters] for name, path in axes.items()},
+        **{key: [run.data.metrics.get(key) for run in runs] for key in metric_keys},
+        "reason": [run.data.tags.get(REASON_TAG, "") for run in runs],
+        "run_id": [run.info.run_id for run in runs],
+    }
+    return pd.DataFrame({name: _column(name, values) for name, values in columns.items()})
+
+
+def _column(name: str, values: Sequence[Any]) -> "pd.Series[Any]":
+    """Whole numbers stay whole where a value is missing; metrics that count bytes, steps or parameters are whole."""
+    present = [value for value in values if value is not None]
+    if name.startswith("parameters/") or name.endswith("_bytes") or "/steps_" in name:
+        values = [None if value is None else round(value) for value in values]
+        return pd.Series(values, dtype="Int64")
+    if present and all(type(value) is int for value in present):
+        return pd.Series(list(values), dtype="Int64")
+    if present and all(type(value) in (int, float) for value in present):
+        return pd.Series([math.nan if value is None else float(value) for value in values], dtype="float64")
+    return pd.Series(list(values), dtype="object")
+
+
+def _build_curves(client: MlflowClient, runs: Sequence[Run]) -> pd.DataFrame:
+    rows: list[tuple[str, str, int, str, float]] = []
+    for run in runs:
+        trial_id = run.data.tags.get(TRIAL_TAG, run.info.run_name)
+        method = _label(run)
+        for key in (*CURVE_METRICS, *CURVES_OF_TASKS):
+            if key in run.data.metrics:
+                points = _last_value_per_step(client.get_metric_history(run.info.run_id, key))
+                rows.extend((trial_id, method, step, key, value) for step, value in points)
+    return pd.DataFrame(rows, columns=list(NO_CURVES))
+
+
+def _last_value_per_step(history: Iterable[Metric]) -> list[tuple[int, float]]:
+    """A pack that went on from a checkpoint logs the steps after it again: the later value counts."""
+    ordered = sorted(history, key=lambda point: (point.step, point.timestamp))
+    return list({int(point.step): float(point.value) for point in ordered}.items())
+
+
+def _plain(value: Any) -> Any:
+    """A cell as JSON can hold it: no numpy scalars, no NaN."""
+    if is_missing(value):
+        return None
+    return value.item() if hasattr(value, "item") else value
+
+
+def sort_by_final_loss(table: pd.DataFrame) -> pd.DataFrame:
+    """Finished trials by final evaluation loss, then the finished without one, then the others."""
+    loss = table["eval/final_loss"] if "eval/final_loss" in table else pd.Series(math.nan, index=table.index)
+    finished = table["status"] == "FINISHED"
+    order = pd.DataFrame({"other": ~finished, "loss": loss.where(finished)})
+    return table.loc[order.sort_values(["other", "loss"], kind="stable", na_position="last").index]
+
+
+def is_stopped_early(row: Mapping[Any, Any]) -> bool:
+    """Whether the trial of a table's row fell behind and was stopped, as its experiment asks."""
+    return row["status"] == "KILLED" and str(row["reason"] or "").startswith(STOPPED_EARLY)

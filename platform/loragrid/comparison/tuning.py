@@ -1,0 +1,125 @@
+"""Where a chosen setting stands among those tried: at the end of a ladder, and against the untuned default."""
+
+import dataclasses
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, get_args
+
+from loragrid.comparison.settings import Setting
+from loragrid.comparison.table import Comparison
+from loragrid.config.method_settings import hyperparameter_types
+from loragrid.config.sections import MEMBER_TRAINING_KEYS, TrainingConfig
+from loragrid.tracking.store_uri import Scalar
+
+
+def edge_sides(best: Setting, tried: Sequence[Setting], ladders: Collection[str] = ()) -> dict[str, str]:
+    """Axis -> lowest or highest, where the best value stands at an end of those tried with all other values equal.
+
+    ladders: axes that are ladders whatever their values, see `ladder_axes`. Otherwise a ladder is an axis with
+    fractional values. Nothing lies below 0.
+    """
+    sides: dict[str, str] = {}
+    for axis, value in best.values.items():
+        others = _without(best.values, axis)
+        beside = [setting.values[axis] for setting in tried if _without(setting.values, axis) == others]
+        numbers = [own for own in beside if isinstance(own, int | float) and not isinstance(own, bool)]
+        is_ladder = axis in ladders or any(isinstance(number, float) for number in numbers)
+        if is_ladder and len(numbers) > 1 and value != 0 and value in (min(numbers), max(numbers)):
+            sides[axis] = "lowest" if value == min(numbers) else "highest"
+    return sides
+
+
+def ladder_axes(comparison: Comparison, label: str) -> set[str]:
+    """The axes of a method (as the table calls it) that are ladders by what they mean, or because they were so written.
+
+    Of a key that takes fractions (learning rates and their ratios, scalings, decays) too little and too much both hurt,
+    so that a best value at the end says that the ladder was too short, even one of whole numbers. Keys of whole numbers
+    (rank, steps, batch size) buy quality with cost: their best value is expected at the end of a list. Who writes a
+    ladder of them (`{ladder: [4, 64], points: 5}`) looks for the best between its ends.
+    """
+    written = _written_ladders(comparison.sweep_parameters, label)
+    method = comparison.methods.get(label, label)
+    return {axis for axis, path in comparison.axes.items() if path in written or _takes_fractions(method, path)}
+
+
+def _written_ladders(parameters: Mapping[str, str], label: str) -> set[str]:
+    """Dotted paths of the axes that an experiment, as its sweep recorded it, gives a method as a ladder."""
+    for_all = {
+        key.removeprefix("grid.") for key, text in parameters.items() if key.startswith("grid.") and _is_ladder(text)
+    }
+    own: dict[str, bool] = {}
+    for block in _parsed(parameters.get("methods", "")) or []:
+        if (block.get("label") or block.get("name")) == label:
+            for key, values in block.get("grid", {}).items():
+                path = f"training.{key}" if key in MEMBER_TRAINING_KEYS else f"method.{key}"
+                own[path] = own.get(path, False) or isinstance(values, dict)
+    return {path for path, is_ladder in own.items() if is_ladder} | (for_all - own.keys())
+
+
+def _is_ladder(text: str) -> bool:
+    return isinstance(_parsed(text), dict)
+
+
+def _parsed(text: str) -> Any:
+    """None where the record had no room for the whole."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _takes_fractions(method: str, path: str) -> bool:
+    """Whether the key is declared as a number, not as a whole one; False of a method that is no longer installed."""
+    section, _, name = path.partition(".")
+    if section == "training" and name in TrainingConfig.model_fields:
+        declared = TrainingConfig.model_fields[name].annotation
+    elif section == "method" and _is_installed(method):
+        declared = hyperparameter_types(method).get(name)
+    else:
+        return False
+    return float in (declared, *get_args(declared))
+
+
+def default_setting(settings: Sequence[Setting], best: Setting, axes: Mapping[str, str], method: str) -> Setting | None:
+    """The setting with the default on every axis that differs among `settings`; None where there is none, or no choice.
+
+    axes: name -> dotted path. method: its name, by which its class is found. The default is the method's, as it is
+    installed, or that of `training`; an axis without one (steps) keeps the value of `best`.
+    """
+    if len(settings) == 1:
+        return None
+    wanted = dict(best.values)
+    for axis in best.values:
+        if any(setting.values[axis] != best.values[axis] for setting in settings):
+            known, value = _default_value(method, axes[axis])
+            wanted[axis] = value if known else wanted[axis]
+    return next((setting for setting in settings if setting.values == wanted), None)
+
+
+def _without(values: Mapping[str, Scalar], axis: str) -> dict[str, Scalar]:
+    return {name: value for name, value in values.items() if name != axis}
+
+
+def _is_installed(method: str) -> bool:
+    """A record can hold a method that no longer is."""
+    import loragrid_methods  # it imports torch, which a comparison without axes of methods must not need
+
+    return method in loragrid_methods.method_names()
+
+
+def _default_value(method: str, path: str) -> tuple[bool, Scalar]:
+    """Whether the key has a default, and the default as a record writes it."""
+    section, _, name = path.partition(".")
+    if section == "training" and name in TrainingConfig.model_fields:
+        info = TrainingConfig.model_fields[name]
+        return (False, None) if info.is_required() else (True, info.default)
+    if section != "method":
+        return False, None
+    if not _is_installed(method):
+        return False, None
+    import loragrid_methods
+
+    value = loragrid_methods.get_method(method).defaults().get(name, dataclasses.MISSING)
+    if value is dataclasses.MISSING:
+        return False, None
+    return True, ",".join(value) if isinstance(value, tuple) else value

@@ -1,0 +1,1 @@
+"""Turns YAML into a checked `Experiment`; imports neither torch nor Ray."""

@@ -1,0 +1,285 @@
+"""The `Experiment`: what a file may hold, checked as a whole. Defaults are defined in this room and nowhere else."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from loragrid.config.errors import ExperimentError, Problem, show_value, unknown
+from loragrid.config.method_settings import (
+    AxisValue,
+    AxisValues,
+    check_axis_shape,
+    check_method_block,
+    check_value,
+    hyperparameter_types,
+    label_problems,
+    section_axis_types,
+    writes_base,
+)
+from loragrid.config.sections import (
+    HOLDING_KEYS,
+    MEMBER_TRAINING_KEYS,
+    OBSERVATION_KEYS,
+    DataConfig,
+    EarlyStoppingConfig,
+    EngineConfig,
+    ModelConfig,
+    PackConfig,
+    Section,
+    StorageConfig,
+    TrackingConfig,
+    TrainingConfig,
+    WorkersConfig,
+)
+from loragrid.config.task import TaskConfig, task_problems
+
+if TYPE_CHECKING:
+    Axis = Sequence[Any] | Mapping[str, Any]
+    """An axis as it is written: its values, or a ladder."""
+
+__all__ = [
+    "HOLDING_KEYS",
+    "MEMBER_TRAINING_KEYS",
+    "OBSERVATION_KEYS",
+    "DataConfig",
+    "EarlyStoppingConfig",
+    "EngineConfig",
+    "Experiment",
+    "ExperimentError",
+    "MethodConfig",
+    "ModelConfig",
+    "PackConfig",
+    "StorageConfig",
+    "TaskConfig",
+    "TrackingConfig",
+    "TrainingConfig",
+    "WorkersConfig",
+]
+
+
+class MethodConfig(Section):
+    """One method of an experiment with what is special to it.
+
+    label: what the comparison calls it, by default its name; a method's blocks of one label are tuned as one. Every key
+    beside these and `grid` is a hyperparameter of the method or one of MEMBER_TRAINING_KEYS.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    label: str | None = None
+    grid: dict[str, AxisValues] = Field(default_factory=dict)
+
+    if TYPE_CHECKING:  # the settings are checked below, where the method is known
+
+        def __init__(
+            self, *, name: str, label: str | None = None, grid: Mapping[str, Axis] = ..., **settings: Any
+        ) -> None: ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Key -> value of all that the block fixes, hyperparameters and training keys."""
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_block(cls, block: Any) -> Any:
+        if isinstance(block, cls):  # one that was made, and so checked, in Python
+            return block
+        if isinstance(block, str):
+            block = {"name": block}
+        if not isinstance(block, Mapping):
+            allowed = "a method's name, or a mapping with the key name"
+            raise ExperimentError([Problem(key="", value=block, what="is not a method", allowed=allowed)])
+        return check_method_block(block)
+
+
+class Experiment(Section):
+    """One question, the trials that answer it, and where they run and are recorded.
+
+    grid: axis -> values, or a ladder that stands for them (`{ladder: [1e-4, 1e-2], points: 5}`). `seed`; `model.X`,
+    `data.X`, `training.X`; `method.X` for every method that has X and does not set it itself.
+    """
+
+    name: Annotated[
+        str,
+        Field(
+            strict=True,
+            max_length=100,
+            pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$",
+            description="letters, digits, '.', '_' and '-', at most 100, beginning with a letter, a digit or '_'",
+        ),
+    ]
+    question: Annotated[
+        str,
+        Field(
+            strict=True, max_length=2000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f]*$", description="at most 2000 characters"
+        ),
+    ] = ""
+    model: ModelConfig
+    data: DataConfig
+    training: TrainingConfig
+    methods: Annotated[tuple[MethodConfig, ...], Field(min_length=1, description="a list of at least one method")]
+    grid: dict[str, AxisValues] = Field(default_factory=dict)
+    workers: WorkersConfig = WorkersConfig()
+    pack: PackConfig = PackConfig()
+    engine: EngineConfig = EngineConfig()
+    early_stopping: EarlyStoppingConfig | None = None
+    task: TaskConfig | None = None
+    tracking: TrackingConfig = TrackingConfig()
+    storage: StorageConfig = StorageConfig()
+
+    if TYPE_CHECKING:  # what pydantic turns into the fields' types
+
+        def __init__(
+            self,
+            *,
+            name: str,
+            question: str = ...,
+            model: ModelConfig | Mapping[str, Any],
+            data: DataConfig | Mapping[str, Any],
+            training: TrainingConfig | Mapping[str, Any],
+            methods: Sequence[MethodConfig | Mapping[str, Any] | str],
+            grid: Mapping[str, Axis] = ...,
+            workers: WorkersConfig | Mapping[str, Any] = ...,
+            pack: PackConfig | Mapping[str, Any] = ...,
+            engine: EngineConfig | Mapping[str, Any] = ...,
+            early_stopping: EarlyStoppingConfig | Mapping[str, Any] | None = ...,
+            task: TaskConfig | Mapping[str, Any] | None = ...,
+            tracking: TrackingConfig | Mapping[str, Any] = ...,
+            storage: StorageConfig | Mapping[str, Any] = ...,
+        ) -> None: ...
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _check_shape_of_grid(cls, grid: Any) -> dict[str, tuple[AxisValue, ...]]:
+        if not isinstance(grid, Mapping):
+            raise ExperimentError([Problem(key="", value=grid, what="is not a mapping", allowed="axis: [values]")])
+        axes: dict[str, tuple[AxisValue, ...]] = {}
+        problems: list[Problem] = []
+        for key, values in grid.items():
+            try:
+                axes[key] = check_axis_shape(key, values)
+            except ExperimentError as error:
+                problems += error.problems
+        if problems:
+            raise ExperimentError(problems)
+        return axes
+
+    @model_validator(mode="after")
+    def _check_across_sections(self) -> "Experiment":
+        problems = [problem for axis, values in self.grid.items() for problem in self._axis_problems(axis, values)]
+        problems += label_problems([(block.name, block.label) for block in self.methods])
+        num_workers = self.workers.num_workers
+        for size in self.grid.get("training.batch_size", (self.training.batch_size,)):
+            if isinstance(size, int):
+                problems += sharing_problems(size, self.training.micro_batch_size, num_workers)
+        if self.workers.strategy == "shard":
+            problems += self._sharding_problems()
+        if self.task is not None:
+            problems += task_problems(self.data, self.grid)
+        grace_steps = self.early_stopping.grace_steps if self.early_stopping else 0
+        if self.early_stopping is not None and self.pack.max_members == 1:
+            for axis in self.grid:
+                if axis.startswith(("model.", "data.")):
+                    what = "early_stopping compares all trials that train alone: their losses must be of one kind"
+                    problems.append(
+                        Problem(key=f"grid.{axis}", what=what, allowed="one value, or pack.max_members: auto")
+                    )
+        for steps in self.grid.get("training.steps", (self.training.steps,)):
+            if isinstance(steps, int) and grace_steps >= steps:
+                what = f"no trial of {steps} steps would ever be stopped"
+                key, allowed = "early_stopping.grace_steps", f"a whole number from 1 to {steps - 1}"
+                problems.append(Problem(key=key, value=grace_steps, what=what, allowed=allowed))
+        if problems:
+            raise ExperimentError(problems)
+        return self
+
+    def _sharding_problems(self) -> Iterator[Problem]:
+        key, value = "workers.strategy", self.workers.strategy
+        if self.workers.num_workers == 1:
+            what, allowed = "one worker shares the base with nobody", "replicate, or workers.num_workers from 2 on"
+            yield Problem(key=key, value=value, what=what, allowed=allowed)
+        for name in dict.fromkeys(block.name for block in self.methods):
+            if writes_base(name):
+                what = f"{name} writes the base, and only a frozen one is sharded"
+                yield Problem(key=key, value=value, what=what, allowed=f"replicate, or methods without {name}")
+
+    def _axis_problems(self, axis: str, values: Sequence[AxisValue]) -> Iterator[Problem]:
+        key, section_types = f"grid.{axis}", section_axis_types()
+        section, _, field = axis.partition(".")
+        if section == "method":
+            yield from self._method_axis_problems(key, field, values)
+        elif section == "training" and field in OBSERVATION_KEYS:
+            what = "decides what is observed, not the result: it cannot be an axis"
+            yield Problem(key=key, value=list(values), what=what, allowed=f"one value, as {axis}")
+        elif section == "training" and field in HOLDING_KEYS:
+            what = "decides what a step holds at once, not the result: it cannot be an axis"
+            yield Problem(key=key, value=list(values), what=what, allowed=f"one value, as {axis}")
+        elif axis not in section_types:
+            fields = {f"method.{name}" for block in self.methods for name in hyperparameter_types(block.name)}
+            yield unknown("axis", axis, [*sorted(fields), *section_types], key=key, value=list(values))
+        else:
+            for value in values:
+                try:
+                    check_value(section_types[axis], key, value)
+                except ExperimentError as error:
+                    yield from error.problems
+            if section == "training" and not any(self.takes_axis(block, axis) for block in self.methods):
+                yield Problem(
+                    key=key, value=list(values), what=f"every method sets its own {field}: the axis has no effect"
+                )
+            if section != "seed":
+                yield from self._fixed_value_problems(axis, values)
+
+    def _method_axis_problems(self, key: str, field: str, values: Sequence[AxisValue]) -> Iterator[Problem]:
+        types_of = {block.name: hyperparameter_types(block.name) for block in self.methods}
+        having = [name for name, types in types_of.items() if field in types]
+        if not having:
+            fields = sorted({f"method.{name}" for types in types_of.values() for name in types})
+            if field in MEMBER_TRAINING_KEYS:
+                fields = [f"training.{field}", *fields]
+            methods = ", ".join(types_of)
+            yield unknown(f"axis: no method here ({methods}) has {field!r}", f"method.{field}", fields, key=key)
+            return
+        if not any(self.takes_axis(block, f"method.{field}") for block in self.methods):
+            what = f"every method that has {field} ({', '.join(having)}) sets its own: the axis has no effect"
+            yield Problem(key=key, value=list(values), what=what)
+        for value in values:
+            for name in having:
+                try:
+                    check_value(types_of[name][field], key, value)
+                except ExperimentError as error:
+                    yield from error.problems
+                    break
+
+    def _fixed_value_problems(self, axis: str, values: Sequence[AxisValue]) -> Iterator[Problem]:
+        """A value beside its own axis would be dropped in silence, unless it is one of the axis's values."""
+        section, _, field = axis.partition(".")
+        config: BaseModel = getattr(self, section)
+        fixed = getattr(config, field)
+        if field in config.model_fields_set and fixed not in values:
+            what = f"is not among the values of the axis grid.{axis}"
+            allowed = f"{', '.join(show_value(value) for value in values)}, or one of the two left out"
+            yield Problem(key=axis, value=fixed, what=what, allowed=allowed)
+
+    def takes_axis(self, block: MethodConfig, axis: str) -> bool:
+        """Whether an axis of the top-level grid applies to a method: it has the field and does not set it itself."""
+        section, _, field = axis.partition(".")
+        own = field in block.settings or field in block.grid
+        if section == "method":
+            return field in hyperparameter_types(block.name) and not own
+        return not (section == "training" and own)
+
+
+def sharing_problems(batch_size: int, micro_batch_size: int | None, num_workers: int) -> Iterator[Problem]:
+    """What keeps a batch from being shared equally by the workers, or a worker's share from being cut equally."""
+    share, left = divmod(batch_size, num_workers)
+    if left:
+        what = f"cannot share the {batch_size} rows of training.batch_size equally"
+        yield Problem(key="workers.num_workers", value=num_workers, what=what, allowed=f"a divisor of {batch_size}")
+    elif micro_batch_size is not None and share % micro_batch_size:
+        what = f"cannot cut the {share} rows of training.batch_size that each worker takes into equal parts"
+        allowed = f"a divisor of {share}, or null"
+        yield Problem(key="training.micro_batch_size", value=micro_batch_size, what=what, allowed=allowed)

@@ -1,0 +1,244 @@
+"""What a method's block and an axis may set, and the checks of single values; methods are looked up when needed."""
+
+import dataclasses
+import types
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, Field, InstanceOf, PlainSerializer, TypeAdapter, ValidationError
+
+from loragrid.config.errors import ExperimentError, Problem, show_value, unknown, what_is_wrong
+from loragrid.config.ladder import EXAMPLE, Ladder, as_written, ladder_values
+from loragrid.config.sections import (
+    HOLDING_KEYS,
+    MAX_SEED,
+    MEMBER_TRAINING_KEYS,
+    OBSERVATION_KEYS,
+    DataConfig,
+    Label,
+    ModelConfig,
+    Section,
+    Seed,
+    TrainingConfig,
+)
+
+AXIS_SECTIONS: dict[str, type[Section]] = {"model": ModelConfig, "data": DataConfig, "training": TrainingConfig}
+
+MAX_TRIALS = 10_000
+"""More than this is a slip of the pen (six axes of ten values are a million trials)."""
+
+Scalar = str | int | float | bool | None
+AxisValue = Scalar | tuple[str, ...]
+"""One value of an axis; the tuple is for lists of names such as `target_modules`."""
+
+AxisValues = Annotated[tuple[Any, ...], InstanceOf(), PlainSerializer(as_written)]
+"""The values of an axis as an experiment holds them, where a ladder stays one."""
+
+
+def check_method_name(name: object) -> None:
+    """Raises ExperimentError unless there is a method of that name."""
+    import loragrid_methods  # it imports torch, which reading the defaults must not need
+
+    names = loragrid_methods.method_names()
+    if not isinstance(name, str):
+        raise ExperimentError([Problem(key="name", value=name, what="is not a name", allowed=", ".join(names))])
+    if name not in names:
+        raise ExperimentError([unknown("method", name, names, key="name", value=name)])
+
+
+def hyperparameter_types(method: str) -> dict[str, Any]:
+    """Hyperparameter -> type, for a method that exists."""
+    import loragrid_methods  # as above
+
+    method_class = loragrid_methods.get_method(method)
+    hints = get_type_hints(method_class)
+    return {field.name: hints[field.name] for field in dataclasses.fields(method_class) if field.init}
+
+
+def writes_base(method: str) -> bool:
+    """Whether the method, which exists, trains the base itself."""
+    import loragrid_methods  # as above
+
+    return not loragrid_methods.get_method(method).packable
+
+
+def setting_types(method: str) -> dict[str, Any]:
+    """Every key a block of that method may hold beside `name` and `grid` -> its type."""
+    hints = get_type_hints(TrainingConfig, include_extras=True)
+    return hyperparameter_types(method) | {key: hints[key] for key in MEMBER_TRAINING_KEYS}
+
+
+def section_axis_types() -> dict[str, Any]:
+    """Every axis of the top-level grid that is no method's hyperparameter -> its type."""
+    axis_types: dict[str, Any] = {"seed": Seed}
+    for section, section_class in AXIS_SECTIONS.items():
+        hints = get_type_hints(section_class, include_extras=True)
+        for field in section_class.model_fields:
+            # `columns` is a mapping; what is no part of the identity would make trials that differ in nothing.
+            if field != "columns" and field not in OBSERVATION_KEYS | HOLDING_KEYS:
+                axis_types[f"{section}.{field}"] = hints[field]
+    return axis_types
+
+
+def check_value(value_type: Any, key: str, value: object) -> Any:
+    """The value as its type has it (16 becomes 16.0 for a float, a list a tuple).
+
+    Raises ExperimentError naming key, value and what is allowed.
+    """
+    try:
+        return _adapter(value_type).validate_python(tuple(value) if isinstance(value, list) else value)
+    except ValidationError:
+        allowed = describe_type(value_type)
+        what = what_is_wrong(value, allowed)
+        raise ExperimentError([Problem(key=key, value=value, what=what, allowed=allowed)]) from None
+
+
+def _adapter(value_type: Any) -> TypeAdapter[Any]:
+    if value_type is int:  # Python's have no end, but a tensor's size and a generator's seed do
+        value_type = Annotated[int, Field(ge=-MAX_SEED, le=MAX_SEED)]
+    return TypeAdapter(value_type, config=ConfigDict(strict=True, allow_inf_nan=False))
+
+
+def describe_type(value_type: Any) -> str:
+    """What a type allows, in words: its `description` if it carries one."""
+    for annotation in getattr(value_type, "__metadata__", ()):
+        if description := getattr(annotation, "description", None):
+            return str(description)
+    origin = get_origin(value_type)
+    if origin is Literal:
+        return ", ".join(str(value) for value in get_args(value_type))
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe_type(part) for part in get_args(value_type))
+    if origin is tuple:
+        return "a list of text"
+    words = {
+        int: f"a whole number of at most {MAX_SEED}",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        type(None): "null",
+    }
+    return words.get(value_type, str(value_type))
+
+
+def check_axis_shape(key: str, values: object) -> tuple[AxisValue, ...]:
+    """The values of an axis as a tuple; raises ExperimentError unless they are a list of different plain values.
+
+    A ladder stands for its values, and is known for one: a `Ladder`.
+    """
+    if isinstance(values, Ladder):
+        return values
+    if isinstance(values, Mapping):
+        return Ladder(ladder_values(key, values), {str(name): part for name, part in values.items()})
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
+        what = "an axis is a list of its values"
+        raise ExperimentError(
+            [Problem(key=key, value=values, what=what, allowed=f"a list such as [1, 2], or {EXAMPLE}")]
+        )
+    if not values:
+        raise ExperimentError(
+            [Problem(key=key, value=values, what="an axis without values", allowed="at least one value")]
+        )
+    if len(values) > MAX_TRIALS:
+        what = f"the axis has {len(values)} values, and every one is a trial"
+        raise ExperimentError([Problem(key=key, what=what, allowed=f"at most {MAX_TRIALS}")])
+    checked: list[AxisValue] = []
+    for value in values:
+        plain = tuple(value) if isinstance(value, list | tuple) else value
+        if isinstance(plain, Mapping) or (
+            isinstance(plain, tuple) and not all(isinstance(part, str) for part in plain)
+        ):
+            allowed = "numbers, text, true, false, null, or lists of text"
+            raise ExperimentError([Problem(key=key, value=value, what="cannot be a value of an axis", allowed=allowed)])
+        if plain in checked:
+            what = f"the value {show_value(value)} stands twice"
+            raise ExperimentError([Problem(key=key, value=values, what=what, allowed="every value once")])
+        checked.append(plain)
+    return tuple(checked)
+
+
+def check_method_block(block: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's block with every value checked on its own and brought to its type.
+
+    Raises ExperimentError listing everything that is wrong in the block, keys relative to it.
+    """
+    if "name" not in block:
+        import loragrid_methods  # as above
+
+        allowed = ", ".join(loragrid_methods.method_names())
+        raise ExperimentError([Problem(key="name", what="is missing", allowed=allowed)])
+    name = block["name"]
+    check_method_name(name)
+    known = setting_types(name)
+    checked: dict[str, Any] = {"name": name}
+    problems: list[Problem] = []
+    for key, value in block.items():
+        if key in ("name", "grid"):
+            continue
+        try:
+            if key == "label":
+                checked[key] = check_label(name, value)
+            else:
+                checked[key] = check_setting(name, known, key, value)
+        except ExperimentError as error:
+            problems += error.problems
+    grid = block.get("grid", {})
+    if not isinstance(grid, Mapping):
+        grid_problem = Problem(key="grid", value=grid, what="is not a mapping", allowed="setting: [values]")
+        raise ExperimentError([*problems, grid_problem])
+    axes: dict[str, tuple[Any, ...]] = {}
+    for key, values in grid.items():
+        try:
+            axes[key] = check_method_axis(name, known, key, values, fixed=key in block and key != "name")
+        except ExperimentError as error:
+            problems += error.under("grid").problems
+    if problems:
+        raise ExperimentError(problems)
+    return checked | {"grid": axes}
+
+
+def check_label(method: str, label: object) -> str | None:
+    """A block's label; one that is the name of another method would deceive."""
+    import loragrid_methods  # as above
+
+    text: str | None = check_value(Label, "label", label)
+    if text != method and text in loragrid_methods.method_names():
+        what = f"is another method's name, and this is {method}"
+        raise ExperimentError([Problem(key="label", value=label, what=what, allowed="a name of its own")])
+    return text
+
+
+def label_problems(blocks: Sequence[tuple[str, str | None]]) -> list[Problem]:
+    """What is wrong with the labels of (method, label) blocks: under one label, two methods' trials would be mixed.
+
+    Trials are told apart by label and axes, so that the same rank, learning rate and seed would be one trial.
+    """
+    methods: dict[str, str] = {}
+    problems = []
+    for place, (method, label) in enumerate(blocks):
+        first = methods.setdefault(label or method, method)
+        if first != method:
+            what = f"is {first}'s label already, and this is {method}"
+            problems.append(
+                Problem(key=f"methods.{place}.label", value=label, what=what, allowed="one method under one label")
+            )
+    return problems
+
+
+def check_method_axis(
+    method: str, known: Mapping[str, Any], key: str, values: object, *, fixed: bool
+) -> tuple[Any, ...]:
+    """The values of an axis of a method's own grid, each brought to its type."""
+    plain = check_axis_shape(key, values)
+    if fixed:
+        what = "is set to one value and is an axis too"
+        raise ExperimentError([Problem(key=key, value=values, what=what, allowed="one of the two")])
+    checked = tuple(check_setting(method, known, key, value) for value in plain)
+    return Ladder(checked, plain.written) if isinstance(plain, Ladder) else checked
+
+
+def check_setting(method: str, known: Mapping[str, Any], key: str, value: object) -> Any:
+    """The value of one key of a method's block; `known` is `setting_types(method)`."""
+    if key not in known:
+        raise ExperimentError([unknown(f"setting of {method}", key, [*known, "label"], key=key, value=value)])
+    return check_value(known[key], key, value)

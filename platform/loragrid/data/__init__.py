@@ -1,0 +1,1 @@
+"""Turns files, hub data sets and embedded data into tokenised, split rows."""

@@ -1,0 +1,190 @@
+"""Turns the rows of an experiment into tensors of one static shape, once, and says which rows each step takes."""
+
+import hashlib
+import importlib.metadata
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from loragrid.config.experiment import DataConfig, ModelConfig
+from loragrid.data.held_out_text import forgetting_pieces
+from loragrid.data.splits import SPLITS, choose_rows, open_sources, permutation
+from loragrid.data.tokenization import LabelledTokens, tokenizer_digest
+from loragrid.models.cache import cache_folder, cached_folder
+from loragrid.models.loading import max_context
+
+IGNORED = -100
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FORMAT_VERSION = 2
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """N rows of L tokens with at most C labels each; every step's batch is cut from these and has their L and C.
+
+    input_ids (N, L) int64, right-padded with the pad token.
+    label_positions (N, C) int64: positions p whose hidden state predicts the token at p + 1; 0 in the padding.
+    label_targets (N, C) int64: the tokens to predict; -100 in the padding.
+    num_tokens (N,) int64: tokens that are not padding.
+    """
+
+    input_ids: Tensor
+    label_positions: Tensor
+    label_targets: Tensor
+    num_tokens: Tensor
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def num_labels(self) -> int:
+        """Labels of all rows together."""
+        return int((self.label_targets != IGNORED).sum())
+
+    def digests(self) -> list[str]:
+        """What identifies each row by its content, 16 hexadecimal digits: its tokens, and which of them are learnt."""
+        found = []
+        for ids, positions, targets, length in zip(
+            self.input_ids, self.label_positions, self.label_targets, self.num_tokens.tolist(), strict=True
+        ):
+            content = json.dumps([ids[:length].tolist(), positions[targets != IGNORED].tolist()])
+            found.append(hashlib.sha256(content.encode()).hexdigest()[:16])
+        return found
+
+    def select(self, indices: Tensor) -> "TokenRows":
+        """The rows numbered `indices` (K,), in that order."""
+        return TokenRows(*(getattr(self, field.name)[indices] for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class TokenizedData:
+    """All rows of an experiment.
+
+    test: 0 rows where none are asked for. skipped: reason -> rows that were read but not used. digest: of the tokens.
+    num_source_rows: in the train source. forgetting: plain text, of shapes of its own; never stored.
+    """
+
+    train: TokenRows
+    evaluation: TokenRows
+    test: TokenRows
+    skipped: dict[str, int]
+    digest: str
+    num_source_rows: int
+    forgetting: TokenRows | None = None
+
+
+def load_data(data: DataConfig, model: ModelConfig, tokenizer: "PreTrainedTokenizerBase") -> TokenizedData:
+    """Tokenize the rows, or load what an earlier call with the same rows, settings and tokenizer has stored.
+
+    Which rows are taken, and which of them evaluate and test, depends on nothing but `data` and the rows: never on a
+    seed. Rows that are token for token one of an earlier split (evaluation, test, train) are skipped and counted.
+
+    Raises:
+        ValueError: rows that cannot be found or read, wrong columns, too few usable rows, or a `max_length` that is
+            beyond the model's context.
+    """
+    context = max_context(model)
+    if context is not None and data.max_length > context:
+        raise ValueError(
+            f"data.max_length: {data.max_length}: longer than the context of {model.name}; allowed: at most {context}"
+        )
+    sources = open_sources(data, tokenizer)
+    settings = {"max_length", "num_train", "num_eval", "num_test", "loss_on"}
+    key = {
+        "format": [FORMAT_VERSION, importlib.metadata.version("transformers")],
+        "sources": {name: [source.rows.fingerprint, source.tokenizer.columns] for name, source in sources.items()},
+        "tokenizer": tokenizer_digest(tokenizer),
+        "settings": data.model_dump(mode="json", include=settings),
+    }
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+
+    def fill(folder: Path) -> None:
+        skipped: Counter[str] = Counter()
+        splits = choose_rows(data, sources, skipped)
+        assert tokenizer.pad_token_id is not None, "load_tokenizer sees to a pad token"
+        _save(folder, splits, int(tokenizer.pad_token_id), skipped, sources["train"].rows.num_rows)
+
+    forgetting = [LabelledTokens(piece, tuple(range(len(piece) - 1))) for piece in forgetting_pieces(data, tokenizer)]
+    return replace(
+        _load(cached_folder(cache_folder() / "tokens" / name, fill)),
+        forgetting=pad_rows(forgetting, int(tokenizer.pad_token_id or 0)) if forgetting else None,
+    )
+
+
+def batch_indices(num_rows: int, batch_size: int, seed: int, step: int) -> Tensor:
+    """The rows (batch_size,) of step `step`, counted from 0; a pure function, so resuming needs no state.
+
+    Every epoch goes through all rows in an order of its own, drawn from seed and epoch. A batch may take the last rows
+    of one epoch and the first of the next.
+    """
+    if num_rows < 1:
+        raise ValueError(f"num_rows: {num_rows}: there must be rows to take a batch from")
+    position, end = step * batch_size, (step + 1) * batch_size
+    parts = []
+    while position < end:
+        epoch, start = divmod(position, num_rows)
+        part = permutation(num_rows, f"epoch {epoch} of seed {seed}")[start : start + end - position]
+        parts.append(part)
+        position += len(part)
+    return torch.cat(parts)
+
+
+def _save(
+    folder: Path,
+    splits: Mapping[str, Sequence[LabelledTokens]],
+    pad_token_id: int,
+    skipped: Counter[str],
+    num_source_rows: int,
+) -> None:
+    from safetensors.torch import save_file
+
+    all_rows = [row for rows in splits.values() for row in rows]
+    tensors = {}
+    digest = hashlib.sha256()
+    for split, rows in splits.items():
+        padded = pad_rows(rows, pad_token_id, shaped_by=all_rows)
+        for name, tensor in sorted(vars(padded).items()):
+            digest.update(f"{split}.{name} {tuple(tensor.shape)}\n".encode() + tensor.numpy().tobytes())
+            tensors[f"{split}.{name}"] = tensor.to(torch.int32)
+    save_file(tensors, folder / "rows.safetensors")
+    summary = {"skipped": dict(sorted(skipped.items())), "digest": f"sha256:{digest.hexdigest()}"}
+    (folder / "summary.json").write_text(json.dumps(summary | {"num_source_rows": num_source_rows}), encoding="utf-8")
+
+
+def pad_rows(
+    rows: Sequence[LabelledTokens], pad_token_id: int, *, shaped_by: Sequence[LabelledTokens] | None = None
+) -> TokenRows:
+    """Rows of different lengths in the shape that holds the longest of `shaped_by` (None: of themselves)."""
+    length = max(len(row.input_ids) for row in shaped_by or rows)
+    num_labels = max(len(row.label_positions) for row in shaped_by or rows)
+    input_ids = torch.full((len(rows), length), pad_token_id, dtype=torch.int64)
+    label_positions = torch.zeros((len(rows), num_labels), dtype=torch.int64)
+    label_targets = torch.full((len(rows), num_labels), IGNORED, dtype=torch.int64)
+    for index, row in enumerate(rows):
+        ids, positions = torch.tensor(row.input_ids), torch.tensor(row.label_positions)
+        input_ids[index, : len(ids)] = ids
+        label_positions[index, : len(positions)] = positions
+        label_targets[index, : len(positions)] = ids[positions + 1]
+    num_tokens = torch.tensor([len(row.input_ids) for row in rows], dtype=torch.int64)
+    return TokenRows(input_ids, label_positions, label_targets, num_tokens)
+
+
+def _load(folder: Path) -> TokenizedData:
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / "rows.safetensors")
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    splits = {
+        split: TokenRows(*(tensors[f"{split}.{field.name}"].to(torch.int64) for field in fields(TokenRows)))
+        for split in SPLITS
+    }
+    return TokenizedData(train=splits["train"], evaluation=splits["evaluation"], test=splits["test"], **summary)

@@ -1,0 +1,46 @@
+"""Plain text as rows of tokens: what the base knew of it is measured before training, and after it."""
+
+from typing import TYPE_CHECKING
+
+from loragrid.config.experiment import DataConfig
+from loragrid.data.sources import RowSource, open_forgetting_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def forgetting_pieces(data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> list[tuple[int, ...]]:
+    """The first `num_forgetting` pieces (null: all) of at most `max_length` tokens; none where no text is named.
+
+    Every text is cut without overlap; a rest of one token, of which nothing could be predicted, is left out.
+
+    Raises:
+        ValueError: the text cannot be read, or is too short for as many pieces.
+    """
+    source = open_forgetting_text(data)
+    if source is None:
+        return []
+    pieces: list[tuple[int, ...]] = []
+    for number in range(source.num_rows):
+        tokens = tokenizer(_text(source, number), verbose=False)["input_ids"]
+        for start in range(0, len(tokens) - 1, data.max_length):
+            pieces.append(tuple(tokens[start : start + data.max_length]))
+        pieces = [piece for piece in pieces if len(piece) > 1]
+        if data.num_forgetting is not None and len(pieces) >= data.num_forgetting:
+            return pieces[: data.num_forgetting]
+    if not pieces:
+        raise ValueError(f"{source.title}: holds no two tokens in a row; allowed: a file with text")
+    if data.num_forgetting is not None:
+        raise ValueError(
+            f"data.num_forgetting: {data.num_forgetting}: {source.name} has only {len(pieces)} pieces of at most "
+            f"{data.max_length} tokens (data.max_length); allowed: at most that many, or null for all"
+        )
+    return pieces
+
+
+def _text(source: RowSource, number: int) -> str:
+    (row,) = source.read([number])
+    text = row.get("text")
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"{source.title}: row {number + 1}, column text: not text")
+    return text or ""

@@ -1,0 +1,262 @@
+"""Opens the rows of a data set (an embedded name, a local file or a hub id) and finds the columns to learn from."""
+
+import hashlib
+import importlib.util
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from loragrid.config.errors import MAX_SHOWN_CHARACTERS
+from loragrid.config.experiment import DataConfig
+from loragrid.config.local_path import local_path, reason_of
+from loragrid.data.readers import read_csv, read_jsonl, read_parquet
+from loragrid.models.hub import NotOnHubError, resolve_commit
+
+LOCAL_SUFFIXES = (".jsonl", ".csv", ".parquet")
+TEXT_SUFFIX = ".txt"
+MAX_SHOWN_COLUMNS = 30
+ROW_KINDS = (("messages",), ("prompt", "completion"), ("text",))
+"""The canonical columns of each kind of row; a data set is read as exactly one kind."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedData:
+    """A data set that comes as a Python package; `requirement` is what pip installs."""
+
+    package: str
+    file: str
+    requirement: str
+
+
+EMBEDDED_DATA: Mapping[str, EmbeddedData] = MappingProxyType(
+    {"chitchat": EmbeddedData(package="chitchat_dataset", file="dataset.json", requirement="chitchat-dataset==0.9.0")}
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSource:
+    """Rows that can be read by number; `fingerprint` changes with their content, `key` is what named them."""
+
+    key: str
+    name: str
+    columns: tuple[str, ...]
+    num_rows: int
+    fingerprint: str
+    read: Callable[[Sequence[int]], list[dict[str, Any]]]
+
+    @property
+    def title(self) -> str:
+        """How an error names these rows."""
+        return f"{self.key}: {self.name}"
+
+
+def open_train_rows(data: DataConfig) -> RowSource:
+    """Open the rows that `data.name` stands for."""
+    return _open(data, "data.name", data.name, data.split)
+
+
+def open_eval_rows(data: DataConfig) -> RowSource | None:
+    """Open the rows that are for evaluation only; None where they are to be taken out of the train rows."""
+    return _open_own(data, "eval", data.eval_name, data.eval_split)
+
+
+def open_test_rows(data: DataConfig) -> RowSource | None:
+    """Open the rows that are for testing only; None where they are to be taken out of the train rows."""
+    return _open_own(data, "test", data.test_name, data.test_split)
+
+
+def open_forgetting_text(data: DataConfig) -> RowSource | None:
+    """Open the plain text that `data.forgetting_name` stands for, as rows with a column `text`; None without one."""
+    key, name = "data.forgetting_name", data.forgetting_name
+    if name is None:
+        return None
+    if Path(name).suffix == TEXT_SUFFIX:
+        path = local_path(key, name)
+        try:
+            rows = [{"text": path.read_text(encoding="utf-8")}]
+            return _listed(key, name, rows, _fingerprint(path))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{key}: {name}: {reason_of(error)}") from error
+    if Path(name).suffix not in LOCAL_SUFFIXES:
+        raise ValueError(f"{key}: {name}: not a local {_one_of((TEXT_SUFFIX, *LOCAL_SUFFIXES))} file")
+    source = _read_file(key, name)
+    find_columns(source, {"text": "text"})
+    return source
+
+
+def find_columns(source: RowSource, columns: Mapping[str, str]) -> dict[str, str]:
+    """Map the canonical columns of the one kind of row that the source holds to the source's own columns.
+
+    `columns` says which of the source's columns stands for a canonical one, and thereby which kind is meant.
+    """
+    if columns:
+        kinds = [kind for kind in ROW_KINDS if set(columns) <= set(kind)]
+        if not kinds:
+            raise ValueError(
+                f"data.columns: {', '.join(columns)}: belong to different kinds of row; {_allowed_kinds()}"
+            )
+    else:
+        kinds = [kind for kind in ROW_KINDS if set(kind) <= set(source.columns)]
+        if len(kinds) > 1:
+            found = " or as ".join("+".join(kind) for kind in kinds)
+            raise ValueError(
+                f"{source.title}: its rows can be read as {found}; choose with data.columns, "
+                f"for example {{{kinds[0][0]}: {kinds[0][0]}}}"
+            )
+        if not kinds:
+            raise ValueError(
+                f"{source.title}: has the columns {_shown(source.columns)}; {_allowed_kinds()}; "
+                "data.columns can say which of them is which"
+            )
+    found_columns = {canonical: columns.get(canonical, canonical) for canonical in kinds[0]}
+    for canonical, column in found_columns.items():
+        if column not in source.columns:
+            raise ValueError(
+                f"{source.title}: has no column {_shown([column])} (wanted as {canonical}); "
+                f"its columns: {_shown(source.columns)}"
+            )
+    return found_columns
+
+
+def _open_own(data: DataConfig, purpose: str, name: str | None, split: str | None) -> RowSource | None:
+    if name is not None:
+        key = f"data.{purpose}_name"
+        if Path(name).suffix not in LOCAL_SUFFIXES:
+            raise ValueError(f"{key}: {name}: not a local {_one_of(LOCAL_SUFFIXES)} file")
+        return _read_file(key, name)
+    return None if split is None else _open(data, f"data.{purpose}_split", data.name, split)
+
+
+def _open(data: DataConfig, key: str, name: str, split: str) -> RowSource:
+    embedded = EMBEDDED_DATA.get(name)
+    path = local_path(key, name)
+    if embedded is not None or path.suffix in LOCAL_SUFFIXES or path.exists() or name.startswith(("/", ".", "~")):
+        set_for_hub = {key: getattr(data, key) for key in ("revision", "subset", "eval_split", "test_split")}
+        set_for_hub["split"] = None if data.split == "train" else data.split
+        for field, value in set_for_hub.items():
+            if value is not None:
+                raise ValueError(f"data.{field}: {value}: {name} is not on the hub; only data sets there have it")
+        return _read_chitchat(key, name, embedded) if embedded is not None else _read_file(key, name)
+    return _read_hub(data, key, name, split)
+
+
+def _read_file(key: str, name: str) -> RowSource:
+    path = local_path(key, name)
+    if path.suffix not in LOCAL_SUFFIXES:
+        raise ValueError(
+            f"{key}: {name}: cannot be read; allowed are local files that end in {_one_of(LOCAL_SUFFIXES)}"
+        )
+    if not path.is_file():
+        raise ValueError(f"{key}: {name}: there is no such file in {path.absolute().parent}")
+    try:
+        if path.suffix == ".parquet":
+            return _read_parquet(key, name, path)
+        rows = read_jsonl(path) if path.suffix == ".jsonl" else read_csv(path)
+        return _listed(key, name, rows, _fingerprint(path))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{key}: {name}: {error}") from error
+
+
+def _fingerprint(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _listed(key: str, name: str, rows: list[dict[str, Any]], fingerprint: str) -> RowSource:
+    columns = tuple(dict.fromkeys(column for row in rows for column in row))
+    return RowSource(
+        key=key,
+        name=name,
+        columns=columns,
+        num_rows=len(rows),
+        fingerprint=fingerprint,
+        read=lambda indices: [rows[index] for index in indices],
+    )
+
+
+def _read_parquet(key: str, name: str, path: Path) -> RowSource:
+    table = read_parquet(path)
+
+    def read(indices: Sequence[int]) -> list[dict[str, Any]]:
+        try:
+            rows: list[dict[str, Any]] = table.take(list(indices)).to_pylist()
+        except (ValueError, ArithmeticError) as error:  # a date of the year 300,000
+            raise ValueError(f"{key}: {name}: holds a value that cannot be read: {error}") from error
+        return rows
+
+    return RowSource(
+        key=key,
+        name=name,
+        columns=tuple(table.column_names),
+        num_rows=table.num_rows,
+        fingerprint=_fingerprint(path),
+        read=read,
+    )
+
+
+def _read_chitchat(key: str, name: str, embedded: EmbeddedData) -> RowSource:
+    """Every turn of a conversation and the turn that answers it; what one person wrote in a row is one turn."""
+    package = importlib.util.find_spec(embedded.package)
+    if package is None or package.origin is None:
+        raise ValueError(f"{key}: {name}: its package is not installed; run `pip install {embedded.requirement}`")
+    content = Path(package.origin).with_name(embedded.file).read_bytes()
+    rows = []
+    for conversation in json.loads(content).values():
+        turns = ["\n".join(part["text"].strip() for part in turn).strip() for turn in conversation["messages"]]
+        for said, answered in itertools.pairwise(turns):
+            if said and answered:
+                pair = (("user", said), ("assistant", answered))
+                rows.append({"messages": [{"role": role, "content": text} for role, text in pair]})
+    return _listed(key, name, rows, hashlib.sha256(content).hexdigest())
+
+
+def _read_hub(data: DataConfig, key: str, name: str, split: str) -> RowSource:
+    import datasets
+
+    try:
+        found = resolve_commit(name, data.revision, "dataset")
+    except NotOnHubError as error:
+        raise ValueError(
+            f"{key}: {name}: unknown data: not an embedded name ({', '.join(EMBEDDED_DATA)}), not a local "
+            f"{_one_of(LOCAL_SUFFIXES)} file, and on the hub: {error}"
+        ) from error
+    had_bars = datasets.utils.logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        if found.downloaded is not None:
+            rows = datasets.load_dataset(str(found.downloaded), data.subset, split=split)
+        else:
+            rows = datasets.load_dataset(name, data.subset, split=split, revision=data.revision)
+    except Exception as error:  # what is on the hub is read in half a dozen formats, each with errors of its own
+        raise ValueError(f"{key}: {name}, split {split}: cannot be loaded: {reason_of(error)}") from error
+    finally:
+        if had_bars:
+            datasets.enable_progress_bars()
+    return RowSource(
+        key=key,
+        name=name,
+        columns=tuple(rows.column_names),
+        num_rows=len(rows),
+        fingerprint=f"{name}@{found.commit}/{data.subset}/{split}",
+        read=lambda indices: rows.select(list(indices)).to_list(),
+    )
+
+
+def _shown(columns: Sequence[str]) -> str:
+    """The first columns' names: a file can have any number of them, of any length, with any characters."""
+    names = [name if name.isprintable() else ascii(name) for name in columns[:MAX_SHOWN_COLUMNS]]
+    cut = [name if len(name) <= MAX_SHOWN_CHARACTERS else name[: MAX_SHOWN_CHARACTERS - 1] + "…" for name in names]
+    more = len(columns) - len(cut)
+    return ", ".join([*cut, f"and {more} more"] if more else cut)
+
+
+def _one_of(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _allowed_kinds() -> str:
+    return f"allowed: {_one_of(['+'.join(kind) for kind in ROW_KINDS])}"

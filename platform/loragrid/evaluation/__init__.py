@@ -1,0 +1,1 @@
+"""Scores members on a task: questions, generation, answers, accuracy."""

@@ -1,0 +1,179 @@
+"""Answers prompts with all members of a pack at once: a key-value cache, left padding, and nothing left to defaults."""
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from loragrid.models.attention import TOLERANCES, masked_attention
+from loragrid.models.sharding import whole_head
+from loragrid.training.step import PackModel, SumOverWorkers
+
+NUM_PADDING_TO_CHECK = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """All that decides which token follows. temperature None: the likeliest (greedy).
+
+    end_token_ids: any of them ends an answer and is its last token; what a finished row is filled up with is `pad`.
+    """
+
+    max_new_tokens: int
+    end_token_ids: tuple[int, ...]
+    pad_token_id: int
+    temperature: float | None = None
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@torch.no_grad()
+def generate(
+    model: PackModel,
+    prompts: Sequence[Sequence[int]],
+    keys: Sequence[str],
+    decoding: Decoding,
+    sum_over_workers: SumOverWorkers,
+    *,
+    frozen: bool = False,
+) -> list[list[list[int]]]:
+    """Every member's answers to the same R prompts, [member][row] -> tokens, the one that ended the answer left out.
+
+    `frozen`: those of the bare base, as of one member. `keys`: what a row's draws follow from, beside the seed and the
+    position; members of a pack, and packs cut in other ways, draw the same. The workers of `sum_over_workers` call it
+    with as many rows, and go on together until the last of them has ended.
+
+    Prompts are padded on the left, and the padding is masked and counted in no position: a row's tokens are those it
+    has alone. Rows that have ended are carried on to the end of the last one, so that shapes are the same for all. For
+    members that are no longer active, whose answers nobody asks for, no other row is carried on.
+    """
+    device, num_members = model.active.device, 1 if frozen else model.pack.num_members
+    input_ids, mask = _left_padded(prompts, decoding.pad_token_id, device)
+    input_ids, mask = input_ids.repeat(num_members, 1), mask.repeat(num_members, 1)
+    draws = None if decoding.temperature is None else _draws(keys, decoding).repeat(num_members, 1).to(device)
+    ends = torch.tensor(decoding.end_token_ids, dtype=torch.int64, device=device)
+    ended = torch.zeros(len(input_ids), dtype=torch.bool, device=device)
+    if not frozen:
+        ended |= ~model.active.repeat_interleave(len(prompts))
+    cache = DynamicCache(config=model.base.config.get_text_config())
+    tokens: list[Tensor] = []
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    whose = model.pack.disabled() if frozen else nullcontext()
+    with model.evaluating(), masked_attention(model.base), whose:
+        for index in range(decoding.max_new_tokens):
+            chosen = next_tokens(
+                model.base, input_ids, mask, positions, cache, decoding, None if draws is None else draws[:, index]
+            )
+            chosen = chosen.masked_fill(ended, decoding.pad_token_id)
+            tokens.append(chosen)
+            ended |= torch.isin(chosen, ends)
+            num_open = (~ended).sum().double().view(1)
+            sum_over_workers(num_open)
+            if not num_open.item():
+                break
+            input_ids, positions = chosen.unsqueeze(1), positions[:, -1:] + 1
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    return _answers(torch.stack(tokens, dim=1), num_members, set(decoding.end_token_ids))
+
+
+def next_tokens(
+    base: PreTrainedModel,
+    input_ids: Tensor,
+    mask: Tensor | None,
+    positions: Tensor,
+    cache: DynamicCache,
+    decoding: Decoding,
+    draws: Tensor | None,
+) -> Tensor:
+    """The token that follows each row: input_ids and positions (B, L) after what is in `cache` -> (B,).
+
+    mask (B, tokens in the cache + L): 0 for padding. draws (B,) from 0 to 1, where `decoding` draws.
+    """
+    hidden = base.base_model(
+        input_ids=input_ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+    ).last_hidden_state[:, -1]
+    with whole_head(base) as head:
+        logits = torch.nn.functional.linear(hidden, head.weight, head.bias)
+    return _choose(logits, decoding, draws)
+
+
+@torch.no_grad()
+def check_left_padding(base: PreTrainedModel, tokens: Tensor) -> None:
+    """Make sure that `base` gives a row of tokens (L,) the same hidden states alone and padded on the left.
+
+    Raises:
+        ValueError: it does not, as one that knows no mask (RWKV), or spoils it in its dtype (BLOOM in float64): its
+            answers would depend on the rows beside them.
+    """
+    padding = tokens[:1].repeat(NUM_PADDING_TO_CHECK)
+    mask = torch.cat([torch.zeros_like(padding), torch.ones_like(tokens)]).unsqueeze(0)
+    with masked_attention(base):
+        alone, padded = (
+            base.base_model(
+                input_ids=ids.unsqueeze(0),
+                attention_mask=seen,
+                position_ids=(seen.cumsum(1) - 1).clamp(min=0),
+                use_cache=False,
+            )
+            .last_hidden_state[0, -len(tokens) :]
+            .double()
+            for ids, seen in ((tokens, mask[:, len(padding) :]), (torch.cat([padding, tokens]), mask))
+        )
+    difference = float((padded - alone).norm() / alone.norm())
+    if not difference <= TOLERANCES[base.dtype]:
+        raise ValueError(
+            f"model.name: {base.name_or_path!r} ({type(base).__name__}): padding in front of a prompt changes its "
+            f"hidden states (by {difference:.1e}) in {base.dtype}; allowed with task.kind: exact_match: models that "
+            "can mask it, some of them in another model.dtype alone"
+        )
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """R prompts as input_ids (R, P) and the mask (R, P) int64 of what is no padding."""
+    length = max(len(prompt) for prompt in prompts)
+    input_ids = torch.full((len(prompts), length), pad, dtype=torch.int64)
+    mask = torch.zeros_like(input_ids)
+    for row, prompt in enumerate(prompts):
+        assert prompt, "a prompt has a token"
+        input_ids[row, length - len(prompt) :] = torch.tensor(prompt)
+        mask[row, length - len(prompt) :] = 1
+    return input_ids.to(device), mask.to(device)
+
+
+def _choose(logits: Tensor, decoding: Decoding, draws: Tensor | None) -> Tensor:
+    """The next token of each row: logits (B, V), draws (B,) from 0 to 1 -> (B,)."""
+    if draws is None or decoding.temperature is None:
+        return logits.argmax(-1)
+    probabilities, tokens = (
+        (logits.double() / decoding.temperature).softmax(-1).sort(stable=True, dim=-1, descending=True)
+    )
+    below = probabilities.cumsum(-1) - probabilities
+    kept = probabilities.masked_fill(below >= decoding.top_p, 0.0)
+    total = kept.cumsum(-1)
+    place = (total <= draws.unsqueeze(1) * total[:, -1:]).sum(-1, keepdim=True)
+    chosen: Tensor = tokens.gather(1, place.clamp(max=logits.shape[-1] - 1)).squeeze(1)
+    return chosen
+
+
+def _draws(keys: Sequence[str], decoding: Decoding) -> Tensor:
+    """Numbers from 0 up to 1 for every row and position, (R, max_new_tokens) float64."""
+    rows = []
+    for key in keys:
+        digest = hashlib.sha256(f"answer {decoding.seed} {key}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        rows.append(torch.rand(decoding.max_new_tokens, dtype=torch.float64, generator=generator))
+    return torch.stack(rows)
+
+
+def _answers(tokens: Tensor, num_members: int, ends: set[int]) -> list[list[list[int]]]:
+    """tokens (M * R, T) as lists cut before the first that ends an answer."""
+    rows = []
+    for row in tokens.tolist():
+        end = next((index for index, token in enumerate(row) if token in ends), len(row))
+        rows.append(row[:end])
+    size = len(rows) // num_members
+    return [rows[start : start + size] for start in range(0, len(rows), size)]

@@ -1,0 +1,1 @@
+"""Loads the frozen base: weights, hub, cache, attention, sharding."""

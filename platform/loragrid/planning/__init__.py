@@ -1,0 +1,1 @@
+"""Predicts packs, memory and time before anything starts."""

@@ -1,0 +1,163 @@
+"""Groups trials into packs and counts what they will train, before anything is started."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from loragrid.config.experiment import Experiment, ModelConfig
+from loragrid.models.loading import load_meta_model
+from loragrid.training.step_mode import EngineChoice, capture_obstacle, choose_mode, features_of_step
+from loragrid.trials.expand import expand
+from loragrid.trials.trial import Trial
+from loragrid_methods import LayerShape, ParameterCount
+from loragrid_methods.engine.targets import adaptable_layers
+
+if TYPE_CHECKING:
+    from loragrid.planning.memory_estimate import MemoryEstimate
+from loragrid.trials.packing import Pack, group_into_packs, sharing_key
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseShape:
+    """What can be counted of a base without its weights."""
+
+    layers: tuple[LayerShape, ...]
+    num_parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """An experiment's trials, their exact parameter counts by trial id, and the packs they train in."""
+
+    experiment: Experiment
+    trials: tuple[Trial, ...]
+    counts: Mapping[str, ParameterCount]
+    packs: tuple[Pack, ...]
+
+    def gpu_engine(self, pack: Pack) -> EngineChoice:
+        """How the pack's steps are run where its workers have GPUs; on CPUs they are always eager."""
+        first, experiment = pack.trials[0], self.experiment
+        workers = experiment.workers
+        num_tokens = len(pack.trials) * first.training.rows_per_worker(workers.num_workers) * first.data.max_length
+        return choose_mode(
+            experiment.engine.mode,
+            num_steps=first.training.steps,
+            features_per_step=features_of_step(base_shape(first.model).layers, num_tokens),
+            num_stacks=len({trial.method.stack_key() for trial in pack.trials}),
+            obstacle=capture_obstacle((trial.method for trial in pack.trials), shard=workers.strategy == "shard"),
+        )
+
+    def largest_packs(self) -> list[Pack]:
+        """Of all packs of trials that could share a base, the one that trains the most parameters."""
+        largest: dict[object, Pack] = {}
+        for pack in self.packs:
+            first = pack.trials[0]
+            key = sharing_key(first) if first.method.packable else (first.method.name, first.model, first.data)
+            if key not in largest or self._num_trainable(pack) > self._num_trainable(largest[key]):
+                largest[key] = pack
+        return list(largest.values())
+
+    def gpu_memory(self, pack: Pack) -> "MemoryEstimate | None":
+        """What a worker with a GPU holds at the pack's peak; takes seconds for a base of 1B.
+
+        Every row counts as `data.max_length` tokens long, and so does a prompt that is answered by generation. None
+        where shapes alone do not tell.
+        """
+        # And transformers: every process imports plans.
+        from loragrid.planning.memory_estimate import ScoringShape, estimate_memory
+
+        first, workers = pack.trials[0], self.experiment.workers
+        try:
+            return estimate_memory(
+                load_meta_model(first.model),
+                [trial.method for trial in pack.trials],
+                num_rows=first.training.rows_at_once(workers.num_workers),
+                length=first.data.max_length,
+                mode=self.gpu_engine(pack).mode,
+                activation_checkpointing=first.training.activation_checkpointing,
+                num_shares=workers.num_workers if workers.strategy == "shard" else 1,
+                scoring=ScoringShape.of(
+                    first.task,
+                    length=first.data.max_length,
+                    prompt=first.data.max_length,
+                    num_prompts=math.ceil(max(first.data.num_eval, first.data.num_test) / workers.num_workers),
+                ),
+            )
+        except NotImplementedError:
+            return None
+
+    def _num_trainable(self, pack: Pack) -> int:
+        return sum(self.counts[trial.trial_id].trainable for trial in pack.trials)
+
+    def to_dict(self) -> dict[str, object]:
+        """The plan as JSON can hold it."""
+        memory = {pack.pack_id: self.gpu_memory(pack) for pack in self.largest_packs()}
+        pack_of = {trial.trial_id: pack.pack_id for pack in self.packs for trial in pack.trials}
+        return {
+            "name": self.experiment.name,
+            "question": self.experiment.question,
+            "trials": [
+                {
+                    "trial_id": trial.trial_id,
+                    "pack": pack_of[trial.trial_id],
+                    "parameters": trial.parameters(),
+                    "trainable": self.counts[trial.trial_id].trainable,
+                    "stored": self.counts[trial.trial_id].stored,
+                    "shared": self.counts[trial.trial_id].shared,
+                }
+                for trial in self.trials
+            ],
+            "packs": [
+                {
+                    "pack_id": pack.pack_id,
+                    "trials": [trial.trial_id for trial in pack.trials],
+                    "gpu_engine": asdict(self.gpu_engine(pack)),
+                }
+                for pack in self.packs
+            ],
+            "gpu_memory_bytes": {
+                pack_id: asdict(estimate) | {"total": estimate.total}
+                for pack_id, estimate in memory.items()
+                if estimate is not None
+            },
+        }
+
+
+def plan(experiment: Experiment) -> Plan:
+    """The whole plan of an experiment; starts nothing and loads no weights.
+
+    Raises:
+        ValueError: an impossible grid, an unknown model, or targets that match none of its layers.
+    """
+    trials = expand(experiment)
+    return Plan(
+        experiment=experiment,
+        trials=tuple(trials),
+        counts={trial.trial_id: count_parameters(trial) for trial in trials},
+        packs=tuple(group_into_packs(trials, experiment.pack, num_workers=experiment.workers.num_workers)),
+    )
+
+
+def count_parameters(trial: Trial) -> ParameterCount:
+    """The trial's exact parameter counts, from the base's shapes.
+
+    Raises:
+        ValueError: as `plan`; the message names the trial's method.
+    """
+    base = base_shape(trial.model)
+    try:
+        return trial.method.num_parameters(base.layers, base.num_parameters)
+    except ValueError as error:
+        raise ValueError(f"methods: {trial.method.name}: {error}") from error
+
+
+@lru_cache(maxsize=8)
+def base_shape(model: ModelConfig) -> BaseShape:
+    """The base's adaptable layers and size, from its configuration alone."""
+    base = load_meta_model(model)
+    return BaseShape(
+        layers=tuple(adaptable_layers(base, base.get_output_embeddings())),
+        num_parameters=sum(parameter.numel() for parameter in base.parameters()),
+    )

@@ -1,0 +1,121 @@
+"""What a method costs by itself: a pack of one, a few steps, before the pack it will share is built."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from transformers import PreTrainedModel
+
+from loragrid.data.dataset import TokenizedData
+from loragrid.planning.flops import ModelShape, device_limit, model_flops, passes_of
+from loragrid.planning.memory_parts import loss_bytes, resident_parts
+from loragrid.training.assembly import build_batches, build_model
+from loragrid.training.batches import PackBatches
+from loragrid.training.cuda_graphs import STEPS_BEFORE_CAPTURE, Engine
+from loragrid.training.evaluate import score_in_portions, summed_losses
+from loragrid.training.meters import count_saved_bytes, peak_memory, reset_peak_memory, wait_for
+from loragrid.training.step import PackModel, one_worker, train_step
+from loragrid.training.step_mode import EngineChoice
+from loragrid.trials.trial import Trial
+
+
+def measure_solo(
+    trial: Trial,
+    base: PreTrainedModel,
+    data: TokenizedData,
+    *,
+    num_steps: int,
+    num_workers: int = 1,
+    engine: Engine | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
+    """Metric key -> figure of one member alone on this worker, with one worker's share of its batch.
+
+    The first step is not timed, nor are those that `engine` takes before it replays a graph. Saved activations and the
+    loss are those of one micro batch. Peaks are of a training step, and apart from it of an evaluation, with all that
+    lives beside each. Where a base's operations are not counted (`ModelShape.of`) their rates are missing. `base` is
+    given back without adapters, also where this fails; a method that trains the base leaves it changed, and its caller
+    must load it again.
+    """
+    batch_size = trial.training.batch_size // num_workers
+    share = replace(trial, training=trial.training.model_copy(update={"batch_size": batch_size}))
+    batches = build_batches([share], data, base.device)
+    shape = ModelShape.of(base)
+    limit = None if shape is None else device_limit(base.device, base.dtype)
+    model = build_model([share], base)
+    try:
+        figures = _measure(model, batches, shape, num_steps, engine, clock)
+    finally:
+        model.pack.detach()  # also where it fails: the base is used on
+    if limit is None:
+        return figures
+    return figures | {
+        "throughput/device_limit_flops_per_second": limit.flops_per_second,
+        "throughput/device_limit_seconds": limit.seconds,
+        "throughput/fraction_of_device_limit": figures["throughput/model_flops_per_second"] / limit.flops_per_second,
+    }
+
+
+def _measure(
+    model: PackModel,
+    batches: PackBatches,
+    shape: ModelShape | None,
+    num_steps: int,
+    engine: Engine | None,
+    clock: Callable[[], float],
+) -> dict[str, float]:
+    base = model.base
+    figures = resident_parts(model) | _evaluation_peak(model, batches)
+    first = next(batches.training(0).micro_batches(model.micro_batch_size))
+    with count_saved_bytes(base) as saved:
+        losses = model.losses(first)
+    del losses
+    figures |= {
+        "memory/saved_activation_bytes": float(saved[0]),
+        "memory/loss_bytes": float(loss_bytes(model, first)),
+    }
+    # Before the first step: what a captured one allocates, it allocates at its capture.
+    reset_peak_memory(base.device)
+    compute = engine or Engine(EngineChoice(mode="eager", reason="engine.mode"))
+    for _ in range(1 if compute.choice.mode == "eager" else STEPS_BEFORE_CAPTURE + 1):
+        model.completed = 0
+        train_step(model, batches.training(0), one_worker, compute)
+    seconds, tokens_per_second, flops_per_second = [], [], []
+    for step in range(1, num_steps + 1):
+        # The table of learning rates may be shorter than the measurement is long.
+        model.completed = 0
+        batch = batches.training(step)
+        wait_for(base.device)
+        start = clock()
+        train_step(model, batch, one_worker, compute)
+        wait_for(base.device)
+        seconds.append(clock() - start)
+        row_tokens, num_labels = batches.row_tokens(step, 0), int(batch.num_labels[0])
+        tokens_per_second.append(sum(row_tokens) / seconds[-1])
+        if shape is not None:
+            flops_per_second.append(model_flops(shape, row_tokens, num_labels, passes_of(model.pack)) / seconds[-1])
+    figures |= peak_memory(base.device)
+    figures |= {
+        "time/step_seconds": statistics.median(seconds),
+        "throughput/tokens_per_second": statistics.median(tokens_per_second),
+    }
+    if flops_per_second:
+        figures["throughput/model_flops_per_second"] = statistics.median(flops_per_second)
+    return figures
+
+
+def _evaluation_peak(model: PackModel, batches: PackBatches) -> dict[str, float]:
+    """The peaks of one evaluation batch on a GPU, by metric key: every batch has its shape, so they are all batches'.
+
+    Of as many rows as can be evaluated at once.
+
+    Nothing on a CPU: the process's resident set keeps what earlier work freed, and an evaluation needs less than that.
+    """
+    device = model.base.device
+    if device.type != "cuda":
+        return {}
+    reset_peak_memory(device)
+    score_in_portions(model, batches.scoring, lambda: summed_losses(model, batches, num_batches=1))
+    wait_for(device)
+    return {key.replace("/peak", "/eval_peak"): value for key, value in peak_memory(device).items()}

@@ -1,0 +1,175 @@
+"""What a sweep will take on this machine: its packs on the machine's places, from timings of their shapes."""
+
+import heapq
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import torch
+
+from loragrid.config.experiment import EngineConfig
+from loragrid.formatting import count_of
+from loragrid.planning.placement import Node, Placement, place
+from loragrid.planning.plan import Plan
+from loragrid.planning.timing import PackTiming, pack_shape
+from loragrid.trials.packing import Lane, Pack, assign_lanes, group_into_packs
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeEstimate:
+    """Seconds of a sweep's packs, by pack id, and of the whole on `num_places` places; None where not known.
+
+    lanes: which packs one set of workers trains in a row. num_waves: the most packs of a place. sources: where the
+    timings come from. start_seconds: of a lane's workers, once per lane in the total; None where no sweep has shown it
+    yet. unknown: pack id -> why its time is not known.
+    """
+
+    num_places: int
+    lanes: tuple[tuple[str, ...], ...]
+    num_waves: int
+    pack_seconds: Mapping[str, float]
+    total_seconds: float | None
+    sources: tuple[str, ...]
+    start_seconds: float | None
+    unknown: Mapping[str, str]
+
+    def sentences(self) -> list[str]:
+        """The estimate as lines of a plan."""
+        from loragrid.formatting import format_seconds  # and MLflow, which a plan as JSON does without
+
+        if not self.num_places:
+            return ["this machine: no place for a pack (workers: more CPUs or GPUs than it has)"]
+        found = [
+            f"this machine: {count_of(self.num_places, 'place')}; {count_of(self.num_packs, 'pack')}, at most "
+            f"{self.num_waves} one after another"
+        ]
+        if self.total_seconds is not None:
+            sources = ", ".join(self.sources)
+            found.append(f"time on this machine: about {format_seconds(self.total_seconds)} ({sources})")
+            found.append(f"not counted: {self.excluded}")
+        elif self.pack_seconds:
+            known = sum(self.pack_seconds.values())
+            found.append(
+                f"time on this machine: not known as a whole; {len(self.pack_seconds)} of "
+                f"{count_of(self.num_packs, 'pack')} take about {format_seconds(known)} one after another"
+            )
+        else:
+            found.append(f"time on this machine: not known; {HOW_TO_KNOW}")
+        problems: dict[str, list[str]] = {}
+        for pack_id, problem in self.unknown.items():
+            problems.setdefault(problem, []).append(pack_id)
+        if self.pack_seconds or problems.keys() != {NO_TIMING}:
+            found += [f"{problem}: {', '.join(pack_ids)}" for problem, pack_ids in problems.items()]
+        return found
+
+    @property
+    def excluded(self) -> str:
+        """What the total does not count."""
+        return EXCLUDED if self.start_seconds is not None else f"{START}, {EXCLUDED}"
+
+    @property
+    def num_packs(self) -> int:
+        """All packs of the plan."""
+        return sum(len(lane) for lane in self.lanes)
+
+    def to_dict(self) -> dict[str, object]:
+        """As JSON can hold it, with what is no part of the seconds."""
+        return asdict(self) | {"excluded": self.excluded}
+
+
+ESTIMATE_TAG = "loragrid.estimate.source"
+NO_TIMING = "no timing of its shape"
+HOW_TO_KNOW = (
+    "no pack of such a shape was timed here: --calibrate times some steps, and every sweep recorded in this storage "
+    "tells of its shapes"
+)
+START = "starting Ray and the workers' processes (no sweep in this storage has shown it yet)"
+EXCLUDED = "tokenising, answering a task, saving checkpoints and adapters, what packs side by side take from each other"
+
+
+def local_node() -> Node:
+    """This machine: the CPUs that this process may use, and its GPUs."""
+    affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS
+    num_cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return Node(num_cpus=num_cpus, num_gpus=torch.cuda.device_count())
+
+
+def plan_on(plan: Plan, node: Node) -> tuple[Plan, Placement]:
+    """The plan with its packs cut for one machine, as a sweep on it would cut them."""
+    experiment = plan.experiment
+    placement = place(experiment.workers, [node])
+    if not (placement.use_gpu and placement.num_packs):
+        return plan, placement
+    packs = group_into_packs(plan.trials, experiment.pack, placement.num_packs, num_workers=placement.num_workers)
+    return replace(plan, packs=tuple(packs)), placement
+
+
+def lanes_of(plan: Plan, placement: Placement) -> list[Lane]:
+    """The packs as a sweep's first round assigns them."""
+    alone = plan.experiment.pack.max_members == 1 or placement.num_workers > 1
+    num_lanes = len(plan.packs) if alone else placement.num_packs or len(plan.packs)
+    return assign_lanes(plan.packs, num_lanes)
+
+
+def estimate_time(
+    plan: Plan, placement: Placement, timings: Mapping[str, PackTiming], start_seconds: float | None = None
+) -> TimeEstimate:
+    """The seconds of every pack whose shape has a timing, and of the sweep if all have, early stopping aside."""
+    engine = plan.experiment.engine
+    timing_of = {
+        pack.pack_id: timings.get(pack_shape(pack.trials, engine, placement.num_workers, shard=placement.shard))
+        for pack in plan.packs
+    }
+    lanes = lanes_of(plan, placement)
+    pack_seconds: dict[str, float] = {}
+    unknown: dict[str, str] = {}
+    for lane in lanes:
+        for pack, seconds in zip(lane.packs, _lane_seconds(lane.packs, engine, timing_of), strict=True):
+            if seconds is None:
+                timing = timing_of[pack.pack_id]
+                unknown[pack.pack_id] = timing.problem if timing else NO_TIMING
+            else:
+                pack_seconds[pack.pack_id] = seconds
+    places = [0.0] * max(1, placement.num_packs)
+    num_packs_at: dict[int, int] = {}
+    heap = [(0.0, index) for index in range(len(places))]
+    for lane in lanes:
+        busy, index = heapq.heappop(heap)
+        num_packs_at[index] = num_packs_at.get(index, 0) + len(lane.packs)
+        heapq.heappush(
+            heap,
+            (busy + (start_seconds or 0.0) + sum(pack_seconds.get(pack.pack_id, 0.0) for pack in lane.packs), index),
+        )
+    return TimeEstimate(
+        num_places=placement.num_packs,
+        lanes=tuple(tuple(pack.pack_id for pack in lane.packs) for lane in lanes),
+        num_waves=max(num_packs_at.values()),
+        pack_seconds=pack_seconds,
+        total_seconds=None if unknown or not placement.num_packs else max(heap)[0],
+        sources=tuple(dict.fromkeys(timing.source for timing in timing_of.values() if timing and not timing.problem)),
+        start_seconds=start_seconds,
+        unknown=unknown,
+    )
+
+
+def _lane_seconds(
+    packs: Sequence[Pack], engine: EngineConfig, timing_of: Mapping[str, PackTiming | None]
+) -> list[float | None]:
+    """Each pack's seconds: the base is loaded where the pack before left none, shapes are measured once per lane."""
+    found: list[float | None] = []
+    loaded: object = None
+    measured: set[str] = set()
+    for pack in packs:
+        timing, first = timing_of[pack.pack_id], pack.trials[0]
+        seconds = None if timing is None else timing.seconds(pack)
+        if timing is not None and seconds is not None:
+            wanted = (first.model, first.data)
+            if loaded != wanted:
+                seconds += timing.load
+            if first.training.measure_steps:
+                shapes = {pack_shape([trial], engine) for trial in pack.trials}
+                seconds += timing.measure * len(shapes - measured) / len(shapes)
+                measured |= shapes
+            loaded = wanted if all(trial.method.packable for trial in pack.trials) else None
+        found.append(seconds)
+    return found

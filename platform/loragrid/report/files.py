@@ -1,0 +1,220 @@
+"""Writes a sweep's report in the format that is asked for, from MLflow alone: HTML, Markdown, CSV, JSON, PEFT's own."""
+
+import csv
+import dataclasses
+import io
+import json
+import re
+import shlex
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import pandas as pd
+from mlflow import MlflowClient
+
+from loragrid.comparison.findings import ROWS_CAVEAT, heading_of_choices
+from loragrid.comparison.selection import Choice, check_apart
+from loragrid.comparison.statistics import Interval
+from loragrid.comparison.sweep_record import SweepRecord, load_record
+from loragrid.comparison.table import Comparison, load_comparison
+from loragrid.config.local_path import reason_of
+from loragrid.formatting import count_of
+from loragrid.report.html_page import Part, load_parts, render_page
+from loragrid.report.peft_results import write_peft_results
+from loragrid.report.tables import PageTable, choice_table, contrast_table, unfinished_table
+from loragrid.tracking.store_uri import quiet_store
+
+ReportFormat = Literal["html", "md", "csv", "json", "peft"]
+REPORT_ARTIFACT = "report"
+"""The artifact folder of the sweep's run that holds `report.html`."""
+
+
+def format_of(out: Path, report_format: str | None) -> ReportFormat:
+    """The format asked for, else the one that the file's suffix names.
+
+    ValueError: there is none of that name.
+    """
+    allowed = get_args(ReportFormat)
+    found = report_format if report_format is not None else out.suffix.removeprefix(".").lower()
+    if found not in allowed or (report_format is None and found == "peft"):
+        key = f"--format {report_format}" if report_format is not None else f"--out {out}"
+        raise ValueError(
+            f"{key}: no such format; allowed: a file ending in .html, .md, .csv or .json, or --format peft"
+        )
+    return found  # type: ignore[return-value]
+
+
+def write_report(
+    comparison: Comparison, out: str | Path, report_format: str | None = None, apart: Collection[str] = ()
+) -> list[str]:
+    """Write the report of a sweep, from MLflow alone, to the file `out`; gives what it could not say, as sentences.
+
+    report_format: `html` (one page that opens offline), `md`, `csv`, `json`, by default what the file's name ends in;
+    or `peft`: then `out` is a folder, and gets the result files that PEFT's `method_comparison` app loads. apart: axes
+    (columns of `comparison.table`) that are compared at each of their values instead of being chosen over.
+
+    Raises:
+        ValueError: no such format or axis, `out` cannot be written, or the sweep lacks what the format must hold.
+    """
+    out = Path(out).expanduser()
+    form = format_of(out, report_format)
+    check_apart(comparison, apart)
+    record, parts = load_record(comparison), load_parts(comparison, apart)
+    try:
+        if form == "peft":
+            return write_peft_results(record, [part.verdict for part in parts], out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(report_text(form, record, parts), encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise ValueError(f"--out {out}: cannot be written: {reason_of(error)}") from error
+    return []
+
+
+def keep_report(comparison: Comparison, out: Path) -> None:
+    """Write the HTML report of a sweep that has ended, and keep it with the sweep's run as `report/report.html`.
+
+    The record must be delivered: the report is written from it. Raises what MLflow raises where it does not answer.
+    """
+    write_report(comparison, out, "html")
+    with quiet_store():
+        MlflowClient(tracking_uri=comparison.tracking_uri).log_text(
+            comparison.sweep_run_id, out.read_text(encoding="utf-8"), f"{REPORT_ARTIFACT}/report.html"
+        )
+
+
+def leave_report(
+    experiment_name: str,
+    tracking_uri: str,
+    sweep: str,
+    folder: Path,
+    tell: Callable[[str], None],
+    *,
+    curves: pd.DataFrame | None = None,
+) -> Path | None:
+    """Keep the report of a sweep that has ended, in the folder as `<sweep>.html` too; gives that file.
+
+    curves: as `load_comparison` takes them.
+    The sweep is recorded, and does not fail for want of its report: then `tell` hears why, and None is given.
+    """
+    out = folder / f"{sweep}.html"
+    try:
+        keep_report(load_comparison(experiment_name, tracking_uri, sweep, curves=curves), out)
+    except Exception as error:  # MLflow's, a database driver's, matplotlib's, the disk's
+        again = shlex.join(["loragrid", "report", experiment_name, "--sweep", sweep, "--out", "report.html"])
+        tell(f"the report could not be kept ({type(error).__name__}: {error}); to write it: {again}")
+        return None
+    return out
+
+
+def report_text(form: Literal["html", "md", "csv", "json"], record: SweepRecord, parts: Sequence[Part]) -> str:
+    """The report as text, in one of the formats that are one file."""
+    match form:
+        case "html":
+            return render_page(record, parts)
+        case "md":
+            return to_markdown(record.comparison, parts)
+        case "csv":
+            return to_csv(parts)
+        case "json":
+            return to_json(record.comparison, parts)
+
+
+def to_markdown(comparison: Comparison, parts: Sequence[Part]) -> str:
+    """Verdict, choices, contrasts and what did not finish, as Markdown without HTML."""
+    blocks = [f"# {_plain(comparison.question or comparison.experiment_name)}"]
+    size = count_of(len(comparison.table), "trial")
+    blocks.append(_plain(f"{comparison.experiment_name}, sweep {comparison.sweep}, {size}."))
+    for part in parts:
+        if part.label:
+            blocks.append(f"# {_plain(part.label)}")
+        blocks.append("\n".join(f"- {_plain(sentence)}" for sentence in part.verdict.sentences) or "No verdict.")
+        blocks += [f"**Beware:** {_plain(warning)}" for warning in part.verdict.warnings]
+        blocks += _headed(heading_of_choices(part.verdict), choice_table(part.verdict, part.comparison))
+        blocks += _headed("Method against method", contrast_table(part.verdict))
+        blocks += [ROWS_CAVEAT] if any(contrast.over_items for contrast in part.verdict.contrasts) else []
+    blocks += _headed("Failed, stopped and out of memory", unfinished_table(comparison))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _headed(heading: str, table: PageTable) -> list[str]:
+    return [f"## {heading}", _markdown_table(table)] if table.rows else []
+
+
+def _markdown_table(table: PageTable) -> str:
+    lines = [table.header, tuple("---" for _ in table.header)]
+    lines += [tuple(_plain("; ".join((cell.text, *cell.notes))) for cell in row) for row in table.rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown and HTML take for nothing but text."""
+    one_line = " ".join(text.split())
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", one_line).replace("&", "&amp;").replace("<", "&lt;")
+
+
+def to_csv(parts: Sequence[Part]) -> str:
+    """One line per choice with its intervals; what is missing is an empty cell."""
+    choices = [(part, choice) for part in parts for choice in (*part.verdict.choices, *part.verdict.references)]
+    axes = list(dict.fromkeys(name for _, choice in choices for name in choice.setting.values))
+    groups = ("validation", "test", "default_validation", "default_test")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["task", "method", *axes, "validation_metric", "metric", "at_edge", "num_settings"]
+        + [f"{group}_{figure}" for group in groups for figure in ("mean", "std", "low", "high", "num")]
+    )
+    for part, choice in choices:
+        default = choice.default
+        intervals = [choice.validation, choice.test, *([default.validation, default.test] if default else [None, None])]
+        writer.writerow(
+            [part.label, choice.name, *(choice.setting.values.get(name) for name in axes)]
+            + [choice.metric, part.verdict.metric, " ".join(choice.edges), choice.num_settings]
+            + [value for interval in intervals for value in _figures(interval)]
+        )
+    return text.getvalue()
+
+
+def _figures(interval: Interval | None) -> list[float | None]:
+    if interval is None:
+        return [None] * 5
+    return [interval.mean, interval.std, interval.low, interval.high, interval.num]
+
+
+def to_json(comparison: Comparison, parts: Sequence[Part]) -> str:
+    """The comparison with its verdicts (one per task) as data, `null` for what is missing."""
+    content = json.loads(comparison.to_json())
+    content["verdicts"] = [
+        {
+            "task": part.label,
+            "metric": part.verdict.metric,
+            "higher_is_better": part.verdict.higher_is_better,
+            "sentences": list(part.verdict.sentences),
+            "warnings": list(part.verdict.warnings),
+            "choices": [_choice(choice) for choice in part.verdict.choices],
+            "references": [_choice(choice) for choice in part.verdict.references],
+            "contrasts": [dataclasses.asdict(contrast) for contrast in part.verdict.contrasts],
+        }
+        for part in parts
+    ]
+    return json.dumps(content, indent=2, allow_nan=False, default=_number) + "\n"
+
+
+def _choice(choice: Choice) -> dict[str, object]:
+    return {
+        "method": choice.method,
+        "name": choice.name,
+        "setting": dict(choice.setting.values),
+        "trial_ids": {str(seed): trial_id for seed, trial_id in choice.setting.trial_ids.items()},
+        "metric": choice.metric,
+        "validation": dataclasses.asdict(choice.validation),
+        "test": None if choice.test is None else dataclasses.asdict(choice.test),
+        "at_edge": dict(choice.edges),
+        "num_settings": choice.num_settings,
+        "default": None if choice.default is None else _choice(choice.default),
+    }
+
+
+def _number(value: object) -> object:
+    """A numpy scalar as the Python number that it is."""
+    return value.item()  # type: ignore[attr-defined]

@@ -1,0 +1,43 @@
+"""Writes a compared figure for a reader: losses in nats, accuracies in per cent, with interval and number of seeds."""
+
+from loragrid.comparison.findings import LEVEL, METRIC_WORDS
+from loragrid.comparison.ranking import is_higher_better
+from loragrid.comparison.statistics import Interval
+
+MISSING = "–"
+
+
+def format_metric(metric: str, value: float | None) -> str:
+    """2.3456 for a loss, 41.2 % for an accuracy."""
+    if value is None:
+        return MISSING
+    return f"{100 * value:.1f} %" if is_higher_better(metric) else f"{value:.4f}"
+
+
+def format_difference(metric: str, value: float | None) -> str:
+    """The same with its sign; the difference of accuracies is in percentage points."""
+    if value is None:
+        return MISSING
+    text = f"{100 * value:+.1f} pp" if is_higher_better(metric) else f"{value:+.4f}"
+    return text.replace("-", "−")
+
+
+def format_range(metric: str, interval: Interval | None) -> str:
+    """The 95 % interval, `–` where there are too few values for one."""
+    if interval is None or interval.low is None or interval.high is None:
+        return MISSING
+    return f"{format_metric(metric, interval.low)} to {format_metric(metric, interval.high)}"
+
+
+def metric_name(metric: str) -> str:
+    """`test/loss` as a reader calls it."""
+    return METRIC_WORDS.get(metric, metric.replace("/", " ").replace("_", " "))
+
+
+def format_p(value: float | None) -> str:
+    """A p-value to three digits, the smallest and what rounds to the level it is below as a bound."""
+    if value is None:
+        return MISSING
+    if value < 0.001:
+        return "< 0.001"
+    return f"< {LEVEL:g}" if value < LEVEL <= float(f"{value:.3f}") else f"{value:.3f}"

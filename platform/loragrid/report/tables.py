@@ -1,0 +1,296 @@
+"""The tables of a report as text, from a verdict and a sweep's record; what is missing is a dash, never a zero."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loragrid.comparison.findings import is_shown, was_chosen
+from loragrid.comparison.ranking import sort_best_first
+from loragrid.comparison.selection import Choice, Contrast, Verdict, reported_interval
+from loragrid.comparison.settings import show_setting
+from loragrid.comparison.statistics import Interval, PairedTest
+from loragrid.comparison.sweep_record import SweepRecord
+from loragrid.comparison.table import Comparison, is_stopped_early
+from loragrid.formatting import count_of, format_bytes, format_count, format_seconds, format_value, is_missing
+from loragrid.report.metric_text import (
+    MISSING,
+    format_difference,
+    format_metric,
+    format_p,
+    format_range,
+    metric_name,
+)
+from loragrid.trials.outcome import OUT_OF_MEMORY
+
+PACK_TAG = "loragrid.pack"
+SWEEP_ESTIMATE, SWEEP_TIME = "sweep/estimated_seconds", "sweep/wall_seconds"
+PACK_ESTIMATE, PACK_PEAK = "memory/pack_estimated_bytes", "memory/pack_peak_bytes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A cell: what it says, smaller lines below that, and whether it is a number (set to the right)."""
+
+    text: str
+    notes: tuple[str, ...] = ()
+    is_number: bool = False
+    is_marked: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageTable:
+    """A table of the page. header: one text per column."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def interval_cell(metric: str, interval: Interval | None) -> Cell:
+    """Mean, deviation, 95 % interval and number of seeds."""
+    if interval is None:
+        return Cell(text=MISSING, is_number=True)
+    deviation = "" if interval.std is None else f" ± {format_metric(metric, interval.std)}"
+    return Cell(
+        text=format_metric(metric, interval.mean) + deviation,
+        notes=(f"95 %: {format_range(metric, interval)}; n = {interval.num}",),
+        is_number=True,
+    )
+
+
+def choice_table(verdict: Verdict, comparison: Comparison) -> PageTable:
+    """One row per choice, best first, with its untuned default beside it; then the references, out of the contest."""
+    everyone = [*verdict.choices, *verdict.references]
+    has_test = any(choice.test is not None for choice in everyone)
+    heads = ([metric_name(verdict.metric)] if has_test else []) + [
+        metric_name(choice.metric) for choice in everyone[:1]
+    ]
+    rows = []
+    for choice in everyone:
+        marks = tuple(
+            f"{axis} {format_value(value)} is {_side(choice, axis)}: extend the ladder"
+            for axis, value in choice.edges.items()
+        )
+        figures = [interval_cell(verdict.metric, choice.test)] if has_test else []
+        figures.append(interval_cell(choice.metric, choice.validation))
+        is_reference = choice in verdict.references
+        rows.append(
+            (
+                Cell(text=choice.name, notes=("trains nothing: for reference",) if is_reference else ()),
+                Cell(text=show_setting(choice.setting), notes=marks, is_marked=bool(marks)),
+                *figures,
+                Cell(text=MISSING, is_number=True) if is_reference else _default_cell(choice, verdict.metric),
+                Cell(text=str(choice.num_settings), is_number=True),
+                _figure_cell(comparison, choice, "parameters/trainable", format_count),
+            )
+        )
+    header = (
+        "method",
+        "chosen setting" if was_chosen(verdict) else "setting",
+        *heads,
+        "untuned default",
+        "settings tried",
+        "trained params",
+    )
+    return PageTable(header=header, rows=tuple(rows))
+
+
+def _side(choice: Choice, axis: str) -> str:
+    return f"the {choice.edge_sides[axis]} tried" if axis in choice.edge_sides else "at the edge of its ladder"
+
+
+def _default_cell(choice: Choice, metric: str) -> Cell:
+    default = choice.default
+    if default is None:
+        untold = "nothing was chosen" if choice.num_settings == 1 else "not in the sweep"
+        return Cell(text=MISSING, notes=(choice.default_fault or untold,), is_number=True)
+    if default.setting.values == choice.setting.values:
+        return Cell(text="the same", is_number=True)
+    # Never the validation figure in place of a test figure that is missing: it would be held against test figures.
+    cell = interval_cell(metric, reported_interval(default, metric))
+    fault = (choice.default_fault,) if choice.default_fault else ()
+    return Cell(text=cell.text, notes=(*cell.notes, show_setting(default.setting), *fault), is_number=True)
+
+
+def contrast_table(verdict: Verdict) -> PageTable:
+    """Every pair of methods: the difference over seeds and over test rows, and what it shows."""
+    return _contrasts_as_table(verdict.contrasts, verdict.higher_is_better)
+
+
+def contrast_tables(verdict: Verdict) -> tuple[PageTable, PageTable]:
+    """As `contrast_table`, the pairs with the best method apart from all others: of n methods, n - 1 tell most."""
+    best = verdict.contrasts[0].first if verdict.contrasts else ""
+    with_best = [contrast for contrast in verdict.contrasts if contrast.first == best]
+    others = [contrast for contrast in verdict.contrasts if contrast.first != best]
+    return (
+        _contrasts_as_table(with_best, verdict.higher_is_better),
+        _contrasts_as_table(others, verdict.higher_is_better),
+    )
+
+
+def _contrasts_as_table(contrasts: Sequence[Contrast], higher_is_better: bool) -> PageTable:
+    rows = []
+    for contrast in contrasts:
+        for test, pairs in ((contrast.over_seeds, "seeds"), (contrast.over_items, "test rows")):
+            if test is not None:
+                rows.append(_contrast_row(contrast, test, pairs, higher_is_better))
+        if contrast.over_seeds is None and contrast.over_items is None:
+            names = Cell(text=f"{contrast.first} − {contrast.second}")
+            rows.append((names, Cell(text="cannot be tested"), *[Cell(text=MISSING, is_number=True)] * 4))
+    return PageTable(header=("pair", "what it shows", "difference", "95 % interval", "p (Holm)", "n"), rows=tuple(rows))
+
+
+def _contrast_row(contrast: Contrast, test: PairedTest, pairs: str, higher_is_better: bool) -> tuple[Cell, ...]:
+    low, high = (format_difference(contrast.metric, bound) for bound in (test.low, test.high))
+    return (
+        Cell(text=f"{contrast.first} − {contrast.second}", notes=(test.test,)),
+        Cell(text=what_it_shows(contrast, test, higher_is_better)),
+        Cell(text=format_difference(contrast.metric, test.difference), is_number=True),
+        Cell(text=MISSING if test.low is None or test.high is None else f"{low} to {high}", is_number=True),
+        Cell(text=format_p(test.p_adjusted), is_number=True),
+        Cell(text=f"{test.num} {pairs}", is_number=True),
+    )
+
+
+def what_it_shows(contrast: Contrast, test: PairedTest, higher_is_better: bool) -> str:
+    """Which of the two is better, in words, where the corrected test shows a difference."""
+    if test.p_adjusted is None:
+        return "cannot be tested"
+    if not is_shown(test):
+        return "no difference shown"
+    first_is_better = (test.difference > 0) == higher_is_better
+    return f"{contrast.first if first_is_better else contrast.second} is better"
+
+
+def _figure_cell(comparison: Comparison, choice: Choice, key: str, write: Callable[[Any], str]) -> Cell:
+    value = mean_figure(comparison, list(choice.setting.trial_ids.values()), key)
+    return Cell(text=MISSING if value is None else write(value), is_number=True)
+
+
+def mean_figure(comparison: Comparison, trial_ids: Sequence[str], key: str) -> float | None:
+    """The mean of a metric over those of the trials that have it."""
+    table = comparison.table
+    if key not in table:
+        return None
+    present = [float(value) for value in table.loc[table["trial_id"].isin(trial_ids), key] if not is_missing(value)]
+    return sum(present) / len(present) if present else None
+
+
+def unfinished_table(comparison: Comparison) -> PageTable:
+    """Trials that did not finish, each with its reason; an out-of-memory trial is a result."""
+    rows = [
+        (
+            Cell(text=row["trial_id"]),
+            Cell(text=_setting_of(comparison, row)),
+            Cell(text=end_of(row)),
+            Cell(text=row["reason"] or MISSING),
+        )
+        for row in comparison.table.to_dict("records")
+        if row["status"] != "FINISHED"
+    ]
+    return PageTable(header=("trial", "setting", "ended", "reason"), rows=tuple(rows))
+
+
+def end_of(row: Mapping[Any, Any]) -> str:
+    """How a trial ended, in words."""
+    if is_stopped_early(row):
+        return "stopped early"
+    if row["status"] == "FAILED" and row["reason"].startswith(OUT_OF_MEMORY):
+        return "out of memory"
+    return str(row["status"]).lower()
+
+
+def _setting_of(comparison: Comparison, row: Mapping[Any, Any]) -> str:
+    values = [f"{name} {format_value(row[name])}" for name in comparison.axes if not is_missing(row[name])]
+    return ", ".join([row["method"], *values])
+
+
+def trial_table(comparison: Comparison, marked: Mapping[str, str]) -> PageTable:
+    """All trials with every figure MLflow has of them; `marked`: trial id -> what sets it apart from most others."""
+    keys = comparison.metric_keys
+    heading = ("fingerprint",) if marked else ()
+    rows = [
+        (
+            Cell(text=row["trial_id"]),
+            *([Cell(text=marked.get(row["trial_id"], "as most"))] if marked else []),
+            Cell(text=row["method"]),
+            Cell(text=end_of(row)),
+            *(Cell(text=format_value(row[name]), is_number=True) for name in comparison.axes),
+            *(
+                Cell(text=MISSING if is_missing(row[key]) else write_figure(key, row[key]), is_number=True)
+                for key in keys
+            ),
+        )
+        for row in sort_best_first(comparison.table).to_dict("records")
+    ]
+    return PageTable(header=("trial", *heading, "method", "ended", *comparison.axes, *keys), rows=tuple(rows))
+
+
+def write_figure(key: str, value: Any) -> str:
+    """A figure in the unit that its key names."""
+    if key.endswith("_bytes"):
+        return format_bytes(value)
+    if key.endswith(("_seconds", "seconds_to_threshold")):
+        return format_seconds(value)
+    if key.startswith("parameters/"):
+        return format_count(value)
+    if key.endswith(("loss", "accuracy")):
+        return format_metric(key, value)
+    if value >= 1000:
+        return f"{value:,.0f}"
+    # Three digits of what is small: a fraction of 0.00002 is not 0.
+    return format_value(
+        (round(value, 4) if abs(value) >= 0.1 else float(f"{value:.3g}")) if isinstance(value, float) else value
+    )
+
+
+def parts_table(
+    comparison: Comparison,
+    choices: Sequence[tuple[str, Sequence[str]]],
+    parts: Mapping[str, str],
+    write: Callable[[float], str],
+) -> PageTable:
+    """The bars as numbers: one row per (label, trial ids), one column per part that somebody has."""
+    values = {label: {key: mean_figure(comparison, trial_ids, key) for key in parts} for label, trial_ids in choices}
+    keys = [key for key in parts if any(row[key] is not None for row in values.values())]
+    rows = tuple(
+        (Cell(text=label), *(_written(row[key], write) for key in keys)) for label, row in values.items() if keys
+    )
+    return PageTable(header=("method", *(parts[key] for key in keys)), rows=rows)
+
+
+def _written(value: float | None, write: Callable[[float], str]) -> Cell:
+    return Cell(text=MISSING if value is None else write(value), is_number=True)
+
+
+def estimate_table(record: SweepRecord) -> PageTable:
+    """What was expected against what came: the sweep's time, and its packs' memory, where MLflow has both.
+
+    Packs of which all figures read alike share a row.
+    """
+    rows: list[tuple[Cell, ...]] = []
+    if SWEEP_ESTIMATE in record.figures and SWEEP_TIME in record.figures:
+        seconds = (record.figures[SWEEP_ESTIMATE], record.figures[SWEEP_TIME])
+        rows.append(_estimate("the whole sweep", "time", _estimate_and_measurement(*seconds, format_seconds)))
+    packs: dict[tuple[str, ...], list[str]] = {}
+    for row in record.comparison.table.to_dict("records"):
+        expected, came = row.get(PACK_ESTIMATE), row.get(PACK_PEAK)
+        if expected is None or came is None or is_missing(expected) or is_missing(came):
+            continue
+        trial = record.trials.get(row["trial_id"])
+        pack = trial.tags.get(PACK_TAG, row["trial_id"]) if trial else row["trial_id"]
+        alike = packs.setdefault(_estimate_and_measurement(float(expected), float(came), format_bytes), [])
+        if pack not in alike:
+            alike.append(pack)
+    for numbers, names in packs.items():
+        first, *others = sorted(names)
+        name = first if not others else f"{first} and {count_of(len(others), 'other pack')}"
+        rows.append(_estimate(name, "GPU memory", numbers))
+    return PageTable(header=("of", "what", "estimated", "measured", "measured / estimated"), rows=tuple(rows))
+
+
+def _estimate_and_measurement(expected: float, came: float, write: Callable[[float], str]) -> tuple[str, ...]:
+    return (write(expected), write(came), f"{came / expected:.2f}" if expected else MISSING)
+
+
+def _estimate(name: str, what: str, numbers: tuple[str, ...]) -> tuple[Cell, ...]:
+    return (Cell(text=name), Cell(text=what), *(Cell(text=text, is_number=True) for text in numbers))

@@ -1,0 +1,1 @@
+"""Runs a sweep on Ray: cluster, Tune trials, trainers, failures, resumption."""

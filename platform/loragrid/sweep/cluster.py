@@ -1,0 +1,85 @@
+"""Connects to a Ray cluster, starting one where none is named, and checks that it can hold a pack's workers."""
+
+import logging
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+import torch
+from rich.console import Console
+
+from loragrid.config.experiment import Experiment
+from loragrid.formatting import count_of
+from loragrid.planning.placement import Node, Placement
+from loragrid.planning.plan import Plan
+
+CONNECT_SECONDS = 10.0
+_HOST_AND_PORT = re.compile(r"[^:/]+:\d{1,5}")
+
+
+@contextmanager
+def connected_to_ray(address: str | None) -> Iterator[bool]:
+    """Within, this process is connected to Ray; gives True when the cluster was started for it alone.
+
+    Raises:
+        ValueError: no cluster answers at the address.
+    """
+    if ray.is_initialized():
+        yield False
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address and _HOST_AND_PORT.fullmatch(address):
+            # Ray itself would try for ten minutes.
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"--address {address}: no Ray cluster answers there ({error})") from error
+    try:
+        yield address is None
+    finally:
+        ray.shutdown()
+
+
+def cluster_nodes() -> list[Node]:
+    """The machines of the connected cluster that are alive."""
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    nodes = [Node(num_cpus=found.get("CPU", 0.0), num_gpus=found.get("GPU", 0.0)) for found in resources]
+    return [node for node in nodes if node.num_cpus]
+
+
+def check_placement(experiment: Experiment, placement: Placement, is_local: bool, console: Console) -> None:
+    """Refuse on a fixed machine what it can never hold; on a cluster, which may grow, say that it must.
+
+    Raises:
+        ValueError: one pack's workers do not fit on this machine.
+    """
+    if placement.num_packs:
+        return
+    kind = "GPU" if placement.use_gpu else "CPU"
+    need = f"{count_of(placement.num_workers, 'worker')} with {placement.cpus_per_worker:g} CPUs" + (
+        " and a GPU each" if placement.use_gpu else " each"
+    )
+    if is_local:
+        raise ValueError(
+            f"workers: a pack's workers do not fit on this machine: it needs {need}; "
+            f"allowed: as many as there are {kind}s, or a cluster (--address)"
+        )
+    console.print(f"waiting for the cluster to grow: a pack needs {need}", style="yellow")
+
+
+def warn_of_slow_arithmetic(the_plan: Plan, placement: Placement, console: Console) -> None:
+    """Say that bfloat16 on a processor without it is many times slower than float32 (backward 47 times, on AVX2)."""
+    on_cpu = not placement.use_gpu and any(trial.model.dtype == "bfloat16" for trial in the_plan.trials)
+    capability = torch.backends.cpu.get_cpu_capability()
+    if on_cpu and not capability.startswith(("AVX512", "SVE")):
+        console.print(
+            f"model.dtype: this processor ({capability}) has no bfloat16 arithmetic, steps will be many times slower "
+            "than in float32; to use that: --set model.dtype=float32",
+            style="yellow",
+            highlight=False,
+        )

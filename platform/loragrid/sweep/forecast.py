@@ -1,0 +1,98 @@
+"""Foretells a sweep on this machine: calibrates where asked to, and otherwise takes what was measured before."""
+
+import os
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from loragrid.formatting import count_of
+from loragrid.planning.placement import Placement
+from loragrid.planning.plan import Plan
+from loragrid.planning.time_estimate import TimeEstimate, estimate_time, local_node, plan_on
+from loragrid.training.determinism import compute_deterministically, name_missing_kernel
+
+CALIBRATION_SECONDS = 120.0
+
+
+def forecast(
+    plan: Plan, console: Console, *, calibrated: bool = False, budget_seconds: float = CALIBRATION_SECONDS
+) -> tuple[Plan, TimeEstimate]:
+    """The plan with its packs cut for this machine, and what it will take here.
+
+    Raises:
+        ValueError: a calibration was asked for that one process cannot make.
+    """
+    plan, placement = plan_on(plan, local_node())
+    if calibrated:
+        calibrate_here(plan, placement, console, budget_seconds)
+    if not _may_know(plan):
+        return plan, estimate_time(plan, placement, {})
+    from loragrid.sweep.timing_history import known_timings, recorded_start  # and MLflow and Ray: seconds
+
+    return plan, estimate_time(plan, placement, known_timings(plan, placement), recorded_start(plan))
+
+
+def _may_know(plan: Plan) -> bool:
+    """Whether there is a place where times of earlier sweeps and calibrations could be."""
+    experiment = plan.experiment
+    elsewhere = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "://" in experiment.storage.path
+    return bool(elsewhere) or Path(experiment.storage.path).expanduser().is_dir()
+
+
+def too_large(plan: Plan, memory_bytes: int) -> list[str]:
+    """Of the largest packs, those whose steps need more than a GPU of this machine has, as lines of a plan."""
+    found = []
+    for pack in plan.largest_packs():
+        estimate = plan.gpu_memory(pack)
+        if estimate is not None and estimate.total > memory_bytes:
+            end = "its trials will fail" if len(pack.trials) == 1 else "it will be halved until its parts do"
+            found.append(
+                f"{pack.pack_id} ({count_of(len(pack.trials), 'trial')}) does not fit: about "
+                f"{estimate.total / 2**30:.1f} GiB of {memory_bytes / 2**30:.1f}; {end}"
+            )
+    return found
+
+
+def gpu_memory_here() -> int | None:
+    """Bytes of this machine's first GPU; None without one."""
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+
+
+def calibrate_here(plan: Plan, placement: Placement, console: Console, budget_seconds: float) -> None:
+    """Time the plan's packs on one place of this machine and keep that in the storage folder."""
+    if placement.num_workers > 1:
+        raise ValueError(
+            f"--calibrate: workers.num_workers: {placement.num_workers}: a calibration is one process, which cannot "
+            "tell what workers wait for each other; allowed: --set workers.num_workers=1, or no --calibrate"
+        )
+    if not placement.num_packs:
+        raise ValueError("--calibrate: no pack fits on this machine (workers: more CPUs or GPUs than it has)")
+
+    from loragrid.planning.timing import save_timings
+    from loragrid.sweep.calibration import calibrate  # with MLflow and Ray, which a plan alone does without
+    from loragrid.sweep.run import tokenize
+    from loragrid.sweep.storage import local_folder
+    from loragrid.sweep.timing_history import device_here
+
+    def say(sentence: str) -> None:
+        console.print(sentence, style="dim", highlight=False, markup=False)
+
+    torch.set_num_threads(placement.threads)
+    if plan.experiment.engine.deterministic:
+        compute_deterministically()
+    rows = tokenize(plan, console)
+    try:
+        timings = calibrate(
+            plan.packs,
+            rows,
+            torch.device("cuda" if placement.use_gpu else "cpu"),
+            engine=plan.experiment.engine,
+            budget_seconds=budget_seconds,
+            say=say,
+        )
+    except RuntimeError as error:
+        if (reason := name_missing_kernel(str(error))) != str(error):
+            raise ValueError(reason) from None
+        raise
+    save_timings(local_folder(plan.experiment), device_here(placement), timings)

@@ -1,0 +1,97 @@
+"""What a sweep came to, for its own run in MLflow: counts, the best trial, the cost, and the picture of its curves."""
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from loragrid.comparison.ranking import best_trial, ranking_metric
+from loragrid.comparison.table import Comparison, is_stopped_early, load_comparison
+from loragrid.formatting import is_missing
+from loragrid.report.loss_curves import has_losses, plot_loss_curves
+from loragrid.tracking.recorder import Recorder
+
+BEST_TRIAL_TAG = "loragrid.best_trial"
+BEST_METRIC_TAG = "loragrid.best_trial.metric"
+BEST_FIGURES = {
+    "eval/accuracy": "sweep/best_eval_accuracy",
+    "test/accuracy": "sweep/best_test_accuracy",
+    "eval/final_loss": "sweep/best_eval_loss",
+    "test/loss": "sweep/best_test_loss",
+}
+"""A trial's metric -> the sweep's, which has it of the best trial."""
+FIGURES = "figures"
+# The sweep's end waits long for a store that fails, so that the record arrives; a summary can be read from that.
+SUMMARY_PATIENCE_SECONDS = 2.0
+START_METRIC = "sweep/start_seconds"
+
+
+class SweepCost:
+    """Adds up what a sweep takes: wall-clock seconds, and those for which its lanes hold GPUs."""
+
+    def __init__(self, gpus_per_lane: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._gpus_per_lane = clock, gpus_per_lane
+        self._start = clock()
+        self._lanes: dict[str, float] = {}
+        self._gpu_seconds = 0.0
+        self._first_word: float | None = None
+
+    def lane_started(self, lane: str) -> None:
+        """A lane asks for its workers; more than one call does nothing."""
+        self._lanes.setdefault(lane, self._clock())
+
+    def lane_spoke(self, lane: str) -> None:
+        """A lane's workers have said something; only the first word of the first lane counts."""
+        if self._first_word is None and lane in self._lanes:
+            self._first_word = self._clock() - self._lanes[lane]
+
+    def lane_ended(self, lane: str) -> None:
+        """A lane has given its workers back."""
+        if lane in self._lanes:
+            self._gpu_seconds += self._gpus_per_lane * (self._clock() - self._lanes.pop(lane))
+
+    def metrics(self) -> dict[str, float]:
+        """By metric key; lanes that have not ended count up to now."""
+        now = self._clock()
+        running = self._gpus_per_lane * sum(now - start for start in self._lanes.values())
+        found = {"sweep/wall_seconds": now - self._start}
+        if self._first_word is not None:
+            found[START_METRIC] = self._first_word
+        return found | ({"sweep/gpu_seconds": self._gpu_seconds + running} if self._gpus_per_lane else {})
+
+
+def record_summary(recorder: Recorder, sweep: str, cost: SweepCost) -> pd.DataFrame | None:
+    """Record the summary of a sweep whose trials have ended; nothing where MLflow does not answer.
+
+    What a sweep cost that is taken up again is added to what it had cost before. Gives the curves that MLflow holds.
+    """
+    if not recorder.deliver(SUMMARY_PATIENCE_SECONDS):
+        return None
+    comparison = load_comparison(recorder.experiment_name, recorder.tracking_uri, sweep)
+    metrics = summary_metrics(comparison)
+    for key, value in cost.metrics().items():
+        metrics[key] = value if key == START_METRIC else value + comparison.sweep_metrics.get(key, 0.0)
+    best = best_trial(comparison)
+    named = {BEST_TRIAL_TAG: best, BEST_METRIC_TAG: ranking_metric(comparison.table)} if best else {}
+    recorder.log_sweep_summary(metrics, named)
+    if has_losses(comparison):
+        with tempfile.TemporaryDirectory() as folder:
+            recorder.log_sweep_artifact(plot_loss_curves(comparison, Path(folder) / "loss_curves.png"), FIGURES)
+    return comparison.curves
+
+
+def summary_metrics(comparison: Comparison) -> dict[str, float]:
+    """How the trials ended, and the figures of the best on the evaluation rows; those on test rows choose nothing."""
+    rows = comparison.table.to_dict("records")
+    ends = Counter("stopped" if is_stopped_early(row) else str(row["status"]).lower() for row in rows)
+    metrics = {f"sweep/trials_{end}": float(ends[end]) for end in ("finished", "failed", "stopped")}
+    best = best_trial(comparison)
+    for row in rows:
+        if row["trial_id"] == best:
+            for key, own in BEST_FIGURES.items():
+                if not is_missing(row.get(key)):
+                    metrics[own] = float(row[key])
+    return metrics

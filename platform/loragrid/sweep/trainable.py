@@ -1,0 +1,80 @@
+"""LoraGrid inside a sweep of the user's own: a Tune trainable, and the callback that records it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray import tune
+
+from loragrid.config.experiment import Experiment
+from loragrid.data.dataset import load_data
+from loragrid.models.loading import load_tokenizer
+from loragrid.planning.placement import place
+from loragrid.sweep.callback import RecordingCallback
+from loragrid.sweep.cluster import cluster_nodes
+from loragrid.sweep.ray_trainer import drive_lane
+from loragrid.sweep.run import open_recorder, sweep_parameters
+from loragrid.sweep.storage import below, storage_uri, trial_store
+from loragrid.sweep.tune_runner import lightweight
+from loragrid.trials.expand import trial_from_axes
+from loragrid.trials.packing import Lane, Pack
+from loragrid.trials.tags import QUESTION_TAG
+from loragrid.worker.environment import environment_tags
+
+
+def trainable(experiment: Experiment) -> Callable[[dict[str, Any]], None]:
+    """A Tune trainable whose config is one point of the experiment, as axis paths.
+
+    For instance `{"method.name": "lora", "method.rank": 8, "training.lr": 1e-3, "seed": 0}`; what a point leaves out
+    comes from the experiment. Every report has `step` and the latest `train_loss` and `eval_loss` (evaluated every
+    `training.eval_every` steps; infinite once the trial has diverged), so any searcher and scheduler of Tune can drive
+    it. Give it to a `tune.Tuner` of your own; add `recording(experiment)` to
+    the callbacks of its `RunConfig` to have the trials in MLflow.
+
+    Raises:
+        ValueError: the experiment stops trials early, which is the `Tuner`'s business here; in the Tune trial: a point
+            that is no trial.
+    """
+    if experiment.early_stopping is not None:
+        raise ValueError("early_stopping: give your Tuner a scheduler instead; allowed here: null")
+    storage = below(storage_uri(experiment), "ray", experiment.name)
+    store = trial_store(experiment, experiment.name)
+
+    def train_point(config: dict[str, Any]) -> None:
+        lane = lane_at(experiment, config, tune.get_context().get_trial_id())
+        trial = lane.trials[0]
+        data = load_data(trial.data, trial.model, load_tokenizer(trial.model))
+        drive_lane(
+            lane,
+            {(trial.model, trial.data): ray.put(data)},
+            place(experiment.workers, cluster_nodes()),
+            storage,
+            store,
+            engine=experiment.engine,
+            by_tune=True,
+        )
+
+    return lightweight(train_point)  # type: ignore[no-any-return]
+
+
+def lane_at(experiment: Experiment, axes: Mapping[str, Any], tune_trial_id: str) -> Lane:
+    """A lane of the one trial at a point; a searcher may come to a point twice, so Tune's id is part of the trial's."""
+    trial = trial_from_axes(experiment, axes)
+    trial_id = f"{trial.trial_id}-{tune_trial_id}"
+    pack = Pack(pack_id=trial_id, trials=(replace(trial, trial_id=trial_id),))
+    return Lane(lane_id=trial_id, packs=(pack,))
+
+
+def recording(experiment: Experiment, name: str | None = None) -> RecordingCallback:
+    """A Tune callback that records a sweep over `trainable(experiment)`: one MLflow run per trial, under one sweep."""
+    recorder = open_recorder(experiment)
+    recorder.start_sweep(
+        name or recorder.next_sweep_name(), sweep_parameters(experiment), {QUESTION_TAG: experiment.question}
+    )
+    return RecordingCallback(
+        recorder,
+        trial_store(experiment, experiment.name),
+        lambda config, tune_trial_id: lane_at(experiment, config, tune_trial_id),
+        environment_tags(),
+    )

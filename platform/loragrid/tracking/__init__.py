@@ -1,0 +1,1 @@
+"""Records a sweep in MLflow: recorder, spool, delivery."""

@@ -1,0 +1,114 @@
+"""Where MLflow keeps a record and how its pages are reached; the names of the tags, and how values are written."""
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from loragrid.config.local_path import local_path
+
+Scalar = str | int | float | bool | None
+RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
+
+# What MLflow takes in one value; a longer one it would refuse.
+MAX_PARAMETER_LENGTH = 6000
+MAX_TAG_LENGTH = 8000
+
+
+def default_tracking_uri(storage_path: str, configured: str | None) -> str:
+    """The configured URI, else `MLFLOW_TRACKING_URI`, else an SQLite file in the storage folder.
+
+    ValueError: the URI is a plain folder (MLflow refuses those since 3.13) or SQLite without a file, or nothing is
+    configured and the storage is remote, where SQLite cannot live, or has a name that is another's in a URI.
+    """
+    uri = configured or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri:
+        origin = tracking_origin(configured)
+        if uri.startswith("file:") or ("://" not in uri and not uri.startswith("databricks")):
+            raise ValueError(
+                f"{origin}: {uri!r} is a folder, and MLflow keeps no store in a plain folder; "
+                "allowed: an http(s):// server or a database such as sqlite:////absolute/path/mlflow.db"
+            )
+        path = sqlite_path(uri)
+        if uri.startswith("sqlite:") and (
+            path is None or path.name == ":memory:" or local_path(origin, str(path)).is_dir()
+        ):
+            # Without a file MLflow writes artifacts to wherever the program was started.
+            raise ValueError(f"{origin}: {uri!r} names no file; allowed: such as sqlite:////absolute/path/mlflow.db")
+        return uri
+    if "://" in storage_path:
+        raise ValueError(
+            f"storage.path: {storage_path!r} is remote and cannot hold MLflow's SQLite file; "
+            "set tracking.uri to a server (http://...) or to a local sqlite:////absolute/path/mlflow.db"
+        )
+    folder = local_path("storage.path", storage_path).resolve()
+    if {"?", "%"} & set(str(folder)):
+        raise ValueError(
+            f"storage.path: {str(folder)!r}: MLflow's SQLite file would land elsewhere, because ? and % have a meaning "
+            "of their own in its URI; allowed: a folder without them, or tracking.uri set"
+        )
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def tracking_origin(configured: str | None) -> str:
+    """What decided on the tracking URI: a key of the experiment file, or the environment."""
+    if configured:
+        return "tracking.uri"
+    return "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else "storage.path"
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file behind an `sqlite:///` URI; None for every other store."""
+    prefix = "sqlite:///"
+    return Path(uri.removeprefix(prefix)).resolve() if uri.startswith(prefix) else None
+
+
+def card_tags(card: Any) -> dict[str, str]:
+    """A method's card (any dataclass of plain fields) as tags `loragrid.card.<field>`."""
+    fields = ((field.name, getattr(card, field.name)) for field in dataclasses.fields(card))
+    return {f"loragrid.card.{name}": str(value) for name, value in fields if value not in (None, "")}
+
+
+def format_parameter(value: object) -> str:
+    """A parameter as YAML and JSON write it (`null`, `true`, `0.001`), so that it reads back as the value it was."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def parse_parameter(text: str) -> Scalar:
+    """The inverse of `format_parameter` for scalars; a list stays the text that it is."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if value is None or isinstance(value, (str, int, float, bool)) else text
+
+
+@contextmanager
+def quiet_store() -> Iterator[None]:
+    """Keeps the two dozen lines that a new SQLite store prints away from the user's terminal; warnings still show."""
+    loggers = [logging.getLogger(name) for name in ("mlflow.store.db.utils", "alembic")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(max(logging.WARNING, logger.level))
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def artifact_location(artifact_root: str | None, store: Path | None) -> str | None:
+    """Where a new experiment keeps its artifacts: as asked for, else beside an SQLite store; None: MLflow decides."""
+    if artifact_root is not None:
+        return artifact_root if "://" in artifact_root else Path(artifact_root).expanduser().resolve().as_uri()
+    # MLflow's own default would be `./mlruns`, wherever the program happens to be started.
+    return (store.parent / "artifacts").as_uri() if store is not None else None
+
+
+def cut(text: str, length: int) -> str:
+    """The text, shortened to what MLflow takes."""
+    return text if len(text) <= length else text[: length - 1] + "…"

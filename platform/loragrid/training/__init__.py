@@ -1,0 +1,1 @@
+"""Trains one pack: batches, step, loss, loop, CUDA graphs, checks."""

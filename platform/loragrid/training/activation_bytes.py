@@ -1,0 +1,97 @@
+"""What a training step keeps for backward, counted while it runs: from step to step it must not change by a byte."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from loragrid.training.step import Batch, ComputeStep, PackModel, StepResult, SumOverWorkers
+
+
+class SavedBytes:
+    """Takes the steps as `compute` does, and counts what those for which `is_due` (steps from 1 on) keep for backward.
+
+    Batches have static shapes, so every step keeps as much as the first, unless the graph itself has changed: a
+    gradient that was switched on again, activations that are no longer computed twice, another attention. Counting
+    changes no bit, and costs a call for each saved tensor. Where the first step holds an operator whose result's shape
+    depends on values (experts that choose their tokens), nothing is compared.
+
+    Not for captured steps, which run no Python, nor for a sharded base, whose gathered weights come and go.
+    """
+
+    def __init__(self, compute: ComputeStep, is_due: Callable[[int], bool]) -> None:
+        self._compute, self._is_due = compute, is_due
+        self.counts: list[int] = []
+        """Of each counted step, in bytes: a storage kept by several operations counts once, weights and buffers not."""
+        self.is_comparable = True
+
+    def __call__(self, model: PackModel, batch: Batch, rates: Tensor, sum_over_workers: SumOverWorkers) -> StepResult:
+        """As `ComputeStep`."""
+        if not self._is_due(model.completed + 1):
+            return self._compute(model, batch, rates, sum_over_workers)
+        counter = _Counter(model)
+        with saved_tensors_hooks(counter.keep, lambda tensor: tensor):
+            if self.counts:
+                result = self._compute(model, batch, rates, sum_over_workers)
+            else:
+                with _NoteShapesOfValues() as noted:
+                    result = self._compute(model, batch, rates, sum_over_workers)
+                self.is_comparable = not noted.found
+        self.counts.append(counter.num_bytes)
+        return result
+
+    def difference(self) -> str | None:
+        """How the step that was counted last differs from the first; None where it does not, or cannot be compared."""
+        if not self.counts or not self.is_comparable or self.counts[-1] == self.counts[0]:
+            return None
+        return (
+            f"saved activations: a step keeps {self.counts[-1]:,} bytes for backward, the pack's first step kept "
+            f"{self.counts[0]:,}"
+        )
+
+
+class _Counter:
+    """Adds up the storages that are kept, each once as long as it lives."""
+
+    def __init__(self, model: PackModel) -> None:
+        # By identity, not by address: a storage that has gone may leave its address to another.
+        self._known = {tensor.untyped_storage()._cdata for tensor in [*model.base.parameters(), *model.base.buffers()]}
+        self.num_bytes = 0
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._known:
+            self._known.add(key)
+            self.num_bytes += storage.nbytes()
+            weakref.finalize(storage, self._known.discard, key)
+        # Not the tensor itself: an operation that saves its own output would hold itself alive for ever.
+        return tensor.detach()
+
+
+class _NoteShapesOfValues(TorchDispatchMode):
+    """Notes whether an operator runs within whose result's shape depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found = self.found or _shape_follows_from_values(func, args)
+        return func(*args, **(kwargs or {}))
+
+
+def _shape_follows_from_values(func: Any, args: Any) -> bool:
+    """Whether an operator gives a shape that values decide, or a number to Python, which may make a shape of it.
+
+    Not a truth value: transformers asks for some, such as whether positions begin anew within a row.
+    """
+    if torch.Tag.data_dependent_output in func.tags:
+        return bool(args[0].dtype != torch.bool)
+    if func is torch.ops.aten.index.Tensor:  # as many results as indices, but for masks
+        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    return torch.Tag.dynamic_output_shape in func.tags

@@ -1,0 +1,105 @@
+"""Puts a pack together: base, adapters, optimizer and batches. The one place where platform and methods meet."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from loragrid.data.dataset import TokenizedData
+from loragrid.training.batches import PackBatches
+from loragrid.training.schedule import learning_rates
+from loragrid.training.step import PackModel
+from loragrid.trials.trial import Trial
+from loragrid_methods.engine.optimizer import MemberAdamW
+from loragrid_methods.engine.pack import AdapterPack
+
+# Enough to see logits that are not the head's own, few enough for a large base on a CPU.
+NUM_TOKENS_TO_CHECK = 16
+
+
+def build_model(trials: Sequence[Trial], base: PreTrainedModel) -> PackModel:
+    """The trials of a pack as members on `base`, in the order given (planning has put equal methods side by side).
+
+    Adapters and optimizer are float32 whatever the base's type, float64 on a float64 base. Where it fails, nothing is
+    attached.
+    """
+    dtype = torch.promote_types(base.dtype, torch.float32)
+    pack = AdapterPack(
+        base,
+        [(trial.method, trial.seed) for trial in trials],
+        output_layer=base.get_output_embeddings(),
+        dtype=dtype,
+    )
+    try:
+        return _with_optimizer(trials, base, pack)
+    except BaseException:  # the moments are where memory runs out
+        pack.detach()
+        raise
+
+
+def _with_optimizer(trials: Sequence[Trial], base: PreTrainedModel, pack: AdapterPack) -> PackModel:
+    pack.train()
+    device = base.device
+    shared = trials[0].training
+    clip_norms = [trial.training.clip_norm for trial in trials]
+    optimizer = MemberAdamW(
+        pack.blocks,
+        weight_decay=_vector([trial.training.weight_decay for trial in trials], device),
+        clip_norm=_vector([float("inf") if norm is None else norm for norm in clip_norms], device),
+        beta1=shared.beta1,
+        beta2=shared.beta2,
+        epsilon=shared.epsilon,
+    )
+    return PackModel(
+        base=base,
+        pack=pack,
+        optimizer=optimizer,
+        learning_rates=learning_rates([trial.training for trial in trials]).to(device),
+        active=torch.ones(len(trials), dtype=torch.bool, device=device),
+        micro_batch_size=shared.micro_batch_size,
+    )
+
+
+def build_batches(
+    trials: Sequence[Trial],
+    data: TokenizedData,
+    device: torch.device,
+    *,
+    worker: int = 0,
+    num_workers: int = 1,
+    prompts_at_once: int | None = None,
+) -> PackBatches:
+    """The rows of the pack's members that this worker trains on; see `PackBatches`."""
+    shared = trials[0].training
+    return PackBatches(
+        data,
+        [trial.seed for trial in trials],
+        shared.batch_size,
+        micro_batch_size=shared.micro_batch_size,
+        prompts_at_once=prompts_at_once,
+        worker=worker,
+        num_workers=num_workers,
+        device=device,
+    )
+
+
+@torch.no_grad()
+def check_logits(base: PreTrainedModel, batches: PackBatches) -> None:
+    """Make sure that head(hidden states) is what the model itself calls its logits.
+
+    Raises:
+        ValueError: the model does something to its logits (soft-capping, scaling) that the chunked loss would miss.
+    """
+    rows = (batches.evaluation(1) or [batches.training(0)])[0].input_ids
+    ids = rows[:1, :NUM_TOKENS_TO_CHECK]
+    own = base(input_ids=ids, use_cache=False).logits
+    hidden = base.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    if not torch.equal(base.get_output_embeddings()(hidden), own):
+        raise ValueError(
+            f"model.name: {base.name_or_path!r} ({type(base).__name__}) changes its logits after the head "
+            "(soft-capping or scaling); LoraGrid's loss does not support that"
+        )
+
+
+def _vector(values: Sequence[float], device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64, device=device)

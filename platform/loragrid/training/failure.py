@@ -1,0 +1,56 @@
+"""What went wrong with a trial, in words that outlive the exception, and whether its process can go on."""
+
+import traceback
+from dataclasses import dataclass
+
+import torch
+
+from loragrid.training.determinism import name_missing_kernel
+from loragrid.trials.outcome import OUT_OF_MEMORY, TrialEnd
+from loragrid.trials.tags import OUT_OF_MEMORY_TAG
+
+# How torch's own allocator of main memory says that there is none left.
+_CPU_ALLOCATOR_FAILED = "DefaultCPUAllocator: "
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """An exception as text: held by nothing, holding nothing."""
+
+    reason: str
+    traceback: str
+    out_of_memory: bool
+
+    @classmethod
+    def of(cls, error: BaseException) -> "Failure":
+        """The exception in one line and in full."""
+        lines = str(error).strip().splitlines()
+        text = name_missing_kernel(lines[0] if lines else type(error).__name__)
+        short_of_memory = is_out_of_memory(error)
+        return cls(
+            reason=f"{OUT_OF_MEMORY}: {text}" if short_of_memory else text,
+            traceback="".join(traceback.format_exception(error)),
+            out_of_memory=short_of_memory,
+        )
+
+    def end(self) -> TrialEnd:
+        """The end of a trial that failed so."""
+        return TrialEnd(status="FAILED", reason=self.reason, traceback=self.traceback)
+
+    def tags(self) -> dict[str, str]:
+        """Marks a trial that does not fit: a result, by which tables can be filtered."""
+        return {OUT_OF_MEMORY_TAG: "true"} if self.out_of_memory else {}
+
+
+class PackTooLargeError(torch.OutOfMemoryError):
+    """A pack will not fit beside the base of one of its workers: what all of them found together, before they began."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device or the machine had no memory left."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or _CPU_ALLOCATOR_FAILED in str(error)
+
+
+def process_can_go_on(error: BaseException) -> bool:
+    """False after a fault of the GPU: every later call in the process would fail with it."""
+    return is_out_of_memory(error) or not isinstance(error, torch.AcceleratorError)

@@ -1,0 +1,168 @@
+"""What must hold while a pack trains: what trains is what is declared, and what is frozen keeps its bits.
+
+Besides, every step keeps as many bytes for backward as the first (`saved_bytes`).
+
+A check reads every frozen tensor once, waits for the device once, and changes nothing: curves are bit-equal with and
+without it. It runs between steps, never within a captured one.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from loragrid.training.activation_bytes import SavedBytes
+from loragrid.training.step import PackModel, SumOverWorkers, one_worker
+from loragrid.training.trainable_set import base_trains, base_weights, set_differences
+from loragrid.trials.outcome import INVARIANT_VIOLATED
+from loragrid_methods.engine.optimizer import ParameterBlock
+
+WORD_BYTES = 8
+# From this step of a pack on every trained tensor has had a gradient: in the first, LoRA's A sees B = 0.
+STEPS_UNTIL_ALL_MOVE = 2
+# Below this learning rate a gradient that is there may underflow.
+SMALLEST_TELLING_RATE = 1e-12
+
+
+class InvariantError(RuntimeError):
+    """What was violated for a whole pack; the text begins with `INVARIANT_VIOLATED` and names the tensor."""
+
+
+def bit_sums(tensor: Tensor, num_rows: int = 1) -> Tensor:
+    """Checksums of the tensor's bits, one for each of `num_rows` equal parts: (num_rows,) int64 on its device.
+
+    The sum modulo 2^64 of a part's memory, read as 64-bit words; a rest of fewer than eight bytes is one word more. A
+    change of any single bit, or of any bits within one word, changes the sum. Changes of several words are missed where
+    they cancel out: by chance once in 2^64. The order of the words does not count. Nothing of the tensor's size is
+    allocated where it is contiguous and begins at a word.
+    """
+    raw = tensor.detach().contiguous().view(num_rows, -1).view(torch.uint8)
+    num_bytes = raw.shape[1]
+    if num_bytes % WORD_BYTES and num_rows > 1:
+        return torch.cat([bit_sums(row) for row in tensor])
+    if raw.data_ptr() % WORD_BYTES:
+        raw = raw.clone()
+    whole = num_bytes // WORD_BYTES * WORD_BYTES
+    sums = raw[:, :whole].flatten().view(torch.int64).view(num_rows, -1).sum(1)
+    if whole < num_bytes:
+        shifts = 8 * torch.arange(num_bytes - whole, device=raw.device)
+        sums = sums + (raw[:, whole:].to(torch.int64) << shifts).sum(1)
+    return sums
+
+
+def base_sums(base: nn.Module, attached: Sequence[nn.Module] = ()) -> dict[str, Tensor]:
+    """Name -> checksum (1,) of each weight of the base; of a sharded one, of this worker's share."""
+    return {name: bit_sums(_local(weight)) for name, weight in base_weights(base, attached).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Frozen:
+    """A frozen tensor that is no weight of the base; `members` have a part of it each, None: all use it."""
+
+    name: str
+    tensor: Tensor
+    members: range | None
+
+
+class InvariantChecks:
+    """The state of a pack at its start, and `check`, which compares with it.
+
+    `base`: the checksums of its base as it was loaded; without them, those of now. The weights of a base that a method
+    of the pack writes are not compared. Every worker makes one, and checks at the same steps: all get one verdict.
+    """
+
+    def __init__(
+        self, model: PackModel, base: dict[str, Tensor] | None = None, sum_over_workers: SumOverWorkers = one_worker
+    ) -> None:
+        self._model, self._sum_over_workers = model, sum_over_workers
+        self._base_trains = base_trains(model.pack)
+        self._stacks = [*model.pack.stacks()]
+        self._first = model.completed
+        self._telling = model.learning_rates.amax(0) >= SMALLEST_TELLING_RATE
+        self._reported: set[int] = set()
+        sums = {} if self._base_trains else base_sums(model.base, self._stacks)
+        if base is not None and not self._base_trains:
+            assert base.keys() == sums.keys(), "the base is the one whose checksums were taken"
+            sums = {name: base[name] for name in sums}
+        self._sums = torch.cat([*sums.values(), *self._stack_sums(), self._nothing()])
+
+    def check(self, saved: SavedBytes | None = None) -> dict[int, str]:
+        """Compare; gives the members for whom alone something is violated, with what that is, each member once.
+
+        `saved` has counted what the step before kept for backward.
+
+        Raises:
+            InvariantError: something is violated for all members. In all workers alike, whichever found it.
+        """
+        model = self._model
+        # First the set: a tensor that is named says more than the bytes that its gradient needs.
+        wrong_graph = next(set_differences(model), None) or (None if saved is None else saved.difference())
+        base = {} if self._base_trains else base_sums(model.base, self._stacks)
+        stacks = [*self._stack_sums()]
+        now = torch.cat([*base.values(), *stacks, self._nothing()])
+        same_number = len(now) == len(self._sums)
+        changed = (now != self._sums).double() if same_number else torch.ones_like(self._sums, dtype=torch.float64)
+        still = [*self._unmoved()]
+        flag = torch.full((1,), float(wrong_graph is not None), dtype=torch.float64, device=changed.device)
+        found = torch.cat([changed, *[unmoved.double() for _, unmoved in still], flag])
+        self._sum_over_workers(found)
+        flags = [value != 0 for value in found.tolist()]  # the one wait for the device
+        if not any(flags):
+            return {}
+        if flags[-1] or not same_number:
+            raise InvariantError(f"{INVARIANT_VIOLATED}: {wrong_graph or 'what another worker trains'}")
+        labels: list[tuple[str, int | None]] = [(f"the frozen weight {name!r} has changed", None) for name in base]
+        for frozen in self._frozen():
+            what = f"the frozen tensor {frozen.name!r} has changed"
+            labels += [(what, member) for member in (frozen.members or [None])]
+        for block, _ in still:
+            what = f"{block.name!r} is to be trained and has never had a gradient"
+            labels += [(what, member) for member in range(block.members.start, block.members.stop)]
+        violated = [label for label, is_wrong in zip(labels, flags[:-1], strict=True) if is_wrong]
+        for what, member in violated:
+            if member is None:
+                more = sum(other is None for _, other in violated) - 1
+                raise InvariantError(f"{INVARIANT_VIOLATED}: {what}" + (f", and {more} more" if more else ""))
+        by_member: dict[int, str] = {}
+        for what, member in violated:
+            if member is not None and member not in self._reported:
+                by_member.setdefault(member, f"{INVARIANT_VIOLATED}: {what}")
+        self._reported |= by_member.keys()
+        return by_member
+
+    def _nothing(self) -> Tensor:
+        return torch.zeros(0, dtype=torch.int64, device=self._model.active.device)
+
+    def _frozen(self) -> Iterator[_Frozen]:
+        """The stacks' frozen tensors: those of the members, and those that layers and members share, once."""
+        seen: set[int] = set()
+        for start, stacks in self._model.pack.groups:
+            for layer, stack in stacks.items():
+                own = dict(stack.named_buffers(recurse=False))
+                for name, tensor in own.items():
+                    if name not in stack.written_buffers:
+                        members = range(start, start + stack.num_members)
+                        yield _Frozen(name=f"{layer}.{name}", tensor=tensor, members=members)
+                for name, tensor in stack.named_buffers():
+                    if name not in own and id(tensor) not in seen:
+                        seen.add(id(tensor))
+                        yield _Frozen(name=f"{layer}.{name}", tensor=tensor, members=None)
+
+    def _stack_sums(self) -> Iterator[Tensor]:
+        for frozen in self._frozen():
+            yield bit_sums(frozen.tensor, len(frozen.members) if frozen.members else 1)
+
+    def _unmoved(self) -> Iterator[tuple[ParameterBlock, Tensor]]:
+        """Every block of trained parameters, with (m,) bool: which of its members never had a gradient in it."""
+        model = self._model
+        if model.completed - self._first < STEPS_UNTIL_ALL_MOVE:
+            return
+        trains = model.active & self._telling
+        for block, moment in zip(model.optimizer.blocks, model.optimizer.first_moments, strict=True):
+            yield block, trains[block.members] & ~moment.any(1)
+
+
+def _local(weight: Tensor) -> Tensor:
+    return weight.to_local() if isinstance(weight, DTensor) else weight

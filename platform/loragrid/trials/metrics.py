@@ -1,0 +1,101 @@
+"""Every MLflow metric key of a trial or a sweep with its meaning and unit, and the note that explains them."""
+
+# The keys are the same for every method: MLflow's comparison page lays runs side by side by key.
+CURVE_METRICS: dict[str, str] = {
+    "train/loss": "mean cross-entropy of the step's labelled tokens, before the step (nats)",
+    "eval/loss": "mean cross-entropy of the evaluation rows' labelled tokens (nats)",
+    "train/grad_norm": "norm of the trial's gradient before clipping",
+    "train/learning_rate": "learning rate of the step, before a method's own multipliers",
+}
+SUMMARY_METRICS: dict[str, str] = {
+    "eval/final_loss": "evaluation loss after the last step",
+    "eval/best_loss": "lowest evaluation loss",
+    "eval/accuracy": "share of the evaluation rows that are answered right (step 0: by the bare base)",
+    "test/loss": "mean cross-entropy of the test rows' labelled tokens after the last step (nats)",
+    "test/accuracy": "share of the test rows that are answered right after the last step",
+    "forgetting/base_loss": "mean cross-entropy of the held-out plain text before training (nats)",
+    "forgetting/loss": "the same after the last step: what it lies higher is what the adapter forgot",
+    "parameters/trainable": "numbers that the optimizer changes",
+    "parameters/stored": "numbers that the adapter's file holds",
+    "parameters/shared": "numbers that are frozen and shared by all layers (VeRA's projections)",
+    "memory/base_bytes": "bytes of the base's weights (of a sharded base one worker's share) and buffers; exact",
+    "memory/adapter_bytes": "bytes of the method's own tensors, trained or frozen: LoRA-FA's A, VeRA's projections "
+    "once, Delta-LoRA's reference, full fine-tuning's float32 copy of a base in another type; exact, measured alone",
+    "memory/gradient_bytes": "bytes of the gradients that live from step to step; exact, measured alone",
+    "memory/optimizer_bytes": "bytes of AdamW's moments, and the few numbers its update reads; exact, measured alone",
+    "memory/saved_activation_bytes": "bytes autograd keeps from forward to backward; exact, measured alone",
+    "memory/loss_bytes": "bytes the loss holds at its peak (logits of a chunk) beyond what it saves; measured alone",
+    "memory/peak_allocated_bytes": "peak of the allocated GPU memory in a training step; measured alone",
+    "memory/peak_reserved_bytes": "peak of the reserved GPU memory in a training step; measured alone",
+    "memory/eval_peak_allocated_bytes": "peak of the allocated GPU memory in an evaluation; measured alone",
+    "memory/eval_peak_reserved_bytes": "peak of the reserved GPU memory in an evaluation; measured alone",
+    "memory/peak_resident_bytes": "peak of the process's resident memory in a training step, on a CPU",
+    "memory/pack_estimated_bytes": "GPU memory that the trial's last pack was expected to allocate, from shapes alone",
+    "memory/pack_peak_bytes": "peak of the GPU memory that it did allocate",
+    "time/step_seconds": "one optimizer step; measured alone",
+    "throughput/tokens_per_second": "non-padding tokens trained per second; measured alone",
+    "throughput/model_flops_per_second": "floating-point operations per second that the base itself needs for the "
+    "non-padding tokens of a step, the method's own products not counted; of one worker, measured alone",
+    "throughput/device_limit_flops_per_second": "operations per second of the fastest matrix product in the "
+    "base's type, measured on the device",
+    "throughput/device_limit_seconds": "what measuring that took, once per process; part of time/measure_seconds",
+    "throughput/fraction_of_device_limit": "model_flops_per_second over device_limit_flops_per_second",
+    "convergence/area_under_eval_curve": "evaluation loss averaged over the steps, by the trapezoid rule (nats)",
+    "convergence/steps_to_threshold": "steps until the evaluation loss first reached the threshold",
+    "convergence/seconds_to_threshold": "training seconds until then",
+    # These come to the whole time of the trial's packs, until its end is told; what never happened is missing.
+    "time/setup_seconds": "loading and building before the first step of the trial's packs",
+    "time/measure_seconds": "measuring memory and speed of single trials before the trial's packs",
+    "time/compile_seconds": "the first step of a pack that is compiled or captured, which compiles, and the captures",
+    "time/data_seconds": "putting batches together and onto the device",
+    "time/train_seconds": "all optimizer steps of the trial's packs but the first where that compiles",
+    "time/check_seconds": "checking during training that frozen tensors and the trainable set are as declared",
+    "time/eval_seconds": "all evaluations of the trial's packs",
+    "time/generate_seconds": "answering the rows of the task, by generation or by likelihood, in the trial's packs",
+    "time/checkpoint_seconds": "saving states, exporting adapters",
+    "time/report_seconds": "handing figures to the sweep, and waiting for other workers to do so",
+}
+
+CURVES_OF_TASKS = ("eval/accuracy",)
+"""Summary metrics that are looked at more than once: the last value stands in the table, every one in the curves."""
+
+SWEEP_METRICS: dict[str, str] = {
+    "sweep/trials_finished": "trials that came to their last step",
+    "sweep/trials_failed": "trials that failed; their runs say why",
+    "sweep/trials_stopped": "trials that fell behind and were stopped early",
+    "sweep/best_eval_accuracy": "evaluation accuracy of the best trial, which the tag `loragrid.best_trial` names; by "
+    "this, where the task has one, it is best (`loragrid.best_trial.metric`)",
+    "sweep/best_test_accuracy": "its accuracy on the test rows, which choose nothing",
+    "sweep/best_eval_loss": "its final evaluation loss, by which it is best where the task has no accuracy",
+    "sweep/best_test_loss": "its loss on the test rows",
+    "sweep/wall_seconds": "from the start of Ray's trials to the end of the last, over all resumptions",
+    "sweep/start_seconds": "from the start of the first lane to its workers' first word: Ray, processes, imports",
+    "sweep/gpu_seconds": "seconds for which the sweep held GPUs, times their number",
+    "sweep/estimated_seconds": "what the sweep was expected to take; `loragrid plan` says what that leaves out",
+}
+"""What the sweep's own run has."""
+
+
+def sweep_note(question: str, experiment_name: str, *, trials: str, charts: str) -> str:
+    """The description on the parent run's page, in Markdown: how to read what lies below it.
+
+    trials, charts: addresses of MLflow's pages with the sweep's trials.
+    """
+    everything = {**SUMMARY_METRICS, **CURVE_METRICS, **SWEEP_METRICS}
+    glossary = "\n".join(f"| `{key}` | {text} |" for key, text in everything.items())
+    return (
+        (f"**{question}**\n\n" if question else "")
+        + "This run is the sweep; each child run is one trial (one method, one set of hyperparameters, one seed)."
+        + f" To compare, run `loragrid compare {experiment_name}`, or look here:\n\n"
+        + f"* **[Table of the trials]({trials})**, lowest final loss first. Of the *Columns*, `method.name`,"
+        + " `method.rank`, `training.lr`, `seed`, `eval/final_loss`, `parameters/trainable` and `time/step_seconds`"
+        + " tell most; tick runs and press *Compare* to lay them side by side (*Show diff only* hides what is equal).\n"
+        + f"* **[Charts of the trials]({charts})**: ten at first, the eye above the list shows all. *Group by* the"
+        + " parameter `method.name` draws one line per method; `eval/loss` is the curve to compare.\n"
+        + "* **Picture**: the artifact `figures/loss_curves.png` of this run, once the sweep has ended.\n"
+        + "* **What it ran on**: the tags `loragrid.version.*`, `loragrid.device`, `loragrid.model.weights`,"
+        + " `loragrid.data.digest`; `loragrid compare` says where trials differ in them.\n\n"
+        + f"| metric | is |\n|---|---|\n{glossary}\n\n"
+        + "A metric that is missing was not measured. Memory and time per method are measured on the trial alone, never"
+        + " on a pack that it shared with others."
+    )

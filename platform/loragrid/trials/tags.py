@@ -1,0 +1,22 @@
+"""The names of the MLflow tags that more than one room reads or writes."""
+
+DEVICE_TAG = "loragrid.device"
+"""Only a worker can say it: a trial without it was never begun by one."""
+DIRTY_TAG = "loragrid.git.dirty"
+CHANGES_TAG = "loragrid.git.changes"
+
+OUT_OF_MEMORY_TAG = "loragrid.out_of_memory"
+"""Marks such a trial."""
+
+SPLIT_TAG = "loragrid.pack.split"
+"""Why a trial's pack was halved."""
+
+PARENT_TAG = "mlflow.parentRunId"
+NOTE_TAG = "mlflow.note.content"
+KIND_TAG = "loragrid.kind"
+SWEEP_TAG = "loragrid.sweep"
+TRIAL_TAG = "loragrid.trial_id"
+METHOD_TAG = "loragrid.method"
+LABEL_TAG = "loragrid.label"
+REASON_TAG = "loragrid.reason"
+QUESTION_TAG = "loragrid.question"

@@ -1,0 +1,83 @@
+"""One grid point: everything that decides a result, and the id made of it."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from loragrid.config.method_settings import (
+    Scalar,
+)
+from loragrid.config.sections import (
+    HOLDING_KEYS,
+    OBSERVATION_KEYS,
+    DataConfig,
+    ModelConfig,
+    TrainingConfig,
+)
+from loragrid.config.task import TASK_OBSERVATION_KEYS, TaskConfig, task_parameters
+from loragrid_methods import Method
+
+DIGEST_LENGTH = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One grid point: a method with its hyperparameters, a seed, and everything else that decides its result."""
+
+    trial_id: str
+    method: Method
+    seed: int
+    model: ModelConfig
+    data: DataConfig
+    training: TrainingConfig
+    label: str = ""
+    """What the comparison calls the method; "": its name. No part of the trial's identity."""
+    task: TaskConfig | None = None
+
+    @property
+    def run_name(self) -> str:
+        """What MLflow's pages call its run: the trial id, with the label in the place of the method's name."""
+        return (self.label or self.method.name) + self.trial_id.removeprefix(self.method.name)
+
+    def parameters(self) -> dict[str, Scalar]:
+        """Dotted YAML path -> value of everything that defines the trial, flat, as MLflow records it."""
+        return _parameters(self.method, self.seed, self.model, self.data, self.training, self.task)
+
+
+def make_trial_id(
+    method: Method, seed: int, model: ModelConfig, data: DataConfig, training: TrainingConfig, task: TaskConfig | None
+) -> str:
+    """Method and digest of every field that changes the result: the same trial has the same id on any day.
+
+    A task changes no weight, but what is found in the end: a trial that is resumed with another is another trial.
+    """
+    content: dict[str, Any] = {
+        "method": {"name": method.name, **method.hyperparameters()},
+        "seed": seed,
+        "model": model.model_dump(),
+        "data": data.model_dump(),
+        "training": training.model_dump(exclude=set(OBSERVATION_KEYS | HOLDING_KEYS)),
+    }
+    if task is not None:
+        content["task"] = task.model_dump(exclude=set(TASK_OBSERVATION_KEYS))
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:DIGEST_LENGTH]
+    return f"{method.name}-{digest}"
+
+
+def _parameters(
+    method: Method, seed: int, model: ModelConfig, data: DataConfig, training: TrainingConfig, task: TaskConfig | None
+) -> dict[str, Scalar]:
+    parameters: dict[str, Scalar] = {"method.name": method.name}
+    for field, value in method.hyperparameters().items():
+        parameters[f"method.{field}"] = ",".join(value) if isinstance(value, tuple) else value
+    parameters["seed"] = seed
+    for section, config in (("model", model), ("data", data), ("training", training)):
+        for field, value in config.model_dump().items():
+            if isinstance(value, dict):
+                parameters |= {f"{section}.{field}.{key}": text for key, text in sorted(value.items())}
+            else:
+                parameters[f"{section}.{field}"] = value
+    if task is not None:
+        parameters |= {f"task.{key}": value for key, value in task_parameters(task).items()}
+    return parameters

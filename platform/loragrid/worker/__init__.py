@@ -1,0 +1,1 @@
+"""What a training process does with its queue of packs: states, reports, recovery, export."""

@@ -1,0 +1,87 @@
+"""What a trial ran on, as MLflow tags: versions, git commit, processor and GPU; never a host name or a user name."""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from loragrid.trials.tags import CHANGES_TAG, DIRTY_TAG
+
+PACKAGES = ("loragrid", "torch", "transformers", "datasets", "ray", "mlflow")
+
+# A program that does not answer must not hold up the start of a sweep.
+PROGRAM_TIMEOUT_SECONDS = 10.0
+
+
+def environment_tags() -> dict[str, str]:
+    """All tags of this module. What cannot be found out has no tag."""
+    return {**version_tags(), **commit_tags(Path(__file__).parents[1]), **hardware_tags()}
+
+
+def version_tags() -> dict[str, str]:
+    """`loragrid.version.<package>`, read from the installed metadata, so that no package is imported for it."""
+    tags = {"loragrid.version.python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            tags[f"loragrid.version.{package}"] = version(package)
+        except PackageNotFoundError:
+            # On a cluster the source tree itself may be shipped, without an installation; the commit identifies it.
+            tags[f"loragrid.version.{package}"] = "not installed"
+    return tags
+
+
+def commit_tags(source: Path) -> dict[str, str]:
+    """The commit of the checkout that holds `source` and whether it has uncommitted changes; `{}` outside a checkout.
+
+    An installed package often lies in a virtual environment *inside* somebody else's checkout: only a checkout that
+    tracks `source` itself counts.
+    """
+    if not _answer(["git", "-C", str(source), "ls-files", "--", "."]):
+        return {}
+    commit = _answer(["git", "-C", str(source), "rev-parse", "HEAD"])
+    if not commit:
+        return {}
+    top = _answer(["git", "-C", str(source), "rev-parse", "--show-toplevel"]) or str(source)
+    changes = _answer(["git", "-C", top, "status", "--porcelain"])
+    tags = {
+        "mlflow.source.git.commit": commit,
+        DIRTY_TAG: "unknown" if changes is None else str(bool(changes)).lower(),
+    }
+    if changes:
+        # Equal commits with unequal changes are unequal code. What no commit has heard of counts by its name.
+        code = (_answer(["git", "-C", top, "diff", "HEAD"]) or "") + changes
+        tags[CHANGES_TAG] = f"sha256:{hashlib.sha256(code.encode()).hexdigest()}"
+    return tags
+
+
+def hardware_tags() -> dict[str, str]:
+    """Processor, number of usable cores and, through `nvidia-smi`, GPUs and driver.
+
+    Torch is not asked for the GPU: that would open a CUDA context in a process that trains nothing.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS
+    num_cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    tags = {"loragrid.system": f"{sys.platform} {platform.machine()}", "loragrid.cpu.num_cores": str(num_cores)}
+    answer = _answer(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"])
+    if answer:
+        rows = [tuple(part.strip() for part in line.split(",")) for line in answer.splitlines()]
+        names = [row[0] for row in rows]
+        tags["loragrid.gpu"] = ", ".join(f"{names.count(name)} × {name}" for name in dict.fromkeys(names))
+        tags["loragrid.gpu.driver"] = ", ".join(dict.fromkeys(row[-1] for row in rows))
+    return tags
+
+
+def _answer(command: Sequence[str]) -> str | None:
+    """What the program prints; None where it is missing, fails or does not answer."""
+    if shutil.which(command[0]) is None:
+        return None
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PROGRAM_TIMEOUT_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

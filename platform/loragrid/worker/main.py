@@ -1,0 +1,85 @@
+"""What one training process of a lane does: its packs, reported through Ray Train."""
+
+import warnings
+from functools import lru_cache
+
+import ray.train
+import ray.train.torch
+import torch
+
+from loragrid.config.experiment import DataConfig, ModelConfig
+from loragrid.data.dataset import TokenizedData
+from loragrid.training.determinism import compute_deterministically
+from loragrid.worker.messages import PackUpdate, WorkerTask
+from loragrid.worker.pack_trainer import PackTrainer
+from loragrid.worker.queue import run_lane
+from loragrid.worker.recovery import take_over, what_is_left
+from loragrid.worker.worker_tags import WorkerEnvironment
+
+LOSSES = {"train_loss": "train/loss", "eval_loss": "eval/loss"}
+"""Tune's key of a loss -> ours. Tune's searchers cannot read a key with a slash."""
+
+
+def run_worker(task: WorkerTask) -> None:
+    """Train the lane's trials in this process, together with the lane's other workers."""
+    torch.set_num_threads(task.threads)
+    if task.engine.deterministic:
+        compute_deterministically()
+    # Members share flat buffers, so a gradient is a view with the buffer's strides: correct, and not worth a warning.
+    warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+    context = ray.train.get_context()
+    worker, num_workers = context.get_world_rank(), context.get_world_size()
+
+    @lru_cache(maxsize=1)  # a lane's packs mostly share their rows, and every fetch would copy them
+    def rows_of(model: ModelConfig, data: DataConfig) -> TokenizedData:
+        rows: TokenizedData = ray.get(task.rows[(model, data)])
+        return rows
+
+    device = ray.train.torch.get_device()
+    trainer = PackTrainer(
+        rows_of,
+        _RayReporter(hold_back=task.by_tune),
+        task.store,
+        device,
+        engine=task.engine,
+        early_stopping=task.early_stopping,
+        worker=worker,
+        num_workers=num_workers,
+        shard=task.shard,
+        isolate_failures=num_workers == 1 and not task.by_tune,
+        describe=WorkerEnvironment(device, num_workers, shard=task.shard) if worker == 0 else lambda trial, rows: {},
+    )
+    take_over(trainer, task.lane, what_is_left(task.lane, task.store, worker, num_workers))
+    run_lane(task.lane.packs, trainer, None if task.by_tune else task.early_stopping)
+
+
+class _RayReporter:
+    """Sends updates through Ray Train; every worker must send the same number of them, worker 0's arrive."""
+
+    def __init__(self, *, hold_back: bool) -> None:
+        self._hold_back = hold_back
+        self._held: PackUpdate | None = None
+        self._latest: dict[str, dict[str, float]] = {name: {} for name in LOSSES}
+
+    def __call__(self, update: PackUpdate) -> None:
+        """As `SendUpdate`."""
+        if self._held is not None:
+            update, self._held = update.after(self._held), None
+        losses = self._lowest_losses(update)
+        if self._hold_back and not update.ended and losses.keys() != LOSSES.keys():
+            self._held = update
+            return
+        ray.train.report({"update": update, "step": update.completed, **losses})
+
+    def _lowest_losses(self, update: PackUpdate) -> dict[str, float]:
+        """What Tune's schedulers and searchers read: the lowest of the members' latest losses, by Tune's key."""
+        for trial_id, records in update.records.items():
+            for record in records:
+                for name, key in LOSSES.items():
+                    if key in record:
+                        self._latest[name][trial_id] = record[key]
+        for trial_id, end in update.ended.items():
+            if end.status == "FAILED":
+                for losses in self._latest.values():
+                    losses[trial_id] = float("inf")
+        return {name: min(losses.values()) for name, losses in self._latest.items() if losses}

@@ -1,0 +1,90 @@
+"""What a sweep and its workers send each other; quick to import, for every process it passes through must do so."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from loragrid.config.experiment import DataConfig, EarlyStoppingConfig, EngineConfig, ModelConfig
+from loragrid.trials.outcome import TrialEnd
+from loragrid.trials.packing import Lane, Pack
+from loragrid.trials.tags import SPLIT_TAG
+
+if TYPE_CHECKING:
+    import ray
+
+    from loragrid.data.dataset import TokenizedData
+    from loragrid.worker.checkpoints import TrialStore
+
+RowsByConfig = Mapping[tuple[ModelConfig, DataConfig], "ray.ObjectRef[TokenizedData]"]
+"""References into Ray's object store: rows are tokenised once per sweep, and go from there to the workers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerTask:
+    """All a worker is given.
+
+    by_tune: Tune decides over the trial (a scheduler, a searcher): updates are held back until there are losses to
+    report with them, for a `Tuner` with a metric takes no report without it, and no trial is stopped here.
+    shard: every worker holds its share of the base.
+    """
+
+    lane: Lane
+    rows: RowsByConfig
+    store: "TrialStore"
+    threads: int
+    engine: EngineConfig
+    early_stopping: EarlyStoppingConfig | None = None
+    by_tune: bool = False
+    shard: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneFailure:
+    """Why a lane's workers were given up: in one line, and in full."""
+
+    reason: str
+    traceback: str
+    out_of_memory: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackUpdate:
+    """What a lane tells the sweep's driver of the pack it is training; every mapping is keyed by trial id.
+
+    steps: where this pack's training ends. done: this was the pack's last update.
+    """
+
+    pack_id: str
+    trial_ids: tuple[str, ...]
+    phase: str
+    completed: int = 0
+    steps: int = 0
+    records: Mapping[str, list[dict[str, float]]] = field(default_factory=dict)
+    figures: Mapping[str, dict[str, float]] = field(default_factory=dict)
+    tags: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    ended: Mapping[str, TrialEnd] = field(default_factory=dict)
+    done: bool = False
+
+    def after(self, earlier: "PackUpdate") -> "PackUpdate":
+        """This update and what an earlier one of the same pack had to say, as one."""
+        records = {
+            trial_id: [*earlier.records.get(trial_id, []), *self.records.get(trial_id, [])]
+            for trial_id in {**earlier.records, **self.records}
+        }
+        tags = {
+            trial_id: {**earlier.tags.get(trial_id, {}), **self.tags.get(trial_id, {})}
+            for trial_id in {**earlier.tags, **self.tags}
+        }
+        return replace(
+            self,
+            records=records,
+            figures={**earlier.figures, **self.figures},
+            tags=tags,
+            ended={**earlier.ended, **self.ended},
+        )
+
+
+def split_tags(half: Pack, whole: Pack, reason: str) -> dict[str, str]:
+    """The tags of trials whose pack was halved."""
+    what = f"{whole.pack_id} of {len(whole.trials)} trials was halved: {reason}"
+    return {"loragrid.pack": half.pack_id, SPLIT_TAG: what}

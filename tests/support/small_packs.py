@@ -1,0 +1,304 @@
+"""What the tests of the training share: trials on a tiny model, and packs of them in the real loop."""
+
+import copy
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from loragrid.config.experiment import DataConfig, ModelConfig, PackConfig, TrainingConfig
+from loragrid.data.dataset import TokenizedData, load_data
+from loragrid.models.attention import use_causal_attention
+from loragrid.models.loading import load_base, load_tokenizer
+from loragrid.training.assembly import build_batches, build_model
+from loragrid.training.cuda_graphs import Engine
+from loragrid.training.loop import LoopSettings, Report, train
+from loragrid.training.member_state import put_member
+from loragrid.training.meters import Stopwatch
+from loragrid.training.step import ComputeStep, PackModel, SumOverWorkers, compute_step, one_worker
+from loragrid.training.step_mode import EngineChoice, Mode
+from loragrid.trials.packing import Pack, group_into_packs
+from loragrid.trials.trial import Trial
+from loragrid.worker.checkpoints import TrialStore
+from loragrid.worker.messages import PackUpdate
+from loragrid.worker.pack_trainer import PackTrainer
+from loragrid.worker.queue import run_lane
+from loragrid_methods import get_method, method_names
+
+torch.set_num_threads(1)
+
+NUM_EVAL = 10
+"""No multiple of any batch size in use: the last evaluation batch is always filled up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A tiny base and its rows. GPT-2 is exact in float64; Llama computes its norms in float32."""
+
+    model: ModelConfig
+    data: DataConfig
+    rows: TokenizedData
+    _base: PreTrainedModel
+
+    def base(self) -> PreTrainedModel:
+        """A base of one's own."""
+        return copy.deepcopy(self._base)
+
+    def trial(self, name: str, fields: Mapping[str, Any] | None = None, *, seed: int = 0, **training: Any) -> Trial:
+        """A trial of a method with some hyperparameters (small ones otherwise) and training settings."""
+        method = get_method(name)
+        small = {"rank": 3, "start_step": 1} | dict(fields or {})
+        return Trial(
+            trial_id=f"{name}-{sorted((fields or {}).items())}-{seed}-{sorted(training.items())}",
+            method=method(**{key: value for key, value in small.items() if key in method.field_names()}),
+            seed=seed,
+            model=self.model,
+            data=self.data,
+            training=TrainingConfig(**{"steps": 8, "batch_size": 4, "lr": 0.01} | training),
+        )
+
+
+def make_setup(model_folder: Path, rows_file: Path, dtype: str, **data: Any) -> Setup:
+    """The base in `model_folder` and the rows in `rows_file`, tokenized."""
+    model = ModelConfig(name=str(model_folder), dtype=dtype)  # type: ignore[arg-type]
+    config = DataConfig.model_validate({"name": str(rows_file), "max_length": 96, "num_eval": NUM_EVAL} | data)
+    rows = load_data(config, model, load_tokenizer(model))
+    return Setup(model=model, data=config, rows=rows, _base=load_base(model))
+
+
+def mixed_trials(setup: Setup, **training: Any) -> list[Trial]:
+    """Trials of all packable methods, no two with equal settings, in the order of their one pack."""
+    choices: list[tuple[str, dict[str, Any]]] = [
+        (name, {"rank": rank}) for name in method_names() if get_method(name).packable for rank in (2, 5)
+    ]
+    choices += [("lora", {"rank": rank, "dropout": 0.3}) for rank in (3, 4)]
+    trials = [
+        setup.trial(
+            name,
+            fields,
+            **{
+                "seed": index % 3,
+                "lr": 0.002 * (1 + index % 5),
+                "schedule": ("cosine", "linear", "constant")[index % 3],
+                "warmup_steps": index % 4,
+                "weight_decay": 0.1 * (index % 3),
+                "clip_norm": (0.05, None, 1.0, 0.2)[index % 4],
+            }
+            | training,
+        )
+        for index, (name, fields) in enumerate(choices)
+    ]
+    (pack,) = group_into_packs(trials, PackConfig(max_members=len(trials)))
+    return list(pack.trials)
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What a run of the loop leaves: the model, every report, and the records of every member by step."""
+
+    model: PackModel
+    reports: list[Report] = field(default_factory=list)
+    records: list[dict[int, dict[str, float]]] = field(default_factory=list)
+
+    def curve(self, member: int, key: str) -> dict[int, float]:
+        """Step -> figure, where there is one."""
+        return {step: record[key] for step, record in self.records[member].items() if key in record}
+
+    def weights(self, member: int) -> dict[str, Tensor]:
+        """Copies of everything one member holds."""
+        stacks, index = self.model.pack.member_stacks(member)
+        return {
+            f"{layer}.{name}": tensor.clone()
+            for layer, stack in stacks.items()
+            for name, tensor in stack.member_tensors(index).items()
+        }
+
+
+def run_pack(
+    setup: Setup,
+    trials: Sequence[Trial],
+    *,
+    base: PreTrainedModel | None = None,
+    prepare: Callable[[PackModel], None] = lambda model: None,
+    on_report: Callable[[Report, PackModel], None] = lambda report, model: None,
+    report_every: int = 3,
+    eval_every: int | None = 3,
+    checkpoint_every: int | None = None,
+    worker: int = 0,
+    num_workers: int = 1,
+    sum_over_workers: SumOverWorkers = one_worker,
+    compute: ComputeStep = compute_step,
+    stopwatch: Stopwatch | None = None,
+    check: Callable[[PackModel], Callable[[], object]] | None = None,
+    check_every: int | None = None,
+) -> Run:
+    """Train the trials as one pack to their end; `prepare` may change the model before."""
+    run = Run(model=build_model(trials, setup.base() if base is None else base), records=[{} for _ in trials])
+    run.model.pack.clock.worker = worker
+    prepare(run.model)
+
+    def keep(report: Report) -> None:
+        run.reports.append(report)
+        for by_step, records in zip(run.records, report.records, strict=True):
+            for record in records:
+                assert int(record["step"]) not in by_step, "a step is reported once"
+                by_step[int(record["step"])] = record
+        on_report(report, run.model)
+
+    train(
+        run.model,
+        build_batches(trials, setup.rows, run.model.base.device, worker=worker, num_workers=num_workers),
+        LoopSettings(
+            steps=trials[0].training.steps,
+            report_every=report_every,
+            eval_every=eval_every,
+            checkpoint_every=checkpoint_every,
+            check_every=check_every,
+        ),
+        keep,
+        sum_over_workers=sum_over_workers,
+        compute=compute,
+        check=None if check is None else check(run.model),
+        stopwatch=stopwatch,
+    )
+    return run
+
+
+def resume(setup: Setup, trials: Sequence[Trial], folder: Path) -> Run:
+    """Go on from a checkpoint in a fresh pack, whatever pack it was saved from."""
+
+    def put(model: PackModel) -> None:
+        for member, trial in enumerate(trials):
+            saved, spoiled = TrialStore(str(folder)).load(trial.trial_id)
+            assert saved is not None
+            assert not spoiled
+            put_member(model, member, saved.state)
+            model.completed = saved.state.completed
+        model.pack.after_load()
+
+    return run_pack(setup, trials, prepare=put)
+
+
+def largest_difference(ours: Mapping[Any, Any], theirs: Mapping[Any, Any], *, relative: bool = False) -> float:
+    """The largest difference between figures or tensors of the same names; infinity where one is not finite."""
+    assert ours.keys() == theirs.keys()
+    largest = 0.0
+    for key in ours:
+        a, b = (torch.as_tensor(value, dtype=torch.float64) for value in (ours[key], theirs[key]))
+        difference = ((a - b).abs() / (b.abs() if relative else 1.0)).max().item() if a.numel() else 0.0
+        largest = max(largest, difference if math.isfinite(difference) else math.inf)
+    return largest
+
+
+def bit_equal(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
+    """Whether all tensors are the same to the bit; the names must be the same."""
+    assert ours.keys() == theirs.keys()
+    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def train_as_worker(
+    worker: int,
+    num_workers: int,
+    model_folder: str,
+    rows_file: str,
+    folder: str,
+    micro_batch_size: int | None,
+    backend: str,
+    mode: Mode,
+    not_captured: Sequence[int] = (),
+) -> None:
+    """The body of one of several real processes: train `worker_packs`, leave figures and weights in `folder`.
+
+    Captured on GPUs: with gloo all on the first, with NCCL on one each. In the workers `not_captured` that fails.
+    """
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    device = torch.device("cpu" if mode == "eager" else f"cuda:{worker if backend == 'nccl' else 0}")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group(
+        backend, init_method=f"file://{folder}/meeting", rank=worker, world_size=num_workers
+    )
+    setup = make_setup(Path(model_folder), Path(rows_file), "float64")
+    results = []
+    for trials in worker_packs(setup, micro_batch_size):
+        engine = Engine(EngineChoice(mode=mode, reason="test"))
+        run = run_pack(
+            setup,
+            trials,
+            base=base_on(setup, device),
+            worker=worker,
+            num_workers=num_workers,
+            sum_over_workers=lambda tensor: torch.distributed.all_reduce(tensor),
+            prepare=look_at_values if worker in not_captured else lambda model: None,
+            compute=engine,
+        )
+        assert engine.choice.mode == ("eager" if worker in not_captured else mode), engine.choice.reason
+        weights = [run.weights(member) for member in range(len(trials))]
+        results.append({"records": run.records, "weights": weights})
+    torch.save(results, Path(folder) / f"{worker}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def run_lane_as_worker(
+    worker: int, num_workers: int, model_folder: str, rows_file: str, folder: str, free: Sequence[float]
+) -> None:
+    """The body of one of several real processes: run a lane of four trials while `free[worker]` bytes are free.
+
+    Leaves what it sent in `folder`.
+    """
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meeting",
+        rank=worker,
+        world_size=num_workers,
+        timeout=timedelta(seconds=60),  # who waits for a worker that went its own way fails then
+    )
+    setup = make_setup(Path(model_folder), Path(rows_file), "float64")
+    updates: list[PackUpdate] = []
+    trainer = PackTrainer(
+        lambda model, data: setup.rows,
+        lambda update: updates.append(update),
+        TrialStore(f"{folder}/store"),
+        torch.device("cpu"),
+        worker=worker,
+        num_workers=num_workers,
+    )
+    trials = [setup.trial(name, seed=seed, steps=4, measure_steps=1) for name in ("lora", "vera") for seed in (0, 1)]
+    with mock.patch("loragrid.worker.pack_trainer.free_memory", return_value=free[worker]):
+        run_lane([Pack(pack_id="pack-000", trials=tuple(trials))], trainer, None)
+    torch.save(updates, Path(folder) / f"{worker}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def look_at_values(model: PackModel) -> None:
+    """Let a forward do what cannot be captured."""
+    model.base.base_model.register_forward_pre_hook(
+        lambda module, arguments, keywords: (keywords["input_ids"].sum().item(), None)[1], with_kwargs=True
+    )
+
+
+def base_on(setup: Setup, device: torch.device) -> PreTrainedModel:
+    """A base on the device, with the attention that builds no mask: what can be captured is captured."""
+    base = setup.base()
+    base.to(device)  # type: ignore[arg-type]  # transformers narrows torch's own signature
+    if device.type == "cuda":
+        assert use_causal_attention(base, setup.rows.evaluation.input_ids[:2].to(device)) == ""
+    return base
+
+
+def worker_packs(setup: Setup, micro_batch_size: int | None = None) -> list[list[Trial]]:
+    """Packs of eight rows per step, however shared and cut: every packable method without dropout, and full."""
+    # Dropout draws its masks per worker and micro batch, so that two of them do not repeat one's.
+    rows: dict[str, Any] = {"batch_size": 8, "micro_batch_size": micro_batch_size}
+    mixed = [trial for trial in mixed_trials(setup, **rows) if not trial.method.hyperparameters().get("dropout")]
+    return [mixed, [setup.trial("full", lr=0.001, **rows)]]

@@ -1,0 +1,120 @@
+"""A sweep's own run says what it came to: how its trials ended, the best of them, the cost, the picture."""
+
+from pathlib import Path
+
+from mlflow import MlflowClient
+
+from loragrid.sweep.summary import BEST_METRIC_TAG, BEST_TRIAL_TAG, SweepCost, record_summary
+from loragrid.tracking.recorder import Recorder
+from loragrid.tracking.store_uri import default_tracking_uri
+from loragrid.trials.metrics import SWEEP_METRICS
+from loragrid.trials.outcome import STOPPED_EARLY
+
+NUM_TRIALS = 32
+
+
+def record_many(uri: str) -> tuple[Recorder, str]:
+    """Thirty-two trials of four methods: one failed, one stopped early; `lora-5` is best on the evaluation rows."""
+    recorder = Recorder("many", uri)
+    recorder.start_sweep("many-1", {}, {})
+    for index in range(NUM_TRIALS):
+        method = ("lora", "vera", "lora_plus", "lora_fa")[index % 4] if index != 5 else "lora"
+        trial_id = f"{method}-{index}"
+        loss = 1.5 if index == 5 else 2.0 + index / 100
+        recorder.start_trial(
+            trial_id,
+            {"method.name": method, "method.rank": 8, "training.lr": 1e-3 * (1 + index % 3), "seed": index},
+            {},
+        )
+        recorder.log_records(
+            trial_id,
+            [
+                {"step": step, "train/loss": loss + 2 / (step + 1), "eval/loss": loss + 1 / (step + 1)}
+                for step in range(6)
+            ],
+        )
+        # The lowest test loss is another trial's: it must not be chosen by it.
+        recorder.log_summary(trial_id, {"eval/final_loss": loss, "test/loss": 1.0 if index == 9 else loss + 0.25})
+        if index == 30:
+            recorder.end_trial(trial_id, "FAILED", "out of memory")
+        elif index == 31:
+            recorder.end_trial(trial_id, "KILLED", f"{STOPPED_EARLY} at rung 1")
+        else:
+            recorder.end_trial(trial_id, "FINISHED")
+    return recorder, "many-1"
+
+
+def test_the_sweeps_run_carries_counts_the_best_trial_the_cost_and_the_picture(tmp_path: Path) -> None:
+    recorder, sweep = record_many(default_tracking_uri(str(tmp_path), None))
+    seconds = iter((100.0, 110.0, 130.0, 150.0))
+    cost = SweepCost(gpus_per_lane=2, clock=lambda: next(seconds))
+    cost.lane_started("a")
+    cost.lane_ended("a")
+    record_summary(recorder, sweep, cost)
+    recorder.end_sweep("FAILED")
+    client = MlflowClient(recorder.tracking_uri)
+    parent = client.search_runs([recorder.experiment_id], "tags.`loragrid.kind` = 'sweep'")[0]
+    assert parent.data.metrics == {
+        "sweep/trials_finished": 30.0,
+        "sweep/trials_failed": 1.0,
+        "sweep/trials_stopped": 1.0,
+        "sweep/best_eval_loss": 1.5,
+        "sweep/best_test_loss": 1.75,
+        "sweep/wall_seconds": 50.0,
+        "sweep/gpu_seconds": 40.0,
+    }
+    assert parent.data.metrics.keys() < SWEEP_METRICS.keys()
+    assert parent.data.tags[BEST_TRIAL_TAG] == "lora-5"
+    assert parent.data.tags[BEST_METRIC_TAG] == "eval/final_loss"
+    (picture,) = client.list_artifacts(parent.info.run_id, "figures")
+    assert picture.path == "figures/loss_curves.png"
+    content = Path(client.download_artifacts(parent.info.run_id, picture.path, str(tmp_path))).read_bytes()
+    assert content.startswith(b"\x89PNG")
+
+
+def test_the_best_trial_of_a_task_with_an_accuracy_is_that_of_the_highest_evaluation_accuracy(tmp_path: Path) -> None:
+    recorder = Recorder("task", default_tracking_uri(str(tmp_path), None))
+    recorder.start_sweep("task-1", {}, {})
+    figures = {
+        "lowest-loss": (1.0, 0.5, 0.875),
+        "right-most-often": (3.0, 0.75, 0.25),
+        "as-often-at-lower-loss": (2.0, 0.75, 0.125),
+    }
+    for trial_id, (loss, accuracy, on_test) in figures.items():
+        recorder.start_trial(trial_id, {"method.name": "lora"}, {})
+        recorder.log_records(trial_id, [{"step": 0, "eval/accuracy": 1.0}, {"step": 9, "eval/accuracy": accuracy}])
+        recorder.log_summary(trial_id, {"eval/final_loss": loss, "test/accuracy": on_test, "test/loss": loss + 0.5})
+        recorder.end_trial(trial_id, "FINISHED")
+    record_summary(recorder, "task-1", SweepCost())
+    recorder.end_sweep("FINISHED")
+    parent = MlflowClient(recorder.tracking_uri).get_run(recorder.sweep_run_id)
+    assert parent.data.tags[BEST_TRIAL_TAG] == "as-often-at-lower-loss"
+    assert parent.data.tags[BEST_METRIC_TAG] == "eval/accuracy"
+    best = {key: value for key, value in parent.data.metrics.items() if "best" in key}
+    assert best == {
+        "sweep/best_eval_accuracy": 0.75,
+        "sweep/best_test_accuracy": 0.125,
+        "sweep/best_eval_loss": 2.0,
+        "sweep/best_test_loss": 2.5,
+    }
+    assert best.keys() < SWEEP_METRICS.keys()
+
+
+def test_the_cost_of_a_sweep_that_is_taken_up_again_is_added_up(tmp_path: Path) -> None:
+    uri = default_tracking_uri(str(tmp_path), None)
+    for number in range(2):
+        recorder = Recorder("twice", uri)
+        if number == 0:
+            recorder.start_sweep("twice-1", {}, {})
+            recorder.start_trial("lora-0", {"method.name": "lora"}, {})
+            recorder.end_trial("lora-0", "FAILED", "a reason")
+        else:
+            recorder.resume_sweep("twice-1", {})
+        seconds = iter((0.0, 30.0))
+        record_summary(recorder, "twice-1", SweepCost(clock=lambda seconds=seconds: next(seconds)))  # type: ignore[misc]
+        recorder.end_sweep("FAILED")
+    client = MlflowClient(uri)
+    parent = client.search_runs([recorder.experiment_id], "tags.`loragrid.kind` = 'sweep'")[0]
+    assert parent.data.metrics["sweep/wall_seconds"] == 60.0
+    assert "sweep/gpu_seconds" not in parent.data.metrics, "it held none"
+    assert BEST_TRIAL_TAG not in parent.data.tags

@@ -1,0 +1,149 @@
+"""LoraGrid's trials in a sweep of the user's own: any searcher and scheduler of Ray Tune."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray import tune
+from ray._common.utils import get_ray_address_file
+
+import loragrid as lg
+from loragrid.sweep.trainable import lane_at
+from loragrid.tracking.store_uri import default_tracking_uri
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.usefixtures("ray_of_two_cpus")]
+
+
+def search_with_optuna(experiment: lg.Experiment) -> tune.ResultGrid:
+    """Optuna looks for LoRA+'s learning rate and ratio (this function stands in the README)."""
+    from ray.tune.search.optuna import OptunaSearch
+
+    tuner = tune.Tuner(
+        lg.trainable(experiment),
+        param_space={"training.lr": tune.loguniform(1e-4, 1e-1), "method.lr_ratio": tune.uniform(1, 16)},
+        tune_config=tune.TuneConfig(search_alg=OptunaSearch(), metric="eval_loss", mode="min", num_samples=2),
+        run_config=tune.RunConfig(callbacks=[lg.recording(experiment)]),
+    )
+    return tuner.fit()
+
+
+def stop_early_with_asha(experiment: lg.Experiment) -> tune.ResultGrid:
+    """ASHA ends the trials that fall behind (this function stands in the README)."""
+    from ray.tune.schedulers import ASHAScheduler
+
+    scheduler = ASHAScheduler(time_attr="step", grace_period=2, max_t=experiment.training.steps)
+    tuner = tune.Tuner(
+        lg.trainable(experiment),
+        param_space={"method.name": "lora", "training.lr": tune.grid_search([1e-2, 1e-6])},
+        tune_config=tune.TuneConfig(scheduler=scheduler, metric="eval_loss", mode="min", max_concurrent_trials=1),
+        run_config=tune.RunConfig(callbacks=[lg.recording(experiment)]),
+    )
+    return tuner.fit()
+
+
+@pytest.fixture
+def make_experiment(
+    tiny_llama_dir: Path, chat_jsonl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., lg.Experiment]:
+    """An experiment on a tiny model; Tune keeps its own files beside it, not in the user's home folder."""
+    monkeypatch.setattr("ray.train.constants.DEFAULT_STORAGE_PATH", str(tmp_path / "tune"))
+
+    def make(**keys: Any) -> lg.Experiment:
+        training = {"steps": 8, "batch_size": 4, "eval_every": 2, "measure_steps": 0, **keys.pop("training", {})}
+        return lg.Experiment(
+            model={"name": str(tiny_llama_dir), "dtype": "float32"},
+            data={"name": str(chat_jsonl), "max_length": 96, "num_eval": 8},
+            training=training,
+            workers={"cpus_per_worker": 1},
+            storage={"path": str(tmp_path / "store")},
+            **keys,
+        )
+
+    return make
+
+
+@pytest.fixture
+def address_of_a_killed_head() -> Iterator[None]:
+    """The address that Ray noted down for this machine leads nowhere, as after a `ray start` whose head was killed."""
+    noted = Path(get_ray_address_file(None))
+    before = noted.read_text() if noted.exists() else None
+    noted.write_text("127.0.0.1:1")
+    yield
+    noted.unlink() if before is None else noted.write_text(before)
+
+
+def recorded(experiment: lg.Experiment) -> lg.Comparison:
+    return lg.load_comparison(experiment.name, default_tracking_uri(experiment.storage.path, None))
+
+
+def test_optuna_searches_and_every_point_it_tried_is_a_run(
+    make_experiment: Callable[..., lg.Experiment], tmp_path: Path
+) -> None:
+    experiment = make_experiment(name="optuna", methods=["lora_plus"])
+    results = search_with_optuna(experiment)
+    comparison = recorded(experiment)
+    assert results.num_errors == 0
+    assert list(comparison.table["status"]) == ["FINISHED"] * 2
+    tried = results.get_dataframe()[["config/training.lr", "config/method.lr_ratio"]]
+    in_mlflow = comparison.table[["lr", "lr_ratio"]]
+    assert sorted(in_mlflow.to_numpy().tolist()) == sorted(tried.to_numpy().tolist())
+    best = results.get_best_result().metrics
+    assert best is not None
+    assert best["eval_loss"] == comparison.table["eval/final_loss"].min()
+    lg.write_report(comparison, tmp_path / "report.html")
+    assert f"{best['eval_loss']:.4f}" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("address_of_a_killed_head")
+def test_asha_stops_the_trial_that_falls_behind_whose_worker_goes_and_whose_run_says_so(
+    make_experiment: Callable[..., lg.Experiment],
+) -> None:
+    experiment = make_experiment(name="asha", methods=["lora"])
+    results = stop_early_with_asha(experiment)
+    good, bad = (row for _, row in recorded(experiment).table.sort_values("lr", ascending=False).iterrows())
+    assert results.num_errors == 0
+    assert (good["lr"], good["status"]) == (1e-2, "FINISHED")
+    assert (bad["lr"], bad["status"]) == (1e-6, "KILLED")
+    assert bad["reason"] == "stopped early by the sweep's scheduler"
+    curves = recorded(experiment).curves
+    stopped = curves[(curves["trial_id"] == bad["trial_id"]) & (curves["key"] == "train/loss")]
+    assert 2 <= stopped["step"].max() < experiment.training.steps
+    until = time.monotonic() + 30
+    while free_cpus() < 2.0 and time.monotonic() < until:
+        time.sleep(0.2)
+    assert free_cpus() == 2.0
+
+
+def free_cpus() -> float:
+    return float(ray.available_resources().get("CPU", 0.0))  # type: ignore[no-untyped-call]
+
+
+def test_a_diverged_trial_counts_as_infinitely_bad_and_an_impossible_point_fails_alone(
+    make_experiment: Callable[..., lg.Experiment],
+) -> None:
+    experiment = make_experiment(name="extremes", methods=["lora"], training={"steps": 3})
+    tuner = tune.Tuner(
+        lg.trainable(experiment),
+        param_space={"training.lr": tune.grid_search([1e30, -1.0])},
+        tune_config=tune.TuneConfig(metric="eval_loss", mode="min"),
+        run_config=tune.RunConfig(callbacks=[lg.recording(experiment)], verbose=0),
+    )
+    results = tuner.fit()
+    diverged, impossible = results[0], results[1]
+    assert diverged.error is None
+    assert diverged.metrics is not None
+    assert diverged.metrics["eval_loss"] == float("inf")
+    assert "training.lr" in str(impossible.error)
+    table = recorded(experiment).table
+    assert list(table["status"]) == ["FAILED"]
+    assert table["reason"][0].startswith("diverged")
+
+
+def test_a_searcher_may_come_to_a_point_twice(make_experiment: Callable[..., lg.Experiment]) -> None:
+    experiment = make_experiment(name="twice", methods=["lora"])
+    first, second = (lane_at(experiment, {"training.lr": 1e-2}, tune_id).trials[0] for tune_id in ("a", "b"))
+    assert first.trial_id != second.trial_id
+    assert first.parameters() == second.parameters()

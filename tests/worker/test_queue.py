@@ -1,0 +1,422 @@
+"""A lane's packs in one worker: one base for all, trials that fall behind stopped, and a failure that stays its own."""
+
+import importlib
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, Self
+
+import pytest
+import torch
+from torch import nn
+
+import loragrid.evaluation.pack_scoring
+import loragrid.planning.solo_run
+from loragrid.config.experiment import DataConfig, EarlyStoppingConfig, EngineConfig, ModelConfig
+from loragrid.data.dataset import TokenizedData
+from loragrid.planning.timing import pack_shape
+from loragrid.trials.outcome import TrialEnd
+from loragrid.trials.packing import Pack, cut_evenly
+from loragrid.trials.trial import Trial
+from loragrid.worker.checkpoints import SavedTrial, TrialStore
+from loragrid.worker.messages import PackUpdate
+from loragrid.worker.pack_trainer import PackTrainer
+from loragrid.worker.queue import run_lane
+from loragrid_methods.engine.adapter_stack import AdapterStack
+from loragrid_methods.engine.targets import LayerShape
+from loragrid_methods.lora import LoRA
+from tests.support.small_packs import Setup, largest_difference, make_setup, mixed_trials, run_pack
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def setup(tiny_gpt2_dir: Path, chat_jsonl: Path) -> Setup:
+    return make_setup(tiny_gpt2_dir, chat_jsonl, "float64")
+
+
+@pytest.fixture(autouse=True)
+def stores_that_pytest_cleans_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
+@dataclass(kw_only=True)
+class Seen:
+    """Everything a lane sent, put together."""
+
+    store: TrialStore = field(default_factory=lambda: TrialStore(tempfile.mkdtemp()))
+    updates: list[PackUpdate] = field(default_factory=list)
+
+    def __call__(self, update: PackUpdate) -> None:
+        self.updates.append(update)
+
+    @property
+    def exported(self) -> set[str]:
+        return {path.parent.name for path in Path(self.store.uri).glob("*/adapter")}
+
+    @property
+    def ended(self) -> dict[str, TrialEnd]:
+        ends = [item for update in self.updates for item in update.ended.items()]
+        assert len(ends) == len(dict(ends)), "a trial ends once"
+        return dict(ends)
+
+    @property
+    def figures(self) -> dict[str, dict[str, float]]:
+        return {trial_id: found for update in self.updates for trial_id, found in update.figures.items()}
+
+    def records(self, trial: Trial) -> dict[int, dict[str, float]]:
+        found = [record for update in self.updates for record in update.records.get(trial.trial_id, [])]
+        by_step = {int(record["step"]): record for record in found}
+        assert len(by_step) == len(found), "a step is reported once"
+        return by_step
+
+    def tags(self, trial: Trial) -> dict[str, str]:
+        return {key: value for update in self.updates for key, value in update.tags.get(trial.trial_id, {}).items()}
+
+    def num_loaded(self) -> int:
+        return sum(update.phase == "loading the base" for update in self.updates)
+
+
+def lane(
+    setup: Setup, packs: Sequence[Sequence[Trial]], early_stopping: EarlyStoppingConfig | None = None, **settings: Any
+) -> Seen:
+    """Run the packs in this process, as a worker would."""
+
+    def rows_of(model: ModelConfig, data: DataConfig) -> TokenizedData:
+        assert (model, data) == (setup.model, setup.data)
+        return setup.rows
+
+    seen = Seen()
+    device = torch.device("cpu")
+    trainer = PackTrainer(
+        rows_of, seen, seen.store, device, early_stopping=early_stopping, **{"isolate_failures": True} | settings
+    )
+    named = [Pack(pack_id=f"pack-{index:03d}", trials=tuple(trials)) for index, trials in enumerate(packs)]
+    run_lane(named, trainer, early_stopping)
+    return seen
+
+
+def assert_as_alone(setup: Setup, seen: Seen, trial: Trial, steps: int = STEPS) -> None:
+    """The trial's curves up to `steps` are those of a pack of one that nothing happened to."""
+    alone, ours = run_pack(setup, [trial], eval_every=None).records[0], seen.records(trial)
+    assert set(ours) == set(range(steps + 1))
+    for key in ("train/loss", "train/grad_norm", "train/learning_rate"):
+        difference = largest_difference(
+            {step: ours[step][key] for step in range(1, steps + 1)},
+            {step: alone[step][key] for step in range(1, steps + 1)},
+        )
+        assert difference <= 1e-10, (trial.trial_id, key)
+    assert abs(ours[0]["eval/loss"] - alone[0]["eval/loss"]) <= 1e-10
+    if steps == STEPS:
+        assert abs(ours[steps]["eval/loss"] - alone[steps]["eval/loss"]) <= 1e-10
+
+
+def test_packs_follow_each_other_on_one_copy_of_the_base_and_every_trial_is_what_it_is_alone(setup: Setup) -> None:
+    trials = mixed_trials(setup, measure_steps=1)
+    seen = lane(setup, cut_evenly(trials, 5))
+    assert {end.status for end in seen.ended.values()} == {"FINISHED"}
+    assert set(seen.ended) == set(seen.figures) == {trial.trial_id for trial in trials}
+    assert seen.num_loaded() == 1
+    assert seen.exported == {trial.trial_id for trial in trials if trial.method.name != "frozen"}
+    assert all(end.seconds["train"] > 0 for end in seen.ended.values())
+    for trial in trials:
+        assert_as_alone(setup, seen, trial)
+
+
+def test_trials_of_one_shape_in_several_packs_are_measured_once(setup: Setup) -> None:
+    trials = [setup.trial("lora", seed=seed, measure_steps=1) for seed in range(3)]
+    seen = lane(setup, [[trial] for trial in trials])
+    assert sum(update.phase.startswith("measuring") for update in seen.updates) == 1
+    assert len({tuple(figures.values()) for figures in seen.figures.values()}) == 1
+
+
+def test_after_a_method_that_writes_the_base_it_is_loaded_again(setup: Setup) -> None:
+    full, lora = setup.trial("full", lr=1e-3, measure_steps=1), setup.trial("lora", measure_steps=0)
+    seen = lane(setup, [[full], [lora]])
+    assert seen.num_loaded() == 3  # for the measurement, for the training, for LoRA
+    assert_as_alone(setup, seen, full)
+    assert_as_alone(setup, seen, lora)
+
+
+def halving(metric: str = "eval/loss", grace_steps: int = 2, reduction_factor: int = 2) -> EarlyStoppingConfig:
+    return EarlyStoppingConfig.model_validate(
+        {"metric": metric, "grace_steps": grace_steps, "reduction_factor": reduction_factor}
+    )
+
+
+@pytest.mark.parametrize("metric", ["eval/loss", "train/loss"])
+def test_successive_halving_lets_the_best_of_all_packs_go_on_and_changes_nothing_for_them(
+    setup: Setup, metric: str
+) -> None:
+    rates = [1e-5, 0.02, 1e-4, 0.01, 1e-3, 1e-6, 0.005, 1e-7]
+    trials = [
+        setup.trial(("lora", "delta_lora", "vera")[index % 3], lr=rate, measure_steps=0, weight_decay=0.1)
+        for index, rate in enumerate(rates)
+    ]
+    seen = lane(setup, cut_evenly(trials, 3), halving(metric))
+    stopped_at = {
+        trial.trial_id: STEPS if seen.ended[trial.trial_id].status == "FINISHED" else max(seen.records(trial))
+        for trial in trials
+    }
+    assert sorted(stopped_at.values()) == [2] * 4 + [4] * 2 + [STEPS] * 2
+    assert seen.exported == {trial_id for trial_id, step in stopped_at.items() if step == STEPS}
+    for rung in (2, 4):
+        there = {
+            trial.trial_id: seen.records(trial)[rung][metric] for trial in trials if stopped_at[trial.trial_id] >= rung
+        }
+        best = sorted(there, key=there.__getitem__)[: len(there) // 2]
+        assert {trial_id for trial_id in there if stopped_at[trial_id] > rung} == set(best)
+    for trial in trials:
+        assert_as_alone(setup, seen, trial, stopped_at[trial.trial_id])
+    first = next(trial for trial in trials if stopped_at[trial.trial_id] == 2)
+    end = seen.ended[first.trial_id]
+    assert (end.status, seen.tags(first)["loragrid.rung"]) == ("KILLED", "1")
+    assert end.reason.startswith(f"stopped early at rung 1 (step 2): {metric} ")
+    assert end.reason.endswith("of 8, 4 go on")
+    assert seen.num_loaded() == 1
+
+
+def test_those_who_go_on_share_a_pack_and_take_the_rows_of_those_who_fell_behind(setup: Setup) -> None:
+    trials = [setup.trial("lora", lr=10.0**-power, measure_steps=0) for power in range(2, 8)]
+    seen = lane(setup, cut_evenly(trials, 2), halving(grace_steps=4, reduction_factor=3))
+    after = {update.trial_ids for update in seen.updates if update.phase == "training" and update.completed > 4}
+    assert after == {tuple(trial.trial_id for trial in trials[:2])}
+
+
+def test_a_member_that_diverged_fails_is_not_compared_and_leaves_the_others_alone(setup: Setup) -> None:
+    trials = [setup.trial("lora", lr=rate, measure_steps=0) for rate in (1e200, 0.01, 0.001)]
+    seen = lane(setup, [trials], halving(grace_steps=4))
+    assert seen.ended[trials[0].trial_id].reason.startswith("diverged: loss or gradient not finite at step ")
+    assert seen.ended[trials[1].trial_id].status == "FINISHED"
+    assert seen.ended[trials[2].trial_id].reason.endswith("is number 2 of 2, 1 go on")
+    assert_as_alone(setup, seen, trials[1])
+
+
+def test_where_all_have_diverged_nobody_is_left_at_the_rung_and_the_next_packs_train(setup: Setup) -> None:
+    lost = [setup.trial("lora", lr=1e200, seed=seed, measure_steps=0) for seed in range(2)]
+    other = setup.trial("vera", measure_steps=0, batch_size=2)
+    seen = lane(setup, [lost, [other]], halving(grace_steps=4))
+    assert {seen.ended[trial.trial_id].status for trial in lost} == {"FAILED"}
+    assert seen.ended[other.trial_id].status == "FINISHED"
+
+
+class FaultyLoRA(LoRA):
+    """LoRA that fails as a real method or a full device would: for one seed, or for too many members at once."""
+
+    error: ClassVar[type[Exception]] = ZeroDivisionError
+    bad_seed: ClassVar[int] = -1
+    most_members: ClassVar[int] = 1000
+
+    @classmethod
+    def build_stacks(
+        cls, members: Sequence[Self], seeds: Sequence[int], layers: Sequence[LayerShape], base: nn.Module
+    ) -> Mapping[str, AdapterStack]:
+        if cls.bad_seed in seeds or len(seeds) > cls.most_members:
+            raise cls.error("no such luck")
+        return super().build_stacks(members, seeds, layers, base)
+
+
+def faulty_trials(setup: Setup, number: int, measure_steps: int) -> list[Trial]:
+    """LoRA trials of different seeds whose method may fail."""
+    made = [setup.trial("lora", seed=seed, measure_steps=measure_steps) for seed in range(number)]
+    method = FaultyLoRA(rank=3)
+    return [Trial(**{**vars(trial), "method": method}) for trial in made]
+
+
+@pytest.mark.parametrize("measure_steps", [0, 1])
+def test_a_trial_whose_code_raises_fails_alone_with_its_traceback(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, measure_steps: int
+) -> None:
+    monkeypatch.setattr(FaultyLoRA, "bad_seed", 3)
+    trials, other = faulty_trials(setup, 5, measure_steps), setup.trial("lora_fa", measure_steps=0)
+    seen = lane(setup, [trials, [other]])
+    ended = seen.ended
+    bad = ended.pop(trials[3].trial_id)
+    assert (bad.status, bad.reason) == ("FAILED", "no such luck")
+    assert "build_stacks" in bad.traceback
+    assert "ZeroDivisionError" in bad.traceback
+    assert {end.status for end in ended.values()} == {"FINISHED"}
+    monkeypatch.setattr(FaultyLoRA, "bad_seed", -1)
+    for trial in [*trials[:3], trials[4], other]:
+        assert_as_alone(setup, seen, trial)
+
+
+def test_a_pack_that_does_not_fit_is_halved_until_it_does_and_says_so(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FaultyLoRA, "most_members", 2)
+    monkeypatch.setattr(FaultyLoRA, "error", torch.OutOfMemoryError)
+    trials = faulty_trials(setup, 6, 0)
+    seen = lane(setup, [trials])
+    assert {end.status for end in seen.ended.values()} == {"FINISHED"}
+    assert [seen.tags(trial)["loragrid.pack"] for trial in trials] == [
+        "pack-000.0.0", "pack-000.0.0", "pack-000.0.1", "pack-000.1.0", "pack-000.1.0", "pack-000.1.1"
+    ]  # fmt: skip
+    reason = "pack-000.0 of 3 trials was halved: out_of_memory: no such luck"
+    assert seen.tags(trials[0])["loragrid.pack.split"] == reason
+    monkeypatch.undo()
+    for trial in trials:
+        assert_as_alone(setup, seen, trial)
+
+
+def test_the_seconds_of_a_pack_that_was_halved_are_no_timing_of_its_halves(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_once(monkeypatch, loragrid.pack_scoring, "score_rows_alone")  # after its last step
+    setup = replace(setup, rows=replace(setup.rows, test=setup.rows.evaluation))
+    halved = [setup.trial("lora", seed=seed, measure_steps=0, report_every=1) for seed in range(2)]
+    whole = [setup.trial("vera", seed=seed, measure_steps=0) for seed in range(2)]
+    seen = lane(setup, [halved, whole], describe=lambda trial, rows: {})
+    assert [seen.tags(trial)["loragrid.pack.shape"] for trial in halved] == ["halved"] * 2
+    assert {seen.tags(trial)["loragrid.pack.shape"] for trial in whole} == {pack_shape(whole, EngineConfig())}
+
+
+@pytest.mark.parametrize("measure_steps", [0, 1])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError, MemoryError, type("E", (RuntimeError,), {})], ids=["device", "python", "cpu"]
+)
+def test_a_trial_that_does_not_fit_alone_is_a_result(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, measure_steps: int, error: type[Exception]
+) -> None:
+    text = "no such luck"
+    if error.__name__ == "E":
+        text = "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory"
+    monkeypatch.setattr(FaultyLoRA, "most_members", 0)
+    monkeypatch.setattr(FaultyLoRA, "error", lambda _: error(text))
+    (trial,), other = faulty_trials(setup, 1, measure_steps), setup.trial("vera", measure_steps=0)
+    seen = lane(setup, [[trial], [other]])
+    assert seen.ended[trial.trial_id].reason == f"out_of_memory: {text}"
+    assert seen.tags(trial)["loragrid.out_of_memory"] == "true"
+    assert seen.ended[other.trial_id].status == "FINISHED"
+
+
+def test_a_failure_in_the_middle_goes_on_from_the_packs_start_and_reports_no_step_twice(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = [setup.trial("lora", seed=seed, measure_steps=0, report_every=1) for seed in range(4)]
+    calls: list[None] = []
+    original = torch.nn.functional.scaled_dot_product_attention
+
+    def fails_once(*arguments: Any, **settings: Any) -> torch.Tensor:
+        calls.append(None)
+        if len(calls) in (11, 22):  # in the third step, and in the third of the first half's second attempt
+            raise torch.OutOfMemoryError("for the moment")
+        result: torch.Tensor = original(*arguments, **settings)
+        return result
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", fails_once)
+    seen = lane(setup, [trials], halving(grace_steps=4))
+    assert len(calls) > 22
+    assert sorted(end.status for end in seen.ended.values()) == ["FINISHED"] * 2 + ["KILLED"] * 2
+    for trial in trials:
+        finished = seen.ended[trial.trial_id].status == "FINISHED"
+        assert_as_alone(setup, seen, trial, STEPS if finished else 4)
+
+
+@pytest.mark.parametrize("check_every", [0, None])
+def test_a_measurement_that_fails_in_its_steps_ends_its_trial_once_and_leaves_the_base_to_the_others(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, check_every: int | None
+) -> None:
+    fail_once(monkeypatch, loragrid.solo, "train_step")
+    bad, other = (setup.trial(name, measure_steps=1, check_every=check_every) for name in ("lora", "vera"))
+    seen = lane(setup, [[bad, other]])
+    assert seen.ended[bad.trial_id].reason == "out_of_memory: for the moment"
+    assert seen.ended[other.trial_id].status == "FINISHED"
+    assert_as_alone(setup, seen, other)
+
+
+@pytest.mark.parametrize(
+    "place", ["loragrid.training.assembly.MemberAdamW", "loragrid.worker.pack_trainer.InvariantChecks"]
+)
+def test_memory_that_runs_out_between_attaching_and_training_leaves_nothing_attached(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    module, _, name = place.rpartition(".")
+    fail_once(monkeypatch, importlib.import_module(module), name)
+    trials = [setup.trial("lora", seed=seed, measure_steps=0) for seed in range(2)]
+    seen = lane(setup, [trials])
+    assert {end.status for end in seen.ended.values()} == {"FINISHED"}
+    for trial in trials:
+        assert_as_alone(setup, seen, trial)
+
+
+def test_a_trial_that_has_ended_is_not_trained_again_in_half_of_its_pack(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = [setup.trial("lora", seed=seed, measure_steps=0, checkpoint_every=1) for seed in range(3)]
+    original = TrialStore.save
+
+    def cannot_save_the_first(store: TrialStore, trial_id: str, saved: SavedTrial) -> None:
+        if trial_id == trials[0].trial_id:
+            raise OSError("disk full")
+        if saved.state.completed == 3 and trial_id == trials[2].trial_id and not failed:
+            failed.append(True)
+            raise torch.OutOfMemoryError("for the moment")
+        original(store, trial_id, saved)
+
+    failed: list[bool] = []
+    monkeypatch.setattr(TrialStore, "save", cannot_save_the_first)
+    seen = lane(setup, [trials])
+    assert seen.ended[trials[0].trial_id].reason == "disk full"
+    assert [seen.ended[trial.trial_id].status for trial in trials[1:]] == ["FINISHED"] * 2
+    halves = [update.trial_ids for update in seen.updates if update.phase == "waiting"]
+    assert halves == [(trials[1].trial_id,), (trials[2].trial_id,)]
+
+
+def fail_once(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> None:
+    """Let the module's `name` raise at its first call, as a full device does."""
+    original = getattr(module, name)
+    calls: list[None] = []
+
+    def fails_once(*arguments: Any, **settings: Any) -> Any:
+        calls.append(None)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("for the moment")
+        return original(*arguments, **settings)
+
+    monkeypatch.setattr(module, name, fails_once)
+
+
+def test_a_base_that_cannot_be_loaded_fails_all_its_trials_once_and_no_others(setup: Setup) -> None:
+    missing = setup.model.model_copy(update={"name": "/nowhere/at/all"})
+    lost = [Trial(**{**vars(setup.trial("lora", seed=seed)), "model": missing}) for seed in range(3)]
+    seen, other = Seen(), setup.trial("vera", measure_steps=0)
+    trainer = PackTrainer(lambda model, data: setup.rows, seen, seen.store, torch.device("cpu"), isolate_failures=True)
+    run_lane([Pack(pack_id="a", trials=tuple(lost)), Pack(pack_id="b", trials=(other,))], trainer, None)
+    reasons = {seen.ended[trial.trial_id].reason for trial in lost}
+    assert len(reasons) == 1
+    assert "/nowhere/at/all" in reasons.pop()
+    assert seen.num_loaded() == 2
+    assert seen.ended[other.trial_id].status == "FINISHED"
+
+
+def test_with_other_workers_waiting_a_failure_ends_the_lane(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FaultyLoRA, "bad_seed", 0)
+    with pytest.raises(ZeroDivisionError, match="no such luck"):
+        lane(setup, [faulty_trials(setup, 2, 0)], isolate_failures=False)
+
+
+def test_a_packs_seconds_by_phase_come_to_the_whole_time_until_its_end_is_told(
+    tiny_gpt2_dir: Path, chat_jsonl: Path
+) -> None:
+    setup = make_setup(tiny_gpt2_dir, chat_jsonl, "float64", num_test=5)
+    trials = [setup.trial("lora", measure_steps=1, eval_every=2, checkpoint_every=3, lr=lr) for lr in (0.01, 0.02)]
+    start, told = time.monotonic(), dict[str, float]()
+
+    class Timed(Seen):
+        def __call__(self, update: PackUpdate) -> None:
+            super().__call__(update)
+            told.update(dict.fromkeys(update.ended, time.monotonic()))
+
+    seen = Timed()
+    trainer = PackTrainer(lambda model, data: setup.rows, seen, seen.store, torch.device("cpu"), isolate_failures=True)
+    run_lane([Pack(pack_id="pack-000", trials=tuple(trials))], trainer, None)
+    phases = {"setup", "measure", "data", "train", "check", "eval", "checkpoint", "report"}
+    for trial in trials:
+        seconds = seen.ended[trial.trial_id].seconds
+        assert seconds.keys() == phases
+        # What lies between is the way from one call of the trainer to the next.
+        assert 0.97 * (told[trial.trial_id] - start) < sum(seconds.values()) <= told[trial.trial_id] - start
