@@ -31,7 +31,7 @@ from loragrid.training.cuda_graphs import (
     fuse_pieces,
 )
 from loragrid.training.determinism import compute_deterministically
-from loragrid.training.meters import count_saved_bytes
+from loragrid.training.meters import count_activation_bytes
 from loragrid.training.step import PackModel, one_worker, train_step
 from loragrid.training.step_mode import EngineChoice, Mode
 from loragrid_methods import Method
@@ -109,7 +109,7 @@ def saved_bytes(model: str) -> dict[str, float]:
 
     def count(label: str, base: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> None:
         loss()  # what is compiled now is not compiled under the count
-        with count_saved_bytes(base) as saved:
+        with count_activation_bytes(base) as saved:
             loss()
         found[label] = saved[0] / LENGTH / config.num_hidden_layers
 

@@ -25,7 +25,7 @@ COLUMNS = (
     "GPUs",
     "trials",
     "packs",
-    "lanes",
+    "queues",
     "training at once",
     "s to the table",
     "trials/hour",
@@ -55,7 +55,7 @@ def cells(outcome: Outcome, num_gpus: int, first: tuple[float, float, int] | Non
         of_whole, of_trained = f"{whole / first[0] / more:.2f}", f"{trained / first[1] / more:.2f}"
     steps = max(row["time/train_seconds"] for row in outcome.table)
     row = [str(num_gpus), str(num_trials), str(len(outcome.training()))]
-    row += [str(outcome.num_lanes()), str(outcome.most_at_once())]
+    row += [str(outcome.num_queues()), str(outcome.most_at_once())]
     row += [f"{outcome.seconds:.1f}", f"{whole:,.0f}", of_whole, f"{training:.1f}", f"{trained:,.0f}", of_trained]
     return [*row, f"{steps:.1f}"], whole, trained
 
@@ -74,8 +74,8 @@ def measure(table: Table, gpus: list[int], run: Callable[[int], Outcome]) -> lis
             continue
         first = first or (whole, trained, num_gpus)
         table.add(*row)
-        if outcome.num_lanes() < num_gpus:
-            problems.append(f"{num_gpus} GPUs: the grid was shared out over {outcome.num_lanes()} of them")
+        if outcome.num_queues() < num_gpus:
+            problems.append(f"{num_gpus} GPUs: the grid was shared out over {outcome.num_queues()} of them")
     return problems
 
 

@@ -64,7 +64,7 @@ class Outcome:
             raise SweepFailedError("no pack has said when it trained")
         return max(end for _, end in spans) - min(start for start, _ in spans)
 
-    def num_lanes(self) -> int:
+    def num_queues(self) -> int:
         """How many sets of workers were started."""
         return sum(text.endswith("starting workers") for _, _, text in self.lines)
 

@@ -132,7 +132,7 @@ def test_a_row_of_the_grid_counts_from_the_start_and_from_the_first_step_and_com
     ]
     row, whole, trained = grid_scaling.cells(outcome(2, 40.0, one), 1, None)
     assert row == ["1", "2", "1", "1", "1", "40.0", "180", "1", "10.0", "720", "1", "6.0"]
-    # The second lane is late, begins anew where its worker was lost, and overlaps with the first.
+    # The second queue is late, begins anew where its worker was lost, and overlaps with the first.
     two = [(8.0, pack, "2 trials, starting workers") for pack in "ab"]
     two += [(20.0, "a", "training"), (24.0, "b", "training"), (28.0, "b", "training"), (30.0, "a", "done (2 of 4)")]
     two += [(36.0, "b", "done (4 of 4)")]
@@ -141,12 +141,12 @@ def test_a_row_of_the_grid_counts_from_the_start_and_from_the_first_step_and_com
 
 
 @pytest.mark.end_to_end
-def test_a_grid_on_two_places_has_twice_the_trials_and_a_lane_on_each(tmp_path: Path) -> None:
+def test_a_grid_on_two_places_has_twice_the_trials_and_a_queue_on_each(tmp_path: Path) -> None:
     options = ["--gpus", "1", "2", "--trials", "2", "--steps", "4", "--length", "32"]
     code, said = run_benchmark("grid_scaling", *options, table=tmp_path / "table.md")
     assert code == 0, said
     rows = rows_of(tmp_path / "table.md")
-    assert [[row[name] for name in ("GPUs", "trials", "packs", "lanes")] for row in rows] == [
+    assert [[row[name] for name in ("GPUs", "trials", "packs", "queues")] for row in rows] == [
         ["1", "2", "1", "1"],
         ["2", "4", "2", "2"],
     ]

@@ -20,15 +20,15 @@ from loragrid.models.file_hash import file_sha256, remembered_sha256
 from loragrid.planning.timing import SHAPE_TAG, pack_shape
 from loragrid.report.terminal import render_table
 from loragrid.sweep.callback import RecordingCallback
-from loragrid.tracking.previous_run import find_earlier
+from loragrid.tracking.previous_run import find_previous
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.store_uri import Scalar, default_tracking_uri
-from loragrid.trials.packing import Lane, Pack
+from loragrid.trials.packing import Pack, PackQueue
 from loragrid.trials.tags import DEVICE_TAG
 from loragrid.worker.checkpoints import TrialStore
 from loragrid.worker.messages import PackUpdate
 from loragrid.worker.pack_trainer import PackTrainer
-from loragrid.worker.queue import run_lane
+from loragrid.worker.queue import run_queue
 from loragrid.worker.worker_tags import WorkerEnvironment, arithmetic_tags, input_tags
 from tests.support.small_packs import make_setup
 
@@ -258,7 +258,7 @@ def test_what_a_worker_says_reaches_every_trial_it_trains_and_those_that_fail(
     good = [setup.trial("lora", seed=seed, steps=2, measure_steps=0) for seed in (0, 1)]
     bad = setup.trial("lora", {"target_modules": ("no_such_layer",)}, steps=2, measure_steps=0)
     packs = [Pack(pack_id="pack-000", trials=tuple(good)), Pack(pack_id="pack-001", trials=(bad,))]
-    run_lane(packs, trainer, None)
+    run_queue(packs, trainer, None)
     for trial in (*good, bad):
         assert told[trial.trial_id]["loragrid.data.digest"] == setup.rows.digest
         assert DEVICE_TAG in told[trial.trial_id]
@@ -271,17 +271,17 @@ def test_a_trial_that_goes_on_under_another_fingerprint_keeps_the_one_it_began_w
 ) -> None:
     setup = make_setup(tiny_llama_dir, chat_jsonl, "float32")
     trial = setup.trial("lora")
-    lane = Lane(lane_id="lane-0", packs=(Pack(pack_id="pack-000", trials=(trial,)),))
+    queue = PackQueue(queue_id="queue-0", packs=(Pack(pack_id="pack-000", trials=(trial,)),))
     uri = default_tracking_uri(str(tmp_path), None)
     for version in ("2.11.0", "2.13.0"):
         recorder = Recorder("again", uri)
-        earlier = find_earlier("again", uri, None)
+        earlier = find_previous("again", uri, None)
         if earlier is None:
             recorder.start_sweep("again-1", {}, {})
         else:
             recorder.resume_sweep("again-1", {})
         store = TrialStore(str(tmp_path / "trials"))
-        callback = RecordingCallback(recorder, store, lambda config, _: lane, {}, earlier=earlier)
+        callback = RecordingCallback(recorder, store, lambda config, _: queue, {}, previous=earlier)
         tune_trial = SimpleNamespace(trial_id="a", config={}, pickled_error_file=None)
         callback.on_trial_start(0, [], tune_trial)
         tags = {trial.trial_id: TAGS | {"loragrid.version.torch": version}}

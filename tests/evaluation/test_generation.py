@@ -18,7 +18,7 @@ from loragrid.models.attention import NAME, use_causal_attention
 from loragrid.training.assembly import build_model
 from loragrid.training.step import PackModel, one_worker
 from loragrid.worker.export import export_member, merge_adapter
-from loragrid.worker.resident_base import WarmBase
+from loragrid.worker.resident_base import ResidentBase
 from loragrid_methods import get_method, method_names
 from tests.support.small_packs import Setup, make_setup, mixed_trials
 
@@ -228,7 +228,7 @@ def test_a_base_that_masks_no_padding_is_refused_where_it_is_to_answer_prompts(
     config = RwkvConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, context_length=128)
     RwkvForCausalLM(config).save_pretrained(folder)
     rwkv = make_setup(folder, chat_jsonl, "float32")
-    trial, warm = rwkv.trial("full"), WarmBase(torch.device("cpu"), EngineConfig(), 1)
+    trial, warm = rwkv.trial("full"), ResidentBase(torch.device("cpu"), EngineConfig(), 1)
     with pytest.raises(ValueError, match=r"RwkvForCausalLM.*padding in front of a prompt changes"):
         warm.load(replace(trial, task=TaskConfig(kind="exact_match")), rwkv.rows)
     warm.load(trial, rwkv.rows)

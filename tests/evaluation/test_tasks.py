@@ -25,7 +25,7 @@ from loragrid.training.step import one_worker
 from loragrid.trials.trial import Trial
 from loragrid.worker.export import export_member, merge_adapter
 from tests.support.small_packs import Run, Setup, largest_difference, make_setup, run_pack
-from tests.worker.test_queue import Seen, lane
+from tests.worker.test_queue import Seen, queue
 
 STEPS = 60
 NUM_EVAL, NUM_TEST = 10, 7
@@ -210,7 +210,7 @@ def test_accuracy_is_looked_at_before_the_first_step_after_the_last_and_when_ask
         ({"every": 25}, {0, 25, 50, STEPS}),
     ):
         trials = trials_of(setup, EXACT.model_copy(update=fields))
-        seen = lane(setup, [trials])
+        seen = queue(setup, [trials])
         for trial in trials:
             records = seen.records(trial)
             assert {step for step, record in records.items() if "eval/accuracy" in record} == expected
@@ -227,7 +227,7 @@ def test_the_record_holds_accuracies_the_column_correct_the_decoding_and_the_tim
     setup: Setup, trained: Run, task: TaskConfig
 ) -> None:
     trials = trials_of(setup, task)
-    seen = lane(setup, [trials])
+    seen = queue(setup, [trials])
     assert {end.status for end in seen.ended.values()} == {"FINISHED"}
     scorer = task_scorer(task, setup.model, setup.rows)
     batches = build_batches(trials, setup.rows, trained.model.base.device)
@@ -250,7 +250,7 @@ def test_the_record_holds_accuracies_the_column_correct_the_decoding_and_the_tim
 
 def test_a_task_changes_no_step_and_without_one_nothing_is_generated(setup: Setup) -> None:
     with_task, without = trials_of(setup, EXACT), trials_of(setup, None)
-    seen, plain = lane(setup, [with_task]), lane(setup, [without])
+    seen, plain = queue(setup, [with_task]), queue(setup, [without])
     for ours, theirs in zip(with_task, without, strict=True):
         for key in ("train/loss", "train/grad_norm"):
             curves = [
@@ -265,7 +265,7 @@ def test_a_task_changes_no_step_and_without_one_nothing_is_generated(setup: Setu
 
 def test_trials_stopped_at_a_rung_answer_nothing(setup: Setup) -> None:
     trials = trials_of(setup, EXACT)
-    seen = lane(setup, [trials], EarlyStoppingConfig(grace_steps=6, reduction_factor=4))
+    seen = queue(setup, [trials], EarlyStoppingConfig(grace_steps=6, reduction_factor=4))
     stopped = [trial for trial in trials if seen.ended[trial.trial_id].status == "KILLED"]
     assert len(stopped) == 3
     for trial in trials:
@@ -277,7 +277,7 @@ def test_forgetting_is_the_texts_loss_of_the_base_and_of_each_members_model(
     setup: Setup, trained: Run, tmp_path: Path
 ) -> None:
     trials = trials_of(setup, None)
-    seen = lane(setup, [trials])
+    seen = queue(setup, [trials])
     pieces = setup.rows.forgetting
     assert pieces is not None
     assert len(pieces) == 3

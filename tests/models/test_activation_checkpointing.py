@@ -10,9 +10,9 @@ from loragrid.models.activation_checkpointing import checkpoint_activations, dec
 from loragrid.models.loading import load_meta_model
 from loragrid.planning.memory_estimate import estimate_memory
 from loragrid.training.assembly import build_batches, build_model
-from loragrid.training.meters import count_saved_bytes
+from loragrid.training.meters import count_activation_bytes
 from tests.support.small_packs import Setup, bit_equal, make_setup, mixed_trials, run_pack
-from tests.worker.test_queue import lane
+from tests.worker.test_queue import queue
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -39,7 +39,7 @@ def saved_bytes(setup: Setup, enabled: bool) -> int:
     trial, base = setup.trial("lora"), setup.base()
     checkpoint_activations(base, enabled)
     model = build_model([trial], base)
-    with count_saved_bytes(base) as saved:
+    with count_activation_bytes(base) as saved:
         model.losses(build_batches([trial], setup.rows, torch.device("cpu")).training(0))
     return saved[0]
 
@@ -70,10 +70,10 @@ def test_the_plan_knows_of_it(setup: Setup) -> None:
     assert again.total < plain.total
 
 
-def test_a_lane_switches_it_for_the_packs_that_ask_for_it(setup: Setup) -> None:
+def test_a_queue_switches_it_for_the_packs_that_ask_for_it(setup: Setup) -> None:
     plain = setup.trial("lora", measure_steps=1)
     again = setup.trial("lora", measure_steps=1, activation_checkpointing=True)
-    seen = lane(setup, [[plain], [again], [setup.trial("vera", measure_steps=1)]])
+    seen = queue(setup, [[plain], [again], [setup.trial("vera", measure_steps=1)]])
     key = "memory/saved_activation_bytes"
     assert seen.figures[again.trial_id][key] < 0.4 * seen.figures[plain.trial_id][key]
     assert seen.records(again) == seen.records(plain)

@@ -20,7 +20,7 @@ from loragrid.planning.memory_estimate import (
 )
 from loragrid.training.assembly import build_batches, build_model
 from loragrid.training.cuda_graphs import STEPS_BEFORE_CAPTURE, Engine, compile_layers, fuse_pieces
-from loragrid.training.meters import LiveBytes, count_saved_bytes, reset_peak_memory
+from loragrid.training.meters import LiveBytes, count_activation_bytes, reset_peak_memory
 from loragrid.training.step import Batch, PackModel, compute_step, one_worker, train_step
 from loragrid.training.step_mode import EngineChoice, Mode
 from loragrid_methods import Method, get_method, method_names
@@ -116,7 +116,7 @@ def test_activations_are_what_autograd_keeps(tiny_llama_dir: Path, chat_jsonl: P
     base = setup.base()
     batch = build_batches([trial], setup.rows, torch.device("cpu")).training(0)
     model = build_model([trial], base)
-    with count_saved_bytes(base) as saved:
+    with count_activation_bytes(base) as saved:
         model.losses(batch)
     rows, length = batch.input_ids.shape
     found = estimate_memory(load_meta_model(setup.model), [trial.method], num_rows=rows, length=length)

@@ -10,7 +10,7 @@ from loragrid.planning.memory_parts import loss_bytes, resident_parts
 from loragrid.planning.solo_run import measure_solo
 from loragrid.training.assembly import build_batches, build_model
 from loragrid.training.loss import CHUNK_ROWS
-from loragrid.training.meters import LiveBytes, bytes_of, count_saved_bytes, peak_memory, reset_peak_memory
+from loragrid.training.meters import LiveBytes, bytes_of, count_activation_bytes, peak_memory, reset_peak_memory
 from loragrid.training.step import Batch, compute_step, one_worker
 from loragrid_methods import method_names
 from loragrid_methods.engine.targets import adaptable_layers
@@ -119,7 +119,7 @@ def test_the_parts_and_the_loss_come_to_no_more_than_the_peak_of_a_step(single: 
     with LiveBytes() as live:
         model = build_model([trial], base)
         figures = resident_parts(model)
-        with count_saved_bytes(base) as saved:
+        with count_activation_bytes(base) as saved:
             losses = model.losses(batch)
         del losses
         gc.collect()

@@ -17,7 +17,7 @@ from loragrid.training.assembly import build_model
 from loragrid.training.step_mode import EngineChoice
 from loragrid.trials.expand import expand
 from loragrid.trials.load import experiment_from_mapping
-from loragrid.trials.packing import TOKENS_AT_ONCE, Pack, assign_lanes, group_into_packs
+from loragrid.trials.packing import TOKENS_AT_ONCE, Pack, assign_queues, group_into_packs
 from loragrid_methods import method_names
 from loragrid_methods.engine.pack import member_order
 from tests.support.small_packs import Setup, make_setup
@@ -297,19 +297,19 @@ def test_a_plan_counts_what_scoring_holds_and_shows_it_in_place_of_what_the_step
 def test_packs_are_shared_out_over_the_places_by_their_work_and_stay_in_order() -> None:
     packs = packs_of(experiment(["full", "lora"], {"seed": list(range(9))}), PackConfig(max_members=3))
     assert sizes(packs) == [1] * 9 + [3, 3, 3]
-    lanes = assign_lanes(packs, 2, first=5)
-    assert [lane.lane_id for lane in lanes] == ["lane-5", "lane-6"]
-    assert [len(lane.trials) for lane in lanes] == [9, 9]
-    assert sorted(pack.pack_id for lane in lanes for pack in lane.packs) == [pack.pack_id for pack in packs]
-    for lane in lanes:
-        assert [pack.pack_id for pack in lane.packs] == sorted(pack.pack_id for pack in lane.packs)
+    queues = assign_queues(packs, 2, first=5)
+    assert [queue.queue_id for queue in queues] == ["queue-5", "queue-6"]
+    assert [len(queue.trials) for queue in queues] == [9, 9]
+    assert sorted(pack.pack_id for queue in queues for pack in queue.packs) == [pack.pack_id for pack in packs]
+    for queue in queues:
+        assert [pack.pack_id for pack in queue.packs] == sorted(pack.pack_id for pack in queue.packs)
 
 
 @pytest.mark.parametrize("num_places", [3, 8])
-def test_with_a_place_for_every_pack_each_has_a_lane_of_its_own_and_gives_it_its_name(num_places: int) -> None:
+def test_with_a_place_for_every_pack_each_has_a_queue_of_its_own_and_gives_it_its_name(num_places: int) -> None:
     packs = packs_of(experiment(["lora"], {"seed": [0, 1, 2]}), PackConfig(max_members=1))
-    lanes = assign_lanes(packs, num_places)
-    assert [(lane.lane_id, lane.packs) for lane in lanes] == [(pack.pack_id, (pack,)) for pack in packs]
+    queues = assign_queues(packs, num_places)
+    assert [(queue.queue_id, queue.packs) for queue in queues] == [(pack.pack_id, (pack,)) for pack in packs]
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_every_place_gets_as_many_packs_so_that_the_last_ones_do_not_wait_for_on
     trials = expand(experiment(["lora"], {"seed": list(range(24))}, **sizing))
     packs = group_into_packs(trials, PackConfig(), num_places)
     assert sorted(sizes(packs)) == expected
-    work = [len(lane.trials) for lane in assign_lanes(packs, num_places)]
+    work = [len(queue.trials) for queue in assign_queues(packs, num_places)]
     assert max(work) - min(work) <= 1
 
 

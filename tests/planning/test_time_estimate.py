@@ -110,7 +110,7 @@ def test_packs_on_one_place_add_up_and_those_side_by_side_do_not(the_plan: Plan)
     assert (four.total_seconds, four.num_waves) == (10.0, 1)
 
 
-def test_every_lane_starts_its_workers_once(the_plan: Plan) -> None:
+def test_every_queue_starts_its_workers_once(the_plan: Plan) -> None:
     timings = timings_of(the_plan, step=1.0)
     assert estimate_time(the_plan, place_for(1), timings, 20.0).total_seconds == 60.0
     estimate = estimate_time(the_plan, place_for(4), timings, 20.0)
@@ -130,9 +130,9 @@ def test_what_starting_takes_is_taken_from_the_latest_sweep_of_the_store(the_pla
         recorder.end_trial(f"lora-{number}", "FAILED")
         times = iter((0.0, 5.0, 5.0 + seconds, 90.0))
         cost = SweepCost(clock=lambda times=times: next(times))  # type: ignore[misc]
-        cost.lane_started("a")
-        cost.lane_spoke("a")
-        cost.lane_spoke("a")
+        cost.queue_started("a")
+        cost.queue_spoke("a")
+        cost.queue_spoke("a")
         record_summary(recorder, f"started-{number}", cost)
         recorder.end_sweep("FAILED")
     assert recorded_start(planned) == 20.0

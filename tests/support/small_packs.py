@@ -31,7 +31,7 @@ from loragrid.trials.trial import Trial
 from loragrid.worker.checkpoints import TrialStore
 from loragrid.worker.messages import PackUpdate
 from loragrid.worker.pack_trainer import PackTrainer
-from loragrid.worker.queue import run_lane
+from loragrid.worker.queue import run_queue
 from loragrid_methods import get_method, method_names
 
 torch.set_num_threads(1)
@@ -248,10 +248,10 @@ def train_as_worker(
     torch.distributed.destroy_process_group()
 
 
-def run_lane_as_worker(
+def run_queue_as_worker(
     worker: int, num_workers: int, model_folder: str, rows_file: str, folder: str, free: Sequence[float]
 ) -> None:
-    """The body of one of several real processes: run a lane of four trials while `free[worker]` bytes are free.
+    """The body of one of several real processes: run a queue of four trials while `free[worker]` bytes are free.
 
     Leaves what it sent in `folder`.
     """
@@ -275,7 +275,7 @@ def run_lane_as_worker(
     )
     trials = [setup.trial(name, seed=seed, steps=4, measure_steps=1) for name in ("lora", "vera") for seed in (0, 1)]
     with mock.patch("loragrid.worker.pack_trainer.free_memory", return_value=free[worker]):
-        run_lane([Pack(pack_id="pack-000", trials=tuple(trials))], trainer, None)
+        run_queue([Pack(pack_id="pack-000", trials=tuple(trials))], trainer, None)
     torch.save(updates, Path(folder) / f"{worker}.pt")
     torch.distributed.destroy_process_group()
 

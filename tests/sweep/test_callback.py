@@ -23,14 +23,14 @@ from loragrid.sweep.callback import RecordingCallback
 from loragrid.sweep.progress import SweepProgress
 from loragrid.sweep.queue_failure import describe_failure
 from loragrid.sweep.signals import SweepInterrupted, ended_by_signals
-from loragrid.sweep.tune_runner import Rounds
+from loragrid.sweep.tune_runner import TuneRunner
 from loragrid.tracking.recorder import Recorder
 from loragrid.trials.outcome import TrialEnd
-from loragrid.trials.packing import Lane, Pack
+from loragrid.trials.packing import Pack, PackQueue
 from loragrid.trials.tags import PARENT_TAG, REASON_TAG, TRIAL_TAG
 from loragrid.trials.trial import Trial
 from loragrid.worker.checkpoints import TrialStore
-from loragrid.worker.messages import LaneFailure, PackUpdate
+from loragrid.worker.messages import PackUpdate, QueueFailure
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +59,14 @@ def recorder(tmp_path: Path) -> Recorder:
 
 @pytest.fixture
 def callback(recorder: Recorder, the_plan: Plan, tmp_path: Path) -> RecordingCallback:
-    """Of a sweep whose every Tune trial trains the one lane with both packs; `{}` is no trial of the experiment."""
+    """Of a sweep whose every Tune trial trains the one queue with both packs; `{}` is no trial of the experiment."""
 
-    def lane_of(config: Any, tune_id: str) -> Lane:
+    def queue_of(config: Any, tune_id: str) -> PackQueue:
         if not config:
             raise ValueError("no trial of the experiment")
-        return Lane(lane_id="lane-0", packs=the_plan.packs)
+        return PackQueue(queue_id="queue-0", packs=the_plan.packs)
 
-    return RecordingCallback(recorder, TrialStore(str(tmp_path / "trials")), lane_of, {}, several_rounds=True)
+    return RecordingCallback(recorder, TrialStore(str(tmp_path / "trials")), queue_of, {}, several_runs=True)
 
 
 def tune_trial(folder: Path, tune_id: str = "a", error: Exception | None = None, **config: str) -> Any:
@@ -109,7 +109,7 @@ def finish(callback: RecordingCallback, trial: Any, pack: Pack) -> None:
 def test_a_run_is_called_by_its_trials_label_and_found_by_its_id(
     callback: RecordingCallback, the_plan: Plan, tmp_path: Path
 ) -> None:
-    trial = tune_trial(tmp_path, lane="lane-0")
+    trial = tune_trial(tmp_path, queue="queue-0")
     callback.on_trial_start(0, [], trial)
     for pack in the_plan.packs:
         finish(callback, trial, pack)
@@ -120,32 +120,32 @@ def test_a_run_is_called_by_its_trials_label_and_found_by_its_id(
     assert list(names) == [*(f"lora-{digest}" for digest in digests[:2]), *(f"vera-{digest}" for digest in digests[2:])]
 
 
-def test_a_lane_whose_process_could_never_be_started_is_recorded_as_failed_with_all_its_packs(
+def test_a_queue_whose_process_could_never_be_started_is_recorded_as_failed_with_all_its_packs(
     callback: RecordingCallback, the_plan: Plan, tmp_path: Path
 ) -> None:
     # Tune announces the error alone: `on_trial_start` follows the actor's creation.
-    callback.on_trial_error(0, [], tune_trial(tmp_path, error=RuntimeError("no process to be had"), lane="lane-0"))
-    assert callback.left_by_failed_lanes() == [], "another lane would fare no better"
+    callback.on_trial_error(0, [], tune_trial(tmp_path, error=RuntimeError("no process to be had"), queue="queue-0"))
+    assert callback.left_by_failed_queues() == [], "another queue would fare no better"
     callback.close(trial.trial_id for trial in the_plan.trials)
     sweep, trials = recorded(tmp_path)
     assert sweep == "FAILED"
     assert trials == {trial.trial_id: ("FAILED", "no process to be had") for trial in the_plan.trials}
 
 
-def test_what_a_lane_had_not_begun_when_it_failed_is_left_for_another(
+def test_what_a_queue_had_not_begun_when_it_failed_is_left_for_another(
     callback: RecordingCallback, the_plan: Plan, tmp_path: Path
 ) -> None:
-    trial = tune_trial(tmp_path, error=RuntimeError("lost"), lane="lane-0")
+    trial = tune_trial(tmp_path, error=RuntimeError("lost"), queue="queue-0")
     callback.on_trial_start(0, [], trial)
     callback.on_trial_error(0, [], trial)
-    assert callback.left_by_failed_lanes() == [the_plan.packs[1]]
+    assert callback.left_by_failed_queues() == [the_plan.packs[1]]
     callback.close(trial.trial_id for trial in the_plan.trials)
     sweep, trials = recorded(tmp_path)
     assert set(trials) == {trial.trial_id for trial in the_plan.packs[0].trials}
     assert sweep == "KILLED", "not all of its trials have ended"
 
 
-def test_a_lane_that_ray_ended_for_want_of_memory_leaves_its_pack_in_halves_until_a_trial_is_alone(
+def test_a_queue_that_ray_ended_for_want_of_memory_leaves_its_pack_in_halves_until_a_trial_is_alone(
     callback: RecordingCallback, the_plan: Plan, tmp_path: Path
 ) -> None:
     # Ray's own words, of a machine on which it happened.
@@ -157,21 +157,21 @@ def test_a_lane_that_ray_ended_for_want_of_memory_leaves_its_pack_in_halves_unti
     failure = describe_failure(ControllerError(OutOfMemoryError(full)))  # type: ignore[no-untyped-call]
     reason = "out_of_memory: Ray ended the workers, whose machine had 22.52GB of 23.54GB in use"
     first, second = the_plan.packs
-    whole = tune_trial(tmp_path, lane="lane-0")
+    whole = tune_trial(tmp_path, queue="queue-0")
     callback.on_trial_start(0, [], whole)
     callback.on_trial_result(0, [], whole, {"failure": failure})
     callback.on_trial_complete(0, [], whole)  # the Tune trial that said so returns
-    *halves, unbegun = callback.left_by_failed_lanes()
+    *halves, unbegun = callback.left_by_failed_queues()
     assert [half.trials for half in halves] == [(trial,) for trial in first.trials]
     assert unbegun == second
-    assert callback.left_by_failed_lanes() == []
+    assert callback.left_by_failed_queues() == []
     assert callback.outcome.statuses == {}
-    callback.lane_of = lambda config, tune_id: Lane(lane_id="lane-1", packs=(halves[0],))
-    alone = tune_trial(tmp_path, "b", lane="lane-1")
+    callback.queue_of = lambda config, tune_id: PackQueue(queue_id="queue-1", packs=(halves[0],))
+    alone = tune_trial(tmp_path, "b", queue="queue-1")
     callback.on_trial_start(0, [], alone)
     callback.on_trial_result(0, [], alone, {"failure": failure})
     callback.on_trial_complete(0, [], alone)
-    assert callback.left_by_failed_lanes() == []
+    assert callback.left_by_failed_queues() == []
     callback.close()
     assert recorded(tmp_path)[1] == {
         first.trials[0].trial_id: ("FAILED", reason),
@@ -192,27 +192,27 @@ def update_of(pack: Pack, *trials: Trial, done: bool = False) -> dict[str, PackU
     return {"update": PackUpdate(pack_id=pack.pack_id, trial_ids=ids, phase="training", done=done)}
 
 
-def test_of_a_lane_without_memory_the_packs_that_wait_at_a_rung_go_on_as_they_are(
+def test_of_a_queue_without_memory_the_packs_that_wait_at_a_rung_go_on_as_they_are(
     callback: RecordingCallback, the_plan: Plan, tmp_path: Path
 ) -> None:
     first, second = the_plan.packs
-    failure = LaneFailure(reason="out_of_memory: full", traceback="", out_of_memory=True)
-    trial = tune_trial(tmp_path, lane="lane-0")
+    failure = QueueFailure(reason="out_of_memory: full", traceback="", out_of_memory=True)
+    trial = tune_trial(tmp_path, queue="queue-0")
     callback.on_trial_start(0, [], trial)
     for told in (update_of(first), update_of(first, done=True), update_of(second)):
         callback.on_trial_result(0, [], trial, told)
     callback.on_trial_result(0, [], trial, {"failure": failure})
-    assert callback.left_by_failed_lanes() == [*second.halves(), first]
+    assert callback.left_by_failed_queues() == [*second.halves(), first]
 
 
 def test_of_a_pack_from_several_that_memory_did_not_do_for_no_trial_fails_before_it_was_alone(
     callback: RecordingCallback, the_plan: Plan, tmp_path: Path
 ) -> None:
     first, second = the_plan.packs
-    failure = LaneFailure(reason="out_of_memory: full", traceback="", out_of_memory=True)
+    failure = QueueFailure(reason="out_of_memory: full", traceback="", out_of_memory=True)
     best, behind = zip(first.trials, second.trials, strict=True)
     rung = Pack(pack_id="pack-000-rung2.0", trials=best)
-    together, apart = tune_trial(tmp_path, lane="lane-0"), tune_trial(tmp_path, "b", lane="lane-0")
+    together, apart = tune_trial(tmp_path, queue="queue-0"), tune_trial(tmp_path, "b", queue="queue-0")
     callback.on_trial_start(0, [], together)
     callback.on_trial_result(0, [], together, update_of(first, done=True))
     callback.on_trial_result(0, [], together, update_of(second, done=True))
@@ -222,48 +222,48 @@ def test_of_a_pack_from_several_that_memory_did_not_do_for_no_trial_fails_before
         callback.on_trial_result(0, [], together, {"update": update})
     callback.on_trial_result(0, [], together, update_of(rung))
     callback.on_trial_result(0, [], together, {"failure": failure})
-    left = callback.left_by_failed_lanes()
+    left = callback.left_by_failed_queues()
     assert [pack.trials for pack in left] == [(trial,) for trial in best]
-    callback.lane_of = lambda config, tune_id: Lane(lane_id="lane-1", packs=tuple(left))
+    callback.queue_of = lambda config, tune_id: PackQueue(queue_id="queue-1", packs=tuple(left))
     callback.on_trial_start(0, [], apart)
     callback.on_trial_result(0, [], apart, update_of(left[1]))
     callback.on_trial_result(0, [], apart, {"failure": failure})
-    assert callback.left_by_failed_lanes() == [left[0]]
+    assert callback.left_by_failed_queues() == [left[0]]
     callback.close()
     assert recorded(tmp_path)[1][best[1].trial_id] == ("FAILED", "out_of_memory: full")
     assert tags_of(tmp_path, best[1])["loragrid.out_of_memory"] == "true"
 
 
-def test_a_lane_that_never_says_what_it_is_at_when_its_memory_runs_out_comes_to_an_end(
+def test_a_queue_that_never_says_what_it_is_at_when_its_memory_runs_out_comes_to_an_end(
     callback: RecordingCallback, the_plan: Plan, tmp_path: Path
 ) -> None:
-    failure = LaneFailure(reason="out_of_memory: full", traceback="", out_of_memory=True)
+    failure = QueueFailure(reason="out_of_memory: full", traceback="", out_of_memory=True)
     left, num_rounds = list(the_plan.packs), 0
     while left:
-        callback.lane_of = lambda config, tune_id, packs=tuple(left): Lane(lane_id="lane", packs=packs)  # type: ignore[misc]
-        trial = tune_trial(tmp_path, str(num_rounds), lane="lane")
+        callback.queue_of = lambda config, tune_id, packs=tuple(left): PackQueue(queue_id="queue", packs=packs)  # type: ignore[misc]
+        trial = tune_trial(tmp_path, str(num_rounds), queue="queue")
         callback.on_trial_start(0, [], trial)
         for pack in left:
             callback.on_trial_result(0, [], trial, update_of(pack, done=True))
         callback.on_trial_result(0, [], trial, {"failure": failure})
-        left, num_rounds = callback.left_by_failed_lanes(), num_rounds + 1
+        left, num_rounds = callback.left_by_failed_queues(), num_rounds + 1
     assert num_rounds == 2
     assert set(callback.outcome.statuses.values()) == {"FAILED"}
 
 
 @pytest.mark.parametrize("out_of_memory", [False, True])
-def test_what_of_a_pack_was_not_begun_when_its_lane_failed_is_trained(
+def test_what_of_a_pack_was_not_begun_when_its_queue_failed_is_trained(
     callback: RecordingCallback, the_plan: Plan, tmp_path: Path, out_of_memory: bool
 ) -> None:
     first, second = the_plan.packs
-    trial = tune_trial(tmp_path, lane="lane-0")
+    trial = tune_trial(tmp_path, queue="queue-0")
     callback.on_trial_start(0, [], trial)
     finish(callback, trial, first)
     # Of a sweep that goes on, trials at another step than the rest of their pack are trained apart from it.
     callback.on_trial_result(0, [], trial, update_of(second, second.trials[0]))
-    failure = LaneFailure(reason="why", traceback="", out_of_memory=out_of_memory)
+    failure = QueueFailure(reason="why", traceback="", out_of_memory=out_of_memory)
     callback.on_trial_result(0, [], trial, {"failure": failure})
-    left = callback.left_by_failed_lanes()
+    left = callback.left_by_failed_queues()
     assert [pack.trials for pack in left] == [second.trials[1:]]
     assert callback.outcome.statuses[second.trials[0].trial_id] == "FAILED"
 
@@ -272,12 +272,12 @@ def test_what_is_left_of_a_pack_without_its_trial_at_work_has_a_name_of_its_own(
     callback: RecordingCallback, the_plan: Plan, tmp_path: Path
 ) -> None:
     first, second = the_plan.packs
-    trial = tune_trial(tmp_path, lane="lane-0")
+    trial = tune_trial(tmp_path, queue="queue-0")
     callback.on_trial_start(0, [], trial)
     callback.on_trial_result(0, [], trial, update_of(first, first.trials[0]))
-    failure = LaneFailure(reason="why", traceback="", out_of_memory=True)
+    failure = QueueFailure(reason="why", traceback="", out_of_memory=True)
     callback.on_trial_result(0, [], trial, {"failure": failure})
-    assert callback.left_by_failed_lanes() == [Pack(pack_id="pack-000.0", trials=first.trials[1:]), second]
+    assert callback.left_by_failed_queues() == [Pack(pack_id="pack-000.0", trials=first.trials[1:]), second]
 
 
 def test_a_point_that_is_no_trial_of_the_experiment_leaves_no_run(callback: RecordingCallback, tmp_path: Path) -> None:
@@ -288,17 +288,17 @@ def test_a_point_that_is_no_trial_of_the_experiment_leaves_no_run(callback: Reco
     assert recorded(tmp_path) == ("FINISHED", {})
 
 
-def make_rounds(recorder: Recorder, the_plan: Plan, folder: Path) -> Rounds:
+def make_rounds(recorder: Recorder, the_plan: Plan, folder: Path) -> TuneRunner:
     placement = Placement(num_workers=1, cpus_per_worker=1.0, use_gpu=False, num_packs=1)
     progress = SweepProgress(len(the_plan.trials), Console(quiet=True))
     store = TrialStore(str(folder / "trials"))
-    return Rounds(the_plan, {}, placement, recorder, store, "told-1", str(folder / "ray"), progress)
+    return TuneRunner(the_plan, {}, placement, recorder, store, "told-1", str(folder / "ray"), progress)
 
 
-def tune_that(act: Callable[[RecordingCallback], None]) -> Callable[[Rounds, Sequence[Lane], int], None]:
-    """Stands in for Tune, which has no known way to leave a lane out."""
+def tune_that(act: Callable[[RecordingCallback], None]) -> Callable[[TuneRunner, Sequence[PackQueue], int], None]:
+    """Stands in for Tune, which has no known way to leave a queue out."""
 
-    def tune(rounds: Rounds, lanes: Sequence[Lane], number: int) -> None:
+    def tune(rounds: TuneRunner, queues: Sequence[PackQueue], number: int) -> None:
         act(rounds.callback)
 
     return tune
@@ -310,12 +310,12 @@ def test_a_trial_that_tune_left_out_fails_instead_of_missing_in_a_finished_sweep
     first, second = the_plan.packs
 
     def begin_one(callback: RecordingCallback) -> None:
-        trial = tune_trial(tmp_path, lane="lane-0")
+        trial = tune_trial(tmp_path, queue="queue-0")
         callback.on_trial_start(0, [], trial)
         finish(callback, trial, first)
         callback.on_trial_complete(0, [], trial)
 
-    monkeypatch.setattr(Rounds, "_tune", tune_that(begin_one))
+    monkeypatch.setattr(TuneRunner, "_tune", tune_that(begin_one))
     outcome = make_rounds(recorder, the_plan, tmp_path).run()
     sweep, trials = recorded(tmp_path)
     assert sweep == "FAILED"
@@ -331,7 +331,7 @@ def test_a_sweep_that_breaks_before_its_first_trial_begins_is_not_recorded_as_fi
     def break_down(callback: RecordingCallback) -> None:
         raise ConnectionError("the cluster is gone")
 
-    monkeypatch.setattr(Rounds, "_tune", tune_that(break_down))
+    monkeypatch.setattr(TuneRunner, "_tune", tune_that(break_down))
     with pytest.raises(ConnectionError, match="the cluster is gone"):
         make_rounds(recorder, the_plan, tmp_path).run()
     assert recorded(tmp_path) == ("KILLED", {})
@@ -343,7 +343,7 @@ def test_a_group_that_is_ended_while_the_record_is_closed_leaves_it_closed(
     def begin_and_finish_all(callback: RecordingCallback) -> None:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # Tune's own handler does nothing when Tune is at its end
         for number, pack in enumerate(the_plan.packs):
-            trial = tune_trial(tmp_path, lane=f"lane-{number}")
+            trial = tune_trial(tmp_path, queue=f"queue-{number}")
             callback.on_trial_start(0, [], trial)
             finish(callback, trial, pack)
             callback.on_trial_complete(0, [], trial)
@@ -354,7 +354,7 @@ def test_a_group_that_is_ended_while_the_record_is_closed_leaves_it_closed(
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as of_ray:
         monkeypatch.setattr("loragrid.sweep.tune_runner.own_ray_processes", lambda: [psutil.Process(of_ray.pid)])
         of_ray.kill()
-        monkeypatch.setattr(Rounds, "_tune", tune_that(begin_and_finish_all))
+        monkeypatch.setattr(TuneRunner, "_tune", tune_that(begin_and_finish_all))
         monkeypatch.setattr(RecordingCallback, "_summarise", summarise)
         with pytest.raises(SweepInterrupted) as interruption:
             make_rounds(recorder, the_plan, tmp_path).run()

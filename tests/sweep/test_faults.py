@@ -78,7 +78,7 @@ class Strikes(io.StringIO):
         ("ImplicitFunc", "pack-001: tr"),
     ],
 )
-def test_whichever_process_of_a_lane_is_killed_the_curves_and_adapters_are_the_undisturbed_ones(
+def test_whichever_process_of_a_queue_is_killed_the_curves_and_adapters_are_the_undisturbed_ones(
     settings: dict[str, Any], calm: Path, tmp_path: Path, process: str, line: str
 ) -> None:
     terminal = Strikes(line, process)

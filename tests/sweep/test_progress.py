@@ -12,7 +12,7 @@ from rich.console import Console
 from loragrid.config.experiment import DataConfig, ModelConfig, TrainingConfig
 from loragrid.sweep.progress import PLAIN_LINE_SECONDS, SweepProgress
 from loragrid.trials.outcome import TrialEnd
-from loragrid.trials.packing import Lane, Pack
+from loragrid.trials.packing import Pack, PackQueue
 from loragrid.trials.trial import Trial
 from loragrid.worker.messages import PackUpdate
 from loragrid_methods import get_method
@@ -33,7 +33,7 @@ def make_trial(name: str, rank: int) -> Trial:
 
 PACK = Pack(pack_id="pack-000", trials=(make_trial("lora", 4), make_trial("lora_plus", 8)))
 OTHER = Pack(pack_id="pack-001", trials=(make_trial("vera", 16),))
-LANE, OTHER_LANE = (Lane(lane_id=pack.pack_id, packs=(pack,)) for pack in (PACK, OTHER))
+QUEUE, OTHER_QUEUE = (PackQueue(queue_id=pack.pack_id, packs=(pack,)) for pack in (PACK, OTHER))
 FIRST, SECOND = (trial.trial_id for trial in PACK.trials)
 
 
@@ -81,7 +81,7 @@ def shown(play: Callable[[SweepProgress, Clock], None], *, terminal: bool, num_t
 
 def test_plain_lines_tell_the_time_the_step_the_losses_and_the_time_left() -> None:
     def play(progress: SweepProgress, clock: Clock) -> None:
-        progress.starting(LANE)
+        progress.starting(QUEUE)
         clock.now += 5
         progress.updated(update("loading the base", steps=STEPS))
         clock.now += 20
@@ -92,7 +92,7 @@ def test_plain_lines_tell_the_time_the_step_the_losses_and_the_time_left() -> No
         progress.updated(training(21))
         clock.now += 240
         progress.updated(training(STEPS, 1.5, 1.25, finished=True))
-        progress.ended(LANE)
+        progress.ended(QUEUE)
 
     assert shown(play, terminal=False) == [
         "starting Ray's workers ...",
@@ -109,7 +109,7 @@ def test_plain_lines_tell_the_time_the_step_the_losses_and_the_time_left() -> No
 
 def test_plain_lines_come_no_more_often_than_every_few_seconds_but_a_new_phase_and_the_end_at_once() -> None:
     def play(progress: SweepProgress, clock: Clock) -> None:
-        progress.starting(LANE)
+        progress.starting(QUEUE)
         progress.updated(training(0))
         for step in range(1, 22):
             clock.now += PLAIN_LINE_SECONDS / 10
@@ -122,7 +122,7 @@ def test_plain_lines_come_no_more_often_than_every_few_seconds_but_a_new_phase_a
 
 def test_solo_figures_are_no_line_of_their_own_and_long_times_are_hours() -> None:
     def play(progress: SweepProgress, clock: Clock) -> None:
-        progress.starting(LANE)
+        progress.starting(QUEUE)
         clock.now += 2 * 3600 + 5 * 60 + 59
         progress.updated(update("measured", figures={FIRST: {"time/step_seconds": 1.0}}))
         progress.updated(update("training", steps=STEPS))
@@ -135,8 +135,8 @@ def test_a_failed_pack_says_why_word_for_word(terminal: bool) -> None:
     reason = "shapes [4, 8] and [/tmp/file] of [bold]x[/bold] at 0x7f :warning:"
 
     def play(progress: SweepProgress, clock: Clock) -> None:
-        progress.starting(LANE)
-        progress.failed(LANE, reason)
+        progress.starting(QUEUE)
+        progress.failed(QUEUE, reason)
 
     clock, output = Clock(), StringIO()
     console = Console(file=output, force_terminal=terminal, width=100, no_color=True)
@@ -148,8 +148,8 @@ def test_a_failed_pack_says_why_word_for_word(terminal: bool) -> None:
 
 def test_the_live_table_shows_every_pack_its_step_and_every_trials_losses() -> None:
     def play(progress: SweepProgress, clock: Clock) -> None:
-        progress.starting(LANE)
-        progress.starting(OTHER_LANE)
+        progress.starting(QUEUE)
+        progress.starting(OTHER_QUEUE)
         progress.updated(training(0))
         evaluated = {trial_id: [{"step": 0, "eval/loss": loss}] for trial_id, loss in ((FIRST, 5.5), (SECOND, 6.5))}
         progress.updated(update("training", steps=STEPS, records=evaluated))
@@ -169,7 +169,7 @@ def test_the_live_table_shows_every_pack_its_step_and_every_trials_losses() -> N
 
 def test_the_live_table_keeps_a_trial_that_has_an_evaluation_but_no_training_loss() -> None:
     def play(progress: SweepProgress, clock: Clock) -> None:
-        progress.starting(LANE)
+        progress.starting(QUEUE)
         progress.updated(training(0))
         records = {
             FIRST: [{"step": 0, "eval/loss": 5.5}],
@@ -184,18 +184,18 @@ def test_the_live_table_keeps_a_trial_that_has_an_evaluation_but_no_training_los
 
 def test_in_the_live_table_a_pack_that_has_ended_is_counted_and_gone() -> None:
     def play(progress: SweepProgress, clock: Clock) -> None:
-        progress.starting(LANE)
-        progress.starting(OTHER_LANE)
-        progress.ended(LANE)
-        progress.failed(OTHER_LANE, "out of memory")
+        progress.starting(QUEUE)
+        progress.starting(OTHER_QUEUE)
+        progress.ended(QUEUE)
+        progress.failed(OTHER_QUEUE, "out of memory")
 
     assert shown(play, terminal=True) == ["2 of 3 trials done, 0m 00s so far", "starting Ray's workers ..."]
 
 
-def test_trials_that_fail_with_their_lane_are_counted_and_those_that_are_left_are_not() -> None:
+def test_trials_that_fail_with_their_queue_are_counted_and_those_that_are_left_are_not() -> None:
     def play(progress: SweepProgress, clock: Clock) -> None:
-        progress.starting(LANE)
-        progress.failed(LANE, "out of memory", [FIRST])
+        progress.starting(QUEUE)
+        progress.failed(QUEUE, "out of memory", [FIRST])
 
     assert shown(play, terminal=True) == ["1 of 3 trials done, 0m 00s so far", "starting Ray's workers ..."]
 
@@ -203,21 +203,21 @@ def test_trials_that_fail_with_their_lane_are_counted_and_those_that_are_left_ar
 def test_on_a_terminal_nothing_of_the_table_stays_behind() -> None:
     output = StringIO()
     with SweepProgress(1, Console(file=output, force_terminal=True, width=100), Clock()) as progress:
-        progress.starting(LANE)
+        progress.starting(QUEUE)
     after_the_last_picture = output.getvalue().rpartition("trials done")[2]
     assert "\x1b[2K" in after_the_last_picture
 
 
-def test_packs_of_a_lane_follow_each_other_and_rungs_say_who_was_stopped() -> None:
+def test_packs_of_a_queue_follow_each_other_and_rungs_say_who_was_stopped() -> None:
     def play(progress: SweepProgress, clock: Clock) -> None:
-        progress.starting(LANE)
+        progress.starting(QUEUE)
         progress.updated(replace(training(3), steps=3, done=True))
         behind = TrialEnd(status="KILLED", reason="stopped early at rung 1 (step 3): eval/loss 3 is number 2 of 2")
         progress.updated(update("ended", ended={FIRST: behind}, done=True))
         later: dict[str, Any] = {"pack_id": "pack-000-rung2.0", "trial_ids": (SECOND,)}
         progress.updated(replace(update("training", steps=STEPS), **later))
         progress.updated(replace(training(STEPS, finished=True), ended={SECOND: TrialEnd(status="FINISHED")}, **later))
-        progress.ended(LANE)
+        progress.ended(QUEUE)
 
     assert shown(play, terminal=False)[2:] == [
         "[ 0m 00s] pack-000: step 3/3, train loss 2.000 to 3.000",

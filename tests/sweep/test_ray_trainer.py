@@ -1,4 +1,4 @@
-"""A lane's places on the cluster, which are given back however the lane ends."""
+"""A queue's places on the cluster, which are given back however the queue ends."""
 
 import asyncio
 import time

@@ -374,8 +374,8 @@ def test_packs_follow_each_other_in_one_worker_those_behind_are_stopped_and_the_
     assert terminal.killed == 1
     table = result.to_pandas()
     trainers = Path(settings["storage"]["path"]) / "ray" / "halving-1"
-    # Two LoRA packs and two of full fine-tuning in one lane; what the dead worker had not begun in another.
-    assert {folder.name for folder in [*trainers.glob("lane-*"), *trainers.glob("pack-*")]} == {"lane-0", "pack-003"}
+    # Two LoRA packs and two of full fine-tuning in one queue; what the dead worker had not begun in another.
+    assert {folder.name for folder in [*trainers.glob("queue-*"), *trainers.glob("pack-*")]} == {"queue-0", "pack-003"}
     assert {path.name for path in (trainers.parent.parent / "trials" / "halving-1" / ".ended").iterdir()} == set(
         table[table["status"] == "FAILED"]["trial_id"]
     ), "what is not to go on is deleted"

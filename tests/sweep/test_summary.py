@@ -47,9 +47,9 @@ def record_many(uri: str) -> tuple[Recorder, str]:
 def test_the_sweeps_run_carries_counts_the_best_trial_the_cost_and_the_picture(tmp_path: Path) -> None:
     recorder, sweep = record_many(default_tracking_uri(str(tmp_path), None))
     seconds = iter((100.0, 110.0, 130.0, 150.0))
-    cost = SweepCost(gpus_per_lane=2, clock=lambda: next(seconds))
-    cost.lane_started("a")
-    cost.lane_ended("a")
+    cost = SweepCost(gpus_per_queue=2, clock=lambda: next(seconds))
+    cost.queue_started("a")
+    cost.queue_ended("a")
     record_summary(recorder, sweep, cost)
     recorder.end_sweep("FAILED")
     client = MlflowClient(recorder.tracking_uri)

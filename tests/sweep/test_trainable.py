@@ -11,7 +11,7 @@ from ray import tune
 from ray._common.utils import get_ray_address_file
 
 import loragrid as lg
-from loragrid.sweep.trainable import lane_at
+from loragrid.sweep.trainable import queue_at
 from loragrid.tracking.store_uri import default_tracking_uri
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.usefixtures("ray_of_two_cpus")]
@@ -144,6 +144,6 @@ def test_a_diverged_trial_counts_as_infinitely_bad_and_an_impossible_point_fails
 
 def test_a_searcher_may_come_to_a_point_twice(make_experiment: Callable[..., lg.Experiment]) -> None:
     experiment = make_experiment(name="twice", methods=["lora"])
-    first, second = (lane_at(experiment, {"training.lr": 1e-2}, tune_id).trials[0] for tune_id in ("a", "b"))
+    first, second = (queue_at(experiment, {"training.lr": 1e-2}, tune_id).trials[0] for tune_id in ("a", "b"))
     assert first.trial_id != second.trial_id
     assert first.parameters() == second.parameters()

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 import loragrid as lg
 from loragrid.sweep.run import open_recorder
 from loragrid.sweep.storage import trial_store
-from loragrid.tracking.previous_run import find_earlier
+from loragrid.tracking.previous_run import find_previous
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.store_uri import default_tracking_uri
 from loragrid.trials.outcome import INVARIANT_VIOLATED
@@ -22,7 +22,7 @@ def test_a_sweep_whose_run_was_renamed_is_found_under_the_name_of_its_states(tmp
     MlflowClient(tracking_uri=uri).update_run(recorder.sweep_run_id, name="the best/so far")
     recorder.end_sweep("KILLED")
     for asked in (None, "renamed-1", "the best/so far"):
-        earlier = find_earlier("renamed", uri, asked)
+        earlier = find_previous("renamed", uri, asked)
         assert earlier is not None
         assert earlier.name == "renamed-1"
 
@@ -59,7 +59,7 @@ def test_a_spoiled_trial_begins_anew_and_its_spoiled_curve_is_not_gone_on_with(
     recorder.log_records("t", [{"step": step, "eval/loss": 0.1} for step in (0, 4)])
     recorder.end_trial("t", "FAILED", reason)
     recorder.end_sweep("FAILED")
-    earlier = find_earlier("spoiled", uri, None)
+    earlier = find_previous("spoiled", uri, None)
     assert earlier is not None
     assert earlier.begun["t"].last_step == last_step
     assert [record["step"] for record in earlier.begun["t"].eval_losses] == ([] if last_step < 0 else [0, 4])

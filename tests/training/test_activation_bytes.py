@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from loragrid.models.activation_checkpointing import checkpoint_activations
-from loragrid.training.activation_bytes import SavedBytes
+from loragrid.training.activation_bytes import ActivationBytes
 from loragrid.training.assembly import build_batches, build_model
-from loragrid.training.meters import count_saved_bytes
+from loragrid.training.meters import count_activation_bytes
 from loragrid.training.step import Batch, PackModel, compute_step, one_worker, train_step
 from loragrid_methods import method_names
 from tests.support.small_packs import Setup, bit_equal, make_setup, mixed_trials, run_pack
-from tests.training.test_invariants import FLIPPED_AFTER, first_stack, lane_with
+from tests.training.test_invariants import FLIPPED_AFTER, first_stack, queue_with
 from tests.worker.test_queue import assert_as_alone
 
 STEPS = 8
@@ -48,7 +48,7 @@ def test_every_step_of_a_method_keeps_the_same_bytes_and_counting_them_changes_n
 ) -> None:
     chosen = setup if kind == "gpt2" else llama
     trials = [chosen.trial(name, {"start_step": 3, "dropout": 0.3})]
-    counted = SavedBytes(compute_step, every_step)
+    counted = ActivationBytes(compute_step, every_step)
     ours, without = run_pack(chosen, trials, compute=counted), run_pack(chosen, trials)
     assert counted.counts == [counted.counts[0]] * STEPS
     assert counted.is_comparable
@@ -56,7 +56,7 @@ def test_every_step_of_a_method_keeps_the_same_bytes_and_counting_them_changes_n
     assert ours.records == without.records
     assert bit_equal(ours.weights(0), without.weights(0))
     model = build_model(trials, chosen.base())
-    with count_saved_bytes(model.base) as saved:
+    with count_activation_bytes(model.base) as saved:
         model.losses(build_batches(trials, chosen.rows, torch.device("cpu")).training(0))
     assert counted.counts[0] == saved[0]
 
@@ -67,14 +67,14 @@ def test_a_mixed_pack_of_padded_ranks_in_micro_batches_keeps_the_same_bytes_in_e
 ) -> None:
     base = setup.base()
     checkpoint_activations(base, again)
-    counted = SavedBytes(compute_step, every_step)
+    counted = ActivationBytes(compute_step, every_step)
     run_pack(setup, mixed_trials(setup, micro_batch_size=2), base=base, compute=counted)
     assert counted.counts == [counted.counts[0]] * STEPS
     assert counted.counts[0] > 0
 
 
 def test_only_the_steps_that_are_due_are_counted(setup: Setup) -> None:
-    counted = SavedBytes(compute_step, lambda step: step in (1, 5))
+    counted = ActivationBytes(compute_step, lambda step: step in (1, 5))
     run_pack(setup, [setup.trial("lora")], compute=counted)
     assert len(counted.counts) == 2
 
@@ -111,7 +111,7 @@ def test_a_graph_that_grows_during_training_fails_the_pack_by_its_bytes_and_the_
     settings: dict[str, Any] = {"measure_steps": 0, "report_every": 1, "check_every": check_every} | training
     first = [setup.trial(name, **settings) for name in ("lora_fa", "vera")]
     second = setup.trial("lora_fa", seed=1, **settings)
-    seen = lane_with(setup, monkeypatch, [first, [second]], grow)
+    seen = queue_with(setup, monkeypatch, [first, [second]], grow)
     for trial in first:
         end = seen.ended[trial.trial_id]
         assert end.status == "FAILED"
@@ -127,7 +127,7 @@ def test_a_frozen_a_of_lora_fa_that_gets_its_gradient_back_is_told_by_its_name(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trial = setup.trial("lora_fa", measure_steps=0, check_every=1)
-    seen = lane_with(setup, monkeypatch, [[trial]], lambda model: first_stack(model).lora_A.requires_grad_(True))
+    seen = queue_with(setup, monkeypatch, [[trial]], lambda model: first_stack(model).lora_A.requires_grad_(True))
     assert seen.ended[trial.trial_id].reason.endswith("lora_A' asks for a gradient")
 
 
@@ -145,7 +145,7 @@ def test_a_model_whose_shapes_depend_on_values_is_not_compared(setup: Setup) -> 
     base.get_submodule("transformer.h.1.mlp").register_forward_hook(lambda *given: chosen(given[-1]))
     trials = [setup.trial("lora")]
     model, batches = build_model(trials, base), build_batches(trials, setup.rows, torch.device("cpu"))
-    counted = SavedBytes(compute_step, every_step)
+    counted = ActivationBytes(compute_step, every_step)
     for step in range(STEPS):
         batch: Batch = batches.training(step)
         train_step(model, batch, one_worker, counted)

@@ -15,7 +15,7 @@ from loragrid.config.experiment import EngineConfig
 from loragrid.sweep.queue_failure import describe_failure
 from loragrid.training.determinism import WORKSPACES, compute_deterministically
 from loragrid.training.failure import Failure
-from loragrid.worker.resident_base import WarmBase, _composition
+from loragrid.worker.resident_base import ResidentBase, _composition
 from loragrid_methods.engine.targets import adaptable_layers
 from tests.support.small_packs import make_setup
 
@@ -57,7 +57,9 @@ def test_only_with_such_kernels_those_who_go_on_with_a_pack_run_it_as_those_who_
 ) -> None:
     setup = make_setup(tiny_llama_dir, chat_jsonl, "float32")
     trials = [setup.trial("lora", steps=200_000_000)]
-    warm = WarmBase(torch.device("cuda"), EngineConfig(deterministic=deterministic), 1)  # no GPU is asked for a choice
+    warm = ResidentBase(
+        torch.device("cuda"), EngineConfig(deterministic=deterministic), 1
+    )  # no GPU is asked for a choice
     warm._base = setup.base()
     warm._layers = adaptable_layers(warm._base, warm._base.get_output_embeddings())
     choices = [warm.choose_mode(trials, 32, num_steps).mode for num_steps in (200_000_000, 10)]

@@ -24,7 +24,7 @@ from loragrid.training.evaluate import evaluate, score_rows_alone
 from loragrid.training.step import PackModel, one_worker
 from loragrid.trials.trial import Trial
 from tests.support.small_packs import Setup, make_setup
-from tests.worker.test_queue import Seen, lane
+from tests.worker.test_queue import Seen, queue
 
 NUM_TEST = 7
 ROWS = 8
@@ -72,7 +72,7 @@ def short_of_memory(base: nn.Module, most_rows: int) -> list[int]:
     return seen
 
 
-def lane_with_room_for(
+def queue_with_room_for(
     setup: Setup, monkeypatch: pytest.MonkeyPatch, task: TaskConfig | None, most_rows: int
 ) -> tuple[Seen, list[int]]:
     seen: list[list[int]] = []
@@ -83,7 +83,7 @@ def lane_with_room_for(
         return base
 
     monkeypatch.setattr(loragrid.warm_base, "load_base", load)
-    found = lane(setup, [trials_of(setup, task)])
+    found = queue(setup, [trials_of(setup, task)])
     (rows,) = seen
     return found, rows
 
@@ -98,9 +98,9 @@ def test_a_trained_pack_without_memory_for_its_evaluation_is_scored_in_smaller_p
     setup: Setup, monkeypatch: pytest.MonkeyPatch, task: TaskConfig | None
 ) -> None:
     """Eight rows at once are too many, and so are four of each of three members; two of each are not."""
-    ours, rows = lane_with_room_for(setup, monkeypatch, task, 3 * 2 + 1)
+    ours, rows = queue_with_room_for(setup, monkeypatch, task, 3 * 2 + 1)
     monkeypatch.undo()
-    undisturbed = lane(setup, [trials_of(setup, task)])
+    undisturbed = queue(setup, [trials_of(setup, task)])
     # Of the bare base, before anything is trained; then of all three members, after all three steps.
     assert [number for number in rows if number > 3 * 2 + 1] == [8, 3 * 4]
     for trial in trials_of(setup, task):
@@ -124,7 +124,7 @@ def test_a_trained_pack_without_memory_for_its_evaluation_is_scored_in_smaller_p
 def test_where_not_even_one_row_of_each_member_fits_the_pack_is_halved_as_ever(
     setup: Setup, monkeypatch: pytest.MonkeyPatch, task: TaskConfig | None
 ) -> None:
-    ours, _ = lane_with_room_for(setup, monkeypatch, task, 2)
+    ours, _ = queue_with_room_for(setup, monkeypatch, task, 2)
     for trial in trials_of(setup, task):
         assert ours.ended[trial.trial_id].status == "FINISHED"
         assert "was halved: out_of_memory: no room for 3 rows" in ours.tags(trial)["loragrid.pack.split"]
@@ -214,7 +214,7 @@ def test_memory_that_is_short_only_once_is_asked_for_less_from_then_on(setup: Se
     assert set(seen) == {8}
 
 
-def test_the_packs_of_a_lane_that_have_a_task_in_common_share_its_scorer(
+def test_the_packs_of_a_queue_that_have_a_task_in_common_share_its_scorer(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[object] = []
@@ -226,7 +226,7 @@ def test_the_packs_of_a_lane_that_have_a_task_in_common_share_its_scorer(
     monkeypatch.setattr(loragrid.pack_trainer, "task_scorer", counted)
     tasks = (TASKS["labels"], TASKS["generation"], TASKS["labels"])
     packs = [[replace(t, trial_id=f"{t.trial_id}-{i}") for t in trials_of(setup, task)] for i, task in enumerate(tasks)]
-    seen = lane(setup, packs)
+    seen = queue(setup, packs)
     assert {end.status for end in seen.ended.values()} == {"FINISHED"}
     assert made == [TASKS["labels"], TASKS["generation"]]
     for first, last in zip(packs[0], packs[2], strict=True):

@@ -17,7 +17,7 @@ from loragrid.training.step import Batch, PackModel, StepResult, SumOverWorkers,
 from loragrid.trials.packing import Pack
 from loragrid.trials.trial import Trial
 from loragrid.worker.pack_trainer import PackTrainer
-from loragrid.worker.queue import run_lane
+from loragrid.worker.queue import run_queue
 from loragrid_methods import get_method, method_names
 from tests.support.small_packs import Setup, bit_equal, make_setup, mixed_trials, run_pack
 from tests.worker.test_queue import Seen, assert_as_alone
@@ -273,7 +273,7 @@ def _without_member(gradient: Tensor, member: int) -> Tensor:
     return gradient
 
 
-def lane_with(
+def queue_with(
     setup: Setup,
     monkeypatch: pytest.MonkeyPatch,
     packs: list[list[Trial]],
@@ -298,7 +298,7 @@ def lane_with(
     monkeypatch.setattr(loragrid.engine, "compute_step", step)
     seen = Seen()
     trainer = PackTrainer(rows_of, seen, seen.store, torch.device("cpu"), **{"isolate_failures": True} | settings)
-    run_lane([Pack(pack_id=f"pack-{i}", trials=tuple(trials)) for i, trials in enumerate(packs)], trainer, None)
+    run_queue([Pack(pack_id=f"pack-{i}", trials=tuple(trials)) for i, trials in enumerate(packs)], trainer, None)
     assert spoiled
     return seen
 
@@ -311,7 +311,7 @@ def test_a_flipped_bit_of_the_base_fails_its_whole_pack_and_the_next_one_gets_a_
     settings: dict[str, Any] = {"measure_steps": 0, "check_every": check_every, "report_every": 1}
     first = [setup.trial(name, **settings) for name in ("lora", "lora_fa", "vera")]
     second = [setup.trial("lora", seed=1, **settings)]
-    seen = lane_with(
+    seen = queue_with(
         setup,
         monkeypatch,
         [first, second],
@@ -335,7 +335,7 @@ def test_a_spoiled_member_fails_alone_and_the_others_do_not_notice(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trials = [setup.trial("lora_fa", seed=seed, measure_steps=0, check_every=1) for seed in range(3)]
-    seen = lane_with(
+    seen = queue_with(
         setup,
         monkeypatch,
         [trials],
@@ -356,6 +356,6 @@ def test_zero_checks_nothing_and_a_base_that_trains_is_not_compared(
         flip_bit(model.base.get_input_embeddings().weight.data, 7, 1)
 
     unchecked = setup.trial("lora", measure_steps=0, check_every=0)
-    assert lane_with(setup, monkeypatch, [[unchecked]], flip).ended[unchecked.trial_id].status == "FINISHED"
+    assert queue_with(setup, monkeypatch, [[unchecked]], flip).ended[unchecked.trial_id].status == "FINISHED"
     full = setup.trial("full", lr=1e-3, measure_steps=0, check_every=1)
-    assert lane_with(setup, monkeypatch, [[full]], flip).ended[full.trial_id].status == "FINISHED"
+    assert queue_with(setup, monkeypatch, [[full]], flip).ended[full.trial_id].status == "FINISHED"

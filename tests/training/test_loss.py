@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from loragrid.data.dataset import IGNORED
 from loragrid.training import loss
 from loragrid.training.loss import labelled_hidden_states, member_losses
-from loragrid.training.meters import count_saved_bytes
+from loragrid.training.meters import count_activation_bytes
 from tests.support.small_packs import Setup, make_setup
 
 MEMBERS, ROWS, LABELS, WIDTH, VOCABULARY = 3, 4, 6, 8, 19
@@ -180,11 +180,11 @@ def test_from_a_bfloat16_head_the_loss_is_computed_in_float32() -> None:
 
 def test_a_frozen_head_keeps_one_gradient_of_the_hidden_states_and_no_logits() -> None:
     hidden, targets, head = problem()
-    with count_saved_bytes(head) as saved:
+    with count_activation_bytes(head) as saved:
         losses = chunked(hidden, targets, head)
     assert saved == [hidden.numel() * hidden.element_size()]
     losses.sum().backward()
-    with torch.no_grad(), count_saved_bytes(head) as saved:
+    with torch.no_grad(), count_activation_bytes(head) as saved:
         chunked(hidden, targets, head)
     assert saved == [0]
 

@@ -15,7 +15,7 @@ from loragrid.planning.solo_run import measure_solo
 from loragrid.training.batches import PackBatches
 from loragrid.training.meters import (
     Stopwatch,
-    count_saved_bytes,
+    count_activation_bytes,
     free_memory,
     free_unused_memory,
     peak_memory,
@@ -101,7 +101,7 @@ def test_the_saved_bytes_of_one_linear_layer_are_those_counted_by_hand(name: str
     base = nn.Sequential(nn.Linear(WIDTH_IN, WIDTH_OUT))
     pack = AdapterPack(base, [(get_method(name)(rank=RANK), 0)])  # type: ignore[call-arg]
     pack.train()
-    with count_saved_bytes(base) as saved:
+    with count_activation_bytes(base) as saved:
         y = base(torch.ones(1, TOKENS, WIDTH_IN))
     assert y.requires_grad
     assert saved == [TOKENS * num_kept * FLOAT32_BYTES]
@@ -110,7 +110,7 @@ def test_the_saved_bytes_of_one_linear_layer_are_those_counted_by_hand(name: str
 def test_a_tensor_that_is_kept_twice_counts_once_and_weights_do_not_count() -> None:
     layer = nn.Linear(8, 8, bias=False)
     x = torch.ones(16, 8, requires_grad=True)
-    with count_saved_bytes(layer) as saved:
+    with count_activation_bytes(layer) as saved:
         hidden = layer(x)  # keeps x and the weight
         _ = hidden * hidden + hidden[:4].sum() * x.sin().sum()  # keeps `hidden` several times, x, and sin(x)'s input
     scalars = 2 * FLOAT32_BYTES
@@ -121,7 +121,7 @@ def test_counting_changes_neither_values_nor_gradients() -> None:
     def gradient(counted: bool) -> Tensor:
         x = torch.linspace(-1, 1, 12).requires_grad_()
         if counted:
-            with count_saved_bytes(nn.Module()):
+            with count_activation_bytes(nn.Module()):
                 y = (x.exp() * x).sum()
         else:
             y = (x.exp() * x).sum()
@@ -134,7 +134,7 @@ def test_counting_changes_neither_values_nor_gradients() -> None:
 
 def test_what_was_counted_is_freed_with_its_graph() -> None:
     x = torch.ones(4, requires_grad=True)
-    with count_saved_bytes(nn.Module()) as saved:
+    with count_activation_bytes(nn.Module()) as saved:
         y = x.exp()  # keeps its own output
     assert saved == [4 * FLOAT32_BYTES]
     freed = weakref.ref(y)

@@ -15,7 +15,7 @@ from loragrid.trials.trial import Trial
 from loragrid.worker.checkpoints import TrialStore
 from loragrid.worker.messages import PackUpdate
 from loragrid.worker.pack_trainer import PackTrainer
-from loragrid.worker.queue import run_lane
+from loragrid.worker.queue import run_queue
 from tests.support.small_packs import Setup, make_setup, run_pack
 
 MORE_BYTES = 700 * 2**20
@@ -38,7 +38,7 @@ def train_with_a_limit(model_folder: str, rows_file: str, folder: str) -> None:
     packs = [Pack(pack_id="first", trials=(small[0], small[1], large)), Pack(pack_id="second", trials=(small[2],))]
     limit = psutil.Process().memory_info().vms + MORE_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    run_lane(packs, trainer, None)
+    run_queue(packs, trainer, None)
     found = {"large": ended.pop(large.trial_id), "small": list(ended.values())}
     (Path(folder) / "ended.json").write_text(json.dumps(found))
 
@@ -90,14 +90,14 @@ def train_in_little_memory(process: int, model_folder: str, rows_file: str, fold
         isolate_failures=True,
     )
     packs = [Pack(pack_id=name, trials=tuple(trials)) for name, trials in packs_of(setup).items()]
-    run_lane(packs[:1], trainer, None)
+    run_queue(packs[:1], trainer, None)
     limit = psutil.Process().memory_info().vms + FREE_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    run_lane(packs[1:], trainer, None)
+    run_queue(packs[1:], trainer, None)
     torch.save(updates, f"{folder}/updates.pt")
 
 
-def test_packs_that_do_not_fit_are_halved_a_trial_that_does_not_fails_and_the_lane_goes_on(
+def test_packs_that_do_not_fit_are_halved_a_trial_that_does_not_fails_and_the_queue_goes_on(
     tiny_gpt2_dir: Path, chat_jsonl: Path, tmp_path: Path
 ) -> None:
     arguments = (str(tiny_gpt2_dir), str(chat_jsonl), str(tmp_path))

@@ -1,4 +1,4 @@
-"""A lane's packs in one worker: one base for all, trials that fall behind stopped, and a failure that stays its own."""
+"""A queue's packs in one worker: one base for all, trials that fall behind stopped, failures contained."""
 
 import importlib
 import tempfile
@@ -24,7 +24,7 @@ from loragrid.trials.trial import Trial
 from loragrid.worker.checkpoints import SavedTrial, TrialStore
 from loragrid.worker.messages import PackUpdate
 from loragrid.worker.pack_trainer import PackTrainer
-from loragrid.worker.queue import run_lane
+from loragrid.worker.queue import run_queue
 from loragrid_methods.engine.adapter_stack import AdapterStack
 from loragrid_methods.engine.targets import LayerShape
 from loragrid_methods.lora import LoRA
@@ -45,7 +45,7 @@ def stores_that_pytest_cleans_away(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @dataclass(kw_only=True)
 class Seen:
-    """Everything a lane sent, put together."""
+    """Everything a queue sent, put together."""
 
     store: TrialStore = field(default_factory=lambda: TrialStore(tempfile.mkdtemp()))
     updates: list[PackUpdate] = field(default_factory=list)
@@ -80,7 +80,7 @@ class Seen:
         return sum(update.phase == "loading the base" for update in self.updates)
 
 
-def lane(
+def queue(
     setup: Setup, packs: Sequence[Sequence[Trial]], early_stopping: EarlyStoppingConfig | None = None, **settings: Any
 ) -> Seen:
     """Run the packs in this process, as a worker would."""
@@ -95,7 +95,7 @@ def lane(
         rows_of, seen, seen.store, device, early_stopping=early_stopping, **{"isolate_failures": True} | settings
     )
     named = [Pack(pack_id=f"pack-{index:03d}", trials=tuple(trials)) for index, trials in enumerate(packs)]
-    run_lane(named, trainer, early_stopping)
+    run_queue(named, trainer, early_stopping)
     return seen
 
 
@@ -116,7 +116,7 @@ def assert_as_alone(setup: Setup, seen: Seen, trial: Trial, steps: int = STEPS) 
 
 def test_packs_follow_each_other_on_one_copy_of_the_base_and_every_trial_is_what_it_is_alone(setup: Setup) -> None:
     trials = mixed_trials(setup, measure_steps=1)
-    seen = lane(setup, cut_evenly(trials, 5))
+    seen = queue(setup, cut_evenly(trials, 5))
     assert {end.status for end in seen.ended.values()} == {"FINISHED"}
     assert set(seen.ended) == set(seen.figures) == {trial.trial_id for trial in trials}
     assert seen.num_loaded() == 1
@@ -128,14 +128,14 @@ def test_packs_follow_each_other_on_one_copy_of_the_base_and_every_trial_is_what
 
 def test_trials_of_one_shape_in_several_packs_are_measured_once(setup: Setup) -> None:
     trials = [setup.trial("lora", seed=seed, measure_steps=1) for seed in range(3)]
-    seen = lane(setup, [[trial] for trial in trials])
+    seen = queue(setup, [[trial] for trial in trials])
     assert sum(update.phase.startswith("measuring") for update in seen.updates) == 1
     assert len({tuple(figures.values()) for figures in seen.figures.values()}) == 1
 
 
 def test_after_a_method_that_writes_the_base_it_is_loaded_again(setup: Setup) -> None:
     full, lora = setup.trial("full", lr=1e-3, measure_steps=1), setup.trial("lora", measure_steps=0)
-    seen = lane(setup, [[full], [lora]])
+    seen = queue(setup, [[full], [lora]])
     assert seen.num_loaded() == 3  # for the measurement, for the training, for LoRA
     assert_as_alone(setup, seen, full)
     assert_as_alone(setup, seen, lora)
@@ -156,7 +156,7 @@ def test_successive_halving_lets_the_best_of_all_packs_go_on_and_changes_nothing
         setup.trial(("lora", "delta_lora", "vera")[index % 3], lr=rate, measure_steps=0, weight_decay=0.1)
         for index, rate in enumerate(rates)
     ]
-    seen = lane(setup, cut_evenly(trials, 3), halving(metric))
+    seen = queue(setup, cut_evenly(trials, 3), halving(metric))
     stopped_at = {
         trial.trial_id: STEPS if seen.ended[trial.trial_id].status == "FINISHED" else max(seen.records(trial))
         for trial in trials
@@ -181,14 +181,14 @@ def test_successive_halving_lets_the_best_of_all_packs_go_on_and_changes_nothing
 
 def test_those_who_go_on_share_a_pack_and_take_the_rows_of_those_who_fell_behind(setup: Setup) -> None:
     trials = [setup.trial("lora", lr=10.0**-power, measure_steps=0) for power in range(2, 8)]
-    seen = lane(setup, cut_evenly(trials, 2), halving(grace_steps=4, reduction_factor=3))
+    seen = queue(setup, cut_evenly(trials, 2), halving(grace_steps=4, reduction_factor=3))
     after = {update.trial_ids for update in seen.updates if update.phase == "training" and update.completed > 4}
     assert after == {tuple(trial.trial_id for trial in trials[:2])}
 
 
 def test_a_member_that_diverged_fails_is_not_compared_and_leaves_the_others_alone(setup: Setup) -> None:
     trials = [setup.trial("lora", lr=rate, measure_steps=0) for rate in (1e200, 0.01, 0.001)]
-    seen = lane(setup, [trials], halving(grace_steps=4))
+    seen = queue(setup, [trials], halving(grace_steps=4))
     assert seen.ended[trials[0].trial_id].reason.startswith("diverged: loss or gradient not finite at step ")
     assert seen.ended[trials[1].trial_id].status == "FINISHED"
     assert seen.ended[trials[2].trial_id].reason.endswith("is number 2 of 2, 1 go on")
@@ -198,7 +198,7 @@ def test_a_member_that_diverged_fails_is_not_compared_and_leaves_the_others_alon
 def test_where_all_have_diverged_nobody_is_left_at_the_rung_and_the_next_packs_train(setup: Setup) -> None:
     lost = [setup.trial("lora", lr=1e200, seed=seed, measure_steps=0) for seed in range(2)]
     other = setup.trial("vera", measure_steps=0, batch_size=2)
-    seen = lane(setup, [lost, [other]], halving(grace_steps=4))
+    seen = queue(setup, [lost, [other]], halving(grace_steps=4))
     assert {seen.ended[trial.trial_id].status for trial in lost} == {"FAILED"}
     assert seen.ended[other.trial_id].status == "FINISHED"
 
@@ -232,7 +232,7 @@ def test_a_trial_whose_code_raises_fails_alone_with_its_traceback(
 ) -> None:
     monkeypatch.setattr(FaultyLoRA, "bad_seed", 3)
     trials, other = faulty_trials(setup, 5, measure_steps), setup.trial("lora_fa", measure_steps=0)
-    seen = lane(setup, [trials, [other]])
+    seen = queue(setup, [trials, [other]])
     ended = seen.ended
     bad = ended.pop(trials[3].trial_id)
     assert (bad.status, bad.reason) == ("FAILED", "no such luck")
@@ -250,7 +250,7 @@ def test_a_pack_that_does_not_fit_is_halved_until_it_does_and_says_so(
     monkeypatch.setattr(FaultyLoRA, "most_members", 2)
     monkeypatch.setattr(FaultyLoRA, "error", torch.OutOfMemoryError)
     trials = faulty_trials(setup, 6, 0)
-    seen = lane(setup, [trials])
+    seen = queue(setup, [trials])
     assert {end.status for end in seen.ended.values()} == {"FINISHED"}
     assert [seen.tags(trial)["loragrid.pack"] for trial in trials] == [
         "pack-000.0.0", "pack-000.0.0", "pack-000.0.1", "pack-000.1.0", "pack-000.1.0", "pack-000.1.1"
@@ -269,7 +269,7 @@ def test_the_seconds_of_a_pack_that_was_halved_are_no_timing_of_its_halves(
     setup = replace(setup, rows=replace(setup.rows, test=setup.rows.evaluation))
     halved = [setup.trial("lora", seed=seed, measure_steps=0, report_every=1) for seed in range(2)]
     whole = [setup.trial("vera", seed=seed, measure_steps=0) for seed in range(2)]
-    seen = lane(setup, [halved, whole], describe=lambda trial, rows: {})
+    seen = queue(setup, [halved, whole], describe=lambda trial, rows: {})
     assert [seen.tags(trial)["loragrid.pack.shape"] for trial in halved] == ["halved"] * 2
     assert {seen.tags(trial)["loragrid.pack.shape"] for trial in whole} == {pack_shape(whole, EngineConfig())}
 
@@ -287,7 +287,7 @@ def test_a_trial_that_does_not_fit_alone_is_a_result(
     monkeypatch.setattr(FaultyLoRA, "most_members", 0)
     monkeypatch.setattr(FaultyLoRA, "error", lambda _: error(text))
     (trial,), other = faulty_trials(setup, 1, measure_steps), setup.trial("vera", measure_steps=0)
-    seen = lane(setup, [[trial], [other]])
+    seen = queue(setup, [[trial], [other]])
     assert seen.ended[trial.trial_id].reason == f"out_of_memory: {text}"
     assert seen.tags(trial)["loragrid.out_of_memory"] == "true"
     assert seen.ended[other.trial_id].status == "FINISHED"
@@ -308,7 +308,7 @@ def test_a_failure_in_the_middle_goes_on_from_the_packs_start_and_reports_no_ste
         return result
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", fails_once)
-    seen = lane(setup, [trials], halving(grace_steps=4))
+    seen = queue(setup, [trials], halving(grace_steps=4))
     assert len(calls) > 22
     assert sorted(end.status for end in seen.ended.values()) == ["FINISHED"] * 2 + ["KILLED"] * 2
     for trial in trials:
@@ -322,7 +322,7 @@ def test_a_measurement_that_fails_in_its_steps_ends_its_trial_once_and_leaves_th
 ) -> None:
     fail_once(monkeypatch, loragrid.solo, "train_step")
     bad, other = (setup.trial(name, measure_steps=1, check_every=check_every) for name in ("lora", "vera"))
-    seen = lane(setup, [[bad, other]])
+    seen = queue(setup, [[bad, other]])
     assert seen.ended[bad.trial_id].reason == "out_of_memory: for the moment"
     assert seen.ended[other.trial_id].status == "FINISHED"
     assert_as_alone(setup, seen, other)
@@ -337,7 +337,7 @@ def test_memory_that_runs_out_between_attaching_and_training_leaves_nothing_atta
     module, _, name = place.rpartition(".")
     fail_once(monkeypatch, importlib.import_module(module), name)
     trials = [setup.trial("lora", seed=seed, measure_steps=0) for seed in range(2)]
-    seen = lane(setup, [trials])
+    seen = queue(setup, [trials])
     assert {end.status for end in seen.ended.values()} == {"FINISHED"}
     for trial in trials:
         assert_as_alone(setup, seen, trial)
@@ -359,7 +359,7 @@ def test_a_trial_that_has_ended_is_not_trained_again_in_half_of_its_pack(
 
     failed: list[bool] = []
     monkeypatch.setattr(TrialStore, "save", cannot_save_the_first)
-    seen = lane(setup, [trials])
+    seen = queue(setup, [trials])
     assert seen.ended[trials[0].trial_id].reason == "disk full"
     assert [seen.ended[trial.trial_id].status for trial in trials[1:]] == ["FINISHED"] * 2
     halves = [update.trial_ids for update in seen.updates if update.phase == "waiting"]
@@ -385,7 +385,7 @@ def test_a_base_that_cannot_be_loaded_fails_all_its_trials_once_and_no_others(se
     lost = [Trial(**{**vars(setup.trial("lora", seed=seed)), "model": missing}) for seed in range(3)]
     seen, other = Seen(), setup.trial("vera", measure_steps=0)
     trainer = PackTrainer(lambda model, data: setup.rows, seen, seen.store, torch.device("cpu"), isolate_failures=True)
-    run_lane([Pack(pack_id="a", trials=tuple(lost)), Pack(pack_id="b", trials=(other,))], trainer, None)
+    run_queue([Pack(pack_id="a", trials=tuple(lost)), Pack(pack_id="b", trials=(other,))], trainer, None)
     reasons = {seen.ended[trial.trial_id].reason for trial in lost}
     assert len(reasons) == 1
     assert "/nowhere/at/all" in reasons.pop()
@@ -393,10 +393,10 @@ def test_a_base_that_cannot_be_loaded_fails_all_its_trials_once_and_no_others(se
     assert seen.ended[other.trial_id].status == "FINISHED"
 
 
-def test_with_other_workers_waiting_a_failure_ends_the_lane(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_other_workers_waiting_a_failure_ends_the_queue(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FaultyLoRA, "bad_seed", 0)
     with pytest.raises(ZeroDivisionError, match="no such luck"):
-        lane(setup, [faulty_trials(setup, 2, 0)], isolate_failures=False)
+        queue(setup, [faulty_trials(setup, 2, 0)], isolate_failures=False)
 
 
 def test_a_packs_seconds_by_phase_come_to_the_whole_time_until_its_end_is_told(
@@ -413,7 +413,7 @@ def test_a_packs_seconds_by_phase_come_to_the_whole_time_until_its_end_is_told(
 
     seen = Timed()
     trainer = PackTrainer(lambda model, data: setup.rows, seen, seen.store, torch.device("cpu"), isolate_failures=True)
-    run_lane([Pack(pack_id="pack-000", trials=tuple(trials))], trainer, None)
+    run_queue([Pack(pack_id="pack-000", trials=tuple(trials))], trainer, None)
     phases = {"setup", "measure", "data", "train", "check", "eval", "checkpoint", "report"}
     for trial in trials:
         seconds = seen.ended[trial.trial_id].seconds

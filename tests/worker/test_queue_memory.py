@@ -1,4 +1,4 @@
-"""A lane's packs that do not fit: foreseen or not, they are halved, and every trial gets its curve."""
+"""A queue's packs that do not fit: foreseen or not, they are halved, and every trial gets its curve."""
 
 import gc
 import tempfile
@@ -12,9 +12,9 @@ from loragrid.training.loss import CHUNK_ROWS
 from loragrid.training.step_mode import RequestedMode
 from loragrid.trials.packing import Pack
 from loragrid.worker.pack_trainer import PackTrainer
-from loragrid.worker.queue import run_lane
+from loragrid.worker.queue import run_queue
 from tests.support.small_packs import Setup, make_setup
-from tests.worker.test_queue import STEPS, Seen, lane
+from tests.worker.test_queue import STEPS, Seen, queue
 
 
 @pytest.fixture(scope="module")
@@ -33,23 +33,23 @@ def test_a_pack_for_which_main_memory_would_not_do_is_halved_before_it_begins(
     trials = [
         setup.trial(name, {"rank": 4}, seed=seed, measure_steps=1) for name in ("lora", "vera") for seed in (0, 1)
     ]
-    roomy = lane(setup, [trials])
+    roomy = queue(setup, [trials])
     assert all("loragrid.pack.split" not in roomy.tags(trial) for trial in trials)
     parts = ("adapter", "gradient", "optimizer", "saved_activation", "loss")
     held = [sum(roomy.figures[trial.trial_id][f"memory/{part}_bytes"] for part in parts) for trial in trials]
     # What is left free is for blocks that an allocator cannot use.
     monkeypatch.setattr("loragrid.worker.pack_trainer.free_memory", lambda device: 1.1 * sum(held) - 1)
-    narrow = lane(setup, [trials])
+    narrow = queue(setup, [trials])
     assert {end.status for end in narrow.ended.values()} == {"FINISHED"}
     for trial in trials:
         assert "out_of_memory: beside the base this pack would need" in narrow.tags(trial)["loragrid.pack.split"]
     monkeypatch.setattr("loragrid.worker.pack_trainer.free_memory", lambda device: 1.1 * sum(held) + 1)
-    assert all("loragrid.pack.split" not in lane(setup, [trials]).tags(trial) for trial in trials[:1])
+    assert all("loragrid.pack.split" not in queue(setup, [trials]).tags(trial) for trial in trials[:1])
 
 
 def test_workers_that_take_over_know_what_the_trials_held_alone(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     trials = [setup.trial("lora", seed=seed, measure_steps=1) for seed in range(4)]
-    figures = lane(setup, [trials]).figures
+    figures = queue(setup, [trials]).figures
 
     def restored(free: float) -> Seen:
         seen = Seen()
@@ -61,7 +61,7 @@ def test_workers_that_take_over_know_what_the_trials_held_alone(setup: Setup, mo
                 Pack(pack_id="pack-000", trials=(trial,)), {trial.trial_id: figures[trial.trial_id]}
             )
         monkeypatch.setattr("loragrid.worker.pack_trainer.free_memory", lambda device: free)
-        run_lane([Pack(pack_id="pack-000", trials=tuple(trials))], trainer, None)
+        run_queue([Pack(pack_id="pack-000", trials=tuple(trials))], trainer, None)
         assert seen.num_loaded() == 1
         return seen
 
@@ -75,12 +75,12 @@ def test_of_the_losses_of_many_members_no_more_is_expected_in_memory_than_a_chun
     trials = [setup.trial("lora", seed=seed, measure_steps=1, steps=2) for seed in range(32)]
     num_rows = trials[0].training.batch_size * setup.rows.train.label_positions.shape[1]
     assert len(trials) * num_rows > CHUNK_ROWS > num_rows
-    alone = lane(setup, [trials[:1]]).figures[trials[0].trial_id]
+    alone = queue(setup, [trials[:1]]).figures[trials[0].trial_id]
     parts = ("adapter", "gradient", "optimizer", "saved_activation")
     beside = len(trials) * sum(alone[f"memory/{part}_bytes"] for part in parts)
     held = beside + CHUNK_ROWS / num_rows * alone["memory/loss_bytes"]
     monkeypatch.setattr("loragrid.worker.pack_trainer.free_memory", lambda device: 1.1 * held + 1)
-    seen = lane(setup, [trials])
+    seen = queue(setup, [trials])
     assert all("loragrid.pack.split" not in seen.tags(trial) for trial in trials)
 
 
@@ -102,7 +102,7 @@ def test_on_a_gpu_without_enough_memory_a_pack_is_halved_and_every_trial_gets_it
             engine=EngineConfig(mode=mode),
             isolate_failures=True,
         )
-        run_lane([Pack(pack_id="pack-000", trials=tuple(trials))], trainer, None)
+        run_queue([Pack(pack_id="pack-000", trials=tuple(trials))], trainer, None)
         assert {end.status for end in seen.ended.values()} == {"FINISHED"}, {e.reason for e in seen.ended.values()}
         return seen
 

@@ -1,4 +1,4 @@
-"""Workers killed at any moment: others take the lane over, and every curve is the undisturbed one to the bit."""
+"""Workers killed at any moment: others take the queue over, and every curve is the undisturbed one to the bit."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,13 +10,13 @@ import torch
 
 from loragrid.config.experiment import EarlyStoppingConfig
 from loragrid.trials.outcome import TrialEnd
-from loragrid.trials.packing import Lane, Pack
+from loragrid.trials.packing import Pack, PackQueue
 from loragrid.trials.trial import Trial
 from loragrid.worker.checkpoints import TrialStore
 from loragrid.worker.messages import PackUpdate
 from loragrid.worker.pack_trainer import PackTrainer
-from loragrid.worker.queue import run_lane
-from loragrid.worker.recovery import DAMAGED_TAG, take_over, what_is_left
+from loragrid.worker.queue import run_queue
+from loragrid.worker.recovery import DAMAGED_TAG, left_behind, recover
 from tests.support.mounts import can_mount, small_disk
 from tests.support.small_packs import Setup, make_setup
 
@@ -80,7 +80,7 @@ def trials_of(setup: Setup, *, checkpoint_every: int | None = 3) -> list[list[Tr
 def run_workers(setup: Setup, packs: list[list[Trial]], driver: Driver, halving: EarlyStoppingConfig | None) -> None:
     """What one set of workers does, until it is killed or done."""
     named = tuple(Pack(pack_id=f"pack-{index}", trials=tuple(trials)) for index, trials in enumerate(packs))
-    lane = Lane(lane_id="lane-0", packs=named)
+    queue = PackQueue(queue_id="queue-0", packs=named)
     trainer = PackTrainer(
         lambda model, data: setup.rows,
         driver,
@@ -89,8 +89,8 @@ def run_workers(setup: Setup, packs: list[list[Trial]], driver: Driver, halving:
         early_stopping=halving,
         isolate_failures=True,
     )
-    take_over(trainer, lane, what_is_left(lane, driver.store))
-    run_lane(lane.packs, trainer, halving)
+    recover(trainer, queue, left_behind(queue, driver.store))
+    run_queue(queue.packs, trainer, halving)
 
 
 def adapters(store: TrialStore) -> dict[str, bytes]:
@@ -218,21 +218,21 @@ def test_a_trial_whose_state_a_real_disk_cannot_hold_fails_alone_and_goes_on_onc
     assert adapters(after.store) == adapters(calm.store)
 
 
-def test_lanes_that_are_joined_after_a_resumption_keep_what_each_had_decided(setup: Setup, tmp_path: Path) -> None:
+def test_queues_that_are_joined_after_a_resumption_keep_what_each_had_decided(setup: Setup, tmp_path: Path) -> None:
     common: dict[str, Any] = {"checkpoint_every": 1, "report_every": 1, "measure_steps": 0}
-    lanes = [
+    queues = [
         [setup.trial("lora", seed=seed, lr=0.01 * (seed + 1), **common) for seed in range(4)],
         [setup.trial("vera", seed=seed, lr=0.001 * (seed + 1), **common) for seed in range(4)],
     ]
     calm = Driver(store=TrialStore(str(tmp_path / "calm")))
     killed = Driver(store=TrialStore(str(tmp_path / "killed")))
-    for trials in lanes:
+    for trials in queues:
         run_workers(setup, [trials], calm, HALVING)
         killed.kill_at = killed.num_updates + 8
         with pytest.raises(Killed):
             run_workers(setup, [trials], killed, HALVING)
         assert {max(killed.records[trial.trial_id]) for trial in trials} == {2, 3}, "on the way to the second rung"
-    left = [[trial for trial in trials if trial.trial_id not in killed.ended] for trials in lanes]
+    left = [[trial for trial in trials if trial.trial_id not in killed.ended] for trials in queues]
     assert [len(trials) for trials in left] == [2, 2]
     run_workers(setup, left, killed, HALVING)
     first_rung = "stopped early at rung 1 "
@@ -274,6 +274,6 @@ def test_a_trial_whose_end_is_noted_while_a_new_worker_looks_is_not_trained_anew
     with pytest.raises(Killed):
         run_workers(setup, packs, driver, None)
     pack = Pack(pack_id="pack-0", trials=tuple(packs[0]))
-    left = what_is_left(Lane(lane_id="lane-0", packs=(pack,)), EndsMeanwhile(str(tmp_path)))
+    left = left_behind(PackQueue(queue_id="queue-0", packs=(pack,)), EndsMeanwhile(str(tmp_path)))
     assert left.ended == {trial.trial_id for trial in packs[0]}
     assert (left.saved, left.damaged) == ({}, {})

@@ -15,8 +15,8 @@ from tests.support.small_packs import (
     bit_equal,
     largest_difference,
     make_setup,
-    run_lane_as_worker,
     run_pack,
+    run_queue_as_worker,
     train_as_worker,
     worker_packs,
 )
@@ -73,15 +73,15 @@ def cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def test_a_pack_that_would_not_fit_in_one_worker_is_halved_by_all_of_them_before_it_begins(
     tiny_gpt2_dir: Path, chat_jsonl: Path, tmp_path: Path
 ) -> None:
-    def lane(name: str, *free: float) -> list[list[PackUpdate]]:
+    def queue(name: str, *free: float) -> list[list[PackUpdate]]:
         folder = tmp_path / name
         folder.mkdir()
         arguments = (NUM_WORKERS, str(tiny_gpt2_dir), str(chat_jsonl), str(folder), free)
-        start_processes(run_lane_as_worker, arguments, nprocs=NUM_WORKERS, start_method="spawn")
+        start_processes(run_queue_as_worker, arguments, nprocs=NUM_WORKERS, start_method="spawn")
         return [torch.load(folder / f"{worker}.pt", weights_only=False) for worker in range(NUM_WORKERS)]
 
     plenty = float(2**40)
-    whole, _ = lane("whole", plenty, plenty)
+    whole, _ = queue("whole", plenty, plenty)
     held = sum(
         own[f"memory/{part}_bytes"]
         for update in whole
@@ -90,7 +90,7 @@ def test_a_pack_that_would_not_fit_in_one_worker_is_halved_by_all_of_them_before
         for part in ("adapter", "gradient", "optimizer", "saved_activation", "loss")
     )
     needed = NUM_WORKERS * 1.1 * held  # they share this machine's memory
-    halved = lane("halved", plenty, needed - 1)
+    halved = queue("halved", plenty, needed - 1)
     assert [len(updates) for updates in halved] == [len(halved[0])] * NUM_WORKERS, "Ray Train waits for every report"
     ends = {trial_id: end for update in halved[0] for trial_id, end in update.ended.items()}
     assert [end.status for end in ends.values()] == ["FINISHED"] * 4
@@ -105,7 +105,7 @@ def test_a_pack_that_would_not_fit_in_one_worker_is_halved_by_all_of_them_before
     assert len(ours) == 4 * 4
     assert largest_difference(ours, theirs) <= 1e-10
     # Just enough is enough.
-    fitting, _ = lane("fitting", plenty, needed + 1)
+    fitting, _ = queue("fitting", plenty, needed + 1)
     assert not any("loragrid.pack.split" in tags for tags in tags_of(fitting).values())
 
 

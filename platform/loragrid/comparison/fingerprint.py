@@ -17,7 +17,7 @@ BEFORE_PREFIX = "loragrid.before."
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class FingerprintPart:
     """One thing that identifies how numbers came about.
 
     name: in the words of a sentence, "ran with <name> <value>". given_by: sections of an experiment that may change it
@@ -33,34 +33,34 @@ class Part:
 # Which differences matter. `results`: other kernels, other arithmetic, other code, other inputs. `speed`: a driver and
 # an engine choose when kernels run, cores and threads how long they take: losses move by rounding at most. `neither`:
 # what only carries things about (rows are identified by their digest, whatever library read them).
-PARTS: tuple[Part, ...] = (
-    Part(tag="mlflow.source.git.commit", name="commit", bearing="results"),
-    Part(tag=CHANGES_TAG, name="uncommitted changes", bearing="results"),
-    Part(tag="loragrid.version.loragrid", name="loragrid", bearing="results"),
-    Part(tag="loragrid.version.torch", name="torch", bearing="results"),
-    Part(tag="loragrid.version.cuda", name="CUDA", bearing="results"),
-    Part(tag="loragrid.version.transformers", name="transformers", bearing="results"),
-    Part(tag=DEVICE_TAG, name="device", bearing="results"),
-    Part(tag="loragrid.gpu.capability", name="compute capability", bearing="results"),
-    Part(tag="loragrid.precision.float32_matmul", name="float32 matmul precision", bearing="results"),
-    Part(tag="loragrid.precision.tf32", name="tf32", bearing="results"),
-    Part(tag="loragrid.precision.reduced_bfloat16_sums", name="reduced bfloat16 sums", bearing="results"),
-    Part(tag="loragrid.deterministic", name="deterministic algorithms", bearing="results"),
-    Part(tag="loragrid.workers", name="workers", bearing="results"),
-    Part(tag="loragrid.model.revision", name="model revision", bearing="results", given_by=("model.",)),
-    Part(tag="loragrid.model.weights", name="weights", bearing="results", given_by=("model.",)),
-    Part(tag="loragrid.model.dtype", name="dtype", bearing="results", given_by=("model.",)),
-    Part(tag="loragrid.data.digest", name="rows", bearing="results", given_by=("model.", "data.")),
-    Part(tag="loragrid.engine", name="engine", bearing="speed"),
-    Part(tag="loragrid.gpu.driver", name="driver", bearing="speed"),
-    Part(tag="loragrid.cpu.num_cores", name="cores", bearing="speed"),
-    Part(tag="loragrid.threads", name="threads", bearing="speed"),
-    Part(tag="loragrid.version.python", name="Python", bearing="speed"),
-    Part(tag="loragrid.version.ray", name="Ray", bearing="neither"),
-    Part(tag="loragrid.version.mlflow", name="MLflow", bearing="neither"),
-    Part(tag="loragrid.version.datasets", name="datasets", bearing="neither"),
-    Part(tag="loragrid.system", name="system", bearing="neither"),
-    Part(tag="loragrid.gpu", name="GPUs beside the sweep's program", bearing="neither"),
+PARTS: tuple[FingerprintPart, ...] = (
+    FingerprintPart(tag="mlflow.source.git.commit", name="commit", bearing="results"),
+    FingerprintPart(tag=CHANGES_TAG, name="uncommitted changes", bearing="results"),
+    FingerprintPart(tag="loragrid.version.loragrid", name="loragrid", bearing="results"),
+    FingerprintPart(tag="loragrid.version.torch", name="torch", bearing="results"),
+    FingerprintPart(tag="loragrid.version.cuda", name="CUDA", bearing="results"),
+    FingerprintPart(tag="loragrid.version.transformers", name="transformers", bearing="results"),
+    FingerprintPart(tag=DEVICE_TAG, name="device", bearing="results"),
+    FingerprintPart(tag="loragrid.gpu.capability", name="compute capability", bearing="results"),
+    FingerprintPart(tag="loragrid.precision.float32_matmul", name="float32 matmul precision", bearing="results"),
+    FingerprintPart(tag="loragrid.precision.tf32", name="tf32", bearing="results"),
+    FingerprintPart(tag="loragrid.precision.reduced_bfloat16_sums", name="reduced bfloat16 sums", bearing="results"),
+    FingerprintPart(tag="loragrid.deterministic", name="deterministic algorithms", bearing="results"),
+    FingerprintPart(tag="loragrid.workers", name="workers", bearing="results"),
+    FingerprintPart(tag="loragrid.model.revision", name="model revision", bearing="results", given_by=("model.",)),
+    FingerprintPart(tag="loragrid.model.weights", name="weights", bearing="results", given_by=("model.",)),
+    FingerprintPart(tag="loragrid.model.dtype", name="dtype", bearing="results", given_by=("model.",)),
+    FingerprintPart(tag="loragrid.data.digest", name="rows", bearing="results", given_by=("model.", "data.")),
+    FingerprintPart(tag="loragrid.engine", name="engine", bearing="speed"),
+    FingerprintPart(tag="loragrid.gpu.driver", name="driver", bearing="speed"),
+    FingerprintPart(tag="loragrid.cpu.num_cores", name="cores", bearing="speed"),
+    FingerprintPart(tag="loragrid.threads", name="threads", bearing="speed"),
+    FingerprintPart(tag="loragrid.version.python", name="Python", bearing="speed"),
+    FingerprintPart(tag="loragrid.version.ray", name="Ray", bearing="neither"),
+    FingerprintPart(tag="loragrid.version.mlflow", name="MLflow", bearing="neither"),
+    FingerprintPart(tag="loragrid.version.datasets", name="datasets", bearing="neither"),
+    FingerprintPart(tag="loragrid.system", name="system", bearing="neither"),
+    FingerprintPart(tag="loragrid.gpu", name="GPUs beside the sweep's program", bearing="neither"),
 )
 DECODING_PREFIX = "loragrid.decoding"
 """How answers are generated, a tag or several: every one decides on results."""
@@ -75,7 +75,7 @@ class FingerprintRow:
     minority: trial id -> (its value, that of most trials it is held against).
     """
 
-    part: Part
+    part: FingerprintPart
     values: Mapping[str, tuple[str, ...]]
     minority: Mapping[str, tuple[str, str]]
 
@@ -155,7 +155,7 @@ def fingerprint_of(comparison: "Comparison") -> FingerprintReport:
     tags = {trial_id: comparison.tags.get(trial_id, {}) for trial_id in rows}
     decoding = sorted({key for own in tags.values() for key in own if key.startswith(DECODING_PREFIX)})
     extra = [
-        Part(
+        FingerprintPart(
             tag=key,
             name=key.removeprefix("loragrid.").replace(".", " "),
             bearing="results",
@@ -203,14 +203,14 @@ def changes_on_the_way(before: Mapping[str, str], now: Mapping[str, str]) -> dic
     return kept
 
 
-def _value(part: Part, tags: Mapping[str, str]) -> str:
+def _value(part: FingerprintPart, tags: Mapping[str, str]) -> str:
     value, before = tags.get(part.tag, ""), tags.get(BEFORE_PREFIX + part.tag)
     if part.tag == CHANGES_TAG and not value:
         value = {"true": "some", "false": "none"}.get(tags.get(DIRTY_TAG, ""), "")
     return value if before is None else f"{before}, then {value}"
 
 
-def _row(part: Part, value_of: Mapping[str, str], groups: Iterable[Sequence[str]]) -> FingerprintRow:
+def _row(part: FingerprintPart, value_of: Mapping[str, str], groups: Iterable[Sequence[str]]) -> FingerprintRow:
     """The trials by value, most first (of as many, those that were started first); each group has its own majority."""
     minority: dict[str, tuple[str, str]] = {}
     for group in groups:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from loragrid.config.experiment import DataConfig, ModelConfig
-from loragrid.data.held_out_text import forgetting_pieces
+from loragrid.data.held_out_text import held_out_pieces
 from loragrid.data.splits import SPLITS, choose_rows, open_sources, permutation
 from loragrid.data.tokenization import LabelledTokens, tokenizer_digest
 from loragrid.models.cache import cache_folder, cached_folder
@@ -113,7 +113,7 @@ def load_data(data: DataConfig, model: ModelConfig, tokenizer: "PreTrainedTokeni
         assert tokenizer.pad_token_id is not None, "load_tokenizer sees to a pad token"
         _save(folder, splits, int(tokenizer.pad_token_id), skipped, sources["train"].rows.num_rows)
 
-    forgetting = [LabelledTokens(piece, tuple(range(len(piece) - 1))) for piece in forgetting_pieces(data, tokenizer)]
+    forgetting = [LabelledTokens(piece, tuple(range(len(piece) - 1))) for piece in held_out_pieces(data, tokenizer)]
     return replace(
         _load(cached_folder(cache_folder() / "tokens" / name, fill)),
         forgetting=pad_rows(forgetting, int(tokenizer.pad_token_id or 0)) if forgetting else None,

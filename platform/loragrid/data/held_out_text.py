@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING
 
 from loragrid.config.experiment import DataConfig
-from loragrid.data.sources import RowSource, open_forgetting_text
+from loragrid.data.sources import RowSource, open_held_out_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def forgetting_pieces(data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> list[tuple[int, ...]]:
+def held_out_pieces(data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> list[tuple[int, ...]]:
     """The first `num_forgetting` pieces (null: all) of at most `max_length` tokens; none where no text is named.
 
     Every text is cut without overlap; a rest of one token, of which nothing could be predicted, is left out.
@@ -17,7 +17,7 @@ def forgetting_pieces(data: DataConfig, tokenizer: "PreTrainedTokenizerBase") ->
     Raises:
         ValueError: the text cannot be read, or is too short for as many pieces.
     """
-    source = open_forgetting_text(data)
+    source = open_held_out_text(data)
     if source is None:
         return []
     pieces: list[tuple[int, ...]] = []

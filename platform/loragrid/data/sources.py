@@ -69,7 +69,7 @@ def open_test_rows(data: DataConfig) -> RowSource | None:
     return _open_own(data, "test", data.test_name, data.test_split)
 
 
-def open_forgetting_text(data: DataConfig) -> RowSource | None:
+def open_held_out_text(data: DataConfig) -> RowSource | None:
     """Open the plain text that `data.forgetting_name` stands for, as rows with a column `text`; None without one."""
     key, name = "data.forgetting_name", data.forgetting_name
     if name is None:

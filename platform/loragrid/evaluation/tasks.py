@@ -17,7 +17,7 @@ from loragrid.evaluation.generation import Decoding, generate
 from loragrid.models.loading import load_tokenizer, max_context
 from loragrid.models.sharding import is_sharded
 from loragrid.training.batches import PackBatches
-from loragrid.training.evaluate import score_in_portions, score_rows_alone
+from loragrid.training.evaluate import score_in_chunks, score_rows_alone
 from loragrid.training.step import PackModel, SumOverWorkers, one_worker
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class TaskScorer:
             return self._score_labels(model, batches, split, sum_over_workers, frozen)
         # Who holds the whole base generates by itself.
         together = sum_over_workers if is_sharded(model.base) else one_worker
-        right = score_in_portions(
+        right = score_in_chunks(
             model, batches.answering, lambda: self._score_generated(model, batches, split, together, frozen)
         )
         sum_over_workers(right)

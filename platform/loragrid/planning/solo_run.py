@@ -13,8 +13,8 @@ from loragrid.planning.memory_parts import loss_bytes, resident_parts
 from loragrid.training.assembly import build_batches, build_model
 from loragrid.training.batches import PackBatches
 from loragrid.training.cuda_graphs import STEPS_BEFORE_CAPTURE, Engine
-from loragrid.training.evaluate import score_in_portions, summed_losses
-from loragrid.training.meters import count_saved_bytes, peak_memory, reset_peak_memory, wait_for
+from loragrid.training.evaluate import score_in_chunks, summed_losses
+from loragrid.training.meters import count_activation_bytes, peak_memory, reset_peak_memory, wait_for
 from loragrid.training.step import PackModel, one_worker, train_step
 from loragrid.training.step_mode import EngineChoice
 from loragrid.trials.trial import Trial
@@ -68,7 +68,7 @@ def _measure(
     base = model.base
     figures = resident_parts(model) | _evaluation_peak(model, batches)
     first = next(batches.training(0).micro_batches(model.micro_batch_size))
-    with count_saved_bytes(base) as saved:
+    with count_activation_bytes(base) as saved:
         losses = model.losses(first)
     del losses
     figures |= {
@@ -116,6 +116,6 @@ def _evaluation_peak(model: PackModel, batches: PackBatches) -> dict[str, float]
     if device.type != "cuda":
         return {}
     reset_peak_memory(device)
-    score_in_portions(model, batches.scoring, lambda: summed_losses(model, batches, num_batches=1))
+    score_in_chunks(model, batches.scoring, lambda: summed_losses(model, batches, num_batches=1))
     wait_for(device)
     return {key.replace("/peak", "/eval_peak"): value for key, value in peak_memory(device).items()}

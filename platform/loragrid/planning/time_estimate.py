@@ -12,20 +12,20 @@ from loragrid.formatting import count_of
 from loragrid.planning.placement import Node, Placement, place
 from loragrid.planning.plan import Plan
 from loragrid.planning.timing import PackTiming, pack_shape
-from loragrid.trials.packing import Lane, Pack, assign_lanes, group_into_packs
+from loragrid.trials.packing import Pack, PackQueue, assign_queues, group_into_packs
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimeEstimate:
     """Seconds of a sweep's packs, by pack id, and of the whole on `num_places` places; None where not known.
 
-    lanes: which packs one set of workers trains in a row. num_waves: the most packs of a place. sources: where the
-    timings come from. start_seconds: of a lane's workers, once per lane in the total; None where no sweep has shown it
-    yet. unknown: pack id -> why its time is not known.
+    queues: which packs one set of workers trains in a row. num_waves: the most packs of a place. sources: where the
+    timings come from. start_seconds: to start a queue's workers, once per queue in the total; None where no sweep has
+    shown it yet. unknown: pack id -> why its time is not known.
     """
 
     num_places: int
-    lanes: tuple[tuple[str, ...], ...]
+    queues: tuple[tuple[str, ...], ...]
     num_waves: int
     pack_seconds: Mapping[str, float]
     total_seconds: float | None
@@ -70,11 +70,13 @@ class TimeEstimate:
     @property
     def num_packs(self) -> int:
         """All packs of the plan."""
-        return sum(len(lane) for lane in self.lanes)
+        return sum(len(queue) for queue in self.queues)
 
     def to_dict(self) -> dict[str, object]:
         """As JSON can hold it, with what is no part of the seconds."""
-        return asdict(self) | {"excluded": self.excluded}
+        found = asdict(self) | {"excluded": self.excluded}
+        found["lanes"] = found.pop("queues")  # the key that `plan --json` has always had
+        return found
 
 
 ESTIMATE_TAG = "loragrid.estimate.source"
@@ -104,11 +106,11 @@ def plan_on(plan: Plan, node: Node) -> tuple[Plan, Placement]:
     return replace(plan, packs=tuple(packs)), placement
 
 
-def lanes_of(plan: Plan, placement: Placement) -> list[Lane]:
+def queues_of(plan: Plan, placement: Placement) -> list[PackQueue]:
     """The packs as a sweep's first round assigns them."""
     alone = plan.experiment.pack.max_members == 1 or placement.num_workers > 1
-    num_lanes = len(plan.packs) if alone else placement.num_packs or len(plan.packs)
-    return assign_lanes(plan.packs, num_lanes)
+    num_queues = len(plan.packs) if alone else placement.num_packs or len(plan.packs)
+    return assign_queues(plan.packs, num_queues)
 
 
 def estimate_time(
@@ -120,11 +122,11 @@ def estimate_time(
         pack.pack_id: timings.get(pack_shape(pack.trials, engine, placement.num_workers, shard=placement.shard))
         for pack in plan.packs
     }
-    lanes = lanes_of(plan, placement)
+    queues = queues_of(plan, placement)
     pack_seconds: dict[str, float] = {}
     unknown: dict[str, str] = {}
-    for lane in lanes:
-        for pack, seconds in zip(lane.packs, _lane_seconds(lane.packs, engine, timing_of), strict=True):
+    for queue in queues:
+        for pack, seconds in zip(queue.packs, _queue_seconds(queue.packs, engine, timing_of), strict=True):
             if seconds is None:
                 timing = timing_of[pack.pack_id]
                 unknown[pack.pack_id] = timing.problem if timing else NO_TIMING
@@ -133,16 +135,16 @@ def estimate_time(
     places = [0.0] * max(1, placement.num_packs)
     num_packs_at: dict[int, int] = {}
     heap = [(0.0, index) for index in range(len(places))]
-    for lane in lanes:
+    for queue in queues:
         busy, index = heapq.heappop(heap)
-        num_packs_at[index] = num_packs_at.get(index, 0) + len(lane.packs)
+        num_packs_at[index] = num_packs_at.get(index, 0) + len(queue.packs)
         heapq.heappush(
             heap,
-            (busy + (start_seconds or 0.0) + sum(pack_seconds.get(pack.pack_id, 0.0) for pack in lane.packs), index),
+            (busy + (start_seconds or 0.0) + sum(pack_seconds.get(pack.pack_id, 0.0) for pack in queue.packs), index),
         )
     return TimeEstimate(
         num_places=placement.num_packs,
-        lanes=tuple(tuple(pack.pack_id for pack in lane.packs) for lane in lanes),
+        queues=tuple(tuple(pack.pack_id for pack in queue.packs) for queue in queues),
         num_waves=max(num_packs_at.values()),
         pack_seconds=pack_seconds,
         total_seconds=None if unknown or not placement.num_packs else max(heap)[0],
@@ -152,10 +154,10 @@ def estimate_time(
     )
 
 
-def _lane_seconds(
+def _queue_seconds(
     packs: Sequence[Pack], engine: EngineConfig, timing_of: Mapping[str, PackTiming | None]
 ) -> list[float | None]:
-    """Each pack's seconds: the base is loaded where the pack before left none, shapes are measured once per lane."""
+    """Each pack's seconds: the base is loaded where the pack before left none, shapes are measured once per queue."""
     found: list[float | None] = []
     loaded: object = None
     measured: set[str] = set()

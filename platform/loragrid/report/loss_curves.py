@@ -37,7 +37,7 @@ MIN_POINTS_TO_SMOOTH = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class LossCurve:
     """What one line stands for: a method with its hyperparameters, over all its seeds."""
 
     label: str
@@ -103,7 +103,7 @@ def plot_loss_curves(comparison: Comparison, path: Path) -> Path:
     return path
 
 
-def group_by_setting(comparison: Comparison) -> list[Line]:
+def group_by_setting(comparison: Comparison) -> list[LossCurve]:
     """The lines of the picture, lowest mean final loss first; then settings without one, by their last evaluations."""
     table = sort_by_final_loss(comparison.table)
     names = [name for name, path in comparison.axes.items() if path != "seed"]
@@ -113,7 +113,7 @@ def group_by_setting(comparison: Comparison) -> list[Line]:
 
     evaluations = comparison.curves[comparison.curves["key"] == "eval/loss"].sort_values("step")
     latest = {str(trial_id): float(points.iloc[-1]) for trial_id, points in evaluations.groupby("trial_id")["value"]}
-    ranked: list[tuple[float, float, Line]] = []
+    ranked: list[tuple[float, float, LossCurve]] = []
     markers: dict[tuple[str, Any], int] = {}
     for rows in groups:
         method, rank = rows[0]["method"], rows[0].get("rank")
@@ -124,7 +124,7 @@ def group_by_setting(comparison: Comparison) -> list[Line]:
         told = [name for name in names if name == "rank" or table[table["method"] == method][name].nunique() > 1]
         values = [f"{name} {format_value(rows[0][name])}" for name in told if not is_missing(rows[0][name])]
         start = rows[0]["status"].lower() if math.isinf(loss) else f"{loss:.3f}"
-        line = Line(
+        line = LossCurve(
             label=f"{start}  {method}  {', '.join(values)}".rstrip(),
             trial_ids=tuple(row["trial_id"] for row in rows),
             colour=COLOURS[methods.index(method) % len(COLOURS)],
@@ -142,7 +142,7 @@ def _mean_final_loss(rows: Sequence[dict[Any, Any]]) -> float:
 
 
 def _draw_panel(
-    panel: "Axes", points: pd.DataFrame, settings: Sequence[Line], heading: str, smooth: bool = False
+    panel: "Axes", points: pd.DataFrame, settings: Sequence[LossCurve], heading: str, smooth: bool = False
 ) -> dict[str, "Line2D"]:
     """Draws one loss of all settings; gives the line of each label."""
     from matplotlib.ticker import MaxNLocator

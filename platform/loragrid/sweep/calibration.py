@@ -20,7 +20,7 @@ from loragrid.training.meters import Stopwatch, wait_for
 from loragrid.training.step import one_worker, train_step
 from loragrid.trials.packing import Pack
 from loragrid.trials.trial import Trial
-from loragrid.worker.resident_base import WarmBase
+from loragrid.worker.resident_base import ResidentBase
 
 NUM_STEPS = 3
 """Steps that are timed, after those that warm up; one is, however little time is left."""
@@ -49,8 +49,8 @@ def calibrate(
     The largest packs come first. A pack that runs out of memory has a `problem` in place of a time.
     """
     start = clock()
-    warm = WarmBase(device, engine, 1)
-    distinct = {warm.shape_of(pack.trials): pack for pack in sorted(packs, key=lambda pack: len(pack.trials))}
+    resident = ResidentBase(device, engine, 1)
+    distinct = {resident.shape_of(pack.trials): pack for pack in sorted(packs, key=lambda pack: len(pack.trials))}
     found: dict[str, PackTiming] = {}
     costs = _SharedCosts()
     for index, (shape, pack) in enumerate(reversed(distinct.items())):
@@ -65,15 +65,15 @@ def calibrate(
             with warnings.catch_warnings():
                 # Members share flat buffers, so a gradient is a view with the buffer's strides: correct.
                 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
-                found[shape] = _time_pack(warm, pack.trials, data, costs, start + budget_seconds, clock)
+                found[shape] = _time_pack(resident, pack.trials, data, costs, start + budget_seconds, clock)
         except (torch.OutOfMemoryError, MemoryError):
-            warm.release()
+            resident.release()
             found[shape] = PackTiming(source="calibrated", problem="does not fit into memory: it will be halved")
     return found
 
 
 def _time_pack(
-    warm: WarmBase,
+    resident: ResidentBase,
     trials: Sequence[Trial],
     data: TokenizedData,
     costs: _SharedCosts,
@@ -81,29 +81,29 @@ def _time_pack(
     clock: Callable[[], float],
 ) -> PackTiming:
     """One pack's timing; what packs share is timed where it is met first, and kept in `costs`."""
-    first, device = trials[0], warm.device
+    first, device = trials[0], resident.device
     length = data.train.input_ids.shape[1]
-    if not warm.has(first):
+    if not resident.has(first):
         start = clock()
-        warm.load(first, data)
+        resident.load(first, data)
         wait_for(device)
         costs.load.setdefault((first.model, first.data), clock() - start)
     measure = 0.0
-    for shape, trial in {warm.shape_of([trial]): trial for trial in trials}.items():
+    for shape, trial in {resident.shape_of([trial]): trial for trial in trials}.items():
         if shape not in costs.alone and first.training.measure_steps:
             start = clock()
-            base = warm.load(trial, data)
-            engine = warm.engine_alone(trial, length)
+            base = resident.load(trial, data)
+            engine = resident.engine_alone(trial, length)
             measure_solo(trial, base, data, num_steps=trial.training.measure_steps, engine=engine)
             costs.alone[shape] = clock() - start
-            warm.release_if_written([trial])
+            resident.release_if_written([trial])
         measure += costs.alone.get(shape, 0.0)
-    base = warm.load(first, data)
+    base = resident.load(first, data)
     start = clock()
-    choice = warm.choose_mode(trials, length, first.training.steps)
+    choice = resident.choose_mode(trials, length, first.training.steps)
     batches = build_batches(trials, data, device)
     model = build_model(trials, base)
-    engine = warm.engine(model, trials, choice, Stopwatch())
+    engine = resident.engine(model, trials, choice, Stopwatch())
     wait_for(device)
     setup = clock() - start
 
@@ -132,7 +132,7 @@ def _time_pack(
         evaluation = (clock() - begun) * num_parts
     finally:
         model.pack.detach()
-        warm.release_if_written(trials)
+        resident.release_if_written(trials)
     typical = statistics.median(seconds)
     return PackTiming(
         source="calibrated",

@@ -1,4 +1,4 @@
-"""Carries what lanes report into MLflow and onto the screen: the Tune callback of a sweep's driver process."""
+"""Carries what queues report into MLflow and onto the screen: the Tune callback of a sweep's driver process."""
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,22 +17,22 @@ from loragrid.sweep.progress import SweepProgress
 from loragrid.sweep.queue_failure import describe_failure
 from loragrid.sweep.summary import SweepCost, record_summary
 from loragrid.tracking.convergence import Convergence
-from loragrid.tracking.previous_run import EarlierSweep
+from loragrid.tracking.previous_run import PreviousSweep
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.store_uri import card_tags
 from loragrid.trials.outcome import INVARIANT_VIOLATED, STOPPED_EARLY, SweepOutcome, TrialEnd
-from loragrid.trials.packing import Lane, Pack
+from loragrid.trials.packing import Pack, PackQueue
 from loragrid.trials.tags import LABEL_TAG, OUT_OF_MEMORY_TAG
 from loragrid.trials.trial import Trial
 from loragrid.worker.checkpoints import OUTPUTS, TrialStore
-from loragrid.worker.messages import LaneFailure, PackUpdate, split_tags
+from loragrid.worker.messages import PackUpdate, QueueFailure, split_tags
 
 
 class RecordingCallback(Callback):
     """Opens a run for every trial whose pack starts, writes what arrives, and ends the runs with the right status.
 
-    `lane_of` turns a Tune trial's config and id into the lane it trains. `several_rounds`: the sweep closes the record
-    itself, for Tune runs more than once. `earlier`: what was recorded when the sweep was run before. `cost`: counts
+    `queue_of` turns a Tune trial's config and id into the queue it trains. `several_runs`: the sweep closes the record
+    itself, for Tune runs more than once. `previous`: what was recorded when the sweep was run before. `cost`: counts
     what the sweep takes, which is then recorded with a summary.
     """
 
@@ -40,36 +40,36 @@ class RecordingCallback(Callback):
         self,
         recorder: Recorder,
         store: TrialStore,
-        lane_of: Callable[[Mapping[str, Any], str], Lane],
+        queue_of: Callable[[Mapping[str, Any], str], PackQueue],
         environment: Mapping[str, str],
         progress: SweepProgress | None = None,
         *,
-        several_rounds: bool = False,
-        earlier: EarlierSweep | None = None,
+        several_runs: bool = False,
+        previous: PreviousSweep | None = None,
         cost: SweepCost | None = None,
     ) -> None:
         self.recorder, self.store = recorder, store
-        self.lane_of, self.environment = lane_of, environment
-        self.progress, self.several_rounds = progress, several_rounds
+        self.queue_of, self.environment = queue_of, environment
+        self.progress, self.several_runs = progress, several_runs
         self._cost = cost
         self.outcome = SweepOutcome()
         self.curves: pd.DataFrame | None = None
         """After `close`: all curves, as MLflow holds them, where the summary has read them."""
-        if earlier is not None:
-            self.outcome.statuses.update(earlier.outcome.statuses)
-            self.outcome.reasons.update(earlier.outcome.reasons)
-        self._earlier = dict(earlier.begun) if earlier is not None else {}
-        self._lanes: dict[str, Lane] = {}
-        self._failed: list[Lane] = []
-        self._given_up: set[str] = set()  # Tune's ids of lanes that said so themselves
-        self._left: list[Pack] = []  # of packs that lanes have begun
-        self._at_work: dict[str, frozenset[str]] = {}  # a lane, by Tune's id -> the trials that it trains just now
+        if previous is not None:
+            self.outcome.statuses.update(previous.outcome.statuses)
+            self.outcome.reasons.update(previous.outcome.reasons)
+        self._previous = dict(previous.begun) if previous is not None else {}
+        self._queues: dict[str, PackQueue] = {}
+        self._failed: list[PackQueue] = []
+        self._given_up: set[str] = set()  # Tune's ids of queues that said so themselves
+        self._left: list[Pack] = []  # of packs that queues have begun
+        self._at_work: dict[str, frozenset[str]] = {}  # a queue, by Tune's id -> the trials that it trains just now
         self._trials: dict[str, Trial] = {}  # those whose runs were opened
         self._convergence: dict[str, Convergence] = {}
         self._last_step: dict[str, int] = {}
         self._figures: dict[str, set[str]] = {}
         # What workers have said of themselves: others may go on with a trial elsewhere.
-        self._said = {trial_id: dict(begun.tags) for trial_id, begun in self._earlier.items()}
+        self._said = {trial_id: dict(begun.tags) for trial_id, begun in self._previous.items()}
         self._closed = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -103,12 +103,12 @@ class RecordingCallback(Callback):
         except Exception as error:  # MLflow's, the database driver's, matplotlib's: the trials are recorded
             self.recorder.log_sweep_summary({}, {"loragrid.summary.problem": f"{type(error).__name__}: {error}"})
 
-    def left_by_failed_lanes(self) -> list[Pack]:
-        """What is to be trained of lanes that failed, since the last call; nothing of interrupted lanes.
+    def left_by_failed_queues(self) -> list[Pack]:
+        """What is to be trained of queues that failed, since the last call; nothing of interrupted queues.
 
         Where memory ran out, packs that were begun, in halves or as they were; then what was not begun.
         """
-        packs = [pack for lane in self._failed for pack in lane.packs]
+        packs = [pack for queue in self._failed for pack in queue.packs]
         unbegun = [
             replace(pack, trials=tuple(trial for trial in pack.trials if trial.trial_id not in self._trials))
             for pack in packs
@@ -118,8 +118,8 @@ class RecordingCallback(Callback):
         self._left.clear()
         return left
 
-    def fail_unbegun(self, packs: Iterable[Pack], failure: LaneFailure) -> None:
-        """Record trials that no lane has begun: a sweep without them would pass for a finished one."""
+    def fail_unbegun(self, packs: Iterable[Pack], failure: QueueFailure) -> None:
+        """Record trials that no queue has begun: a sweep without them would pass for a finished one."""
         for pack in packs:
             unbegun = [
                 trial
@@ -132,43 +132,43 @@ class RecordingCallback(Callback):
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         """Tune is done."""
-        if not self.several_rounds:
+        if not self.several_runs:
             self.close()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A lane starts."""
-        if trial.trial_id in self._lanes:
+        """A queue starts."""
+        if trial.trial_id in self._queues:
             return
-        lane = self._find_lane(trial)
-        if lane is None:
+        queue = self._find_queue(trial)
+        if queue is None:
             return
-        self._lanes[trial.trial_id] = lane
+        self._queues[trial.trial_id] = queue
         if self._cost is not None:
-            self._cost.lane_started(trial.trial_id)
-        self._at_work[trial.trial_id] = frozenset(member.trial_id for member in lane.packs[0].trials)
-        self._start(lane.packs[0].trials, lane.packs[0].pack_id)
+            self._cost.queue_started(trial.trial_id)
+        self._at_work[trial.trial_id] = frozenset(member.trial_id for member in queue.packs[0].trials)
+        self._start(queue.packs[0].trials, queue.packs[0].pack_id)
         if self.progress:
-            self.progress.starting(lane)
+            self.progress.starting(queue)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """An update of a pack (records, figures, ends), or the failure of the whole lane.
+        """An update of a pack (records, figures, ends), or the failure of the whole queue.
 
         Workers that took over from others say again what those may have said: every step and every end counts once.
         """
-        lane = self._lanes.get(trial.trial_id)
+        queue = self._queues.get(trial.trial_id)
         failure, update = result.get("failure"), result.get("update")
-        if lane is not None and isinstance(failure, LaneFailure):
+        if queue is not None and isinstance(failure, QueueFailure):
             self._given_up.add(trial.trial_id)
-            self._fail(lane, failure, self._at_work[trial.trial_id])
-        if lane is None or not isinstance(update, PackUpdate):
+            self._fail(queue, failure, self._at_work[trial.trial_id])
+        if queue is None or not isinstance(update, PackUpdate):
             return
         if self._cost is not None:
-            self._cost.lane_spoke(trial.trial_id)
+            self._cost.queue_spoke(trial.trial_id)
         mentioned = frozenset(update.trial_ids)
         self._at_work[trial.trial_id] = frozenset() if update.done else mentioned
-        self._start([member for member in lane.trials if member.trial_id in mentioned], update.pack_id)
+        self._start([member for member in queue.trials if member.trial_id in mentioned], update.pack_id)
         for trial_id, records in update.records.items():
             new = [record for record in records if record["step"] > self._last_step.get(trial_id, -1)]
             if new and trial_id not in self.outcome.statuses:
@@ -177,7 +177,7 @@ class RecordingCallback(Callback):
                 self._last_step[trial_id] = int(new[-1]["step"])
         for trial_id, figures in update.figures.items():
             known = self._figures.setdefault(
-                trial_id, set(self._earlier[trial_id].figures if trial_id in self._earlier else ())
+                trial_id, set(self._previous[trial_id].figures if trial_id in self._previous else ())
             )
             self.recorder.log_summary(trial_id, {key: value for key, value in figures.items() if key not in known})
             known |= figures.keys()
@@ -195,54 +195,54 @@ class RecordingCallback(Callback):
             self.progress.updated(update)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A lane ended; what it did not end itself was stopped early by the sweep's scheduler.
+        """A queue ended; what it did not end itself was stopped early by the sweep's scheduler.
 
-        To Tune a lane has ended, too, that said that it failed: what that left open is trained by another.
+        To Tune a queue has ended, too, that said that it failed: what that left open is trained by another.
         """
-        lane = self._lanes.get(trial.trial_id)
-        if lane is None:
+        queue = self._queues.get(trial.trial_id)
+        if queue is None:
             return
         if self._cost is not None:
-            self._cost.lane_ended(trial.trial_id)
+            self._cost.queue_ended(trial.trial_id)
         if trial.trial_id in self._given_up:
             return
-        for member in self._open(lane.trials):
+        for member in self._open(queue.trials):
             self._end(member, TrialEnd(status="KILLED", reason=f"{STOPPED_EARLY} by the sweep's scheduler"))
         if self.progress:
-            self.progress.ended(lane)
+            self.progress.ended(queue)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A lane's Tune trial failed, and was not tried again.
+        """A queue's Tune trial failed, and was not tried again.
 
         One whose process could not be started, as often as it was tried, has never been announced. That is no pack's
-        doing, and the next lane would fare no better: all its packs fail.
+        doing, and the next queue would fare no better: all its packs fail.
         """
-        lane, failure = self._lanes.get(trial.trial_id), describe_failure(_error_of(trial))
-        if lane is None:
-            lane = self._find_lane(trial)
-            if lane is None:
+        queue, failure = self._queues.get(trial.trial_id), describe_failure(_error_of(trial))
+        if queue is None:
+            queue = self._find_queue(trial)
+            if queue is None:
                 return
-            self.fail_unbegun(lane.packs, failure)
+            self.fail_unbegun(queue.packs, failure)
         if self._cost is not None:
-            self._cost.lane_ended(trial.trial_id)
-        self._fail(lane, failure, self._at_work.get(trial.trial_id, frozenset()))
+            self._cost.queue_ended(trial.trial_id)
+        self._fail(queue, failure, self._at_work.get(trial.trial_id, frozenset()))
 
-    def _find_lane(self, trial: Any) -> Lane | None:
+    def _find_queue(self, trial: Any) -> PackQueue | None:
         """None for what is no trial of the experiment: the Tune trial raises the same, and fails alone."""
         try:
-            return self.lane_of(trial.config, trial.trial_id)
+            return self.queue_of(trial.config, trial.trial_id)
         except ValueError:
             return None
 
-    def _fail(self, lane: Lane, failure: LaneFailure, at_work: frozenset[str]) -> None:
-        """Every trial of the lane that was begun and had not ended is FAILED with the reason.
+    def _fail(self, queue: PackQueue, failure: QueueFailure, at_work: frozenset[str]) -> None:
+        """Every trial of the queue that was begun and had not ended is FAILED with the reason.
 
         Where memory ran out, that is one that was trained alone: a pack of several is left in halves, which may fit,
         and those that wait at a rung are left as they are.
         """
-        self._failed.append(lane)
-        begun = [pack for pack in lane.packs if any(trial.trial_id in self._trials for trial in pack.trials)]
-        may_fit = failure.out_of_memory and self.several_rounds
+        self._failed.append(queue)
+        begun = [pack for pack in queue.packs if any(trial.trial_id in self._trials for trial in pack.trials)]
+        may_fit = failure.out_of_memory and self.several_runs
         if may_fit:  # also what of a pack had not been begun: it goes with the rest
             for pack in begun:
                 self._start(pack.trials, pack.pack_id)
@@ -253,8 +253,8 @@ class RecordingCallback(Callback):
             if failure.out_of_memory:
                 self.recorder.tag_trial(member.trial_id, {OUT_OF_MEMORY_TAG: "true"})
         if self.progress:
-            ended = [trial.trial_id for trial in lane.trials if trial.trial_id in self.outcome.statuses]
-            self.progress.failed(lane, failure.reason, ended)
+            ended = [trial.trial_id for trial in queue.trials if trial.trial_id in self.outcome.statuses]
+            self.progress.failed(queue, failure.reason, ended)
         for pack in found.too_large:
             self._halve(pack, failure.reason)
         self._left += found.waiting
@@ -280,8 +280,8 @@ class RecordingCallback(Callback):
             label = {LABEL_TAG: trial.label or trial.method.name}
             tags = {"loragrid.pack": pack_id, **label, **self.environment, **card_tags(trial.method.card)}
             self._convergence[trial.trial_id] = Convergence(threshold=trial.training.loss_threshold)
-            if trial.trial_id in self._earlier:
-                before = self._earlier[trial.trial_id]
+            if trial.trial_id in self._previous:
+                before = self._previous[trial.trial_id]
                 self.recorder.resume_trial(trial.trial_id, tags)
                 self._convergence[trial.trial_id].add(before.eval_losses)
                 self._last_step[trial.trial_id] = before.last_step

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loragrid.formatting import count_of
-from loragrid.trials.packing import Lane, Pack
+from loragrid.trials.packing import Pack, PackQueue
 from loragrid.worker.messages import PackUpdate
 
 PLAIN_LINE_SECONDS = 10.0
@@ -57,11 +57,11 @@ class SweepProgress:
         """Trials that an earlier run of the sweep has finished."""
         self._ended |= set(trial_ids)
 
-    def starting(self, lane: Lane) -> None:
-        """A lane has been placed."""
-        first = lane.packs[0]
+    def starting(self, queue: PackQueue) -> None:
+        """A queue has been placed."""
+        first = queue.packs[0]
         self._packs[first.pack_id] = _PackState(phase="starting workers", steps=first.trials[0].training.steps)
-        self._names |= {trial.trial_id: _describe(trial.parameters()) for trial in lane.trials}
+        self._names |= {trial.trial_id: _describe(trial.parameters()) for trial in queue.trials}
         self._line(first.pack_id, f"{count_of(len(first.trials), 'trial')}, starting workers", at_once=True)
 
     def updated(self, update: PackUpdate) -> None:
@@ -114,19 +114,19 @@ class SweepProgress:
         if update.completed > step:
             state.seconds_left = (now - since) / (update.completed - step) * (state.steps - update.completed)
 
-    def ended(self, lane: Lane) -> None:
-        """A lane's trials have ended."""
-        self._ended |= {trial.trial_id for trial in lane.trials}
-        for pack in lane.packs:
+    def ended(self, queue: PackQueue) -> None:
+        """A queue's trials have ended."""
+        self._ended |= {trial.trial_id for trial in queue.trials}
+        for pack in queue.packs:
             self._packs.pop(pack.pack_id, None)
 
-    def failed(self, lane: Lane, reason: str, ended: Iterable[str] = ()) -> None:
-        """A lane has failed, and with it the trials `ended`; of the rest others may be trained elsewhere."""
+    def failed(self, queue: PackQueue, reason: str, ended: Iterable[str] = ()) -> None:
+        """A queue has failed, and with it the trials `ended`; of the rest others may be trained elsewhere."""
         self._ended |= set(ended)
-        for pack in lane.packs:
+        for pack in queue.packs:
             self._packs.pop(pack.pack_id, None)
         # A reason is not markup: "[/tmp/file]" in it would be taken for a tag.
-        self.console.print(Text(f"{lane.lane_id} failed:", style="bold red"), Text(reason))
+        self.console.print(Text(f"{queue.queue_id} failed:", style="bold red"), Text(reason))
 
     def halved(self, pack: Pack) -> None:
         """Memory ran out for a pack: fewer of its trials are run at once."""

@@ -1,4 +1,4 @@
-"""Why a lane's workers were given up: the cause inside what Ray wraps around it."""
+"""Why a queue's workers were given up: the cause inside what Ray wraps around it."""
 
 import re
 import traceback
@@ -6,21 +6,21 @@ from collections.abc import Iterator
 
 from loragrid.training.determinism import name_missing_kernel
 from loragrid.trials.outcome import OUT_OF_MEMORY
-from loragrid.worker.messages import LaneFailure
+from loragrid.worker.messages import QueueFailure
 
 # How Ray says that it ended processes because their machine was nearly full; there is no field for it.
 _ENDED_FOR_MEMORY = "due to the node running low on memory"
 _MEMORY_USED = re.compile(r"was ([\d.]+ ?GB)(?: used)? / ([\d.]+ ?GB)")
 
 
-def describe_failure(error: BaseException | None) -> LaneFailure:
+def describe_failure(error: BaseException | None) -> QueueFailure:
     """What Ray's workers, or the trial that started them, raised."""
     causes = list(_causes(error))
     text = "" if error is None else "".join(traceback.format_exception(error))
     out_of_memory = next((str(cause) for cause in causes if _ENDED_FOR_MEMORY in str(cause)), None)
     if out_of_memory is not None:
-        return LaneFailure(reason=_out_of_memory_reason(out_of_memory), traceback=text, out_of_memory=True)
-    return LaneFailure(reason=_innermost(causes), traceback=text)
+        return QueueFailure(reason=_out_of_memory_reason(out_of_memory), traceback=text, out_of_memory=True)
+    return QueueFailure(reason=_innermost(causes), traceback=text)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

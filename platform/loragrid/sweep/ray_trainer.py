@@ -1,4 +1,4 @@
-"""Runs one lane on Ray: a `TorchTrainer` inside a Tune trial, reporting back to Tune."""
+"""Runs one queue on Ray: a `TorchTrainer` inside a Tune trial, reporting back to Tune."""
 
 import os
 import threading
@@ -14,7 +14,7 @@ from ray.util.queue import Empty, Queue
 
 from loragrid.config.experiment import EarlyStoppingConfig, EngineConfig
 from loragrid.planning.placement import Placement
-from loragrid.trials.packing import Lane
+from loragrid.trials.packing import PackQueue
 from loragrid.worker.checkpoints import TrialStore
 from loragrid.worker.messages import RowsByConfig, WorkerTask
 
@@ -23,8 +23,8 @@ FETCH_REPORTS_EVERY_SECONDS = "0.1"
 REPORT_TIMEOUT_SECONDS = 1.0
 
 
-def drive_lane(
-    lane: Lane,
+def drive_queue(
+    queue: PackQueue,
     rows: RowsByConfig,
     placement: Placement,
     storage_path: str,
@@ -35,7 +35,7 @@ def drive_lane(
     early_stopping: EarlyStoppingConfig | None = None,
     by_tune: bool = False,
 ) -> None:
-    """Train the lane's packs to their ends; their updates reach Tune one by one.
+    """Train the queue's packs to their ends; their updates reach Tune one by one.
 
     Workers that die are replaced, wherever there is room; the new ones go on from what `store` holds. With `by_tune`
     that is left to Tune. Must be called in a Tune trial.
@@ -49,7 +49,7 @@ def drive_lane(
     if placement.use_gpu:
         resources["GPU"] = 1.0
     task = WorkerTask(
-        lane=lane,
+        queue=queue,
         rows=rows,
         store=store,
         threads=placement.threads,
@@ -67,9 +67,9 @@ def drive_lane(
         ),
         torch_config=TorchConfig(backend="nccl" if placement.use_gpu else "gloo"),
         run_config=RunConfig(
-            name=lane.lane_id,
+            name=queue.queue_id,
             storage_path=storage_path,
-            # Where Tune may stop the lane, it is Tune that tries again: Train's controller would take a stop for a
+            # Where Tune may stop the queue, it is Tune that tries again: Train's controller would take a stop for a
             # failure of its workers, reserve resources for new ones, and be gone before anybody knew of these.
             failure_config=FailureConfig(max_failures=0 if by_tune else max_failures),
             # mypy sees Ray Train's first version.
@@ -111,11 +111,11 @@ class _Forward(UserCallback):
 
 
 class _FreePlaces(WorkerGroupCallback, ControllerCallback):
-    """Gives back the CPUs and GPUs of a lane's workers when its controller ends, whatever went wrong on the way.
+    """Gives back the CPUs and GPUs of a queue's workers when its controller ends, whatever went wrong on the way.
 
     Train's own controller ends its workers first, and gives nothing back where that fails: where Ray has killed the
     small processes beside them too, as it does on a machine short of memory. They would then be held until the whole
-    program ends, and the next lane would wait for ever (Ray 2.60, whose users may add to its own callbacks so).
+    program ends, and the next queue would wait for ever (Ray 2.60, whose users may add to its own callbacks so).
     """
 
     def __init__(self) -> None:
@@ -132,10 +132,10 @@ class _FreePlaces(WorkerGroupCallback, ControllerCallback):
 
 
 def _tell_address_to_cleaner() -> None:
-    """Let Train's own cleaner find this cluster, or a stopped lane keeps its CPUs and GPUs.
+    """Let Train's own cleaner find this cluster, or a stopped queue keeps its CPUs and GPUs.
 
-    It frees them once the lane's controller is gone, and asks for that at the address that the last `ray start` on this
-    machine wrote down: not this cluster, where there are two of them or where that one was killed. Ray 2.60 has no
+    It frees them once the queue's controller is gone, and asks for that at the address that the last `ray start` on
+    this machine wrote down: not this cluster, where there are two of them or where that one was killed. Ray 2.60 has no
     setting for it; what stands in this set reaches the controller, and from there the cleaner.
     """
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address

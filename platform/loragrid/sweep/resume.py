@@ -7,13 +7,13 @@ from rich.console import Console
 from loragrid.formatting import count_of
 from loragrid.planning.plan import Plan
 from loragrid.sweep.storage import spool_folder
-from loragrid.tracking.previous_run import EarlierSweep, find_earlier, identify
+from loragrid.tracking.previous_run import PreviousSweep, find_previous, identify
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.sync import sync
 from loragrid.trials.packing import group_into_packs
 
 
-def earlier_sweep(the_plan: Plan, recorder: Recorder, name: str | None, console: Console) -> EarlierSweep | None:
+def previous_sweep(the_plan: Plan, recorder: Recorder, name: str | None, console: Console) -> PreviousSweep | None:
     """The sweep to go on with, after MLflow has all that was recorded of it; None where there is none yet.
 
     A job that is started again by itself, whatever became of it the first time, wants just that.
@@ -23,8 +23,8 @@ def earlier_sweep(the_plan: Plan, recorder: Recorder, name: str | None, console:
     """
     experiment = the_plan.experiment
     sync(spool_folder(experiment), experiment.name)
-    earlier = find_earlier(experiment.name, recorder.tracking_uri, name)
-    if earlier is None:
+    previous = find_previous(experiment.name, recorder.tracking_uri, name)
+    if previous is None:
         sweep = f"sweep {name!r}" if name else "sweep"
         console.print(
             f"--resume: experiment {experiment.name!r} has no {sweep} yet: this is its first",
@@ -34,36 +34,36 @@ def earlier_sweep(the_plan: Plan, recorder: Recorder, name: str | None, console:
         )
         return None
     console.print(
-        f"{earlier.name}: {count_of(len(earlier.outcome.statuses), 'trial')} ended, {len(earlier.begun)} begun, "
-        f"{len(what_is_left(the_plan, earlier).trials)} to be trained",
+        f"{previous.name}: {count_of(len(previous.outcome.statuses), 'trial')} ended, {len(previous.begun)} begun, "
+        f"{len(remaining_plan(the_plan, previous).trials)} to be trained",
         highlight=False,
     )
-    return earlier
+    return previous
 
 
-def tell_of_earlier(the_plan: Plan, recorder: Recorder, console: Console) -> None:
+def report_previous(the_plan: Plan, recorder: Recorder, console: Console) -> None:
     """Say that a part of this was done before, where it was."""
-    earlier = find_earlier(recorder.experiment_name, recorder.tracking_uri, None, whole=False)
-    if earlier is None:
+    previous = find_previous(recorder.experiment_name, recorder.tracking_uri, None, whole=False)
+    if previous is None:
         return
-    done = [trial for trial in the_plan.trials if trial.trial_id in earlier.outcome.statuses]
-    if earlier.begun or len(done) < len(the_plan.trials):
+    done = [trial for trial in the_plan.trials if trial.trial_id in previous.outcome.statuses]
+    if previous.begun or len(done) < len(the_plan.trials):
         console.print(
-            f"{earlier.name} has ended {len(done)} of these {count_of(len(the_plan.trials), 'trial')}; all are trained "
-            "anew (--resume would train the rest)",
+            f"{previous.name} has ended {len(done)} of these {count_of(len(the_plan.trials), 'trial')}; all are "
+            "trained anew (--resume would train the rest)",
             style="yellow",
             highlight=False,
         )
 
 
-def what_is_left(the_plan: Plan, earlier: EarlierSweep, num_places: int = 1) -> Plan:
+def remaining_plan(the_plan: Plan, previous: PreviousSweep, num_places: int = 1) -> Plan:
     """The plan without the trials that have ended.
 
     Packs stay what they were, for half-trained members go on in their company; unless trials were added since: what is
     left is then packed anew, for as many places.
     """
-    trials = tuple(trial for trial in the_plan.trials if trial.trial_id not in earlier.outcome.statuses)
-    if identify(trial.trial_id for trial in the_plan.trials) != earlier.trials:
+    trials = tuple(trial for trial in the_plan.trials if trial.trial_id not in previous.outcome.statuses)
+    if identify(trial.trial_id for trial in the_plan.trials) != previous.trials:
         experiment = the_plan.experiment
         packs = group_into_packs(trials, experiment.pack, num_places, num_workers=experiment.workers.num_workers)
         return replace(the_plan, trials=trials, packs=tuple(packs))

@@ -1,4 +1,4 @@
-"""Runs an experiment: its rows tokenised, Ray connected, its lanes on Ray Tune, the record in MLflow."""
+"""Runs an experiment: its rows tokenised, Ray connected, its queues on Ray Tune, the record in MLflow."""
 
 import re
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from loragrid.planning.plan import Plan, plan
 from loragrid.planning.time_estimate import ESTIMATE_TAG, TimeEstimate, estimate_time
 from loragrid.sweep.cluster import check_placement, cluster_nodes, connected_to_ray, warn_of_slow_arithmetic
 from loragrid.sweep.progress import SweepProgress
-from loragrid.sweep.resume import earlier_sweep, tell_of_earlier, what_is_left
+from loragrid.sweep.resume import previous_sweep, remaining_plan, report_previous
 from loragrid.sweep.storage import (
     below,
     check_nodes_share,
@@ -33,8 +33,8 @@ from loragrid.sweep.storage import (
     trial_store,
 )
 from loragrid.sweep.timing_history import known_timings, recorded_start
-from loragrid.sweep.tune_runner import Rounds
-from loragrid.tracking.previous_run import RESUMED_TAG, TRIALS_TAG, EarlierSweep, identify
+from loragrid.sweep.tune_runner import TuneRunner
+from loragrid.tracking.previous_run import RESUMED_TAG, TRIALS_TAG, PreviousSweep, identify
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.store_uri import default_tracking_uri, tracking_origin
 from loragrid.trials.outcome import SweepOutcome
@@ -113,17 +113,19 @@ def run(
     tokenized = tokenize(whole_plan, console)
     recorder = open_recorder(experiment, tell)
     uri, folder = recorder.tracking_uri, local_folder(experiment)
-    earlier = earlier_sweep(whole_plan, recorder, name, console) if resume else None
+    previous = previous_sweep(whole_plan, recorder, name, console) if resume else None
     if not resume:
-        tell_of_earlier(whole_plan, recorder, console)
-    name = earlier.name if earlier else name or recorder.next_sweep_name()
-    if earlier and not what_is_left(whole_plan, earlier).trials:
-        if not (earlier.is_finished or earlier.begun):  # the driver was killed between the last trial's end and its own
+        report_previous(whole_plan, recorder, console)
+    name = previous.name if previous else name or recorder.next_sweep_name()
+    if previous and not remaining_plan(whole_plan, previous).trials:
+        if not (
+            previous.is_finished or previous.begun
+        ):  # the driver was killed between the last trial's end and its own
             recorder.resume_sweep(name, {})
-            recorder.end_sweep("FAILED" if "FAILED" in earlier.outcome.statuses.values() else "FINISHED")
-            trial_store(experiment, name).delete(earlier.outcome.statuses)
+            recorder.end_sweep("FAILED" if "FAILED" in previous.outcome.statuses.values() else "FINISHED")
+            trial_store(experiment, name).delete(previous.outcome.statuses)
         report = leave_report(experiment.name, uri, name, folder, tell)
-        return SweepResult(plan=whole_plan, name=name, tracking_uri=uri, outcome=earlier.outcome, report=report)
+        return SweepResult(plan=whole_plan, name=name, tracking_uri=uri, outcome=previous.outcome, report=report)
     store = trial_store(experiment, name)
     with connected_to_ray(address) as is_local:
         placement = place(experiment.workers, cluster_nodes())
@@ -135,17 +137,17 @@ def run(
                 whole_plan.trials, experiment.pack, placement.num_packs, num_workers=placement.num_workers
             )
             whole_plan = replace(whole_plan, packs=tuple(packs))
-        the_plan = what_is_left(whole_plan, earlier, placement.num_packs) if earlier else whole_plan
-        open_sweep(recorder, store, name, whole_plan, earlier)
-        if is_local and earlier is None:
+        the_plan = remaining_plan(whole_plan, previous, placement.num_packs) if previous else whole_plan
+        open_sweep(recorder, store, name, whole_plan, previous)
+        if is_local and previous is None:
             record_estimate(
                 recorder,
                 estimate_time(the_plan, placement, known_timings(the_plan, placement), recorded_start(the_plan)),
             )
         rows = {key: ray.put(data) for key, data in tokenized.items()}
         with SweepProgress(len(whole_plan.trials), console) as progress:
-            progress.ended_before(earlier.outcome.statuses if earlier else ())
-            rounds = Rounds(
+            progress.ended_before(previous.outcome.statuses if previous else ())
+            rounds = TuneRunner(
                 the_plan,
                 rows,
                 placement,
@@ -154,7 +156,7 @@ def run(
                 name,
                 below(storage_uri(experiment), "ray"),
                 progress,
-                earlier,
+                previous,
             )
             outcome = rounds.run()
     waiting = None if recorder.is_delivered else spool_folder(experiment) / name
@@ -171,19 +173,19 @@ def run(
 
 
 def open_sweep(
-    recorder: Recorder, store: TrialStore, name: str, whole_plan: Plan, earlier: EarlierSweep | None
+    recorder: Recorder, store: TrialStore, name: str, whole_plan: Plan, previous: PreviousSweep | None
 ) -> None:
     """Open the sweep's run, for the first time or again, and forget the states of trials that will not go on."""
     trial_ids = {trial.trial_id for trial in whole_plan.trials}
     tags = {TRIALS_TAG: identify(trial_ids)}
-    if earlier is None:
+    if previous is None:
         experiment = whole_plan.experiment
         recorder.start_sweep(name, sweep_parameters(experiment), {QUESTION_TAG: experiment.question, **tags})
         keep_experiment(recorder, experiment)
         store.delete(trial_ids)
     else:
-        recorder.resume_sweep(name, {RESUMED_TAG: str(earlier.num_resumed + 1), **tags})
-        store.delete(earlier.outcome.statuses)  # the driver may have been killed before it did
+        recorder.resume_sweep(name, {RESUMED_TAG: str(previous.num_resumed + 1), **tags})
+        store.delete(previous.outcome.statuses)  # the driver may have been killed before it did
         store.reopen(trial_ids)
         keep_experiment(recorder, whole_plan.experiment)  # it may have grown
 

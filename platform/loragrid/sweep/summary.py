@@ -30,37 +30,37 @@ START_METRIC = "sweep/start_seconds"
 
 
 class SweepCost:
-    """Adds up what a sweep takes: wall-clock seconds, and those for which its lanes hold GPUs."""
+    """Adds up what a sweep takes: wall-clock seconds, and those for which its queues hold GPUs."""
 
-    def __init__(self, gpus_per_lane: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._gpus_per_lane = clock, gpus_per_lane
+    def __init__(self, gpus_per_queue: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._gpus_per_queue = clock, gpus_per_queue
         self._start = clock()
-        self._lanes: dict[str, float] = {}
+        self._queues: dict[str, float] = {}
         self._gpu_seconds = 0.0
         self._first_word: float | None = None
 
-    def lane_started(self, lane: str) -> None:
-        """A lane asks for its workers; more than one call does nothing."""
-        self._lanes.setdefault(lane, self._clock())
+    def queue_started(self, queue: str) -> None:
+        """A queue asks for its workers; more than one call does nothing."""
+        self._queues.setdefault(queue, self._clock())
 
-    def lane_spoke(self, lane: str) -> None:
-        """A lane's workers have said something; only the first word of the first lane counts."""
-        if self._first_word is None and lane in self._lanes:
-            self._first_word = self._clock() - self._lanes[lane]
+    def queue_spoke(self, queue: str) -> None:
+        """A queue's workers have said something; only the first word of the first queue counts."""
+        if self._first_word is None and queue in self._queues:
+            self._first_word = self._clock() - self._queues[queue]
 
-    def lane_ended(self, lane: str) -> None:
-        """A lane has given its workers back."""
-        if lane in self._lanes:
-            self._gpu_seconds += self._gpus_per_lane * (self._clock() - self._lanes.pop(lane))
+    def queue_ended(self, queue: str) -> None:
+        """A queue has given its workers back."""
+        if queue in self._queues:
+            self._gpu_seconds += self._gpus_per_queue * (self._clock() - self._queues.pop(queue))
 
     def metrics(self) -> dict[str, float]:
-        """By metric key; lanes that have not ended count up to now."""
+        """By metric key; queues that have not ended count up to now."""
         now = self._clock()
-        running = self._gpus_per_lane * sum(now - start for start in self._lanes.values())
+        running = self._gpus_per_queue * sum(now - start for start in self._queues.values())
         found = {"sweep/wall_seconds": now - self._start}
         if self._first_word is not None:
             found[START_METRIC] = self._first_word
-        return found | ({"sweep/gpu_seconds": self._gpu_seconds + running} if self._gpus_per_lane else {})
+        return found | ({"sweep/gpu_seconds": self._gpu_seconds + running} if self._gpus_per_queue else {})
 
 
 def record_summary(recorder: Recorder, sweep: str, cost: SweepCost) -> pd.DataFrame | None:

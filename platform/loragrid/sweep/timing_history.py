@@ -57,7 +57,7 @@ def device_here(placement: Placement) -> str:
 
 
 def recorded_start(plan: Plan) -> float | None:
-    """Seconds from a lane's start to its workers' first word in the latest sweep of the plan's store; None: not known.
+    """Seconds from a queue's start to its workers' first word in the latest sweep of the plan's store; None: not known.
 
     Ray, the workers' processes and their imports; it hardly depends on what is trained.
     """

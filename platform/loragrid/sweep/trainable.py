@@ -13,12 +13,12 @@ from loragrid.models.loading import load_tokenizer
 from loragrid.planning.placement import place
 from loragrid.sweep.callback import RecordingCallback
 from loragrid.sweep.cluster import cluster_nodes
-from loragrid.sweep.ray_trainer import drive_lane
+from loragrid.sweep.ray_trainer import drive_queue
 from loragrid.sweep.run import open_recorder, sweep_parameters
 from loragrid.sweep.storage import below, storage_uri, trial_store
 from loragrid.sweep.tune_runner import lightweight
 from loragrid.trials.expand import trial_from_axes
-from loragrid.trials.packing import Lane, Pack
+from loragrid.trials.packing import Pack, PackQueue
 from loragrid.trials.tags import QUESTION_TAG
 from loragrid.worker.environment import environment_tags
 
@@ -42,11 +42,11 @@ def trainable(experiment: Experiment) -> Callable[[dict[str, Any]], None]:
     store = trial_store(experiment, experiment.name)
 
     def train_point(config: dict[str, Any]) -> None:
-        lane = lane_at(experiment, config, tune.get_context().get_trial_id())
-        trial = lane.trials[0]
+        queue = queue_at(experiment, config, tune.get_context().get_trial_id())
+        trial = queue.trials[0]
         data = load_data(trial.data, trial.model, load_tokenizer(trial.model))
-        drive_lane(
-            lane,
+        drive_queue(
+            queue,
             {(trial.model, trial.data): ray.put(data)},
             place(experiment.workers, cluster_nodes()),
             storage,
@@ -58,12 +58,12 @@ def trainable(experiment: Experiment) -> Callable[[dict[str, Any]], None]:
     return lightweight(train_point)  # type: ignore[no-any-return]
 
 
-def lane_at(experiment: Experiment, axes: Mapping[str, Any], tune_trial_id: str) -> Lane:
-    """A lane of the one trial at a point; a searcher may come to a point twice, so Tune's id is part of the trial's."""
+def queue_at(experiment: Experiment, axes: Mapping[str, Any], tune_trial_id: str) -> PackQueue:
+    """A queue of the one trial at a point; a searcher may visit a point twice, so Tune's id is part of the trial's."""
     trial = trial_from_axes(experiment, axes)
     trial_id = f"{trial.trial_id}-{tune_trial_id}"
     pack = Pack(pack_id=trial_id, trials=(replace(trial, trial_id=trial_id),))
-    return Lane(lane_id=trial_id, packs=(pack,))
+    return PackQueue(queue_id=trial_id, packs=(pack,))
 
 
 def recording(experiment: Experiment, name: str | None = None) -> RecordingCallback:
@@ -75,6 +75,6 @@ def recording(experiment: Experiment, name: str | None = None) -> RecordingCallb
     return RecordingCallback(
         recorder,
         trial_store(experiment, experiment.name),
-        lambda config, tune_trial_id: lane_at(experiment, config, tune_trial_id),
+        lambda config, tune_trial_id: queue_at(experiment, config, tune_trial_id),
         environment_tags(),
     )

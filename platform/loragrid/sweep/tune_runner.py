@@ -1,4 +1,4 @@
-"""Runs lanes as Tune trials, as many at once as the cluster holds; what a lane that failed had not begun runs again."""
+"""Runs queues as Tune trials, as many at once as the cluster holds; packs that a failed queue left run again."""
 
 import itertools
 import logging
@@ -18,29 +18,29 @@ from loragrid.sweep.callback import RecordingCallback
 from loragrid.sweep.progress import SweepProgress
 from loragrid.sweep.queue_failure import describe_failure
 from loragrid.sweep.ray_processes import own_ray_processes
-from loragrid.sweep.ray_trainer import drive_lane
+from loragrid.sweep.ray_trainer import drive_queue
 from loragrid.sweep.signals import SweepInterrupted, ended_by_signals
 from loragrid.sweep.storage import below
 from loragrid.sweep.summary import SweepCost
-from loragrid.tracking.previous_run import EarlierSweep
+from loragrid.tracking.previous_run import PreviousSweep
 from loragrid.tracking.recorder import Recorder
 from loragrid.trials.expand import expand
 from loragrid.trials.outcome import SweepOutcome
-from loragrid.trials.packing import Lane, Pack, assign_lanes
+from loragrid.trials.packing import Pack, PackQueue, assign_queues
 from loragrid.worker.checkpoints import TrialStore
 from loragrid.worker.environment import environment_tags
-from loragrid.worker.messages import LaneFailure, RowsByConfig
+from loragrid.worker.messages import QueueFailure, RowsByConfig
 
 # What a Tune trial's process was seen to hold: Ray, torch and transformers imported, nothing loaded.
 TUNE_TRIAL_BYTES = 500 * 2**20
-# How often the process that drives a lane may be lost, mostly with its node, before the lane is given up.
+# How often the process that drives a queue may be lost, mostly with its node, before the queue is given up.
 MAX_LOST_DRIVERS = 3
 # No way is known to come to this; a sweep that came to it must not pass for a finished one.
-NEVER_BEGUN = LaneFailure(reason="Ray Tune has ended without starting a process for this trial", traceback="")
+NEVER_BEGUN = QueueFailure(reason="Ray Tune has ended without starting a process for this trial", traceback="")
 
 
-class Rounds:
-    """Assigns the plan's packs to lanes and tunes over those; packs that a failed lane had not begun come again."""
+class TuneRunner:
+    """Assigns the plan's packs to queues and tunes over those; packs that a failed queue had not begun come again."""
 
     def __init__(
         self,
@@ -52,26 +52,26 @@ class Rounds:
         name: str,
         storage: str,
         progress: SweepProgress,
-        earlier: EarlierSweep | None = None,
+        previous: PreviousSweep | None = None,
     ) -> None:
         self.plan, self.rows, self.placement = the_plan, rows, placement
         self.storage, self.name, self.store = storage, name, store
         # Tune and Train would take up what lies under an equal name, and they know nothing of changed packs.
-        self.tune_name = name if earlier is None else f"{name}.resumed-{earlier.num_resumed + 1}"
-        self.lanes: dict[str, Lane] = {}
+        self.tune_name = name if previous is None else f"{name}.resumed-{previous.num_resumed + 1}"
+        self.queues: dict[str, PackQueue] = {}
         self.callback = RecordingCallback(
             recorder,
             store,
-            lambda config, _: self.lanes[config["lane"]],
+            lambda config, _: self.queues[config["queue"]],
             environment_tags(),
             progress,
-            several_rounds=True,
-            earlier=earlier,
+            several_runs=True,
+            previous=previous,
             cost=SweepCost(placement.num_workers if placement.use_gpu else 0),
         )
 
     def run(self) -> SweepOutcome:
-        """Every pack to its end; a lane that fails has begun at least one, so that the rounds come to an end.
+        """Every pack to its end; a queue that fails has begun at least one, so that the rounds come to an end.
 
         Raises:
             SweepInterrupted: SIGINT or SIGTERM has come; what was open is recorded as KILLED.
@@ -79,7 +79,7 @@ class Rounds:
         own_ray = own_ray_processes()
         with ended_by_signals(own_ray) as signals:
             try:
-                self._run_rounds(signals)
+                self._run_all(signals)
             except KeyboardInterrupt:
                 if not signals:
                     raise
@@ -90,21 +90,21 @@ class Rounds:
             raise SweepInterrupted(self.name, signals[0])
         return self.callback.outcome
 
-    def _run_rounds(self, signals: Sequence[int]) -> None:
+    def _run_all(self, signals: Sequence[int]) -> None:
         waiting: list[Pack] = list(self.plan.packs)
         for number in itertools.count():
-            lanes = assign_lanes(waiting, self._num_lanes(len(waiting)), first=len(self.lanes))
-            self.lanes |= {lane.lane_id: lane for lane in lanes}
-            self._tune(lanes, number)
+            queues = assign_queues(waiting, self._num_queues(len(waiting)), first=len(self.queues))
+            self.queues |= {queue.queue_id: queue for queue in queues}
+            self._tune(queues, number)
             if signals:
                 return
-            waiting = self.callback.left_by_failed_lanes()
+            waiting = self.callback.left_by_failed_queues()
             if not waiting:
                 break
         self.callback.fail_unbegun(self.plan.packs, NEVER_BEGUN)
 
-    def _num_lanes(self, num_packs: int) -> int:
-        """As many lanes as the cluster has places; one per pack where a pack must not wait for another's workers.
+    def _num_queues(self, num_packs: int) -> int:
+        """As many queues as the cluster has places; one per pack where a pack must not wait for another's workers.
 
         Trials that must train alone want processes of their own, several workers cannot go on after one's failure, and
         a cluster without a place yet will grow by nobody knows how many.
@@ -112,16 +112,16 @@ class Rounds:
         alone = self.plan.experiment.pack.max_members == 1 or self.placement.num_workers > 1
         return num_packs if alone else self.placement.num_packs or num_packs
 
-    def _tune(self, lanes: Sequence[Lane], number: int) -> None:
+    def _tune(self, queues: Sequence[PackQueue], number: int) -> None:
         experiment, placement, storage = self.plan.experiment, self.placement, below(self.storage, self.tune_name)
         store = self.store
         early_stopping = experiment.early_stopping
         by_tune = early_stopping is not None and experiment.pack.max_members == 1
 
-        def train_lane(config: dict[str, Any], lanes: Mapping[str, Lane], rows: RowsByConfig) -> None:
+        def train_queue(config: dict[str, Any], queues: Mapping[str, PackQueue], rows: RowsByConfig) -> None:
             try:
-                drive_lane(
-                    lanes[config["lane"]],
+                drive_queue(
+                    queues[config["queue"]],
                     rows,
                     placement,
                     storage,
@@ -141,9 +141,11 @@ class Rounds:
         with quiet_tune():
             tune.Tuner(
                 lightweight(
-                    tune.with_parameters(train_lane, lanes={lane.lane_id: lane for lane in lanes}, rows=self.rows)
+                    tune.with_parameters(
+                        train_queue, queues={queue.queue_id: queue for queue in queues}, rows=self.rows
+                    )
                 ),
-                param_space={"lane": tune.grid_search([lane.lane_id for lane in lanes])},
+                param_space={"queue": tune.grid_search([queue.queue_id for queue in queues])},
                 tune_config=tune.TuneConfig(
                     max_concurrent_trials=max(1, placement.num_packs),
                     scheduler=asha(experiment) if by_tune else None,

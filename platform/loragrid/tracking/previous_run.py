@@ -17,7 +17,7 @@ RESUMED_TAG = "loragrid.resumed"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EarlierTrial:
+class PreviousTrial:
     """What MLflow holds of a trial that did not come to its end, and is gone on with.
 
     last_step: -1 where no step is recorded. eval_losses: as records. figures: the keys of what it has once.
@@ -31,7 +31,7 @@ class EarlierTrial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EarlierSweep:
+class PreviousSweep:
     """A sweep that was run before; `outcome` holds the trials that need not be trained again, `begun` the others.
 
     trials: what identifies all the trials that it was to train. num_resumed: how often it was taken up again.
@@ -42,7 +42,7 @@ class EarlierSweep:
     num_resumed: int
     is_finished: bool
     outcome: SweepOutcome
-    begun: Mapping[str, EarlierTrial]
+    begun: Mapping[str, PreviousTrial]
 
 
 def identify(trial_ids: Iterable[str]) -> str:
@@ -50,9 +50,9 @@ def identify(trial_ids: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(trial_ids)).encode()).hexdigest()
 
 
-def find_earlier(
+def find_previous(
     experiment_name: str, tracking_uri: str, sweep: str | None, *, whole: bool = True
-) -> EarlierSweep | None:
+) -> PreviousSweep | None:
     """The latest sweep of an experiment, or the one of that name; None where there is none.
 
     Without `whole`, the curves of unfinished trials are not read.
@@ -76,7 +76,7 @@ def find_earlier(
             else:
                 begun[trial_id] = _read(client, run) if whole else _NOTHING
         tags = parent.data.tags
-        return EarlierSweep(
+        return PreviousSweep(
             name=_name(parent),
             trials=tags.get(TRIALS_TAG, ""),
             num_resumed=int(tags.get(RESUMED_TAG, "0")),
@@ -86,7 +86,7 @@ def find_earlier(
         )
 
 
-_NOTHING = EarlierTrial(last_step=-1, eval_losses=[], figures=frozenset())
+_NOTHING = PreviousTrial(last_step=-1, eval_losses=[], figures=frozenset())
 
 
 def _name(parent: Run) -> str:
@@ -94,13 +94,13 @@ def _name(parent: Run) -> str:
     return parent.data.tags.get(SWEEP_TAG, str(parent.info.run_name))
 
 
-def _read(client: MlflowClient, run: Run) -> EarlierTrial:
+def _read(client: MlflowClient, run: Run) -> PreviousTrial:
     if run.data.tags.get(REASON_TAG, "").startswith(INVARIANT_VIOLATED):
         # It begins anew, and what it says then takes the place of its spoiled curve: of a step the last value counts.
         return replace(_NOTHING, tags=dict(run.data.tags))
     curves = {key: client.get_metric_history(run.info.run_id, key) for key in ("train/loss", "eval/loss")}
     steps = [point.step for points in curves.values() for point in points]
-    return EarlierTrial(
+    return PreviousTrial(
         last_step=max(steps, default=-1),
         eval_losses=[{"step": point.step, "eval/loss": point.value} for point in curves["eval/loss"]],
         figures=frozenset(key for key in run.data.metrics if not key.startswith(("train/", "eval/"))),

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from loragrid.training.step import Batch, ComputeStep, PackModel, StepResult, SumOverWorkers
 
 
-class SavedBytes:
+class ActivationBytes:
     """Takes the steps as `compute` does, and counts what those for which `is_due` (steps from 1 on) keep for backward.
 
     Batches have static shapes, so every step keeps as much as the first, unless the graph itself has changed: a

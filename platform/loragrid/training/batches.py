@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from loragrid.data.dataset import IGNORED, TokenizedData, TokenRows, batch_indices
-from loragrid.training.chunks import Portions
+from loragrid.training.chunks import Chunks
 from loragrid.training.step import Batch
 
 ROWS_TAG = "loragrid.scoring.rows_at_once"
@@ -17,7 +17,7 @@ class PackBatches:
     """The batches of the members with the given seeds; members of one seed see the same rows.
 
     A training batch holds all rows of a step that are this worker's, an evaluation batch as many of each member as a
-    portion of `scoring`. `answering`: the prompts that are answered at once, which need not be as few.
+    chunk of `scoring`. `answering`: the prompts that are answered at once, which need not be as few.
     """
 
     def __init__(
@@ -36,10 +36,10 @@ class PackBatches:
         self.data, self.seeds, self.batch_size = data, list(seeds), batch_size
         self.worker, self.num_workers = worker, num_workers
         place = {"worker": worker, "num_workers": num_workers}
-        self.scoring = Portions(micro_batch_size or batch_size // num_workers, **place, tag=ROWS_TAG)
+        self.scoring = Chunks(micro_batch_size or batch_size // num_workers, **place, tag=ROWS_TAG)
         self.answering = self.scoring
         if prompts_at_once is not None and prompts_at_once > self.scoring.size:
-            self.answering = Portions(prompts_at_once, **place, tag=PROMPTS_TAG)
+            self.answering = Chunks(prompts_at_once, **place, tag=PROMPTS_TAG)
         self.device = torch.device(device)
         self.num_eval_labels = int((data.evaluation.label_targets != IGNORED).sum())
         self._evaluation: dict[int, list[Batch]] = {}

@@ -3,11 +3,11 @@
 import math
 
 
-class Portions:
-    """This worker's share of rows, in portions of at most `size` rows of each member, until `halve`.
+class Chunks:
+    """This worker's share of rows, in chunks of at most `size` rows of each member, until `halve`.
 
     Workers take turns, each as long as the rows that it was to score at once: whoever then scores fewer, every row
-    stays one worker's. In every turn there is a portion, for where the base is sharded all workers take part in every
+    stays one worker's. In every turn there is a chunk, for where the base is sharded all workers take part in every
     forward.
     """
 
@@ -25,7 +25,7 @@ class Portions:
         self.tags = {self._tag: str(self.size), f"{self._tag}.reason": reason}
 
     def starts(self, num_rows: int) -> list[int]:
-        """Where this worker's portions of so many rows begin."""
+        """Where this worker's chunks of so many rows begin."""
         turn = self._turn
         num_rounds = math.ceil(num_rows / (turn * self._num_workers))
         turns = range(self._worker * turn, num_rounds * self._num_workers * turn, self._num_workers * turn)

@@ -9,21 +9,21 @@ from torch import Tensor
 from loragrid.data.dataset import TokenRows
 from loragrid.models.sharding import is_sharded
 from loragrid.training.batches import PackBatches
-from loragrid.training.chunks import Portions
+from loragrid.training.chunks import Chunks
 from loragrid.training.failure import Failure, is_out_of_memory
 from loragrid.training.meters import free_unused_memory
 from loragrid.training.step import Batch, PackModel, SumOverWorkers
 
 
-def score_in_portions(model: PackModel, portions: Portions, score: Callable[[], Tensor]) -> Tensor:
+def score_in_chunks(model: PackModel, chunks: Chunks, score: Callable[[], Tensor]) -> Tensor:
     """What `score` gives of this worker's rows; as often as the memory does not do for it, from half as many at once.
 
-    So a trial that has been trained is scored, too: results are equal, up to the rounding of sums over other portions.
-    Smaller `portions` stay for all that is scored in them from then on. `score` must call no other worker, so that
+    So a trial that has been trained is scored, too: results are equal, up to the rounding of sums over other chunks.
+    Smaller `chunks` stay for all that is scored in them from then on. `score` must call no other worker, so that
     each may go its own way. Raises what `score` does: for want of memory once it has a single row of each member at
     once; of a sharded base at once, for all workers take part in every forward, and the one without memory is missing.
     """
-    while portions.size > 1 and not is_sharded(model.base):
+    while chunks.size > 1 and not is_sharded(model.base):
         try:
             return score()
         except Exception as error:
@@ -32,7 +32,7 @@ def score_in_portions(model: PackModel, portions: Portions, score: Callable[[], 
             reason = Failure.of(error).reason
         # Only here, where the exception and the frames it held are gone, is the memory free.
         free_unused_memory(model.active.device)
-        portions.halve(reason)
+        chunks.halve(reason)
     return score()
 
 
@@ -40,7 +40,7 @@ def evaluate(
     model: PackModel, batches: PackBatches, sum_over_workers: SumOverWorkers, *, frozen: bool = False
 ) -> Tensor:
     """The mean loss over the evaluation rows, (M,); (1,) of the bare base with `frozen`."""
-    total = score_in_portions(model, batches.scoring, lambda: summed_losses(model, batches, frozen=frozen))
+    total = score_in_chunks(model, batches.scoring, lambda: summed_losses(model, batches, frozen=frozen))
     sum_over_workers(total)
     return total / batches.num_eval_labels
 
@@ -78,7 +78,7 @@ def score_rows_alone(
 
     (1, N) of the bare base with `frozen`.
     """
-    scores = score_in_portions(model, batches.scoring, lambda: _row_losses(model, batches, rows, frozen))
+    scores = score_in_chunks(model, batches.scoring, lambda: _row_losses(model, batches, rows, frozen))
     sum_over_workers(scores)
     return scores
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from loragrid.training.activation_bytes import SavedBytes
+from loragrid.training.activation_bytes import ActivationBytes
 from loragrid.training.step import PackModel, SumOverWorkers, one_worker
 from loragrid.training.trainable_set import base_trains, base_weights, set_differences
 from loragrid.trials.outcome import INVARIANT_VIOLATED
@@ -88,7 +88,7 @@ class InvariantChecks:
             sums = {name: base[name] for name in sums}
         self._sums = torch.cat([*sums.values(), *self._stack_sums(), self._nothing()])
 
-    def check(self, saved: SavedBytes | None = None) -> dict[int, str]:
+    def check(self, saved: ActivationBytes | None = None) -> dict[int, str]:
         """Compare; gives the members for whom alone something is violated, with what that is, each member once.
 
         `saved` has counted what the step before kept for backward.

@@ -138,7 +138,7 @@ def bytes_of(tensors: Iterable[Tensor]) -> int:
 
 
 @contextmanager
-def count_saved_bytes(model: nn.Module) -> Iterator[list[int]]:
+def count_activation_bytes(model: nn.Module) -> Iterator[list[int]]:
     """Within, count the bytes that autograd keeps for backward; the list's one entry is the exact sum at the end.
 
     A storage kept by several operations counts once; weights and buffers of `model`, which live anyway, do not count.

@@ -69,7 +69,7 @@ SWEEP_METRICS: dict[str, str] = {
     "sweep/best_eval_loss": "its final evaluation loss, by which it is best where the task has no accuracy",
     "sweep/best_test_loss": "its loss on the test rows",
     "sweep/wall_seconds": "from the start of Ray's trials to the end of the last, over all resumptions",
-    "sweep/start_seconds": "from the start of the first lane to its workers' first word: Ray, processes, imports",
+    "sweep/start_seconds": "from the start of the first queue to its workers' first word: Ray, processes, imports",
     "sweep/gpu_seconds": "seconds for which the sweep held GPUs, times their number",
     "sweep/estimated_seconds": "what the sweep was expected to take; `loragrid plan` says what that leaves out",
 }

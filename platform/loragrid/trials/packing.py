@@ -29,10 +29,10 @@ class Pack:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lane:
+class PackQueue:
     """Packs that one set of workers trains one after another: one Tune trial, one `TorchTrainer`."""
 
-    lane_id: str
+    queue_id: str
     packs: tuple[Pack, ...]
 
     @property
@@ -72,10 +72,10 @@ def cut_evenly(trials: Sequence[Trial], most: int, *, num_places: int = 1) -> li
     return [tuple(ordered[start:end]) for start, end in itertools.pairwise([0, *cuts])]
 
 
-def assign_lanes(packs: Sequence[Pack], num_places: int, *, first: int = 0) -> list[Lane]:
-    """The packs as `num_places` lanes of nearly equal work, those that share a base in a row; ids count from `first`.
+def assign_queues(packs: Sequence[Pack], num_places: int, *, first: int = 0) -> list[PackQueue]:
+    """The packs as `num_places` queues of nearly equal work, those that share a base in a row; ids count from `first`.
 
-    Work is counted in rows times steps. With as many places as packs, every pack has a lane of its own.
+    Work is counted in rows times steps. With as many places as packs, every pack has a queue of its own.
     """
     loads = [0] * max(1, min(num_places, len(packs)))
     chosen: list[list[Pack]] = [[] for _ in loads]
@@ -83,11 +83,11 @@ def assign_lanes(packs: Sequence[Pack], num_places: int, *, first: int = 0) -> l
         lightest = loads.index(min(loads))
         loads[lightest] += _work(pack)
         chosen[lightest].append(pack)
-    in_order = [sorted(lane, key=lambda pack: pack.pack_id) for lane in chosen]
+    in_order = [sorted(queue, key=lambda pack: pack.pack_id) for queue in chosen]
     return [
-        Lane(lane_id=lane[0].pack_id if len(lane) == 1 else f"lane-{first + index}", packs=tuple(lane))
-        for index, lane in enumerate(in_order)
-        if lane
+        PackQueue(queue_id=queue[0].pack_id if len(queue) == 1 else f"queue-{first + index}", packs=tuple(queue))
+        for index, queue in enumerate(in_order)
+        if queue
     ]
 
 

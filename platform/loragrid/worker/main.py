@@ -1,4 +1,4 @@
-"""What one training process of a lane does: its packs, reported through Ray Train."""
+"""What one training process of a queue does: its packs, reported through Ray Train."""
 
 import warnings
 from functools import lru_cache
@@ -12,8 +12,8 @@ from loragrid.data.dataset import TokenizedData
 from loragrid.training.determinism import compute_deterministically
 from loragrid.worker.messages import PackUpdate, WorkerTask
 from loragrid.worker.pack_trainer import PackTrainer
-from loragrid.worker.queue import run_lane
-from loragrid.worker.recovery import take_over, what_is_left
+from loragrid.worker.queue import run_queue
+from loragrid.worker.recovery import left_behind, recover
 from loragrid.worker.worker_tags import WorkerEnvironment
 
 LOSSES = {"train_loss": "train/loss", "eval_loss": "eval/loss"}
@@ -21,7 +21,7 @@ LOSSES = {"train_loss": "train/loss", "eval_loss": "eval/loss"}
 
 
 def run_worker(task: WorkerTask) -> None:
-    """Train the lane's trials in this process, together with the lane's other workers."""
+    """Train the queue's trials in this process, together with the queue's other workers."""
     torch.set_num_threads(task.threads)
     if task.engine.deterministic:
         compute_deterministically()
@@ -30,7 +30,7 @@ def run_worker(task: WorkerTask) -> None:
     context = ray.train.get_context()
     worker, num_workers = context.get_world_rank(), context.get_world_size()
 
-    @lru_cache(maxsize=1)  # a lane's packs mostly share their rows, and every fetch would copy them
+    @lru_cache(maxsize=1)  # a queue's packs mostly share their rows, and every fetch would copy them
     def rows_of(model: ModelConfig, data: DataConfig) -> TokenizedData:
         rows: TokenizedData = ray.get(task.rows[(model, data)])
         return rows
@@ -49,8 +49,8 @@ def run_worker(task: WorkerTask) -> None:
         isolate_failures=num_workers == 1 and not task.by_tune,
         describe=WorkerEnvironment(device, num_workers, shard=task.shard) if worker == 0 else lambda trial, rows: {},
     )
-    take_over(trainer, task.lane, what_is_left(task.lane, task.store, worker, num_workers))
-    run_lane(task.lane.packs, trainer, None if task.by_tune else task.early_stopping)
+    recover(trainer, task.queue, left_behind(task.queue, task.store, worker, num_workers))
+    run_queue(task.queue.packs, trainer, None if task.by_tune else task.early_stopping)
 
 
 class _RayReporter:

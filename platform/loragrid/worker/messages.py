@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from loragrid.config.experiment import DataConfig, EarlyStoppingConfig, EngineConfig, ModelConfig
 from loragrid.trials.outcome import TrialEnd
-from loragrid.trials.packing import Lane, Pack
+from loragrid.trials.packing import Pack, PackQueue
 from loragrid.trials.tags import SPLIT_TAG
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class WorkerTask:
     shard: every worker holds its share of the base.
     """
 
-    lane: Lane
+    queue: PackQueue
     rows: RowsByConfig
     store: "TrialStore"
     threads: int
@@ -39,8 +39,8 @@ class WorkerTask:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LaneFailure:
-    """Why a lane's workers were given up: in one line, and in full."""
+class QueueFailure:
+    """Why a queue's workers were given up: in one line, and in full."""
 
     reason: str
     traceback: str
@@ -49,7 +49,7 @@ class LaneFailure:
 
 @dataclass(frozen=True, kw_only=True)
 class PackUpdate:
-    """What a lane tells the sweep's driver of the pack it is training; every mapping is keyed by trial id.
+    """What a queue tells the sweep's driver of the pack it is training; every mapping is keyed by trial id.
 
     steps: where this pack's training ends. done: this was the pack's last update.
     """
@@ -65,22 +65,22 @@ class PackUpdate:
     ended: Mapping[str, TrialEnd] = field(default_factory=dict)
     done: bool = False
 
-    def after(self, earlier: "PackUpdate") -> "PackUpdate":
+    def after(self, previous: "PackUpdate") -> "PackUpdate":
         """This update and what an earlier one of the same pack had to say, as one."""
         records = {
-            trial_id: [*earlier.records.get(trial_id, []), *self.records.get(trial_id, [])]
-            for trial_id in {**earlier.records, **self.records}
+            trial_id: [*previous.records.get(trial_id, []), *self.records.get(trial_id, [])]
+            for trial_id in {**previous.records, **self.records}
         }
         tags = {
-            trial_id: {**earlier.tags.get(trial_id, {}), **self.tags.get(trial_id, {})}
-            for trial_id in {**earlier.tags, **self.tags}
+            trial_id: {**previous.tags.get(trial_id, {}), **self.tags.get(trial_id, {})}
+            for trial_id in {**previous.tags, **self.tags}
         }
         return replace(
             self,
             records=records,
-            figures={**earlier.figures, **self.figures},
+            figures={**previous.figures, **self.figures},
             tags=tags,
-            ended={**earlier.ended, **self.ended},
+            ended={**previous.ended, **self.ended},
         )
 
 

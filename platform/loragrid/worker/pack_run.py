@@ -8,7 +8,7 @@ from loragrid.evaluation.pack_scoring import PackScoring
 from loragrid.evaluation.row_scores import RowScores
 from loragrid.models.sharding import is_sharded
 from loragrid.planning.memory_estimate import MemoryEstimate
-from loragrid.training.activation_bytes import SavedBytes
+from loragrid.training.activation_bytes import ActivationBytes
 from loragrid.training.batches import PackBatches
 from loragrid.training.cuda_graphs import Engine
 from loragrid.training.invariants import InvariantChecks
@@ -53,7 +53,7 @@ class PackRun:
         )
         saved = None
         if self.checks is not None and self.engine.choice.mode == "eager" and not is_sharded(self.model.base):
-            saved = SavedBytes(self.engine, lambda step: settings.check_is_due(step, first))
+            saved = ActivationBytes(self.engine, lambda step: settings.check_is_due(step, first))
         reports.phase(self.pack, "training")
         train(
             self.model,
@@ -75,7 +75,7 @@ class PackRun:
         if report.checkpoint_due or self.open_trials.are_due_to_be_saved:
             self._save_members()
 
-    def _check(self, saved: SavedBytes | None) -> None:
+    def _check(self, saved: ActivationBytes | None) -> None:
         """Members in whose own tensors something is violated end here; the others do not notice."""
         assert self.checks is not None
         for member, reason in self.checks.check(saved).items():

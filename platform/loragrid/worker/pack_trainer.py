@@ -26,9 +26,9 @@ from loragrid.trials.packing import Pack
 from loragrid.trials.trial import Trial
 from loragrid.worker.checkpoints import SavedTrial, TrialStore
 from loragrid.worker.pack_run import PackRun
-from loragrid.worker.process_group import Workplace
+from loragrid.worker.process_group import ProcessGroup
 from loragrid.worker.reporter import PackReports, SendUpdate
-from loragrid.worker.resident_base import WarmBase
+from loragrid.worker.resident_base import ResidentBase
 from loragrid.worker.solo_figures import SoloFigures
 from loragrid.worker.trial_states import OpenTrials
 
@@ -62,13 +62,15 @@ class PackTrainer:
         describe: Callable[[Trial, TokenizedData], Mapping[str, str]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.place = Workplace(device=device, worker=worker, num_workers=num_workers, isolate_failures=isolate_failures)
+        self.place = ProcessGroup(
+            device=device, worker=worker, num_workers=num_workers, isolate_failures=isolate_failures
+        )
         self.reports = PackReports(send, clock=clock)
         self._open_trials = OpenTrials(store, self.reports, self.place, clock=clock)
         self._rows_of, self._describe = rows_of, describe
         self._early_stopping = early_stopping
-        self._warm = WarmBase(device, engine or EngineConfig(), num_workers, shard=shard)
-        self._solo = SoloFigures(self._open_trials, self._warm, self.load)
+        self._resident = ResidentBase(device, engine or EngineConfig(), num_workers, shard=shard)
+        self._solo = SoloFigures(self._open_trials, self._resident, self.load)
         self._scorers: dict[object, TaskScorer] = {}
 
     @property
@@ -108,14 +110,14 @@ class PackTrainer:
         """
         first = pack.trials[0]
         rows = self._rows_of(first.model, first.data)
-        if self._warm.has(first):
-            base = self._warm.load(first, rows)
+        if self._resident.has(first):
+            base = self._resident.load(first, rows)
             self._describe_inputs(first, rows)
             return base
         try:
             with self.reports.stopwatch.phase("setup"):
                 self.reports.phase(pack, "loading the base")
-                base = self._warm.load(first, rows)
+                base = self._resident.load(first, rows)
                 if self._describe is not None:
                     self.reports.phase(pack, "identifying the base's weights")
                     self._describe_inputs(first, rows)
@@ -150,9 +152,9 @@ class PackTrainer:
         pack = replace(pack, trials=trials)
         base = self.load(pack)
         length = data.train.input_ids.shape[1]
-        choice = self._warm.choose_mode(trials, length, until - self._completed(trials[0]))
+        choice = self._resident.choose_mode(trials, length, until - self._completed(trials[0]))
         self.release()
-        estimate = self._warm.estimate(trials, data, choice, self._task_scorer(trials[0], data))
+        estimate = self._resident.estimate(trials, data, choice, self._task_scorer(trials[0], data))
         if len(trials) > 1:  # one alone is given the try
             together = self._solo.bytes_together(trials, data) if estimate is None else estimate.total - estimate.base
             self._make_sure_it_fits(together or 0.0)  # also where nobody knows: the other workers wait to hear it
@@ -175,7 +177,7 @@ class PackTrainer:
             finally:  # whatever fails: the base is used on
                 model.pack.detach()
         finally:
-            self._warm.release_if_written(trials)
+            self._resident.release_if_written(trials)
 
     def _run(
         self,
@@ -190,11 +192,11 @@ class PackTrainer:
         first, sums = pack.trials[0], self.place.sum_over_workers
         start, training = self._completed(first), first.training
         self._open_trials.put_into(model, pack.trials)
-        engine = self._warm.engine(model, pack.trials, choice, self.reports.stopwatch)
+        engine = self._resident.engine(model, pack.trials, choice, self.reports.stopwatch)
         task = self._task_scorer(first, batches.data)
         if self._describe is not None and start == 0 and until == training.steps:
             # Only then do the seconds of the trial's phases belong to a pack of this shape.
-            shape = "halved" if self.reports.is_split(pack) else self._warm.shape_of(pack.trials)
+            shape = "halved" if self.reports.is_split(pack) else self._resident.shape_of(pack.trials)
             self.reports.environment = {**self.reports.environment, SHAPE_TAG: shape}
         return PackRun(
             pack=pack,
@@ -205,7 +207,7 @@ class PackTrainer:
                 batches, task, last_step=training.steps, sum_over_workers=sums, stopwatch=self.reports.stopwatch
             ),
             open_trials=self._open_trials,
-            checks=None if training.check_every == 0 else InvariantChecks(model, self._warm.sums, sums),
+            checks=None if training.check_every == 0 else InvariantChecks(model, self._resident.sums, sums),
             estimate=estimate,
         )
 
@@ -213,7 +215,7 @@ class PackTrainer:
         """All of the pack end, and the base's weights may be what has changed."""
         failure = Failure.of(error)
         self.end(pack, {t.trial_id: failure.end() for t in pack.trials if not self.reports.has_ended(t.trial_id)}, {})
-        self._warm.release()
+        self._resident.release()
 
     def end(self, pack: Pack, ended: Mapping[str, TrialEnd], tags: Mapping[str, str]) -> None:
         """Trials of the pack end without having finished."""

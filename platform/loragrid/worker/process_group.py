@@ -13,7 +13,7 @@ from loragrid.training.step import SumOverWorkers, one_worker
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workplace:
+class ProcessGroup:
     """One of `num_workers` workers, counted from 0; worker 0 is heard and writes.
 
     isolate_failures: a trial that fails is a result, and the others go on; not so where other workers would wait.

@@ -1,4 +1,4 @@
-"""Runs a lane: pack after pack, rung after rung; a pack that fails is halved until the trial at fault stands alone."""
+"""Runs a queue: pack after pack, rung after rung; a pack that fails is halved until the trial at fault stands alone."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from loragrid.trials.successive_halving import rank, rung_steps, survivors
 from loragrid.worker.pack_trainer import PackTrainer
 
 
-def run_lane(packs: Sequence[Pack], trainer: PackTrainer, early_stopping: EarlyStoppingConfig | None) -> None:
+def run_queue(packs: Sequence[Pack], trainer: PackTrainer, early_stopping: EarlyStoppingConfig | None) -> None:
     """Train every trial of `packs` to its end, or to the rung at which it falls behind.
 
     With successive halving all packs that can share a base train up to a rung before any goes on: those who go on are
@@ -52,7 +52,7 @@ def _stop_those_behind(
     losses = {key: loss for key, loss in all_losses.items() if not any(key in ranking for ranking in decided)}
     if losses:
         ranking = rank(losses)
-        # Before any trial ends: workers that take the lane over in between must not rank those that are left.
+        # Before any trial ends: workers that take the queue over in between must not rank those that are left.
         unsaved = trainer.go_on(survivors(ranking, config.reduction_factor), ranking, number)
         _stop_those_not_best(packs, trainer, config, number, rung, ranking, losses, unsaved)
 

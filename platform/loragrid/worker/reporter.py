@@ -125,7 +125,7 @@ class PackReports:
         self._send(self._update(pack, "going on", records=records, figures=figures, tags=tags, steps=self.until))
 
     def rankings(self, trial_ids: Iterable[str], rung: int) -> list[list[str]]:
-        """The comparisons that were made at a rung, each of all its trials, best first: one per lane that was there."""
+        """The comparisons that were made at a rung, each of all its trials, best first: one per queue."""
         known = (self._rankings.get(trial_id, {}).get(rung) for trial_id in trial_ids)
         return list({tuple(ranking): ranking for ranking in known if ranking is not None}.values())
 

@@ -30,7 +30,7 @@ from loragrid_methods import LayerShape
 from loragrid_methods.engine.targets import adaptable_layers
 
 
-class WarmBase:
+class ResidentBase:
     """Loads a base when another is asked for, or after a method wrote the last one; decides how packs run on it."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What the trials of a lane cost alone: measured once for all trials of equal shape, and sent for each of them."""
+"""What the trials of a queue cost alone: measured once for all trials of equal shape, and sent for each of them."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,7 +11,7 @@ from loragrid.training.loss import CHUNK_ROWS
 from loragrid.training.meters import free_unused_memory
 from loragrid.trials.packing import Pack
 from loragrid.trials.trial import Trial
-from loragrid.worker.resident_base import WarmBase
+from loragrid.worker.resident_base import ResidentBase
 from loragrid.worker.trial_states import OpenTrials
 
 # What a trial holds beside the base and its loss, by part: of a pack's members these add up.
@@ -24,10 +24,12 @@ _OF_EACH_MEMBER = (
 
 
 class SoloFigures:
-    """The figures that are known of trials alone; `load` gives a pack's base on the device, from the `warm` one."""
+    """The figures that are known of trials alone; `load` gives a pack's base on the device, from the `resident` one."""
 
-    def __init__(self, open_trials: OpenTrials, warm: WarmBase, load: Callable[[Pack], PreTrainedModel]) -> None:
-        self._open_trials, self._warm, self._load = open_trials, warm, load
+    def __init__(
+        self, open_trials: OpenTrials, resident: ResidentBase, load: Callable[[Pack], PreTrainedModel]
+    ) -> None:
+        self._open_trials, self._resident, self._load = open_trials, resident, load
         self._figures: dict[object, dict[str, float]] = {}
 
     def measure(self, pack: Pack, data: TokenizedData) -> tuple[Trial, ...]:
@@ -88,14 +90,14 @@ class SoloFigures:
                 data,
                 num_steps=trial.training.measure_steps,
                 num_workers=place.num_workers,
-                engine=self._warm.engine_alone(trial, data.train.input_ids.shape[1]),
+                engine=self._resident.engine_alone(trial, data.train.input_ids.shape[1]),
             )
         except Exception as error:
             if not place.outlives(error):
                 raise
             return Failure.of(error)
         finally:
-            self._warm.release_if_written([trial])
+            self._resident.release_if_written([trial])
 
 
 def _shape(trial: Trial) -> object:

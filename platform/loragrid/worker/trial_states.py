@@ -13,7 +13,7 @@ from loragrid.trials.packing import Pack
 from loragrid.trials.trial import Trial
 from loragrid.worker.checkpoints import SavedTrial, TrialStore
 from loragrid.worker.export import export_member
-from loragrid.worker.process_group import Workplace
+from loragrid.worker.process_group import ProcessGroup
 from loragrid.worker.reporter import PackReports
 
 # Where the experiment does not say how often, states are saved so that no more than this is lost.
@@ -30,7 +30,7 @@ class OpenTrials:
         self,
         store: TrialStore,
         reports: PackReports,
-        place: Workplace,
+        place: ProcessGroup,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
