@@ -19,11 +19,13 @@ from benchmarks.packs import build_pack, lora, mixed
 from benchmarks.shapes import random_base, random_rows, shape_config
 from loragrid.models.attention import use_causal_attention
 from loragrid.models.sharding import shard_base, whole_head
-from loragrid.training.cuda_graphs import STEPS_BEFORE_CAPTURE, Engine, compile_layers, fuse_pieces
+from loragrid.training.compilation import compile_layers, fuse_pieces
+from loragrid.training.cuda_graphs import STEPS_BEFORE_CAPTURE
 from loragrid.training.failure import Failure
 from loragrid.training.meters import wait_for, weight_bytes
 from loragrid.training.step import Batch, PackModel, StepResult, SumOverWorkers, one_worker, train_step
-from loragrid.training.step_mode import EngineChoice, Mode
+from loragrid.training.step_mode import Mode, ModeChoice
+from loragrid.training.step_runner import StepRunner
 from loragrid_methods import Method
 
 NUM_WARM_UP, NUM_TIMED, NUM_COMPARED = STEPS_BEFORE_CAPTURE + 2, 9, 10
@@ -172,7 +174,7 @@ def _timed_steps(model: PackModel, job: Job, worker: int) -> list[float]:
 
 def _stepper(model: PackModel, job: Job) -> Callable[[Batch], StepResult]:
     """Takes steps in the job's mode, all of one shape; one that cannot be captured is an error."""
-    engine = Engine(EngineChoice(mode=job.mode, reason="benchmark"))
+    engine = StepRunner(ModeChoice(mode=job.mode, reason="benchmark"))
     total: SumOverWorkers = one_worker if job.num_workers == 1 else _all_reduce
 
     def step(batch: Batch) -> StepResult:

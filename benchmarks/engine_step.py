@@ -23,17 +23,13 @@ from benchmarks.peft_loop import PeftLoop, step_milliseconds
 from benchmarks.shapes import random_base, random_rows, shape_config
 from loragrid.models.attention import use_causal_attention
 from loragrid.planning.memory_estimate import estimate_memory
-from loragrid.training.cuda_graphs import (
-    BATCHES_BEFORE_CAPTURE,
-    STEPS_BEFORE_CAPTURE,
-    Engine,
-    compile_layers,
-    fuse_pieces,
-)
+from loragrid.training.compilation import compile_layers, fuse_pieces
+from loragrid.training.cuda_graphs import BATCHES_BEFORE_CAPTURE, STEPS_BEFORE_CAPTURE
 from loragrid.training.determinism import compute_deterministically
 from loragrid.training.meters import count_activation_bytes
 from loragrid.training.step import PackModel, one_worker, train_step
-from loragrid.training.step_mode import EngineChoice, Mode
+from loragrid.training.step_mode import Mode, ModeChoice
+from loragrid.training.step_runner import StepRunner
 from loragrid_methods import Method
 
 DEVICE = torch.device("cuda")
@@ -90,7 +86,7 @@ def curve_difference(model: str) -> float:
     own = prepared(model, lora(), "graph", CURVE_STEPS)
     loop = PeftLoop(random_base(model, DEVICE, torch.bfloat16), at_its_best=False)
     copy_weights(own, loop)
-    engine = Engine(EngineChoice(mode="graph", reason="benchmark"))
+    engine = StepRunner(ModeChoice(mode="graph", reason="benchmark"))
     ours, theirs = [], []
     for step in range(CURVE_STEPS):
         rows = random_rows(vocabulary, 1, 1, LENGTH, DEVICE, seed=step % 20)
@@ -134,7 +130,7 @@ def prepared(model: str, methods: list[Method], mode: Mode, num_steps: int) -> P
     if mode != "eager":
         fuse_pieces(own)
     if mode == "compiled":
-        torch._dynamo.reset()
+        torch.compiler.reset()
         compile_layers(base)
     return own
 
@@ -156,7 +152,7 @@ def time_own(model: str, methods: list[Method], num_rows: int, mode: Mode) -> Ti
     num_warm = STEPS_BEFORE_CAPTURE + 2
     own = prepared(model, methods, mode, num_warm + NUM_TIMED)
     rows = random_rows(shape_config(model).vocab_size, len(methods), num_rows, LENGTH, DEVICE, seed=3)
-    engine = Engine(EngineChoice(mode=mode, reason="benchmark"))
+    engine = StepRunner(ModeChoice(mode=mode, reason="benchmark"))
 
     def step() -> object:
         return train_step(own, rows, one_worker, engine)
@@ -183,7 +179,7 @@ def estimated_bytes(model: str, methods: list[Method], num_rows: int, mode: Mode
 
 def time_peft(model: str, num_rows: int, *, at_its_best: bool) -> Times:
     """As `time_own`, of one trial of PEFT."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     loop = PeftLoop(random_base(model, DEVICE, torch.bfloat16), at_its_best=at_its_best)
     rows = random_rows(shape_config(model).vocab_size, 1, num_rows, LENGTH, DEVICE, seed=3)
     start = time.perf_counter()
@@ -258,7 +254,7 @@ def main() -> None:
         measure: Callable[[], Times],
         estimated: float = 0.0,
     ) -> None:
-        torch._dynamo.reset()  # compiled code holds on to the models that it was compiled for
+        torch.compiler.reset()  # compiled code holds on to the models that it was compiled for
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -27,8 +27,9 @@ from loragrid.trials.packing import Pack, PackQueue
 from loragrid.trials.tags import DEVICE_TAG
 from loragrid.worker.checkpoints import TrialStore
 from loragrid.worker.messages import PackUpdate
-from loragrid.worker.pack_trainer import PackTrainer
+from loragrid.worker.process_group import ProcessGroup
 from loragrid.worker.queue import run_queue
+from loragrid.worker.queue_worker import build_worker
 from loragrid.worker.worker_tags import WorkerEnvironment, arithmetic_tags, input_tags
 from tests.support.small_packs import make_setup
 
@@ -247,18 +248,17 @@ def test_what_a_worker_says_reaches_every_trial_it_trains_and_those_that_fail(
             told.setdefault(trial_id, {}).update(tags)
 
     device = torch.device("cpu")
-    trainer = PackTrainer(
+    worker = build_worker(
         lambda model, data: setup.rows,
         send,
         TrialStore(str(tmp_path)),
-        device,
-        isolate_failures=True,
+        ProcessGroup(device=device, isolate_failures=True),
         describe=WorkerEnvironment(device, 1),
     )
     good = [setup.trial("lora", seed=seed, steps=2, measure_steps=0) for seed in (0, 1)]
     bad = setup.trial("lora", {"target_modules": ("no_such_layer",)}, steps=2, measure_steps=0)
     packs = [Pack(pack_id="pack-000", trials=tuple(good)), Pack(pack_id="pack-001", trials=(bad,))]
-    run_queue(packs, trainer, None)
+    run_queue(packs, worker, None)
     for trial in (*good, bad):
         assert told[trial.trial_id]["loragrid.data.digest"] == setup.rows.digest
         assert DEVICE_TAG in told[trial.trial_id]

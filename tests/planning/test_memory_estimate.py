@@ -19,10 +19,12 @@ from loragrid.planning.memory_estimate import (
     estimate_memory,
 )
 from loragrid.training.assembly import build_batches, build_model
-from loragrid.training.cuda_graphs import STEPS_BEFORE_CAPTURE, Engine, compile_layers, fuse_pieces
+from loragrid.training.compilation import compile_layers, fuse_pieces
+from loragrid.training.cuda_graphs import STEPS_BEFORE_CAPTURE
 from loragrid.training.meters import LiveBytes, count_activation_bytes, reset_peak_memory
 from loragrid.training.step import Batch, PackModel, compute_step, one_worker, train_step
-from loragrid.training.step_mode import EngineChoice, Mode
+from loragrid.training.step_mode import Mode, ModeChoice
+from loragrid.training.step_runner import StepRunner
 from loragrid_methods import Method, get_method, method_names
 from loragrid_methods.engine.optimizer import MemberAdamW
 from loragrid_methods.engine.pack import AdapterPack, member_order
@@ -297,7 +299,7 @@ def test_the_allocators_peak_on_a_gpu_is_within_15_percent(mode: Mode, compositi
     methods = [methods[index] for index in member_order(methods)]
     sizes = {"vocab_size": 32000, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 6}
     expected = estimate_memory(shapes(torch.bfloat16, sizes), methods, num_rows=2, length=512, mode=mode)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     base = shapes(torch.bfloat16, sizes, device="cuda")
     device = base.device
     reset_peak_memory(device)
@@ -308,7 +310,7 @@ def test_the_allocators_peak_on_a_gpu_is_within_15_percent(mode: Mode, compositi
         fuse_pieces(model)
     if mode == "compiled":
         compile_layers(base)
-    engine = Engine(EngineChoice(mode=mode, reason="test"))
+    engine = StepRunner(ModeChoice(mode=mode, reason="test"))
     rows = rows_of_tokens(base, len(methods), 2, 512)
     for _ in range(STEPS_BEFORE_CAPTURE + 2):
         model.completed = 0

@@ -14,7 +14,7 @@ from loragrid.config.experiment import Experiment, PackConfig
 from loragrid.planning.memory_estimate import MemoryEstimate
 from loragrid.planning.plan import Plan, base_shape, count_parameters, plan
 from loragrid.training.assembly import build_model
-from loragrid.training.step_mode import EngineChoice
+from loragrid.training.step_mode import ModeChoice
 from loragrid.trials.expand import expand
 from loragrid.trials.load import experiment_from_mapping
 from loragrid.trials.packing import TOKENS_AT_ONCE, Pack, assign_queues, group_into_packs
@@ -235,7 +235,7 @@ def test_a_plan_as_json_names_every_trial_its_pack_and_its_counts(setup: Setup) 
 
 @pytest.mark.parametrize("setup", ["gpt2"], indirect=True)
 def test_steps_of_several_workers_are_captured_unless_they_share_the_base(setup: Setup) -> None:
-    def choice(**workers: Any) -> EngineChoice:
+    def choice(**workers: Any) -> ModeChoice:
         training = {"steps": 10**9, "batch_size": 4}
         sections: dict[str, Any] = {"model": setup.model.model_dump(), "data": setup.data.model_dump()}
         the_plan = plan(experiment(["lora"], training=training, workers=workers, **sections))

@@ -20,18 +20,19 @@ from loragrid.data.dataset import TokenizedData, load_data
 from loragrid.models.attention import use_causal_attention
 from loragrid.models.loading import load_base, load_tokenizer
 from loragrid.training.assembly import build_batches, build_model
-from loragrid.training.cuda_graphs import Engine
 from loragrid.training.loop import LoopSettings, Report, train
 from loragrid.training.member_state import put_member
 from loragrid.training.meters import Stopwatch
 from loragrid.training.step import ComputeStep, PackModel, SumOverWorkers, compute_step, one_worker
-from loragrid.training.step_mode import EngineChoice, Mode
+from loragrid.training.step_mode import Mode, ModeChoice
+from loragrid.training.step_runner import StepRunner
 from loragrid.trials.packing import Pack, group_into_packs
 from loragrid.trials.trial import Trial
 from loragrid.worker.checkpoints import TrialStore
 from loragrid.worker.messages import PackUpdate
-from loragrid.worker.pack_trainer import PackTrainer
+from loragrid.worker.process_group import ProcessGroup
 from loragrid.worker.queue import run_queue
+from loragrid.worker.queue_worker import build_worker
 from loragrid_methods import get_method, method_names
 
 torch.set_num_threads(1)
@@ -230,7 +231,7 @@ def train_as_worker(
     setup = make_setup(Path(model_folder), Path(rows_file), "float64")
     results = []
     for trials in worker_packs(setup, micro_batch_size):
-        engine = Engine(EngineChoice(mode=mode, reason="test"))
+        engine = StepRunner(ModeChoice(mode=mode, reason="test"))
         run = run_pack(
             setup,
             trials,
@@ -265,17 +266,12 @@ def run_queue_as_worker(
     )
     setup = make_setup(Path(model_folder), Path(rows_file), "float64")
     updates: list[PackUpdate] = []
-    trainer = PackTrainer(
-        lambda model, data: setup.rows,
-        lambda update: updates.append(update),
-        TrialStore(f"{folder}/store"),
-        torch.device("cpu"),
-        worker=worker,
-        num_workers=num_workers,
-    )
+    group = ProcessGroup(device=torch.device("cpu"), worker=worker, num_workers=num_workers)
+    store = TrialStore(f"{folder}/store")
+    queue_worker = build_worker(lambda model, data: setup.rows, lambda update: updates.append(update), store, group)
     trials = [setup.trial(name, seed=seed, steps=4, measure_steps=1) for name in ("lora", "vera") for seed in (0, 1)]
-    with mock.patch("loragrid.worker.pack_trainer.free_memory", return_value=free[worker]):
-        run_queue([Pack(pack_id="pack-000", trials=tuple(trials))], trainer, None)
+    with mock.patch("loragrid.worker.memory_check.free_memory", return_value=free[worker]):
+        run_queue([Pack(pack_id="pack-000", trials=tuple(trials))], queue_worker, None)
     torch.save(updates, Path(folder) / f"{worker}.pt")
     torch.distributed.destroy_process_group()
 

@@ -10,11 +10,12 @@ from torch import Tensor
 
 import loragrid.training.cuda_graphs
 from loragrid.training.assembly import build_batches, build_model
-from loragrid.training.cuda_graphs import BATCHES_BEFORE_CAPTURE, CapturedEvaluation, Engine
+from loragrid.training.cuda_graphs import BATCHES_BEFORE_CAPTURE, CapturedEvaluation
 from loragrid.training.evaluate import score_rows_alone, summed_losses
 from loragrid.training.meters import Stopwatch
 from loragrid.training.step import Batch, PackModel, evaluate_batch, one_worker
-from loragrid.training.step_mode import EngineChoice
+from loragrid.training.step_mode import ModeChoice
+from loragrid.training.step_runner import StepRunner
 from tests.support.small_packs import Run, Setup, base_on, bit_equal, make_setup, mixed_trials, run_pack
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: only one can capture an evaluation")
@@ -26,9 +27,9 @@ def setup(tiny_llama_dir: Path, chat_jsonl: Path) -> Setup:
     return make_setup(tiny_llama_dir, chat_jsonl, "float32")
 
 
-def captured_run(setup: Setup, eval_every: int | None) -> tuple[Run, Engine]:
+def captured_run(setup: Setup, eval_every: int | None) -> tuple[Run, StepRunner]:
     trials = [trial for trial in mixed_trials(setup, steps=STEPS) if not trial.method.capture_obstacle()]
-    engine = Engine(EngineChoice(mode="graph", reason="test"))
+    engine = StepRunner(ModeChoice(mode="graph", reason="test"))
     base = base_on(setup, torch.device("cuda"))
     run = run_pack(setup, trials, base=base, compute=engine, eval_every=eval_every)
     assert engine.choice.mode == "graph", engine.choice.reason
@@ -118,7 +119,7 @@ def capture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     stub: type[StubCapture] = request.param
     stub.made = []
     monkeypatch.setattr(loragrid.training.cuda_graphs, "_CapturedBatch", stub)
-    monkeypatch.setattr(loragrid.training.cuda_graphs, "_recover_from_failed_capture", lambda: None)
+    monkeypatch.setattr(loragrid.training.cuda_graphs, "recover_from_failed_capture", lambda: None)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     return stub
 

@@ -13,7 +13,7 @@ from loragrid.config.experiment import ModelConfig
 from loragrid.data.labels import IGNORED
 from loragrid.models.attention import NAME, use_causal_attention
 from loragrid.models.loading import load_base
-from loragrid.training.cuda_graphs import Engine, compile_layers, fuse_pieces
+from loragrid.training.compilation import compile_layers, fuse_pieces
 from loragrid.training.loss import fusible_score_rows, score_rows
 from loragrid.training.step import PackModel
 from loragrid.training.step_mode import (
@@ -21,12 +21,14 @@ from loragrid.training.step_mode import (
     COMPILE_SECONDS_PER_STACK,
     SAVED_MORE_PER_STACK,
     SAVED_SECONDS_PER_FEATURE,
-    EngineChoice,
     Mode,
+    ModeChoice,
     RequestedMode,
     choose_mode,
     features_of_step,
 )
+from loragrid.training.step_runner import StepRunner
+from loragrid.training.torch_internals import is_compiled
 from loragrid_methods import LayerShape, get_method, method_names
 from loragrid_methods.engine.optimizer import MemberAdamW, ParameterBlock, adamw_update
 from tests.loragrid_methods.pack_training import small_method
@@ -170,7 +172,7 @@ def test_compiled_layers_and_fused_pieces_train_to_the_same_curves(
 
     original = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **keys: original(f, backend=backend, fullgraph=True, **keys))
-    torch._dynamo.reset()
+    torch.compiler.reset()
     trials = [trial for trial in mixed_trials(setup) if trial.method.hyperparameters().get("rank", 2) == 2]
     assert {trial.method.name for trial in trials} == {name for name in method_names() if get_method(name).packable}
 
@@ -181,7 +183,7 @@ def test_compiled_layers_and_fused_pieces_train_to_the_same_curves(
 
     eager = run_pack(setup, trials)
     fused = run_pack(setup, trials, prepare=prepare)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     assert len(compiled) >= 3, "a layer, the scores, AdamW"
     assert_same_curves(fused, eager, 1e-10)
 
@@ -192,7 +194,7 @@ def test_every_decoder_layer_is_compiled_and_nothing_else(setup: Setup, tiny_gpt
         (load_base(ModelConfig(name=str(tiny_gpt2_dir))), "transformer.h"),
     ):
         compile_layers(base)
-        names = [name for name, module in base.named_modules() if module._compiled_call_impl is not None]
+        names = [name for name, module in base.named_modules() if is_compiled(module)]
         assert names == [f"{prefix}.0", f"{prefix}.1"]
 
 
@@ -210,7 +212,7 @@ def test_a_captured_step_trains_to_the_curves_of_an_eager_one(setup: Setup, name
     trials = mixed_trials(setup, steps=12) if name == "mixed" else [setup.trial(name, steps=12, lr=0.003)]
     trials = [trial for trial in trials if not trial.method.capture_obstacle()]
     base = base_on(setup, torch.device("cuda"))
-    engine = Engine(EngineChoice(mode="graph", reason="test"))
+    engine = StepRunner(ModeChoice(mode="graph", reason="test"))
     eager = run_pack(setup, trials, base=copy.deepcopy(base))
     captured = run_pack(setup, trials, base=base, compute=engine)
     assert engine.choice.mode == "graph", engine.choice.reason
@@ -222,7 +224,7 @@ def test_a_captured_step_in_micro_batches_trains_to_the_curves_of_an_eager_one(s
     rows = {"steps": 12, "batch_size": 8, "micro_batch_size": 2}
     trials = [trial for trial in mixed_trials(setup, **rows) if not trial.method.capture_obstacle()]
     base = base_on(setup, torch.device("cuda"))
-    engine = Engine(EngineChoice(mode="graph", reason="test"))
+    engine = StepRunner(ModeChoice(mode="graph", reason="test"))
     eager = run_pack(setup, trials, base=copy.deepcopy(base))
     captured = run_pack(setup, trials, base=base, compute=engine)
     assert engine.choice.mode == "graph", engine.choice.reason
@@ -240,7 +242,7 @@ def test_a_step_that_cannot_be_captured_goes_on_eagerly_and_says_why(
     setup: Setup, spoil: Callable[[PackModel], None]
 ) -> None:
     trial = setup.trial("lora", steps=8)
-    engine = Engine(EngineChoice(mode="graph", reason="test"))
+    engine = StepRunner(ModeChoice(mode="graph", reason="test"))
     eager = run_pack(setup, [trial], base=base_on(setup, torch.device("cuda")))
     run = run_pack(setup, [trial], base=base_on(setup, torch.device("cuda")), prepare=spoil, compute=engine)
     assert engine.choice.mode == "eager"
@@ -251,10 +253,10 @@ def test_a_step_that_cannot_be_captured_goes_on_eagerly_and_says_why(
 
 def test_an_eager_engine_is_the_plain_step(setup: Setup) -> None:
     trials = mixed_trials(setup)
-    choice = EngineChoice(mode="eager", reason="no GPU")
-    run = run_pack(setup, trials, compute=Engine(choice))
+    choice = ModeChoice(mode="eager", reason="no GPU")
+    run = run_pack(setup, trials, compute=StepRunner(choice))
     assert run.records == run_pack(setup, trials).records
-    assert Engine(replace(choice)).tags() == {"loragrid.engine": "eager", "loragrid.engine.reason": "no GPU"}
+    assert StepRunner(replace(choice)).tags() == {"loragrid.engine": "eager", "loragrid.engine.reason": "no GPU"}
 
 
 def test_an_engine_may_exchange_the_optimizers_update() -> None:

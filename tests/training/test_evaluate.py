@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import loragrid.training.evaluate
-import loragrid.worker.pack_trainer
+import loragrid.worker.pack_inputs
 import loragrid.worker.resident_base
 from loragrid.config.task import TaskConfig
 from loragrid.evaluation.tasks import TaskScorer, task_scorer
@@ -223,7 +223,7 @@ def test_the_packs_of_a_queue_that_have_a_task_in_common_share_its_scorer(
         made.append(task)
         return task_scorer(task, *arguments)
 
-    monkeypatch.setattr(loragrid.worker.pack_trainer, "task_scorer", counted)
+    monkeypatch.setattr(loragrid.worker.pack_inputs, "task_scorer", counted)
     tasks = (TASKS["labels"], TASKS["generation"], TASKS["labels"])
     packs = [[replace(t, trial_id=f"{t.trial_id}-{i}") for t in trials_of(setup, task)] for i, task in enumerate(tasks)]
     seen = queue(setup, packs)

@@ -16,8 +16,9 @@ from loragrid.training.invariants import InvariantChecks, InvariantError, base_s
 from loragrid.training.step import Batch, PackModel, StepResult, SumOverWorkers, compute_step
 from loragrid.trials.packing import Pack
 from loragrid.trials.trial import Trial
-from loragrid.worker.pack_trainer import PackTrainer
+from loragrid.worker.process_group import ProcessGroup
 from loragrid.worker.queue import run_queue
+from loragrid.worker.queue_worker import build_worker
 from loragrid_methods import get_method, method_names
 from tests.support.small_packs import Setup, bit_equal, make_setup, mixed_trials, run_pack
 from tests.worker.test_queue import Seen, assert_as_alone
@@ -278,10 +279,11 @@ def queue_with(
     monkeypatch: pytest.MonkeyPatch,
     packs: list[list[Trial]],
     spoil: Callable[[PackModel], object],
-    **settings: Any,
+    *,
+    isolate_failures: bool = True,
 ) -> Seen:
     """Run packs as a worker does; after step `FLIPPED_AFTER` of the first pack, `spoil` its model once."""
-    import loragrid.training.cuda_graphs
+    import loragrid.training.step_runner
 
     spoiled: list[bool] = []
 
@@ -295,10 +297,11 @@ def queue_with(
     def rows_of(model: ModelConfig, data: DataConfig) -> TokenizedData:
         return setup.rows
 
-    monkeypatch.setattr(loragrid.training.cuda_graphs, "compute_step", step)
+    monkeypatch.setattr(loragrid.training.step_runner, "compute_step", step)
     seen = Seen()
-    trainer = PackTrainer(rows_of, seen, seen.store, torch.device("cpu"), **{"isolate_failures": True} | settings)
-    run_queue([Pack(pack_id=f"pack-{i}", trials=tuple(trials)) for i, trials in enumerate(packs)], trainer, None)
+    group = ProcessGroup(device=torch.device("cpu"), isolate_failures=isolate_failures)
+    worker = build_worker(rows_of, seen, seen.store, group)
+    run_queue([Pack(pack_id=f"pack-{i}", trials=tuple(trials)) for i, trials in enumerate(packs)], worker, None)
     assert spoiled
     return seen
 

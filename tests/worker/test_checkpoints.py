@@ -14,7 +14,8 @@ from loragrid.training.loop import Report
 from loragrid.training.member_state import MemberState, put_member, take_member
 from loragrid.training.step import PackModel
 from loragrid.trials.trial import Trial
-from loragrid.worker.checkpoints import NUM_KEPT, SavedTrial, TrialStore
+from loragrid.worker.checkpoints import NUM_KEPT, TrialStore
+from loragrid.worker.saved_trial import SavedTrial
 from tests.support.small_packs import (
     Run,
     Setup,

@@ -14,8 +14,9 @@ from loragrid.trials.packing import Pack
 from loragrid.trials.trial import Trial
 from loragrid.worker.checkpoints import TrialStore
 from loragrid.worker.messages import PackUpdate
-from loragrid.worker.pack_trainer import PackTrainer
+from loragrid.worker.process_group import ProcessGroup
 from loragrid.worker.queue import run_queue
+from loragrid.worker.queue_worker import build_worker
 from tests.support.small_packs import Setup, make_setup, run_pack
 
 MORE_BYTES = 700 * 2**20
@@ -32,13 +33,12 @@ def train_with_a_limit(model_folder: str, rows_file: str, folder: str) -> None:
     def see(update: PackUpdate) -> None:
         ended.update({trial_id: (end.status, end.reason) for trial_id, end in update.ended.items()})
 
-    trainer = PackTrainer(
-        lambda model, data: setup.rows, see, TrialStore(folder), torch.device("cpu"), isolate_failures=True
-    )
+    group = ProcessGroup(device=torch.device("cpu"), isolate_failures=True)
+    worker = build_worker(lambda model, data: setup.rows, see, TrialStore(folder), group)
     packs = [Pack(pack_id="first", trials=(small[0], small[1], large)), Pack(pack_id="second", trials=(small[2],))]
     limit = psutil.Process().memory_info().vms + MORE_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    run_queue(packs, trainer, None)
+    run_queue(packs, worker, None)
     found = {"large": ended.pop(large.trial_id), "small": list(ended.values())}
     (Path(folder) / "ended.json").write_text(json.dumps(found))
 
@@ -82,18 +82,13 @@ def train_in_little_memory(process: int, model_folder: str, rows_file: str, fold
     def see(update: PackUpdate) -> None:
         updates.append(update)
 
-    trainer = PackTrainer(
-        lambda model, data: setup.rows,
-        see,
-        TrialStore(f"{folder}/store"),
-        torch.device("cpu"),
-        isolate_failures=True,
-    )
+    group = ProcessGroup(device=torch.device("cpu"), isolate_failures=True)
+    worker = build_worker(lambda model, data: setup.rows, see, TrialStore(f"{folder}/store"), group)
     packs = [Pack(pack_id=name, trials=tuple(trials)) for name, trials in packs_of(setup).items()]
-    run_queue(packs[:1], trainer, None)
+    run_queue(packs[:1], worker, None)
     limit = psutil.Process().memory_info().vms + FREE_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    run_queue(packs[1:], trainer, None)
+    run_queue(packs[1:], worker, None)
     torch.save(updates, f"{folder}/updates.pt")
 
 

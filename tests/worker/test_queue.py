@@ -21,10 +21,12 @@ from loragrid.planning.timing import pack_shape
 from loragrid.trials.outcome import TrialEnd
 from loragrid.trials.packing import Pack, cut_evenly
 from loragrid.trials.trial import Trial
-from loragrid.worker.checkpoints import SavedTrial, TrialStore
+from loragrid.worker.checkpoints import TrialStore
 from loragrid.worker.messages import PackUpdate
-from loragrid.worker.pack_trainer import PackTrainer
+from loragrid.worker.process_group import ProcessGroup
 from loragrid.worker.queue import run_queue
+from loragrid.worker.queue_worker import build_worker
+from loragrid.worker.saved_trial import SavedTrial
 from loragrid_methods.engine.adapter_stack import AdapterStack
 from loragrid_methods.engine.targets import LayerShape
 from loragrid_methods.lora import LoRA
@@ -81,7 +83,12 @@ class Seen:
 
 
 def queue(
-    setup: Setup, packs: Sequence[Sequence[Trial]], early_stopping: EarlyStoppingConfig | None = None, **settings: Any
+    setup: Setup,
+    packs: Sequence[Sequence[Trial]],
+    early_stopping: EarlyStoppingConfig | None = None,
+    *,
+    isolate_failures: bool = True,
+    **settings: Any,
 ) -> Seen:
     """Run the packs in this process, as a worker would."""
 
@@ -90,12 +97,10 @@ def queue(
         return setup.rows
 
     seen = Seen()
-    device = torch.device("cpu")
-    trainer = PackTrainer(
-        rows_of, seen, seen.store, device, early_stopping=early_stopping, **{"isolate_failures": True} | settings
-    )
+    group = ProcessGroup(device=torch.device("cpu"), isolate_failures=isolate_failures)
+    worker = build_worker(rows_of, seen, seen.store, group, early_stopping=early_stopping, **settings)
     named = [Pack(pack_id=f"pack-{index:03d}", trials=tuple(trials)) for index, trials in enumerate(packs)]
-    run_queue(named, trainer, early_stopping)
+    run_queue(named, worker, early_stopping)
     return seen
 
 
@@ -384,8 +389,9 @@ def test_a_base_that_cannot_be_loaded_fails_all_its_trials_once_and_no_others(se
     missing = setup.model.model_copy(update={"name": "/nowhere/at/all"})
     lost = [Trial(**{**vars(setup.trial("lora", seed=seed)), "model": missing}) for seed in range(3)]
     seen, other = Seen(), setup.trial("vera", measure_steps=0)
-    trainer = PackTrainer(lambda model, data: setup.rows, seen, seen.store, torch.device("cpu"), isolate_failures=True)
-    run_queue([Pack(pack_id="a", trials=tuple(lost)), Pack(pack_id="b", trials=(other,))], trainer, None)
+    group = ProcessGroup(device=torch.device("cpu"), isolate_failures=True)
+    worker = build_worker(lambda model, data: setup.rows, seen, seen.store, group)
+    run_queue([Pack(pack_id="a", trials=tuple(lost)), Pack(pack_id="b", trials=(other,))], worker, None)
     reasons = {seen.ended[trial.trial_id].reason for trial in lost}
     assert len(reasons) == 1
     assert "/nowhere/at/all" in reasons.pop()
@@ -412,8 +418,9 @@ def test_a_packs_seconds_by_phase_come_to_the_whole_time_until_its_end_is_told(
             told.update(dict.fromkeys(update.ended, time.monotonic()))
 
     seen = Timed()
-    trainer = PackTrainer(lambda model, data: setup.rows, seen, seen.store, torch.device("cpu"), isolate_failures=True)
-    run_queue([Pack(pack_id="pack-000", trials=tuple(trials))], trainer, None)
+    group = ProcessGroup(device=torch.device("cpu"), isolate_failures=True)
+    worker = build_worker(lambda model, data: setup.rows, seen, seen.store, group)
+    run_queue([Pack(pack_id="pack-000", trials=tuple(trials))], worker, None)
     phases = {"setup", "measure", "data", "train", "check", "eval", "checkpoint", "report"}
     for trial in trials:
         seconds = seen.ended[trial.trial_id].seconds

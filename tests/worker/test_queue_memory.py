@@ -11,8 +11,9 @@ from loragrid.config.experiment import EngineConfig
 from loragrid.training.loss import CHUNK_ROWS
 from loragrid.training.step_mode import RequestedMode
 from loragrid.trials.packing import Pack
-from loragrid.worker.pack_trainer import PackTrainer
+from loragrid.worker.process_group import ProcessGroup
 from loragrid.worker.queue import run_queue
+from loragrid.worker.queue_worker import build_worker
 from tests.support.small_packs import Setup, make_setup
 from tests.worker.test_queue import STEPS, Seen, queue
 
@@ -38,12 +39,12 @@ def test_a_pack_for_which_main_memory_would_not_do_is_halved_before_it_begins(
     parts = ("adapter", "gradient", "optimizer", "saved_activation", "loss")
     held = [sum(roomy.figures[trial.trial_id][f"memory/{part}_bytes"] for part in parts) for trial in trials]
     # What is left free is for blocks that an allocator cannot use.
-    monkeypatch.setattr("loragrid.worker.pack_trainer.free_memory", lambda device: 1.1 * sum(held) - 1)
+    monkeypatch.setattr("loragrid.worker.memory_check.free_memory", lambda device: 1.1 * sum(held) - 1)
     narrow = queue(setup, [trials])
     assert {end.status for end in narrow.ended.values()} == {"FINISHED"}
     for trial in trials:
         assert "out_of_memory: beside the base this pack would need" in narrow.tags(trial)["loragrid.pack.split"]
-    monkeypatch.setattr("loragrid.worker.pack_trainer.free_memory", lambda device: 1.1 * sum(held) + 1)
+    monkeypatch.setattr("loragrid.worker.memory_check.free_memory", lambda device: 1.1 * sum(held) + 1)
     assert all("loragrid.pack.split" not in queue(setup, [trials]).tags(trial) for trial in trials[:1])
 
 
@@ -53,15 +54,14 @@ def test_workers_that_take_over_know_what_the_trials_held_alone(setup: Setup, mo
 
     def restored(free: float) -> Seen:
         seen = Seen()
-        trainer = PackTrainer(
-            lambda model, data: setup.rows, seen, seen.store, torch.device("cpu"), isolate_failures=True
-        )
+        group = ProcessGroup(device=torch.device("cpu"), isolate_failures=True)
+        worker = build_worker(lambda model, data: setup.rows, seen, seen.store, group)
         for trial in trials:
-            trainer.reports.figures(
+            worker.reporter.figures(
                 Pack(pack_id="pack-000", trials=(trial,)), {trial.trial_id: figures[trial.trial_id]}
             )
-        monkeypatch.setattr("loragrid.worker.pack_trainer.free_memory", lambda device: free)
-        run_queue([Pack(pack_id="pack-000", trials=tuple(trials))], trainer, None)
+        monkeypatch.setattr("loragrid.worker.memory_check.free_memory", lambda device: free)
+        run_queue([Pack(pack_id="pack-000", trials=tuple(trials))], worker, None)
         assert seen.num_loaded() == 1
         return seen
 
@@ -79,7 +79,7 @@ def test_of_the_losses_of_many_members_no_more_is_expected_in_memory_than_a_chun
     parts = ("adapter", "gradient", "optimizer", "saved_activation")
     beside = len(trials) * sum(alone[f"memory/{part}_bytes"] for part in parts)
     held = beside + CHUNK_ROWS / num_rows * alone["memory/loss_bytes"]
-    monkeypatch.setattr("loragrid.worker.pack_trainer.free_memory", lambda device: 1.1 * held + 1)
+    monkeypatch.setattr("loragrid.worker.memory_check.free_memory", lambda device: 1.1 * held + 1)
     seen = queue(setup, [trials])
     assert all("loragrid.pack.split" not in seen.tags(trial) for trial in trials)
 
@@ -94,15 +94,9 @@ def test_on_a_gpu_without_enough_memory_a_pack_is_halved_and_every_trial_gets_it
 
     def on_gpu() -> Seen:
         seen = Seen()
-        trainer = PackTrainer(
-            lambda model, data: setup.rows,
-            seen,
-            seen.store,
-            torch.device("cuda"),
-            engine=EngineConfig(mode=mode),
-            isolate_failures=True,
-        )
-        run_queue([Pack(pack_id="pack-000", trials=tuple(trials))], trainer, None)
+        group = ProcessGroup(device=torch.device("cuda"), isolate_failures=True)
+        worker = build_worker(lambda model, data: setup.rows, seen, seen.store, group, engine=EngineConfig(mode=mode))
+        run_queue([Pack(pack_id="pack-000", trials=tuple(trials))], worker, None)
         assert {end.status for end in seen.ended.values()} == {"FINISHED"}, {e.reason for e in seen.ended.values()}
         return seen
 

@@ -14,8 +14,9 @@ from loragrid.trials.packing import Pack, PackQueue
 from loragrid.trials.trial import Trial
 from loragrid.worker.checkpoints import TrialStore
 from loragrid.worker.messages import PackUpdate
-from loragrid.worker.pack_trainer import PackTrainer
+from loragrid.worker.process_group import ProcessGroup
 from loragrid.worker.queue import run_queue
+from loragrid.worker.queue_worker import build_worker
 from loragrid.worker.recovery import DAMAGED_TAG, left_behind, recover
 from tests.support.mounts import can_mount, small_disk
 from tests.support.small_packs import Setup, make_setup
@@ -81,16 +82,10 @@ def run_workers(setup: Setup, packs: list[list[Trial]], driver: Driver, halving:
     """What one set of workers does, until it is killed or done."""
     named = tuple(Pack(pack_id=f"pack-{index}", trials=tuple(trials)) for index, trials in enumerate(packs))
     queue = PackQueue(queue_id="queue-0", packs=named)
-    trainer = PackTrainer(
-        lambda model, data: setup.rows,
-        driver,
-        driver.store,
-        torch.device("cpu"),
-        early_stopping=halving,
-        isolate_failures=True,
-    )
-    recover(trainer, queue, left_behind(queue, driver.store))
-    run_queue(queue.packs, trainer, halving)
+    group = ProcessGroup(device=torch.device("cpu"), isolate_failures=True)
+    worker = build_worker(lambda model, data: setup.rows, driver, driver.store, group, early_stopping=halving)
+    recover(worker, queue, left_behind(queue, driver.store))
+    run_queue(queue.packs, worker, halving)
 
 
 def adapters(store: TrialStore) -> dict[str, bytes]:

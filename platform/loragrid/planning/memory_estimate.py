@@ -19,6 +19,7 @@ from loragrid.training.loss import score_rows
 from loragrid.training.meters import LiveBytes
 from loragrid.training.step import Batch, PackModel, compute_step, one_worker
 from loragrid.training.step_mode import Mode
+from loragrid.training.torch_internals import storage_id
 from loragrid_methods import Method
 from loragrid_methods.engine.optimizer import MemberAdamW, adamw_update
 from loragrid_methods.engine.pack import AdapterPack
@@ -267,7 +268,7 @@ def _fused_scores_of_shapes(logits: Tensor, targets: Tensor, weights: Tensor) ->
 
 def _bytes_of(tensors: Sequence[Tensor]) -> int:
     """The bytes of all storages behind the tensors, each once."""
-    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    storages = {storage_id(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from loragrid.config.experiment import Experiment, ModelConfig
 from loragrid.models.loading import load_meta_model
-from loragrid.training.step_mode import EngineChoice, capture_obstacle, choose_mode, features_of_step
+from loragrid.training.step_mode import ModeChoice, capture_obstacle, choose_mode, features_of_step
 from loragrid.trials.expand import expand
 from loragrid.trials.trial import Trial
 from loragrid_methods import LayerShape, ParameterCount
@@ -36,7 +36,7 @@ class Plan:
     counts: Mapping[str, ParameterCount]
     packs: tuple[Pack, ...]
 
-    def gpu_engine(self, pack: Pack) -> EngineChoice:
+    def gpu_engine(self, pack: Pack) -> ModeChoice:
         """How the pack's steps are run where its workers have GPUs; on CPUs they are always eager."""
         first, experiment = pack.trials[0], self.experiment
         workers = experiment.workers

@@ -12,11 +12,12 @@ from loragrid.planning.flops import ModelShape, device_limit, model_flops, passe
 from loragrid.planning.memory_parts import loss_bytes, resident_parts
 from loragrid.training.assembly import build_batches, build_model
 from loragrid.training.batches import PackBatches
-from loragrid.training.cuda_graphs import STEPS_BEFORE_CAPTURE, Engine
+from loragrid.training.cuda_graphs import STEPS_BEFORE_CAPTURE
 from loragrid.training.evaluate import score_in_chunks, summed_losses
 from loragrid.training.meters import count_activation_bytes, peak_memory, reset_peak_memory, wait_for
 from loragrid.training.step import PackModel, one_worker, train_step
-from loragrid.training.step_mode import EngineChoice
+from loragrid.training.step_mode import ModeChoice
+from loragrid.training.step_runner import StepRunner
 from loragrid.trials.trial import Trial
 
 
@@ -27,16 +28,16 @@ def measure_solo(
     *,
     num_steps: int,
     num_workers: int = 1,
-    engine: Engine | None = None,
+    step_runner: StepRunner | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Metric key -> figure of one member alone on this worker, with one worker's share of its batch.
 
-    The first step is not timed, nor are those that `engine` takes before it replays a graph. Saved activations and the
-    loss are those of one micro batch. Peaks are of a training step, and apart from it of an evaluation, with all that
-    lives beside each. Where a base's operations are not counted (`ModelShape.of`) their rates are missing. `base` is
-    given back without adapters, also where this fails; a method that trains the base leaves it changed, and its caller
-    must load it again.
+    The first step is not timed, nor are those that `step_runner` takes before it replays a graph. Saved activations and
+    the loss are those of one micro batch. Peaks are of a training step, and apart from it of an evaluation, with all
+    that lives beside each. Where a base's operations are not counted (`ModelShape.of`) their rates are missing. `base`
+    is given back without adapters, also where this fails; a method that trains the base leaves it changed, and its
+    caller must load it again.
     """
     batch_size = trial.training.batch_size // num_workers
     share = replace(trial, training=trial.training.model_copy(update={"batch_size": batch_size}))
@@ -45,7 +46,7 @@ def measure_solo(
     limit = None if shape is None else device_limit(base.device, base.dtype)
     model = build_model([share], base)
     try:
-        figures = _measure(model, batches, shape, num_steps, engine, clock)
+        figures = _measure(model, batches, shape, num_steps, step_runner, clock)
     finally:
         model.pack.detach()  # also where it fails: the base is used on
     if limit is None:
@@ -62,7 +63,7 @@ def _measure(
     batches: PackBatches,
     shape: ModelShape | None,
     num_steps: int,
-    engine: Engine | None,
+    step_runner: StepRunner | None,
     clock: Callable[[], float],
 ) -> dict[str, float]:
     base = model.base
@@ -77,7 +78,7 @@ def _measure(
     }
     # Before the first step: what a captured one allocates, it allocates at its capture.
     reset_peak_memory(base.device)
-    compute = engine or Engine(EngineChoice(mode="eager", reason="engine.mode"))
+    compute = step_runner or StepRunner(ModeChoice(mode="eager", reason="engine.mode"))
     for _ in range(1 if compute.choice.mode == "eager" else STEPS_BEFORE_CAPTURE + 1):
         model.completed = 0
         train_step(model, batches.training(0), one_worker, compute)

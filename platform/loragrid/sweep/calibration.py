@@ -93,8 +93,8 @@ def _time_pack(
         if shape not in costs.alone and first.training.measure_steps:
             start = clock()
             base = resident.load(trial, data)
-            engine = resident.engine_alone(trial, length)
-            measure_solo(trial, base, data, num_steps=trial.training.measure_steps, engine=engine)
+            step_runner = resident.solo_step_runner(trial, length)
+            measure_solo(trial, base, data, num_steps=trial.training.measure_steps, step_runner=step_runner)
             costs.alone[shape] = clock() - start
             resident.release_if_written([trial])
         measure += costs.alone.get(shape, 0.0)
@@ -103,14 +103,14 @@ def _time_pack(
     choice = resident.choose_mode(trials, length, first.training.steps)
     batches = build_batches(trials, data, device)
     model = build_model(trials, base)
-    engine = resident.engine(model, trials, choice, Stopwatch())
+    step_runner = resident.step_runner(model, trials, choice, Stopwatch())
     wait_for(device)
     setup = clock() - start
 
     def step(index: int) -> float:
         model.completed = 0  # the table of learning rates may be shorter
         begun = clock()
-        train_step(model, batches.training(index), one_worker, engine)
+        train_step(model, batches.training(index), one_worker, step_runner)
         wait_for(device)
         return clock() - begun
 
@@ -136,7 +136,7 @@ def _time_pack(
     typical = statistics.median(seconds)
     return PackTiming(
         source="calibrated",
-        mode=engine.choice.mode,
+        mode=step_runner.mode,
         load=costs.load[(first.model, first.data)],
         setup=setup,
         measure=measure,

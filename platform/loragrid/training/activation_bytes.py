@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from loragrid.training.step import Batch, ComputeStep, PackModel, StepResult, SumOverWorkers
+from loragrid.training.torch_internals import TorchDispatchMode, storage_id
 
 
 class ActivationBytes:
@@ -59,12 +59,12 @@ class _Counter:
 
     def __init__(self, model: PackModel) -> None:
         # By identity, not by address: a storage that has gone may leave its address to another.
-        self._known = {tensor.untyped_storage()._cdata for tensor in [*model.base.parameters(), *model.base.buffers()]}
+        self._known = {storage_id(tensor) for tensor in [*model.base.parameters(), *model.base.buffers()]}
         self.num_bytes = 0
 
     def keep(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        key = storage._cdata
+        key = storage_id(tensor)
         if key not in self._known:
             self._known.add(key)
             self.num_bytes += storage.nbytes()

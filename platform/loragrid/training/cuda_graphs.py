@@ -1,4 +1,4 @@
-"""Runs the steps of a pack: kernel by kernel, or captured once as CUDA graphs and replayed."""
+"""Captures a step, and the evaluation of a batch, as CUDA graphs that are replayed on the same tensors."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -8,10 +8,7 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from loragrid.models.activation_checkpointing import decoder_layers
-from loragrid.training.loss import fusible_score_rows
 from loragrid.training.meters import Stopwatch
 from loragrid.training.step import (
     Batch,
@@ -19,92 +16,26 @@ from loragrid.training.step import (
     StepResult,
     SumOverWorkers,
     add_up_gradients,
-    compute_step,
     sum_gradients_and_losses,
     update_members,
 )
-from loragrid.training.step_mode import MODE_TAG, EngineChoice
-from loragrid_methods.engine.optimizer import adamw_update
 
-# Real steps run before the capture: they make cuBLAS's workspaces and the compiled kernels, which a capture cannot.
 STEPS_BEFORE_CAPTURE = 3
-# A capture takes as long as some batches: fewer are not worth one.
+"""Real steps that run first: they allocate cuBLAS's workspaces and compile kernels, which a capture cannot do."""
+
 BATCHES_BEFORE_CAPTURE = 3
+"""Batches of one shape that are evaluated eagerly first: a capture takes as long as some batches."""
 
 Shapes = tuple[torch.Size, ...]
-"""Those of a batch's tensors."""
+"""The shapes of a batch's tensors."""
 
 
-class Engine:
-    """`compute_step` in the mode of `choice`.
-
-    A captured step is replayed on the same tensors, so batches must keep their shapes; learning rates, stop marks and
-    step counts are tensors, and a capture outlives every schedule. What must not be captured (checkpoints, what follows
-    a step) runs outside and finds the same tensors. Once a step is captured, evaluation is, too. Where a capture fails
-    the steps go on eagerly, and `choice` says why. `stopwatch` counts as `compile` the first step, which compiles what
-    is compiled, and the captures.
-    """
-
-    def __init__(self, choice: EngineChoice, stopwatch: Stopwatch | None = None) -> None:
-        self.choice = choice
-        self._stopwatch = stopwatch or Stopwatch()
-        self._num_before = 0
-        self._captured: _Captured | None = None
-        self._evaluation: CapturedEvaluation | None = None
-
-    def __call__(self, model: PackModel, batch: Batch, rates: Tensor, sum_over_workers: SumOverWorkers) -> StepResult:
-        """As `compute_step`."""
-        if self.choice.mode == "eager":
-            return compute_step(model, batch, rates, sum_over_workers)
-        if self._num_before < STEPS_BEFORE_CAPTURE:
-            self._num_before += 1
-            if self._num_before > 1:
-                return self._compute_beside(model, batch, rates, sum_over_workers)
-            torch.cuda.synchronize()
-            with self._stopwatch.phase("compile"):
-                result = self._compute_beside(model, batch, rates, sum_over_workers)
-                torch.cuda.synchronize()
-            return result
-        if self._captured is None:
-            try:
-                torch.cuda.synchronize()
-                with self._stopwatch.phase("compile"):
-                    self._captured = _Captured(model, batch, rates)
-            except torch.OutOfMemoryError:
-                raise  # a smaller pack may be captured
-            except RuntimeError as error:
-                _recover_from_failed_capture()
-                reason = f"the step could not be captured: {str(error).splitlines()[0]}"
-                self.choice = EngineChoice(mode="eager", reason=reason)
-                return compute_step(model, batch, rates, sum_over_workers)
-            self._evaluation = CapturedEvaluation(self._captured.gradients, self._stopwatch)
-            model.evaluate_batch = self._evaluation
-        return self._captured.replay(batch, rates, sum_over_workers)
-
-    def _compute_beside(
-        self, model: PackModel, batch: Batch, rates: Tensor, sum_over_workers: SumOverWorkers
-    ) -> StepResult:
-        """A step on the stream of the capture, as steps before one must be."""
-        stream = _capture_stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            result = compute_step(model, batch, rates, sum_over_workers)
-        torch.cuda.current_stream().wait_stream(stream)
-        return result
-
-    def tags(self) -> dict[str, str]:
-        """How the steps are run, as MLflow tags."""
-        tags = {MODE_TAG: self.choice.mode, f"{MODE_TAG}.reason": self.choice.reason}
-        if self._evaluation is not None and self._evaluation.obstacle:
-            tags[f"{MODE_TAG}.evaluation"] = f"eager: {self._evaluation.obstacle}"
-        return tags
-
-
-class _Captured:
+class CapturedStep:
     """One step as two CUDA graphs, with the tensors they read and write. Capturing computes nothing.
 
-    The first ends with this worker's gradients, the second begins with all workers' sum. The sum itself stays outside:
-    any process group can do it, its deadline counts, and a worker whose capture failed still meets the others in it.
+    The first graph ends with this worker's gradients, the second begins with the sum over all workers. The sum itself
+    is not captured: so any process group can compute it, its timeout works, and a worker whose capture failed still
+    takes part in it.
     """
 
     def __init__(self, model: PackModel, batch: Batch, rates: Tensor) -> None:
@@ -112,7 +43,7 @@ class _Captured:
         self.batch = batch.clone()
         self.rates = rates.clone()
         torch.cuda.synchronize()
-        torch.cuda.empty_cache()  # graphs have a memory pool of their own
+        torch.cuda.empty_cache()  # graphs have their own memory pool
         self.gradients, self.update = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with _capture(self.gradients):
             self.losses = add_up_gradients(model, self.batch)
@@ -120,6 +51,7 @@ class _Captured:
             self.norms = update_members(model, self.losses, self.rates)
 
     def replay(self, batch: Batch, rates: Tensor, sum_over_workers: SumOverWorkers) -> StepResult:
+        """The step on another batch and other learning rates (M,)."""
         self.batch.copy_(batch)
         self.rates.copy_(rates)
         self.gradients.replay()
@@ -129,18 +61,18 @@ class _Captured:
 
 
 class CapturedEvaluation:
-    """`EvaluateBatch` with one CUDA graph for every shape of batch, captured after some that were evaluated eagerly.
+    """`EvaluateBatch` with one CUDA graph per shape of batch, captured after some batches that run eagerly.
 
-    The graphs use the memory of the captured `step` again. So what one of them gives is copied before any other is
-    replayed, and they need hardly any that training does not keep for itself. Where a capture fails, batches are
-    evaluated eagerly from then on, for want of memory those of that shape, and `obstacle` says why.
+    The graphs share the memory pool of the captured `step`, so each result is copied out before another graph is
+    replayed; evaluation adds almost no memory. If a capture fails, batches are evaluated eagerly from then on (only
+    those of that shape if memory was short), and `obstacle` holds the reason.
     """
 
     def __init__(self, step: torch.cuda.CUDAGraph, stopwatch: Stopwatch) -> None:
         self._step, self._stopwatch = step, stopwatch
         self._num_before: Counter[Shapes] = Counter()
         self._captured: dict[Shapes, _CapturedBatch | None] = {}
-        """None: not to be captured."""
+        """None: this shape is not captured."""
         self._is_rehearsed = False
         self.obstacle = ""
 
@@ -156,14 +88,15 @@ class CapturedEvaluation:
         return model.losses(batch) if captured is None else captured.replay(batch)
 
     def _try_to_capture(self, model: PackModel, batch: Batch) -> "_CapturedBatch | None":
-        """The batch captured; None where that fails.
+        """The captured batch; None if the capture fails.
 
-        The first time a row is captured before, in memory of its own: a capture that comes to an operation which must
-        not be captured never gives its memory back, and must not have the step's. One that runs out of it does.
+        The first time, a single row is captured before it, in its own memory: a capture that meets an operation which
+        must not be captured never releases its memory, and must not hold the step's. One that runs out of memory does
+        release it.
         """
         if self.obstacle and not self._is_rehearsed:
             return None
-        torch.cuda.synchronize()  # what is still under way is no part of this
+        torch.cuda.synchronize()  # queued work is no part of the capture's time
         try:
             with self._stopwatch.phase("compile"):
                 if not self._is_rehearsed:
@@ -171,7 +104,7 @@ class CapturedEvaluation:
                     self._is_rehearsed = True
                 return _CapturedBatch(model, batch, self._step)
         except RuntimeError as error:
-            _recover_from_failed_capture()
+            recover_from_failed_capture()
             self.obstacle = str(error).splitlines()[0]
             return None
 
@@ -193,23 +126,23 @@ class _CapturedBatch:
 
 @contextmanager
 def _capture(graph: torch.cuda.CUDAGraph, after: torch.cuda.CUDAGraph | None = None) -> Iterator[None]:
-    """The context within which what this thread launches is captured; NCCL's threads may look at its events meanwhile.
+    """Capture what this thread launches inside the context; NCCL's threads may query their events meanwhile.
 
-    after: the graph whose memory it uses again, for the two are never replayed at the same time.
+    after: the graph whose memory pool is shared; the two must never be replayed at the same time.
     """
     pool = None if after is None else after.pool()
-    # After a capture that failed torch would stay on the stream of the capture.
+    # The outer context restores the current stream: after a failed capture torch would stay on the capture's stream.
     with (
         torch.cuda.stream(torch.cuda.current_stream()),
-        torch.cuda.graph(graph, pool=pool, stream=_capture_stream(), capture_error_mode="thread_local"),
+        torch.cuda.graph(graph, pool=pool, stream=capture_stream(), capture_error_mode="thread_local"),
     ):
         yield
 
 
-def _recover_from_failed_capture() -> None:
-    """Let the device's random generator draw again: it believes to be captured until a capture succeeds.
+def recover_from_failed_capture() -> None:
+    """Make the device's random generator usable again: after a failed capture it counts as captured until one succeeds.
 
-    LoraGrid's own draws have generators of their own: where this fails too, training goes on all the same.
+    LoraGrid draws from its own generators, so training continues even if this capture fails too.
     """
     torch.cuda.synchronize()
     with suppress(RuntimeError), _capture(torch.cuda.CUDAGraph()):
@@ -217,37 +150,6 @@ def _recover_from_failed_capture() -> None:
 
 
 @cache
-def _capture_stream() -> torch.cuda.Stream:
-    """One for the whole process: every stream keeps a cuBLAS workspace and an allocator's pool of its own for ever."""
+def capture_stream() -> torch.cuda.Stream:
+    """One stream for the whole process: every stream keeps its own cuBLAS workspace and allocator pool for ever."""
     return torch.cuda.Stream()
-
-
-def fuse_pieces(model: PackModel) -> None:
-    """Compile what is one long row of elementwise kernels otherwise, in seconds: softmax with its gradient, AdamW."""
-    _allow_recompilations()
-    model.score_rows = torch.compile(fusible_score_rows, dynamic=False)
-    # Blocks of all sizes share one compilation.
-    model.optimizer.update = torch.compile(adamw_update, dynamic=True)
-
-
-def compile_layers(base: PreTrainedModel) -> None:
-    """Compile every decoder layer by itself: layers of equal shapes share one compilation.
-
-    The compiler may compute elementwise results again in backward even where a matrix product reads them there: of the
-    saved activations a third goes (LoRA, bytes per token and layer: 79,648 to 52,600) for about 1 % of the time.
-    """
-    _allow_recompilations()
-    torch._functorch.config.ban_recompute_materialized_backward = False
-    for layer in decoder_layers(base):
-        layer.compile(dynamic=False)
-
-
-def uncompile_layers(base: PreTrainedModel) -> None:
-    """Let every decoder layer run kernel by kernel again."""
-    for layer in decoder_layers(base):
-        layer._compiled_call_impl = None  # what `Module.compile` sets, and has no opposite for
-
-
-def _allow_recompilations() -> None:
-    """One per kind of adapter set and per shape; beyond its limit torch would run eagerly without a word."""
-    torch._dynamo.config.recompile_limit = max(256, torch._dynamo.config.recompile_limit)

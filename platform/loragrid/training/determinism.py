@@ -5,6 +5,8 @@ import re
 
 import torch
 
+from loragrid.training.torch_internals import compile_deterministically
+
 WORKSPACES = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 """cuBLAS sums in an order that depends on the memory it finds, unless this variable fixes it; torch asks for it."""
 
@@ -16,11 +18,8 @@ def compute_deterministically() -> None:
     """From now on, in this process; before its first matrix product on a GPU."""
     os.environ.setdefault(*WORKSPACES)
     torch.use_deterministic_algorithms(True)
-    from torch._inductor import config as compiler  # a second, which others need not wait for
-
-    if hasattr(compiler, "deterministic"):  # else the compiler chooses among kernels by timing them, as it always did
-        compiler.deterministic = True
-    # Only for those who read memory that they have not written, and not for nothing.
+    compile_deterministically()
+    # Filling uninitialised memory only helps code that reads it before writing, and it costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch makes it later
 
 

@@ -6,7 +6,7 @@ A check reads every frozen tensor once, waits for the device once, and changes n
 without it. It runs between steps, never within a captured one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,42 +89,53 @@ class InvariantChecks:
         self._sums = torch.cat([*sums.values(), *self._stack_sums(), self._nothing()])
 
     def check(self, saved: ActivationBytes | None = None) -> dict[int, str]:
-        """Compare; gives the members for whom alone something is violated, with what that is, each member once.
+        """Compare with the start; return {member: reason} for violations confined to single members, each only once.
 
         `saved` has counted what the step before kept for backward.
 
         Raises:
-            InvariantError: something is violated for all members. In all workers alike, whichever found it.
+            InvariantError: something is violated for all members. All workers raise it, whichever of them found it.
         """
         model = self._model
-        # First the set: a tensor that is named says more than the bytes that its gradient needs.
+        # The trainable set first: a reason that names a tensor says more than a number of bytes.
         wrong_graph = next(set_differences(model), None) or (None if saved is None else saved.difference())
         base = {} if self._base_trains else base_sums(model.base, self._stacks)
-        stacks = [*self._stack_sums()]
-        now = torch.cat([*base.values(), *stacks, self._nothing()])
+        now = torch.cat([*base.values(), *self._stack_sums(), self._nothing()])
         same_number = len(now) == len(self._sums)
         changed = (now != self._sums).double() if same_number else torch.ones_like(self._sums, dtype=torch.float64)
         still = [*self._unmoved()]
         flag = torch.full((1,), float(wrong_graph is not None), dtype=torch.float64, device=changed.device)
         found = torch.cat([changed, *[unmoved.double() for _, unmoved in still], flag])
         self._sum_over_workers(found)
-        flags = [value != 0 for value in found.tolist()]  # the one wait for the device
+        *flags, graph_flag = [value != 0 for value in found.tolist()]  # the only wait for the device
+        if graph_flag or (not same_number and any(flags)):
+            raise InvariantError(f"{INVARIANT_VIOLATED}: {wrong_graph or 'what another worker trains'}")
         if not any(flags):
             return {}
-        if flags[-1] or not same_number:
-            raise InvariantError(f"{INVARIANT_VIOLATED}: {wrong_graph or 'what another worker trains'}")
+        labels = self._labels(base, [block for block, _ in still])
+        return self._by_member([label for label, is_wrong in zip(labels, flags, strict=True) if is_wrong])
+
+    def _labels(self, base: Iterable[str], still: Iterable[ParameterBlock]) -> list[tuple[str, int | None]]:
+        """What each compared value says if it is wrong, and the member that it concerns (None: all), in their order."""
         labels: list[tuple[str, int | None]] = [(f"the frozen weight {name!r} has changed", None) for name in base]
         for frozen in self._frozen():
             what = f"the frozen tensor {frozen.name!r} has changed"
             labels += [(what, member) for member in (frozen.members or [None])]
-        for block, _ in still:
+        for block in still:
             what = f"{block.name!r} is to be trained and has never had a gradient"
             labels += [(what, member) for member in range(block.members.start, block.members.stop)]
-        violated = [label for label, is_wrong in zip(labels, flags[:-1], strict=True) if is_wrong]
-        for what, member in violated:
-            if member is None:
-                more = sum(other is None for _, other in violated) - 1
-                raise InvariantError(f"{INVARIANT_VIOLATED}: {what}" + (f", and {more} more" if more else ""))
+        return labels
+
+    def _by_member(self, violated: Sequence[tuple[str, int | None]]) -> dict[int, str]:
+        """Member -> reason, for members not yet reported.
+
+        Raises:
+            InvariantError: a violation concerns all members.
+        """
+        for_all = [what for what, member in violated if member is None]
+        if for_all:
+            more = f", and {len(for_all) - 1} more" if len(for_all) > 1 else ""
+            raise InvariantError(f"{INVARIANT_VIOLATED}: {for_all[0]}{more}")
         by_member: dict[int, str] = {}
         for what, member in violated:
             if member is not None and member not in self._reported:

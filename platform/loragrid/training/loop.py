@@ -1,4 +1,4 @@
-"""The training loop: batches in, one loss curve per member out. It names no method and knows neither Ray nor MLflow."""
+"""The training loop: batches in, one loss curve per member out. It knows no method, no Ray and no MLflow."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from loragrid.training.step import (
 class LoopSettings:
     """When the loop ends, reports, evaluates and saves; all in steps. At `milestones` it evaluates and reports.
 
-    check_every: None checks after the loop's first and last step alone.
+    check_every: None checks only after the loop's first and last step.
     """
 
     steps: int
@@ -35,14 +35,14 @@ class LoopSettings:
     check_every: int | None = None
 
     def check_is_due(self, step: int, first: int) -> bool:
-        """Whether to check after `step` steps, in a loop that began with `first` steps behind it."""
+        """Whether to check after `step` steps, in a loop that began after `first` steps."""
         every = bool(self.check_every and step % self.check_every == 0)
         return every or step in (first + 1, self.steps)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What the loop tells its caller: the records since the last report, by member, and who is still training."""
+    """What the loop reports, by member: the records since the last report, and the step of a divergence."""
 
     completed: int
     records: list[list[dict[str, float]]]
@@ -52,17 +52,17 @@ class Report:
 
 
 class Observation(Protocol):
-    """Something looked at beside training and evaluation; its time counts in a phase of its own."""
+    """A measurement beside training and evaluation, whose time counts as its own phase."""
 
     @property
     def phase(self) -> str:
-        """Where its time counts."""
+        """The phase as which its time counts."""
 
     def is_due(self, step: int) -> bool:
-        """Whether to look after `step` steps; 0 is the bare base."""
+        """Whether to measure after `step` steps; 0 is the bare base."""
 
     def measure(self, model: PackModel, step: int, sum_over_workers: SumOverWorkers) -> Mapping[str, Tensor]:
-        """Metric key -> figure of each member (M,), or of the bare base (1,); changes nothing."""
+        """Metric key -> figure of each member (M,), or of the bare base (1,). Must change nothing."""
 
 
 @dataclass(kw_only=True)
@@ -71,6 +71,11 @@ class _Pending:
 
     steps: list[tuple[int, StepResult]] = field(default_factory=list)
     evaluations: list[tuple[int, str, Tensor]] = field(default_factory=list)
+
+    def clear(self) -> None:
+        """Forget what has been reported."""
+        self.steps.clear()
+        self.evaluations.clear()
 
 
 def train(
@@ -91,75 +96,118 @@ def train(
     is no longer finite keeps its last weights, gets no further records, and is reported as diverged at that step.
     `check` is called between steps, before anything of the step is evaluated, reported or saved.
     """
-    first, stopwatch = model.completed, stopwatch or Stopwatch()
-    device = model.active.device
+    loop = _Loop(
+        model=model,
+        batches=batches,
+        settings=settings,
+        report=report,
+        sum_over_workers=sum_over_workers,
+        compute=compute,
+        observations=observations,
+        check=check,
+        stopwatch=stopwatch or Stopwatch(),
+    )
+    loop.run()
 
-    def wait() -> None:
-        with stopwatch.phase("train"):
-            wait_for(device)
 
-    diverged_at: list[int | None] = [None if alive else 0 for alive in model.active.tolist()]
-    pending = _Pending()
+@dataclass(kw_only=True)
+class _Loop:
+    """The state of one call of `train`, whose arguments are its first fields."""
 
-    def flush(*, checkpoint_due: bool, finished: bool) -> None:
-        with stopwatch.phase("train"):  # reading the figures is where the loop waits for the device
-            records = _records(pending, model.learning_rates, diverged_at)
-        pending.steps.clear()
-        pending.evaluations.clear()
-        report(
+    model: PackModel
+    batches: PackBatches
+    settings: LoopSettings
+    report: Callable[[Report], None]
+    sum_over_workers: SumOverWorkers
+    compute: ComputeStep
+    observations: Sequence[Observation]
+    check: Callable[[], object] | None
+    stopwatch: Stopwatch
+    pending: _Pending = field(default_factory=_Pending)
+    diverged_at: list[int | None] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Evaluate the bare base if nothing is trained yet, then train step by step."""
+        first = self.model.completed
+        self.diverged_at = [None if alive else 0 for alive in self.model.active.tolist()]
+        if first == 0:
+            self.evaluate(0)
+            self.observe(0)
+            self.flush(checkpoint_due=False, finished=False)
+        while self.model.completed < self.settings.steps:
+            self.step()
+            self.after_step(first)
+
+    def step(self) -> None:
+        """Fetch a batch and train one step, without waiting for its result."""
+        model = self.model
+        with self.stopwatch.phase("data"):
+            rows = self.batches.rows(model.completed)
+        self.wait()  # the copy would wait for the step before, whose time must not count as the data's
+        with self.stopwatch.phase("data"):
+            batch = rows.to(model.active.device)
+            model.pack.clock.step = model.completed
+        with self.stopwatch.phase("train"):
+            result = train_step(model, batch, self.sum_over_workers, self.compute)
+            self.pending.steps.append((model.completed, result))
+
+    def after_step(self, first: int) -> None:
+        """Check, evaluate, observe and report, as far as the step asks for it; `first`: steps before this loop."""
+        settings, done = self.settings, self.model.completed
+        finished = done == settings.steps
+        milestone = finished or done in settings.milestones
+        if self.check is not None and settings.check_is_due(done, first):
+            self.wait()
+            with self.stopwatch.phase("check"):
+                self.check()
+        if milestone or (settings.eval_every and done % settings.eval_every == 0):
+            self.wait()
+            self.evaluate(done)
+        self.observe(done)
+        checkpoint_due = finished or bool(settings.checkpoint_every and done % settings.checkpoint_every == 0)
+        if milestone or checkpoint_due or done % settings.report_every == 0:
+            self.flush(checkpoint_due=checkpoint_due, finished=finished)
+
+    def evaluate(self, step: int) -> None:
+        """Compute the loss over the evaluation rows; of the bare base before the first step."""
+        with self.stopwatch.phase("eval"):
+            losses = evaluate(self.model, self.batches, self.sum_over_workers, frozen=step == 0)
+            self.pending.evaluations.append((step, "eval/loss", losses))
+            wait_for(self.model.active.device)
+
+    def observe(self, step: int) -> None:
+        """Let the observations that are due measure."""
+        for observation in self.observations:
+            if observation.is_due(step):
+                self.wait()
+                with self.stopwatch.phase(observation.phase):
+                    found = observation.measure(self.model, step, self.sum_over_workers)
+                    wait_for(self.model.active.device)
+                self.pending.evaluations += [(step, key, figures) for key, figures in found.items()]
+
+    def flush(self, *, checkpoint_due: bool, finished: bool) -> None:
+        """Report the pending figures."""
+        with self.stopwatch.phase("train"):  # reading the figures is where the loop waits for the device
+            records = _records(self.pending, self.model.learning_rates, self.diverged_at)
+        self.pending.clear()
+        self.report(
             Report(
-                completed=model.completed,
+                completed=self.model.completed,
                 records=records,
-                diverged_at=list(diverged_at),
+                diverged_at=list(self.diverged_at),
                 checkpoint_due=checkpoint_due,
                 finished=finished,
             )
         )
 
-    def observe(step: int) -> None:
-        for observation in observations:
-            if observation.is_due(step):
-                wait()
-                with stopwatch.phase(observation.phase):
-                    found = observation.measure(model, step, sum_over_workers)
-                    wait_for(device)
-                pending.evaluations += [(step, key, figures) for key, figures in found.items()]
-
-    if model.completed == 0:
-        with stopwatch.phase("eval"):
-            base_loss = evaluate(model, batches, sum_over_workers, frozen=True)
-            pending.evaluations.append((0, "eval/loss", base_loss))
-            wait_for(device)
-        observe(0)
-        flush(checkpoint_due=False, finished=False)
-    while model.completed < settings.steps:
-        with stopwatch.phase("data"):
-            rows = batches.rows(model.completed)
-        wait()  # the copy would wait for the step before, and that is no time of the data
-        with stopwatch.phase("data"):
-            batch = rows.to(device)
-            model.pack.clock.step = model.completed
-        with stopwatch.phase("train"):
-            pending.steps.append((model.completed + 1, train_step(model, batch, sum_over_workers, compute)))
-        done, finished = model.completed, model.completed == settings.steps
-        milestone = finished or done in settings.milestones
-        if check is not None and settings.check_is_due(done, first):
-            wait()
-            with stopwatch.phase("check"):
-                check()
-        if milestone or (settings.eval_every and done % settings.eval_every == 0):
-            wait()
-            with stopwatch.phase("eval"):
-                pending.evaluations.append((done, "eval/loss", evaluate(model, batches, sum_over_workers)))
-                wait_for(device)
-        observe(done)
-        checkpoint_due = finished or bool(settings.checkpoint_every and done % settings.checkpoint_every == 0)
-        if milestone or checkpoint_due or done % settings.report_every == 0:
-            flush(checkpoint_due=checkpoint_due, finished=finished)
+    def wait(self) -> None:
+        """Wait for the device; the time counts as training."""
+        with self.stopwatch.phase("train"):
+            wait_for(self.model.active.device)
 
 
 def _records(pending: _Pending, learning_rates: Tensor, diverged_at: list[int | None]) -> list[list[dict[str, float]]]:
-    """The pending figures as records by member; notes in `diverged_at` who left the finite numbers, and when."""
+    """The pending figures as records by member; enters in `diverged_at` members whose figures are no longer finite."""
     records: list[dict[int, dict[str, float]]] = [{} for _ in diverged_at]
     for step, result in pending.steps:
         rates = learning_rates[step - 1].tolist()

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from loragrid.training.torch_internals import TorchDispatchMode, storage_id, tree_leaves
 
 # Of a machine's main memory: beyond the rest Ray ends processes (its memory_usage_threshold is 0.95).
 KEPT_BY_RAY = 0.05
@@ -133,7 +133,7 @@ def weight_bytes(model: nn.Module) -> int:
 def bytes_of(tensors: Iterable[Tensor]) -> int:
     """The bytes of all storages behind the tensors, each once; of a sharded tensor this process's share."""
     local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
-    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in local}
+    storages = {storage_id(tensor): tensor.untyped_storage().nbytes() for tensor in local}
     return sum(storages.values())
 
 
@@ -144,12 +144,12 @@ def count_activation_bytes(model: nn.Module) -> Iterator[list[int]]:
     A storage kept by several operations counts once; weights and buffers of `model`, which live anyway, do not count.
     """
     # Storages by identity, not by address: on the meta device, where shapes can be counted too, all addresses are 0.
-    resident = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
+    resident = {storage_id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
     kept: dict[int, Tensor] = {}
     result: list[int] = []
 
     def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()._cdata
+        storage = storage_id(tensor)
         if storage not in resident:
             # Holding the tensor keeps its storage from being freed, and another from being made in its place.
             kept.setdefault(storage, tensor.detach())
@@ -180,16 +180,14 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         results = func(*args, **(kwargs or {}))
-        given = {
-            tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)
-        }
+        given = {storage_id(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
         for tensor in tree_leaves(results):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in given:
-                self._count(tensor.untyped_storage())
+            if isinstance(tensor, Tensor) and storage_id(tensor) not in given:
+                self._count(tensor)
         return results
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
+    def _count(self, tensor: Tensor) -> None:
+        storage, key = tensor.untyped_storage(), storage_id(tensor)
         if key in self._alive:
             return
         size = -(-storage.nbytes() // self._block_bytes) * self._block_bytes

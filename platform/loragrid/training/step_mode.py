@@ -24,7 +24,7 @@ SAVED_MORE_PER_STACK = 0.15
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineChoice:
+class ModeChoice:
     """The mode a pack's steps run in, and why."""
 
     mode: Mode
@@ -39,25 +39,25 @@ def choose_mode(
     num_stacks: int,
     is_compiled: bool = False,
     obstacle: str = "",
-) -> EngineChoice:
+) -> ModeChoice:
     """The mode on a GPU: `requested`, or what `auto` comes to; eager where `obstacle` says what forbids a capture.
 
     `auto` compiles where the compiler's time is less than what it takes off all steps together. `num_stacks`: the kinds
     of stacks that would have to be compiled. `is_compiled`: that was done for an equal pack.
     """
     if requested == "eager":
-        return EngineChoice(mode="eager", reason="engine.mode")
+        return ModeChoice(mode="eager", reason="engine.mode")
     if obstacle:
-        return EngineChoice(mode="eager", reason=obstacle)
+        return ModeChoice(mode="eager", reason=obstacle)
     if requested != "auto":
-        return EngineChoice(mode=requested, reason="engine.mode")
+        return ModeChoice(mode=requested, reason="engine.mode")
     if is_compiled:
-        return EngineChoice(mode="compiled", reason="compiled for the pack before")
+        return ModeChoice(mode="compiled", reason="compiled for the pack before")
     cost = COMPILE_SECONDS + num_stacks * COMPILE_SECONDS_PER_STACK
     per_feature = SAVED_SECONDS_PER_FEATURE * (1 + SAVED_MORE_PER_STACK * (num_stacks - 1))
     saved = per_feature * features_per_step * num_steps
     reason = f"compiling takes about {cost:.0f} s and saves about {saved:.0f} s"
-    return EngineChoice(mode="compiled" if saved > cost else "graph", reason=reason)
+    return ModeChoice(mode="compiled" if saved > cost else "graph", reason=reason)
 
 
 def capture_obstacle(methods: Iterable[Method], *, shard: bool) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor, nn
 
 from loragrid.training.step import PackModel
+from loragrid.training.torch_internals import storage_id
 from loragrid_methods.engine.adapter_stack import AdapterStack
 from loragrid_methods.engine.pack import AdapterPack
 
@@ -103,4 +104,4 @@ def _num_without_padding(stack: AdapterStack, name: str, parameter: Tensor, memb
 
 
 def _is_within(tensor: Tensor, flat: Tensor) -> bool:
-    return bool(tensor.untyped_storage()._cdata == flat.untyped_storage()._cdata)
+    return storage_id(tensor) == storage_id(flat)

@@ -11,8 +11,9 @@ from loragrid.config.experiment import DataConfig, ModelConfig
 from loragrid.data.dataset import TokenizedData
 from loragrid.training.determinism import compute_deterministically
 from loragrid.worker.messages import PackUpdate, WorkerTask
-from loragrid.worker.pack_trainer import PackTrainer
+from loragrid.worker.process_group import ProcessGroup
 from loragrid.worker.queue import run_queue
+from loragrid.worker.queue_worker import build_worker
 from loragrid.worker.recovery import left_behind, recover
 from loragrid.worker.worker_tags import WorkerEnvironment
 
@@ -28,29 +29,32 @@ def run_worker(task: WorkerTask) -> None:
     # Members share flat buffers, so a gradient is a view with the buffer's strides: correct, and not worth a warning.
     warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
     context = ray.train.get_context()
-    worker, num_workers = context.get_world_rank(), context.get_world_size()
+    number, num_workers = context.get_world_rank(), context.get_world_size()
 
     @lru_cache(maxsize=1)  # a queue's packs mostly share their rows, and every fetch would copy them
     def rows_of(model: ModelConfig, data: DataConfig) -> TokenizedData:
         rows: TokenizedData = ray.get(task.rows[(model, data)])
         return rows
 
-    device = ray.train.torch.get_device()
-    trainer = PackTrainer(
+    group = ProcessGroup(
+        device=ray.train.torch.get_device(),
+        worker=number,
+        num_workers=num_workers,
+        isolate_failures=num_workers == 1 and not task.by_tune,
+    )
+    worker = build_worker(
         rows_of,
         _RayReporter(hold_back=task.by_tune),
         task.store,
-        device,
+        group,
         engine=task.engine,
         early_stopping=task.early_stopping,
-        worker=worker,
-        num_workers=num_workers,
         shard=task.shard,
-        isolate_failures=num_workers == 1 and not task.by_tune,
-        describe=WorkerEnvironment(device, num_workers, shard=task.shard) if worker == 0 else lambda trial, rows: {},
+        # Only worker 0's reports arrive, but all workers must send equally many.
+        describe=WorkerEnvironment(group.device, num_workers, shard=task.shard) if number == 0 else lambda *_: {},
     )
-    recover(trainer, task.queue, left_behind(task.queue, task.store, worker, num_workers))
-    run_queue(task.queue.packs, trainer, None if task.by_tune else task.early_stopping)
+    recover(worker, task.queue, left_behind(task.queue, task.store, number, num_workers))
+    run_queue(task.queue.packs, worker, None if task.by_tune else task.early_stopping)
 
 
 class _RayReporter:

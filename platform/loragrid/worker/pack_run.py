@@ -1,4 +1,4 @@
-"""One pack, attached to its base, on its way to a step: what it reports, saves and checks, and how its members end."""
+"""Trains a pack that is attached to its base up to a step; reports, saves and checks on the way; ends members."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,123 +10,144 @@ from loragrid.models.sharding import is_sharded
 from loragrid.planning.memory_estimate import MemoryEstimate
 from loragrid.training.activation_bytes import ActivationBytes
 from loragrid.training.batches import PackBatches
-from loragrid.training.cuda_graphs import Engine
 from loragrid.training.invariants import InvariantChecks
 from loragrid.training.loop import LoopSettings, Report, train
-from loragrid.training.meters import peak_memory
-from loragrid.training.step import PackModel
+from loragrid.training.meters import Stopwatch, peak_memory
+from loragrid.training.step import PackModel, SumOverWorkers
+from loragrid.training.step_runner import StepRunner
 from loragrid.trials.outcome import DIVERGED, TrialEnd
 from loragrid.trials.packing import Pack
 from loragrid.trials.successive_halving import rung_steps
-from loragrid.worker.trial_states import OpenTrials
+from loragrid.worker.open_trials import OpenTrials
+from loragrid.worker.reporter import Reporter
 
 NUM_REPORTS = 50
+"""How often a trial reports, if the experiment sets no interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackRun:
-    """A pack's trials as members of `model`; `estimate`: what it was expected to hold on a GPU at its peak."""
+class AttachedPack:
+    """A pack's trials as members of `model`, with what trains, scores and checks them.
+
+    checks: None if the experiment asks for none. estimate: what the pack was expected to hold on a GPU at its peak.
+    """
 
     pack: Pack
     model: PackModel
     batches: PackBatches
-    engine: Engine
+    step_runner: StepRunner
     scoring: PackScoring
-    open_trials: OpenTrials
     checks: InvariantChecks | None
     estimate: MemoryEstimate | None
 
-    def train(self, until: int, early_stopping: EarlyStoppingConfig | None) -> None:
-        """Train up to step `until`; members whose training is over then are exported and end, the others are kept.
+    def tags(self) -> Mapping[str, str]:
+        """How the pack is run and scored, as MLflow tags."""
+        return {**self.step_runner.tags(), **self.scoring.tags()}
 
-        Raises:
-            InvariantError: something is violated for all members.
-        """
-        training, reports, first = self.pack.trials[0].training, self.open_trials.reports, self.model.completed
-        settings = LoopSettings(
-            steps=until,
-            report_every=training.report_every or max(1, training.steps // NUM_REPORTS),
-            eval_every=training.eval_every,
-            checkpoint_every=training.checkpoint_every,
-            milestones=frozenset(rung_steps(early_stopping, training.steps)),
-            check_every=training.check_every,
-        )
-        saved = None
-        if self.checks is not None and self.engine.choice.mode == "eager" and not is_sharded(self.model.base):
-            saved = ActivationBytes(self.engine, lambda step: settings.check_is_due(step, first))
-        reports.phase(self.pack, "training")
-        train(
-            self.model,
-            self.batches,
-            settings,
-            self._on_report,
-            sum_over_workers=self.open_trials.place.sum_over_workers,
-            compute=saved or self.engine,
-            observations=self.scoring.observations(),
-            check=None if self.checks is None else lambda: self._check(saved),
-            stopwatch=reports.stopwatch,
-        )
-
-    def _on_report(self, report: Report) -> None:
-        if report.finished:
-            self._finish(report, self.scoring.of_test_rows(self.model))
-            return
-        self.open_trials.reports.training(self.pack, report, self._tags())
-        if report.checkpoint_due or self.open_trials.are_due_to_be_saved:
-            self._save_members()
-
-    def _check(self, saved: ActivationBytes | None) -> None:
-        """Members in whose own tensors something is violated end here; the others do not notice."""
-        assert self.checks is not None
-        for member, reason in self.checks.check(saved).items():
-            self.model.active[member] = False
-            trial_id = self.pack.trials[member].trial_id
-            if not self.open_trials.reports.has_ended(trial_id):
-                ended = {trial_id: TrialEnd(status="FAILED", reason=reason)}
-                self.open_trials.end(self.pack, ended, {}, pack_goes_on=True)
-
-    def _finish(self, report: Report, scores: Sequence[RowScores] | None) -> None:
-        """Let the members end here, adapters exported, or keep their states until the pack's next rung."""
-        reports, of_pack = self.open_trials.reports, self._memory()
-        ended: dict[str, TrialEnd] = {}
-        figures = {trial.trial_id: dict(of_pack) for trial in self.pack.trials}
-        for member, trial in enumerate(self.pack.trials):
-            diverged_at = report.diverged_at[member]
-            if reports.has_ended(trial.trial_id):
-                continue
-            if diverged_at is not None:
-                # 0: it had, before other workers took over; its curve ends at the step before.
-                step = diverged_at or reports.last_step(trial.trial_id) + 1
-                reason = f"{DIVERGED} at step {step}"
-                ended[trial.trial_id] = TrialEnd(status="FAILED", reason=reason)
-            elif report.completed == trial.training.steps:
-                own = scores[member] if scores is not None else None
-                with reports.stopwatch.phase("checkpoint"):
-                    ended[trial.trial_id] = self.open_trials.export(self.model, member, trial, own)
-                if own is not None:
-                    figures[trial.trial_id] |= own.figures("test")
-            else:
-                self.open_trials.keep(self.model, member, trial)
-        for trial_id in ended:
-            self.open_trials.states.pop(trial_id, None)
-        reports.count_seconds(self.pack)
-        reports.finished(self.pack, report, self._tags(), ended=ended, figures=figures)
-        if report.completed < self.pack.trials[0].training.steps:
-            self._save_members()
-
-    def _save_members(self) -> None:
-        with self.open_trials.reports.stopwatch.phase("checkpoint"):
-            self.open_trials.save_members(self.pack, self.model)
-
-    def _tags(self) -> Mapping[str, str]:
-        return {**self.engine.tags(), **self.scoring.tags()}
-
-    def _memory(self) -> dict[str, float]:
-        """What the pack was expected to hold at its peak, and what it held, by metric key; nothing on a CPU."""
+    def memory(self) -> dict[str, float]:
+        """Metric key -> bytes: expected and actual peak on a GPU; empty on a CPU."""
         found: dict[str, float] = {}
         if self.estimate is not None:
             found["memory/pack_estimated_bytes"] = float(self.estimate.total)
-        device = self.open_trials.place.device
+        device = self.model.base.device
         if device.type == "cuda":
             found["memory/pack_peak_bytes"] = peak_memory(device)["memory/peak_allocated_bytes"]
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackRun:
+    """One pack on its way to a step."""
+
+    attached: AttachedPack
+    trials: OpenTrials
+    reporter: Reporter
+    stopwatch: Stopwatch
+
+    def train(self, until: int, early_stopping: EarlyStoppingConfig | None, sum_over_workers: SumOverWorkers) -> None:
+        """Train up to step `until`; members whose training is over are exported and end, the others' states are kept.
+
+        Raises:
+            InvariantError: an invariant is violated for all members.
+        """
+        attached, model = self.attached, self.attached.model
+        settings = _loop_settings(attached.pack, until, early_stopping)
+        counted = None
+        if attached.checks is not None and attached.step_runner.mode == "eager" and not is_sharded(model.base):
+            first = model.completed
+            counted = ActivationBytes(attached.step_runner, lambda step: settings.check_is_due(step, first))
+        self.reporter.phase(attached.pack, "training")
+        train(
+            model,
+            attached.batches,
+            settings,
+            self._on_report,
+            sum_over_workers=sum_over_workers,
+            compute=counted or attached.step_runner,
+            observations=attached.scoring.observations(),
+            check=None if attached.checks is None else lambda: self._check(counted),
+            stopwatch=self.stopwatch,
+        )
+
+    def _on_report(self, report: Report) -> None:
+        attached = self.attached
+        if report.finished:
+            self._finish(report, attached.scoring.of_test_rows(attached.model))
+            return
+        self.reporter.training(attached.pack, report, attached.tags())
+        if report.checkpoint_due or self.trials.are_due_to_be_saved:
+            self._save_members()
+
+    def _check(self, counted: ActivationBytes | None) -> None:
+        """End the members for which alone an invariant is violated; the others continue unchanged."""
+        attached = self.attached
+        assert attached.checks is not None
+        for member, reason in attached.checks.check(counted).items():
+            attached.model.active[member] = False
+            trial_id = attached.pack.trials[member].trial_id
+            if not self.trials.has_ended(trial_id):
+                ended = {trial_id: TrialEnd(status="FAILED", reason=reason)}
+                self.trials.end(attached.pack, ended, {}, pack_goes_on=True)
+
+    def _finish(self, report: Report, scores: Sequence[RowScores] | None) -> None:
+        """Export and end the members whose training is over, and keep the states of the others for the next rung."""
+        pack, memory = self.attached.pack, self.attached.memory()
+        ended: dict[str, TrialEnd] = {}
+        figures = {trial.trial_id: dict(memory) for trial in pack.trials}
+        for member, trial in enumerate(pack.trials):
+            diverged_at = report.diverged_at[member]
+            if self.trials.has_ended(trial.trial_id):
+                continue
+            if diverged_at is not None:
+                # 0: the member had diverged before these workers took over; its curve ends at the step before.
+                reason = f"{DIVERGED} at step {diverged_at or self.trials.last_step(trial.trial_id) + 1}"
+                ended[trial.trial_id] = TrialEnd(status="FAILED", reason=reason)
+            elif report.completed == trial.training.steps:
+                own = scores[member] if scores is not None else None
+                with self.stopwatch.phase("checkpoint"):
+                    ended[trial.trial_id] = self.trials.export(self.attached.model, member, trial, own)
+                if own is not None:
+                    figures[trial.trial_id] |= own.figures("test")
+            else:
+                self.trials.keep(self.attached.model, member, trial)
+        self.trials.forget(ended)
+        self.reporter.count_seconds(pack)
+        self.reporter.finished(pack, report, self.attached.tags(), ended=ended, figures=figures)
+        if report.completed < pack.trials[0].training.steps:
+            self._save_members()
+
+    def _save_members(self) -> None:
+        with self.stopwatch.phase("checkpoint"):
+            self.trials.save_members(self.attached.pack, self.attached.model)
+
+
+def _loop_settings(pack: Pack, until: int, early_stopping: EarlyStoppingConfig | None) -> LoopSettings:
+    training = pack.trials[0].training
+    return LoopSettings(
+        steps=until,
+        report_every=training.report_every or max(1, training.steps // NUM_REPORTS),
+        eval_every=training.eval_every,
+        checkpoint_every=training.checkpoint_every,
+        milestones=frozenset(rung_steps(early_stopping, training.steps)),
+        check_every=training.check_every,
+    )

@@ -1,19 +1,20 @@
-"""Lets workers go on where others, which were killed, have left a queue."""
+"""Lets workers continue a queue that earlier workers left unfinished because they were killed."""
 
 from dataclasses import dataclass, field
 
 import torch.distributed
 
 from loragrid.trials.packing import Pack, PackQueue
-from loragrid.worker.checkpoints import SavedTrial, TrialStore
-from loragrid.worker.pack_trainer import PackTrainer
+from loragrid.worker.checkpoints import TrialStore
+from loragrid.worker.queue_worker import QueueWorker
+from loragrid.worker.saved_trial import SavedTrial
 
 DAMAGED_TAG = "loragrid.checkpoint.damaged"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeftBehind:
-    """What storage holds of a queue: the trials that have ended, saved ones, and what could not be read of them."""
+    """What the store holds of a queue: ids of trials that have ended, saved trials, and problems of damaged states."""
 
     ended: set[str] = field(default_factory=set)
     saved: dict[str, SavedTrial] = field(default_factory=dict)
@@ -21,9 +22,10 @@ class LeftBehind:
 
 
 def left_behind(queue: PackQueue, store: TrialStore, worker: int = 0, num_workers: int = 1) -> LeftBehind:
-    """What earlier workers have left, the same to every worker of the queue.
+    """What earlier workers left in the store, the same for every worker of the queue.
 
-    Worker 0 looks and tells the others: in the meantime the sweep's driver may mark another trial as ended.
+    Only worker 0 reads the store and sends the others what it found, because the sweep's driver may mark another trial
+    as ended in the meantime.
     """
     left = LeftBehind(ended=store.ended()) if worker == 0 else LeftBehind()
     if worker == 0:
@@ -35,25 +37,25 @@ def left_behind(queue: PackQueue, store: TrialStore, worker: int = 0, num_worker
                 left.saved[trial.trial_id] = saved
             if damaged:
                 left.damaged[trial.trial_id] = damaged
-        # Before the driver deletes states it marks their trial: who has ended in the meantime is not trained anew.
+        # The driver marks a trial as ended before it deletes its states: trials marked since are not trained again.
         left.ended.update(store.ended())
         for trial_id in left.ended & left.saved.keys():
             del left.saved[trial_id]
     if num_workers > 1:
-        told = [left]
-        torch.distributed.broadcast_object_list(told, src=0)
-        (left,) = told
+        objects = [left]
+        torch.distributed.broadcast_object_list(objects, src=0)
+        (left,) = objects
     return left
 
 
-def recover(trainer: PackTrainer, queue: PackQueue, left: LeftBehind) -> None:
-    """Give a fresh trainer what was left; the rest of the queue is then trained as if nothing had happened."""
-    trainer.reports.ended_trials |= left.ended
+def recover(worker: QueueWorker, queue: PackQueue, left: LeftBehind) -> None:
+    """Give a new worker what earlier ones left; it then trains the rest of the queue as if they had not stopped."""
+    worker.logs.mark_ended(left.ended)
     for trial_id, saved in left.saved.items():
-        trainer.restore(trial_id, saved)
+        worker.trials.restore(trial_id, saved)
     for pack in queue.packs:
         touched = [t for t in pack.trials if t.trial_id in left.saved or t.trial_id in left.damaged]
         if touched:
             tags = {trial_id: {DAMAGED_TAG: "; ".join(damaged)} for trial_id, damaged in left.damaged.items()}
             own_tags = {t.trial_id: tags[t.trial_id] for t in touched if t.trial_id in tags}
-            trainer.reports.restored(Pack(pack_id=pack.pack_id, trials=tuple(touched)), own_tags)
+            worker.reporter.restored(Pack(pack_id=pack.pack_id, trials=tuple(touched)), own_tags)

@@ -1,7 +1,6 @@
 """The base that a worker keeps on its device from pack to pack, with what is known and compiled of it."""
 
 import gc
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,19 +11,18 @@ from transformers import PreTrainedModel
 from loragrid.config.experiment import DataConfig, EngineConfig, ModelConfig
 from loragrid.data.dataset import TokenizedData
 from loragrid.evaluation.generation import check_left_padding
-from loragrid.evaluation.tasks import TaskScorer
 from loragrid.models.activation_checkpointing import checkpoint_activations
 from loragrid.models.attention import use_causal_attention
-from loragrid.models.loading import load_base, load_meta_model
+from loragrid.models.loading import load_base
 from loragrid.models.sharding import shard_base, whole_head
-from loragrid.planning.memory_estimate import MemoryEstimate, ScoringShape, estimate_memory
 from loragrid.planning.timing import pack_shape
 from loragrid.training.assembly import NUM_TOKENS_TO_CHECK, build_batches, check_logits
-from loragrid.training.cuda_graphs import Engine, compile_layers, fuse_pieces, uncompile_layers
+from loragrid.training.compilation import compile_layers, fuse_pieces, uncompile_layers
 from loragrid.training.invariants import base_sums
 from loragrid.training.meters import Stopwatch
 from loragrid.training.step import PackModel
-from loragrid.training.step_mode import EngineChoice, capture_obstacle, choose_mode, features_of_step
+from loragrid.training.step_mode import ModeChoice, capture_obstacle, choose_mode, features_of_step
+from loragrid.training.step_runner import StepRunner
 from loragrid.trials.trial import Trial
 from loragrid_methods import LayerShape
 from loragrid_methods.engine.targets import adaptable_layers
@@ -50,7 +48,6 @@ class ResidentBase:
         self._layers: list[LayerShape] = []
         self._attention_obstacle = ""
         self._compiled_for: object = None
-        self._estimates: dict[object, MemoryEstimate | None] = {}
 
     def has(self, trial: Trial) -> bool:
         """Whether the trial's base is there."""
@@ -96,7 +93,7 @@ class ResidentBase:
     def release(self) -> None:
         """Forget the base: a method wrote it, or another takes its place."""
         if self._compiled_for is not None:
-            torch._dynamo.reset()  # compiled code holds on to the base that it was compiled for
+            torch.compiler.reset()  # compiled code keeps a reference to the base that it was compiled for
         self._base = self._loaded = self._compiled_for = self.sums = None
         if self._shard:
             gc.collect()  # FSDP's units and their modules hold each other, and the next base would come on top
@@ -110,14 +107,14 @@ class ResidentBase:
         if self.sums is None and trial.training.check_every != 0:
             self.sums = base_sums(base)
 
-    def choose_mode(self, trials: Sequence[Trial], length: int, num_steps: int) -> EngineChoice:
+    def choose_mode(self, trials: Sequence[Trial], length: int, num_steps: int) -> ModeChoice:
         """How `num_steps` steps of a pack with rows of `length` tokens are run.
 
         With deterministic kernels all steps of its trials decide, not those that are left or what was compiled before:
         compiled kernels add up in another order, and whoever goes on with the pack must come to the same bits.
         """
         if self.device.type != "cuda":
-            return EngineChoice(mode="eager", reason="no GPU")
+            return ModeChoice(mode="eager", reason="no GPU")
         assert self._base is not None
         if self._engine.deterministic:
             num_steps = trials[0].training.steps
@@ -133,74 +130,34 @@ class ResidentBase:
             obstacle=obstacle or self._attention_obstacle,
         )
 
-    def engine_alone(self, trial: Trial, length: int) -> Engine:
-        """The engine that measures a trial by itself: nothing is compiled for it."""
+    def solo_step_runner(self, trial: Trial, length: int) -> StepRunner:
+        """What runs the steps that measure a trial in a pack of one: nothing is compiled for them."""
         assert self._base is not None
         choice = self.choose_mode([trial], length, trial.training.steps)
         uncompile_layers(self._base)
-        return Engine(choice if choice.mode == "eager" else replace(choice, mode="graph"))
+        return StepRunner(choice if choice.mode == "eager" else replace(choice, mode="graph"))
 
-    def engine(self, model: PackModel, trials: Sequence[Trial], choice: EngineChoice, stopwatch: Stopwatch) -> Engine:
-        """The engine of a pack, with what it compiles; packs of equal composition share what the first compiled."""
+    def step_runner(
+        self, model: PackModel, trials: Sequence[Trial], choice: ModeChoice, stopwatch: Stopwatch
+    ) -> StepRunner:
+        """What runs a pack's steps, compiled if `choice` says so; packs of equal composition share compiled code."""
         if choice.mode != "eager":
             fuse_pieces(model)
         composition = _composition(trials)
         if choice.mode != "compiled":
             uncompile_layers(model.base)
-            return Engine(choice, stopwatch)
+            return StepRunner(choice, stopwatch)
         if self._compiled_for != composition:
-            torch._dynamo.reset()
+            torch.compiler.reset()
             self._compiled_for = composition
         compile_layers(model.base)
-        return Engine(choice, stopwatch)
-
-    def estimate(
-        self, trials: Sequence[Trial], data: TokenizedData, choice: EngineChoice, task: TaskScorer | None
-    ) -> MemoryEstimate | None:
-        """What the pack will hold on a GPU at its peak; None on a CPU, and where shapes alone do not tell.
-
-        `task`: the scorer of its task, if any.
-        """
-        if self.device.type != "cuda":
-            return None
-        num_rows = trials[0].training.rows_at_once(self._num_workers)
-        sizes = tuple((trial.method.stack_key(), trial.method.hyperparameters().get("rank")) for trial in trials)
-        again = trials[0].training.activation_checkpointing
-        length, scoring = data.train.input_ids.shape[1], _scoring_shape(data, task, self._num_workers)
-        key = (trials[0].model, sizes, num_rows, length, scoring, choice.mode, again)
-        if key not in self._estimates:
-            try:
-                self._estimates[key] = estimate_memory(
-                    load_meta_model(trials[0].model),
-                    [trial.method for trial in trials],
-                    num_rows=num_rows,
-                    length=length,
-                    mode=choice.mode,
-                    activation_checkpointing=again,
-                    num_shares=self._num_workers if self._shard else 1,
-                    scoring=scoring,
-                )
-            except NotImplementedError:
-                self._estimates[key] = None
-        return self._estimates[key]
+        return StepRunner(choice, stopwatch)
 
 
 def _check_task(base: PreTrainedModel, trial: Trial, data: TokenizedData) -> None:
     if trial.task is not None and trial.task.kind == "exact_match":
         row = data.evaluation.input_ids[0, : int(data.evaluation.num_tokens[0])]
         check_left_padding(base, row[:NUM_TOKENS_TO_CHECK].to(base.device))
-
-
-def _scoring_shape(data: TokenizedData, task: TaskScorer | None, num_workers: int) -> ScoringShape:
-    lengths = [data.train.input_ids.shape[1]]  # every split's
-    if data.forgetting is not None:
-        lengths.append(data.forgetting.input_ids.shape[1])
-    if task is None:
-        return ScoringShape(length=max(lengths))
-    if task.task.kind == "label_likelihood":
-        lengths.append(task.longest_row)
-    num_prompts = math.ceil(max(len(questions) for questions in task.questions.values()) / num_workers)
-    return ScoringShape.of(task.task, length=max(lengths), prompt=task.longest_prompt, num_prompts=num_prompts)
 
 
 def _composition(trials: Sequence[Trial]) -> tuple[object, ...]:
