@@ -6,17 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from loragrid.config.errors import ExperimentError, Problem
-from loragrid.config.sections import (
-    DataConfig,
-    OptionalCount,
-    OptionalPositive,
-    OptionalText,
-    Section,
-    Seed,
-    Switch,
-    Text,
-)
+from loragrid.config.sections import DataConfig
+from loragrid.schema.errors import ExperimentError, Problem
+from loragrid.schema.fields import Allowed, OptionalCount, OptionalPositive, OptionalText, Section, Seed, Switch, Text
 
 MAX_NEW_TOKENS = 32_768
 
@@ -43,25 +35,27 @@ class TaskConfig(Section):
     test rows are looked at once, after the last. base: whether to look before the first.
     """
 
-    kind: Annotated[Literal["exact_match", "label_likelihood"], Field(description="exact_match, label_likelihood")]
+    kind: Annotated[Literal["exact_match", "label_likelihood"], Allowed("exact_match, label_likelihood")]
     answer_after: OptionalText = None
     answer_pattern: OptionalText = None
-    answer_at: Annotated[Literal["last", "first"], Field(description="last, first")] = "last"
-    normalise: Annotated[Literal["text", "number"], Field(description="text, number")] = "text"
+    answer_at: Annotated[Literal["last", "first"], Allowed("last, first")] = "last"
+    normalise: Annotated[Literal["text", "number"], Allowed("text, number")] = "text"
     max_new_tokens: Annotated[
         int,
-        Field(strict=True, ge=1, le=MAX_NEW_TOKENS, description=f"a whole number from 1 to {MAX_NEW_TOKENS}"),
+        Field(strict=True, ge=1, le=MAX_NEW_TOKENS),
+        Allowed(f"a whole number from 1 to {MAX_NEW_TOKENS}"),
     ] = 256
     temperature: OptionalPositive = None
     top_p: Annotated[
         float | None,
-        Field(strict=True, gt=0, le=1, allow_inf_nan=False, description="a number above 0 and up to 1, or null"),
+        Field(strict=True, gt=0, le=1, allow_inf_nan=False),
+        Allowed("a number above 0 and up to 1, or null"),
     ] = None
     seed: Seed = 0
     labels: Annotated[
-        tuple[Text, ...] | None, Field(min_length=2, description="a list of at least two completions, or null")
+        tuple[Text, ...] | None, Field(min_length=2), Allowed("a list of at least two completions, or null")
     ] = None
-    likelihood: Annotated[Literal["summed", "per_token"], Field(description="summed, per_token")] = "summed"
+    likelihood: Annotated[Literal["summed", "per_token"], Allowed("summed, per_token")] = "summed"
     every: OptionalCount = None
     base: Switch = True
 
