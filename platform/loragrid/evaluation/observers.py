@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loragrid.data.dataset import IGNORED
+from loragrid.data.labels import IGNORED
 from loragrid.evaluation.task_scorer import TaskScorer
 from loragrid.training.batches import PackBatches
 from loragrid.training.evaluate import score_rows_alone

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from loragrid.data.dataset import IGNORED, TokenizedData, TokenRows
+from loragrid.data.dataset import TokenizedData, TokenRows
+from loragrid.data.labels import IGNORED
 from loragrid.tasks.contract import Question
 
 if TYPE_CHECKING:
