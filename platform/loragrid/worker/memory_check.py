@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from loragrid.data.dataset import TokenizedData
-from loragrid.evaluation.tasks import TaskScorer
+from loragrid.evaluation.task_scorer import TaskScorer
 from loragrid.planning.memory_estimate import MemoryEstimate
 from loragrid.training.failure import PackTooLargeError
 from loragrid.training.meters import free_memory

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from loragrid.data.dataset import TokenizedData
-from loragrid.evaluation.tasks import TaskScorer
+from loragrid.evaluation.task_scorer import TaskScorer
 from loragrid.models.loading import load_meta_model
 from loragrid.planning.memory_estimate import MemoryEstimate, ScoringShape, estimate_memory
 from loragrid.training.step_mode import Mode
@@ -53,11 +53,11 @@ class PackEstimates:
 
 def _scoring_shape(data: TokenizedData, task: TaskScorer | None, num_workers: int) -> ScoringShape:
     lengths = [data.train.input_ids.shape[1]]  # every split's
-    if data.forgetting is not None:
-        lengths.append(data.forgetting.input_ids.shape[1])
+    if data.held_out_text is not None:
+        lengths.append(data.held_out_text.input_ids.shape[1])
     if task is None:
         return ScoringShape(length=max(lengths))
-    if task.task.kind == "label_likelihood":
+    if task.task.generation is None:
         lengths.append(task.longest_row)
-    num_prompts = math.ceil(max(len(questions) for questions in task.questions.values()) / num_workers)
+    num_prompts = math.ceil(task.num_questions / num_workers)
     return ScoringShape.of(task.task, length=max(lengths), prompt=task.longest_prompt, num_prompts=num_prompts)

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from loragrid.config.experiment import DataConfig, ModelConfig
 from loragrid.data.dataset import TokenizedData
-from loragrid.evaluation.tasks import TaskScorer, task_scorer
+from loragrid.evaluation.task_scorer import TaskScorer, task_scorer
 from loragrid.training.meters import Stopwatch
 from loragrid.trials.packing import Pack
 from loragrid.trials.trial import Trial

@@ -155,9 +155,9 @@ class ResidentBase:
 
 
 def _check_task(base: PreTrainedModel, trial: Trial, data: TokenizedData) -> None:
-    if trial.task is not None and trial.task.kind == "exact_match":
+    if trial.task is not None and trial.task.generation is not None:
         row = data.evaluation.input_ids[0, : int(data.evaluation.num_tokens[0])]
-        check_left_padding(base, row[:NUM_TOKENS_TO_CHECK].to(base.device))
+        check_left_padding(base, row[:NUM_TOKENS_TO_CHECK].to(base.device), trial.task.kind)
 
 
 def _composition(trials: Sequence[Trial]) -> tuple[object, ...]:
