@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 
 from loragrid.config.experiment import ModelConfig
 from loragrid.models import loading as models
+from loragrid.models.embedded import EmbeddedModel
 from loragrid.models.loading import (
-    EmbeddedModel,
     load_base,
     load_meta_model,
     load_tokenizer,

@@ -1,1 +1,1 @@
-"""Loads the frozen base: weights, hub, cache, attention, sharding."""
+"""The frozen base: its weights, the hub, the cache, attention, activation checkpointing, sharding."""

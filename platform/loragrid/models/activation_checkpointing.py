@@ -1,4 +1,4 @@
-"""Activation checkpointing: a decoder layer keeps its input alone and computes the rest again in backward.
+"""Activation checkpointing: a decoder layer keeps only its input and computes the rest again in backward.
 
 Chen et al. 2016 (arXiv 1604.06174), by torch.utils.checkpoint.
 """
@@ -13,10 +13,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def checkpoint_activations(base: PreTrainedModel, enabled: bool) -> None:
-    """Let every decoder layer of the base keep its input alone, or all that backward needs.
+    """Let every decoder layer of the base keep only its input, or (not `enabled`) everything that backward needs.
 
-    Not by transformers' own switch, which works in training mode only: a frozen base is always in evaluation mode.
-    Random draws are not replayed: dropout's masks follow from seed, layer and step, and are the same when drawn again.
+    transformers' own switch only works in training mode, and a frozen base is always in evaluation mode. The random
+    state is not preserved: dropout masks follow from seed, layer and step, so they are the same in both passes.
     """
     for layer in decoder_layers(base):
         vars(layer).pop("forward", None)
@@ -26,7 +26,7 @@ def checkpoint_activations(base: PreTrainedModel, enabled: bool) -> None:
 
 
 def decoder_layers(base: PreTrainedModel) -> Iterator[nn.Module]:
-    """The layers that transformers derives from one class in every model."""
+    """The base's decoder layers, which transformers derives from one class in every model."""
     for module in base.base_model.modules():
         if isinstance(module, GradientCheckpointingLayer):
             yield module

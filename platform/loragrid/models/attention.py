@@ -1,4 +1,4 @@
-"""Causal attention without a mask: with right padding, no labelled token ever sees what the mask would hide."""
+"""Causal attention without a mask: with right padding, no labelled token sees a position that a mask would hide."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +11,8 @@ from transformers import AttentionInterface, PreTrainedModel
 
 NAME = "loragrid_causal"
 
-# A bfloat16 hidden state has 8 bits: two kernels that sum in another order differ in the last of them.
 TOLERANCES = {torch.bfloat16: 3e-2, torch.float32: 1e-5, torch.float64: 1e-10}
+"""Relative difference of hidden states by dtype: kernels that sum in another order differ in the last of its bits."""
 
 
 def causal_attention(
@@ -28,8 +28,8 @@ def causal_attention(
 ) -> tuple[Tensor, None]:
     """Fused causal attention: query (B, H, L, d), key and value (B, K, L, d) with K dividing H -> (B, L, H, d).
 
-    transformers makes no mask for an attention it has no mask function for, so nothing is built, expanded or
-    synchronized in a step, and keys and values are never repeated.
+    transformers builds no mask for an attention function that it does not know. So nothing is built, expanded or
+    synchronized in a step, and keys and values are not repeated.
     """
     assert attention_mask is None, "transformers must not build a mask"
     grouped = query.shape[1] != key.shape[1]
@@ -40,17 +40,17 @@ def causal_attention(
 
 
 def allow_padding_without_mask(base: PreTrainedModel) -> None:
-    """Switch off the warning of some models (GPT-2), which waits for the device to look at the padding."""
+    """Switch off a warning of some models (GPT-2) that waits for the device in order to look at the padding."""
     # Rows are padded on the right and attention is causal: no labelled token sees the padding.
     object.__setattr__(base.base_model, "warn_if_padding_and_no_attention_mask", lambda *_: None)
 
 
 @torch.no_grad()
 def use_causal_attention(base: PreTrainedModel, input_ids: Tensor) -> str:
-    """Let `base` use `causal_attention`; "" where it does, else why it keeps its own.
+    """Let `base` use `causal_attention`; return "", or the reason why it keeps its own attention.
 
-    Tried on `input_ids` (B, L), rows as they are trained: a sliding window shorter than L, soft-capping, attention
-    sinks or anything else that changes the hidden states beyond rounding leaves the model as it was.
+    It is tried on `input_ids` (B, L), rows as they are trained. If it changes the hidden states beyond rounding, as for
+    a sliding window shorter than L, soft-capping or attention sinks, the model is left as it was.
     """
     AttentionInterface.register(NAME, causal_attention)
     allow_padding_without_mask(base)
@@ -75,14 +75,14 @@ def use_causal_attention(base: PreTrainedModel, input_ids: Tensor) -> str:
 
 @contextmanager
 def masked_attention(base: PreTrainedModel) -> Iterator[None]:
-    """Within, `base` uses an attention of transformers that takes masks, as padded prompts and a cache need it."""
+    """A context in which `base` uses an attention that takes masks, which padded prompts and a cache need."""
     before = base.config._attn_implementation
     if before != NAME:
         yield
         return
     try:
         base.set_attn_implementation("sdpa")
-    except ValueError:  # a model for which transformers knows none
+    except ValueError:  # transformers has no such attention for this model
         base.set_attn_implementation("eager")
     try:
         yield

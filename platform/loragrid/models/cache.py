@@ -1,4 +1,4 @@
-"""The folder for what is slow to compute and always comes out the same: the converted embedded model and token rows."""
+"""The cache folder for results that are slow to compute and always the same: converted models and token rows."""
 
 import os
 import shutil
@@ -15,10 +15,10 @@ def cache_folder() -> Path:
 
 
 def cached_folder(folder: Path, fill: Callable[[Path], None]) -> Path:
-    """Give `folder`, and if it is not there yet let `fill` write it first.
+    """Return `folder`; if it does not exist, `fill` writes it first.
 
-    `fill` writes into a folder beside it, which is renamed when complete: a reader never sees half a folder, even
-    when the writer is killed. A lock lets one of several processes do the work while the others wait for it.
+    `fill` writes into a folder beside it, which is renamed when complete, so a reader never sees an incomplete folder,
+    even if the writer is killed. A lock lets one process do the work while others wait.
     """
     if folder.is_dir():
         return folder

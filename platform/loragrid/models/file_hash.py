@@ -1,4 +1,4 @@
-"""Hashes files too large to hash each time they are asked for."""
+"""Hashes of large files, remembered between processes."""
 
 import hashlib
 import os
@@ -8,18 +8,18 @@ from pathlib import Path
 
 from loragrid.models.cache import cache_folder
 
-# A file can change twice within one tick of its file system's clock: what is so young is not remembered.
 SETTLED_SECONDS = 2.0
+"""Younger files are not remembered: a file can change twice within one tick of its file system's clock."""
 
 
 def file_sha256(path: Path) -> str:
-    """The hex digest of a file, read piece by piece."""
+    """The hex digest of a file, which is never in memory as a whole."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remembered_sha256(path: Path) -> str:
-    """As `file_sha256`; a file of the same path, size and time of change is read once, whatever process asks."""
+    """As `file_sha256`; all processes together read a file of the same path, size and modification time only once."""
     before = _state(path)
     note = cache_folder() / "hashes" / hashlib.sha256(before.encode()).hexdigest()
     if note.is_file():
@@ -27,7 +27,7 @@ def remembered_sha256(path: Path) -> str:
     digest = file_sha256(path)
     if _state(path) == before and time.time() - path.stat().st_mtime > SETTLED_SECONDS:
         note.parent.mkdir(parents=True, exist_ok=True)
-        # Renamed when complete: a reader never sees half a digest.
+        # Renamed when complete: a reader never sees an incomplete digest.
         handle, unfinished = tempfile.mkstemp(dir=note.parent, prefix="unfinished-")
         with os.fdopen(handle, "w", encoding="ascii") as file:
             file.write(digest)

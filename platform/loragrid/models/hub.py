@@ -1,4 +1,4 @@
-"""Asks the Hugging Face hub, once and quickly, which commit a name and a revision stand for."""
+"""Asks the Hugging Face hub, with one quick request, for the commit of a name and a revision."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,24 +9,24 @@ ANSWER_TIMEOUT_SECONDS = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class HubCommit:
-    """One commit of one hub repository; `downloaded` is its local folder when the hub cannot be reached."""
+    """One commit of one hub repository; `downloaded` is its local folder if the hub cannot be reached."""
 
     commit: str
     downloaded: Path | None
 
 
 class NotOnHubError(ValueError):
-    """The hub has no such repository or revision, or it cannot be asked and nothing of it is downloaded."""
+    """The hub has no such repository or revision, or it cannot be reached and nothing is downloaded."""
 
 
 def resolve_commit(name: str, revision: str | None, kind: Literal["model", "dataset"]) -> HubCommit:
-    """Give the commit that `revision` (None: the default branch) of a hub repository stands for.
+    """Return the commit of a hub repository's `revision` (None: the default branch).
 
-    One request without retries: the libraries' own loaders try for half a minute before they give up. Without an
-    answer, what an earlier download left in the hub's own cache is used.
+    It sends one request without retries, because the libraries' own loaders retry for half a minute. Without an answer
+    it uses an earlier download from the hub's own cache.
 
     Raises:
-        NotOnHubError: with the reason, in words that complete a sentence.
+        NotOnHubError: with the reason as the end of a sentence.
     """
     # Imported here because half of all experiments never need the hub.
     from huggingface_hub import HfApi, snapshot_download
@@ -38,7 +38,7 @@ def resolve_commit(name: str, revision: str | None, kind: Literal["model", "data
         raise NotOnHubError("it is not a name that the hub could have") from None
     except GatedRepoError:
         raise NotOnHubError(
-            "the hub gives it only to accounts that accepted its terms (log in with `hf auth login`)"
+            "only accounts that accepted its terms can download it (log in with `hf auth login`)"
         ) from None
     except RevisionNotFoundError:
         raise NotOnHubError(f"the hub has no revision {revision} of it") from None

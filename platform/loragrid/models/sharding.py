@@ -1,8 +1,8 @@
-"""Shards the frozen base over the workers (FSDP2): each keeps its rows of every weight, and gathers a layer to use it.
+"""Shards the frozen base over the workers (FSDP2): each keeps some rows of every weight and gathers a layer to use it.
 
-Rajbhandari et al. 2020 (ZeRO, arXiv 1910.02054), by torch.distributed.fsdp.fully_shard. Nothing of the base trains, so
-nothing is reduced or scattered. Adapters are attached after the sharding: FSDP does not know them, and every worker
-keeps the whole of them.
+Rajbhandari et al. 2020 (ZeRO, arXiv 1910.02054), by torch.distributed.fsdp.fully_shard. The base does not train, so no
+gradients are reduced or scattered. Adapters are attached after the sharding: FSDP does not know them, and every worker
+keeps all of them.
 """
 
 import math
@@ -20,15 +20,15 @@ from transformers import PreTrainedModel
 
 from loragrid.models.activation_checkpointing import decoder_layers
 
-# Of the decoder layers one computes while the next is on its way.
 LAYERS_AT_A_TIME = 2
+"""Whole decoder layers in memory: one computes while the next one is gathered."""
 
 
 def shard_base(base: PreTrainedModel, device: torch.device) -> None:
-    """Leave this worker its share of a base that all workers hold in main memory, on `device`.
+    """Move this worker's share of a base that all workers hold in main memory to `device`.
 
-    Unit by unit: what a GPU holds is never more than the shares and one whole unit. All workers must call it, in a
-    process group of their own. The head's module must not be called from then on (`whole_head`).
+    It works unit by unit, so a GPU never holds more than the shares and one whole unit. All workers of the process
+    group must call it. Afterwards the head's module must only be called inside `whole_head`.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)  # FSDP takes the current one
@@ -37,14 +37,14 @@ def shard_base(base: PreTrainedModel, device: torch.device) -> None:
     for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     for end in ends:
-        # A weight that is both ends stays whole from the embedding to the loss, which reshards it.
+        # A weight that is embedding and head stays whole from the embedding to the loss, which reshards it.
         unit = fully_shard(end[0], mesh=mesh, reshard_after_forward=len(end) == 1)
-        unit.set_unshard_in_backward(False)  # the loss has taken its gradient in forward
-        for other in end[1:]:  # not part of the unit: torch would wait for it to be called
+        unit.set_unshard_in_backward(False)  # the loss computes its gradient in forward
+        for other in end[1:]:  # not part of the unit: torch would wait for a call of it
             other.weight = end[0].weight
     fully_shard(root, mesh=mesh, reshard_after_forward=True)
-    base.to(device)  # type: ignore[arg-type]  # buffers of modules around these; transformers narrows torch's signature
-    # Of GPT-2: nothing changes hidden states in place, which is what it warns of.
+    base.to(device)  # type: ignore[arg-type]  # the other buffers; transformers narrows torch's signature
+    # A warning for GPT-2 about changing hidden states in place, which nothing does.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
 
@@ -55,7 +55,7 @@ def is_sharded(base: PreTrainedModel) -> bool:
 
 @contextmanager
 def whole_head(base: PreTrainedModel) -> Iterator[nn.Linear]:
-    """The head with the whole of its weight, for as long as the context lasts."""
+    """A context that provides the head with its whole weight."""
     head: nn.Linear = base.get_output_embeddings()
     end: Any = next((end for end in (head, base.get_input_embeddings()) if isinstance(end, FSDPModule)), None)
     if end is None:
@@ -71,7 +71,7 @@ def whole_head(base: PreTrainedModel) -> Iterator[nn.Linear]:
 
 
 def share_bytes(base: PreTrainedModel, num_workers: int) -> int:
-    """What one of the workers holds of the base: of every weight a part of its rows, rounded up; buffers whole."""
+    """The bytes of the base in one worker: its rows of every weight, rounded up, and whole buffers."""
     shares = sum(
         math.ceil(parameter.shape[0] / num_workers) * parameter[0].numel() * parameter.element_size()
         for parameter in base.parameters()
@@ -80,9 +80,9 @@ def share_bytes(base: PreTrainedModel, num_workers: int) -> int:
 
 
 def gathered_bytes(base: PreTrainedModel) -> int:
-    """The most that is whole in a worker at once in a step: layers on their way through, the ends, what is around them.
+    """The most bytes that a worker gathers at once in a step: layers, embeddings or head, and the root's weights.
 
-    A head of its own is gathered after the layers, one tied to the embeddings stays from before them.
+    A head with its own weight is gathered after the layers; one tied to the embeddings is whole before and after them.
     """
     layers, ends, root = _units(base)
     seen: set[nn.Parameter] = set()
@@ -93,10 +93,9 @@ def gathered_bytes(base: PreTrainedModel) -> int:
 
 
 def _units(base: PreTrainedModel) -> tuple[list[nn.Module], list[list[nn.Module]], nn.Module]:
-    """What is gathered together: (decoder layers, inner ones first; the ends; the root with all else).
+    """The units that are gathered together: (decoder layers, inner ones first; the ends; the root with the rest).
 
-    The ends are embeddings and head, [[embeddings, head]] where they are one weight and [[embeddings], [head]] where
-    they are two.
+    The ends are [[embeddings, head]] if these share one weight, else [[embeddings], [head]].
     """
     embeddings, head = base.get_input_embeddings(), base.get_output_embeddings()
     tied = embeddings.weight is head.weight
@@ -105,7 +104,7 @@ def _units(base: PreTrainedModel) -> tuple[list[nn.Module], list[list[nn.Module]
 
 
 def _bytes_of(modules: Sequence[nn.Module], seen: set[nn.Parameter]) -> int:
-    """The bytes of the modules' parameters that are not among `seen`, where they are put."""
+    """The bytes of the modules' parameters that are not in `seen`; adds them to it."""
     parameters: Iterable[nn.Parameter] = {parameter for module in modules for parameter in module.parameters()}
     new = set(parameters) - seen
     seen |= new

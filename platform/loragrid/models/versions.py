@@ -1,4 +1,4 @@
-"""Which versions are installed, where what others do has changed between those that LoraGrid supports."""
+"""Installed versions of dependencies whose behaviour differs across the supported range."""
 
 import importlib.metadata
 

@@ -1,1 +1,1 @@
-"""Trains one pack: batches, step, loss, loop, CUDA graphs, checks."""
+"""Training of one pack: batches, loss, step, loop, CUDA graphs, checks, meters."""

@@ -1,4 +1,4 @@
-"""What a training step keeps for backward, counted while it runs: from step to step it must not change by a byte."""
+"""Counts the bytes that a training step keeps for backward; they must be the same in every step."""
 
 import weakref
 from collections.abc import Callable
@@ -13,20 +13,21 @@ from loragrid.training.torch_internals import TorchDispatchMode, storage_id
 
 
 class ActivationBytes:
-    """Takes the steps as `compute` does, and counts what those for which `is_due` (steps from 1 on) keep for backward.
+    """Computes steps with `compute`, and counts what the steps keep for backward for which `is_due` (counted from 1).
 
-    Batches have static shapes, so every step keeps as much as the first, unless the graph itself has changed: a
-    gradient that was switched on again, activations that are no longer computed twice, another attention. Counting
-    changes no bit, and costs a call for each saved tensor. Where the first step holds an operator whose result's shape
-    depends on values (experts that choose their tokens), nothing is compared.
+    Batches have static shapes, so every step keeps as many bytes as the first, unless the graph has changed: a gradient
+    was switched on again, activations are no longer recomputed, or another attention runs. Counting changes no bit and
+    costs a call per saved tensor. If the first step contains an operator whose result's shape depends on values
+    (experts that choose their tokens), nothing is compared.
 
-    Not for captured steps, which run no Python, nor for a sharded base, whose gathered weights come and go.
+    It cannot be used for captured steps, which run no Python, nor with a sharded base, whose gathered weights are not
+    always in memory.
     """
 
     def __init__(self, compute: ComputeStep, is_due: Callable[[int], bool]) -> None:
         self._compute, self._is_due = compute, is_due
         self.counts: list[int] = []
-        """Of each counted step, in bytes: a storage kept by several operations counts once, weights and buffers not."""
+        """Bytes of each counted step. A storage kept by several operations counts once; weights and buffers do not."""
         self.is_comparable = True
 
     def __call__(self, model: PackModel, batch: Batch, rates: Tensor, sum_over_workers: SumOverWorkers) -> StepResult:
@@ -45,7 +46,7 @@ class ActivationBytes:
         return result
 
     def difference(self) -> str | None:
-        """How the step that was counted last differs from the first; None where it does not, or cannot be compared."""
+        """How the last counted step differs from the first; None if it does not, or cannot be compared."""
         if not self.counts or not self.is_comparable or self.counts[-1] == self.counts[0]:
             return None
         return (
@@ -55,10 +56,10 @@ class ActivationBytes:
 
 
 class _Counter:
-    """Adds up the storages that are kept, each once as long as it lives."""
+    """Adds up the bytes of storages that are kept, each once while it is alive."""
 
     def __init__(self, model: PackModel) -> None:
-        # By identity, not by address: a storage that has gone may leave its address to another.
+        # By identity: a new storage may have the address of one that was freed.
         self._known = {storage_id(tensor) for tensor in [*model.base.parameters(), *model.base.buffers()]}
         self.num_bytes = 0
 
@@ -69,12 +70,12 @@ class _Counter:
             self._known.add(key)
             self.num_bytes += storage.nbytes()
             weakref.finalize(storage, self._known.discard, key)
-        # Not the tensor itself: an operation that saves its own output would hold itself alive for ever.
+        # Not the tensor itself: an operation that saves its own output would keep itself alive.
         return tensor.detach()
 
 
 class _NoteShapesOfValues(TorchDispatchMode):
-    """Notes whether an operator runs within whose result's shape depends on values."""
+    """Notes whether an operator runs whose result's shape depends on values."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -86,12 +87,12 @@ class _NoteShapesOfValues(TorchDispatchMode):
 
 
 def _shape_follows_from_values(func: Any, args: Any) -> bool:
-    """Whether an operator gives a shape that values decide, or a number to Python, which may make a shape of it.
+    """Whether an operator's result has a shape that depends on values, or is a number that Python may use as a shape.
 
-    Not a truth value: transformers asks for some, such as whether positions begin anew within a row.
+    A truth value does not count: transformers asks for some, such as whether positions restart within a row.
     """
     if torch.Tag.data_dependent_output in func.tags:
         return bool(args[0].dtype != torch.bool)
-    if func is torch.ops.aten.index.Tensor:  # as many results as indices, but for masks
+    if func is torch.ops.aten.index.Tensor:  # one result per index, except for masks
         return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
     return torch.Tag.dynamic_output_shape in func.tags

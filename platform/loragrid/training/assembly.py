@@ -1,4 +1,4 @@
-"""Puts a pack together: base, adapters, optimizer and batches. The one place where platform and methods meet."""
+"""Builds a pack from base, adapters, optimizer and batches: the only place where platform and methods meet."""
 
 from collections.abc import Sequence
 
@@ -13,15 +13,15 @@ from loragrid.trials.trial import Trial
 from loragrid_methods.engine.optimizer import MemberAdamW
 from loragrid_methods.engine.pack import AdapterPack
 
-# Enough to see logits that are not the head's own, few enough for a large base on a CPU.
 NUM_TOKENS_TO_CHECK = 16
+"""Enough to detect logits that are not the head's output, and few enough for a large base on a CPU."""
 
 
 def build_model(trials: Sequence[Trial], base: PreTrainedModel) -> PackModel:
     """The trials of a pack as members on `base`, in the order given (planning has put equal methods side by side).
 
-    Adapters and optimizer are float32 whatever the base's type, float64 on a float64 base. Where it fails, nothing is
-    attached.
+    Adapters and optimizer are float32 for every dtype of the base except float64, for which they are float64. If it
+    fails, nothing stays attached.
     """
     dtype = torch.promote_types(base.dtype, torch.float32)
     pack = AdapterPack(
@@ -32,7 +32,7 @@ def build_model(trials: Sequence[Trial], base: PreTrainedModel) -> PackModel:
     )
     try:
         return _with_optimizer(trials, base, pack)
-    except BaseException:  # the moments are where memory runs out
+    except BaseException:  # memory mostly runs out when the optimizer's moments are allocated
         pack.detach()
         raise
 
@@ -69,7 +69,7 @@ def build_batches(
     num_workers: int = 1,
     prompts_at_once: int | None = None,
 ) -> PackBatches:
-    """The rows of the pack's members that this worker trains on; see `PackBatches`."""
+    """This worker's batches for the members of the pack; see `PackBatches`."""
     shared = trials[0].training
     return PackBatches(
         data,
@@ -85,10 +85,10 @@ def build_batches(
 
 @torch.no_grad()
 def check_logits(base: PreTrainedModel, batches: PackBatches) -> None:
-    """Make sure that head(hidden states) is what the model itself calls its logits.
+    """Check that head(hidden states) equals the model's own logits.
 
     Raises:
-        ValueError: the model does something to its logits (soft-capping, scaling) that the chunked loss would miss.
+        ValueError: the model changes its logits after the head (soft-capping, scaling); the chunked loss would miss it.
     """
     rows = (batches.evaluation(1) or [batches.training(0)])[0].input_ids
     ids = rows[:1, :NUM_TOKENS_TO_CHECK]

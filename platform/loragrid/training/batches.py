@@ -1,4 +1,4 @@
-"""The rows of every member's every step: a pure function of seed and step, cut for one worker."""
+"""One worker's share of the rows of every member and step: a pure function of seed and step."""
 
 from collections.abc import Iterator, Sequence
 
@@ -15,10 +15,10 @@ PROMPTS_TAG = "loragrid.scoring.prompts_at_once"
 
 
 class PackBatches:
-    """The batches of the members with the given seeds; members of one seed see the same rows.
+    """The batches of members with the given seeds; members of one seed see the same rows.
 
-    A training batch holds all rows of a step that are this worker's, an evaluation batch as many of each member as a
-    chunk of `scoring`. `answering`: the prompts that are answered at once, which need not be as few.
+    A training batch holds all rows of a step that belong to this worker; an evaluation batch holds one chunk of
+    `scoring` for each member. `answering`: the chunks of prompts that are answered at once, which may be larger.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class PackBatches:
 
     @property
     def tags(self) -> dict[str, str]:
-        """How rows are scored where that is not as configured, for the record."""
+        """How rows are scored, as MLflow tags, if it is not as configured."""
         return self.scoring.tags | self.answering.tags
 
     def training(self, step: int) -> Batch:
@@ -56,7 +56,7 @@ class PackBatches:
         return self.rows(step).to(self.device)
 
     def rows(self, step: int) -> Batch:
-        """As `training`, in main memory."""
+        """The same rows as `training`, in main memory."""
         rows = self.data.train
         share = self.batch_size // self.num_workers
         mine = slice(self.worker * share, (self.worker + 1) * share)
@@ -68,11 +68,11 @@ class PackBatches:
         )
 
     def tokens(self, step: int, member: int) -> int:
-        """The tokens that are not padding in one member's whole batch."""
+        """The number of non-padding tokens in one member's whole batch."""
         return sum(self.row_tokens(step, member))
 
     def row_tokens(self, step: int, member: int) -> list[int]:
-        """The tokens that are not padding in each row of one member's whole batch."""
+        """The number of non-padding tokens in each row of one member's whole batch."""
         rows = self.data.train
         lengths: list[int] = rows.num_tokens[
             batch_indices(len(rows), self.batch_size, self.seeds[member], step)
@@ -82,8 +82,8 @@ class PackBatches:
     def evaluation(self, num_members: int) -> list[Batch]:
         """This worker's share of the evaluation rows, the same for every member; kept on the device.
 
-        Every batch has the same shape, what is missing is filled with rows without labels, and `num_labels` of ones, so
-        that it gives sums.
+        Every batch has the same shape: the last one is filled up with rows without labels. `num_labels` is one, so that
+        losses are sums.
         """
         size = self.scoring.size
         if size != self._evaluated_at_once:
@@ -97,9 +97,9 @@ class PackBatches:
         return self._evaluation[num_members]
 
     def by_row(self, rows: TokenRows, num_members: int) -> Iterator[tuple[int, Batch]]:
-        """This worker's share of `rows`, the same for every member, with the number of each batch's first row.
+        """This worker's share of `rows`, the same for every member, with the index of each batch's first row.
 
-        Its `num_labels` has a one for each of its rows, so that it gives the sum of every row by itself.
+        `num_labels` has an entry of one for every row, so that a loss is the sum over one row.
         """
         size = self.scoring.size
         ones = torch.ones(num_members * size).double()

@@ -1,4 +1,4 @@
-"""Lets this process compute with kernels that repeat to the bit."""
+"""Makes this process compute with deterministic kernels: the same bits every time."""
 
 import os
 import re
@@ -8,14 +8,14 @@ import torch
 from loragrid.training.torch_internals import compile_deterministically
 
 WORKSPACES = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-"""cuBLAS sums in an order that depends on the memory it finds, unless this variable fixes it; torch asks for it."""
+"""Without this variable, which torch requires, cuBLAS sums in an order that depends on the memory that is free."""
 
-# How torch says that there is no kernel which repeats.
+# torch's message for an operator without a deterministic kernel.
 _NO_KERNEL = re.compile(r"(\S+) does not have a deterministic implementation")
 
 
 def compute_deterministically() -> None:
-    """From now on, in this process; before its first matrix product on a GPU."""
+    """Use deterministic kernels from now on; call it before the process's first matrix product on a GPU."""
     os.environ.setdefault(*WORKSPACES)
     torch.use_deterministic_algorithms(True)
     compile_deterministically()
@@ -24,8 +24,8 @@ def compute_deterministically() -> None:
 
 
 def name_missing_kernel(reason: str) -> str:
-    """A reason why something failed, in our words where it is that torch has no kernel which repeats."""
+    """A failure's reason, which names the experiment's key if torch has no deterministic kernel for an operator."""
     found = _NO_KERNEL.search(reason)
     if found is None:
         return reason
-    return f"engine.deterministic: no kernel of {found[1]} here repeats to the bit; allowed: false"
+    return f"engine.deterministic: {found[1]} has no deterministic kernel on this device; allowed: false"

@@ -1,4 +1,4 @@
-"""The losses of rows without training on them: over all evaluation rows, or row by row."""
+"""Computes losses without training: over all evaluation rows, or row by row."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -16,12 +16,14 @@ from loragrid.training.step import Batch, PackModel, SumOverWorkers
 
 
 def score_in_chunks(model: PackModel, chunks: Chunks, score: Callable[[], Tensor]) -> Tensor:
-    """What `score` gives of this worker's rows; as often as the memory does not do for it, from half as many at once.
+    """Return `score()`; as long as it runs out of memory, halve the chunks and call it again.
 
-    So a trial that has been trained is scored, too: results are equal, up to the rounding of sums over other chunks.
-    Smaller `chunks` stay for all that is scored in them from then on. `score` must call no other worker, so that
-    each may go its own way. Raises what `score` does: for want of memory once it has a single row of each member at
-    once; of a sharded base at once, for all workers take part in every forward, and the one without memory is missing.
+    So a trial that could be trained can also be scored. Results are equal up to the rounding of sums over other chunks.
+    The smaller chunks are kept for everything that is scored in them later. `score` must not communicate with other
+    workers, because each of them may need another number of calls.
+
+    Whatever `score` raises is raised; a lack of memory only with chunks of one row. With a sharded base it is raised at
+    once, because all workers take part in every forward and the worker without memory would be missing.
     """
     while chunks.size > 1 and not is_sharded(model.base):
         try:
@@ -30,7 +32,7 @@ def score_in_chunks(model: PackModel, chunks: Chunks, score: Callable[[], Tensor
             if not is_out_of_memory(error):
                 raise
             reason = Failure.of(error).reason
-        # Only here, where the exception and the frames it held are gone, is the memory free.
+        # Not in the handler: until it is left, the exception and its frames keep the memory.
         free_unused_memory(model.active.device)
         chunks.halve(reason)
     return score()
@@ -39,7 +41,7 @@ def score_in_chunks(model: PackModel, chunks: Chunks, score: Callable[[], Tensor
 def evaluate(
     model: PackModel, batches: PackBatches, sum_over_workers: SumOverWorkers, *, frozen: bool = False
 ) -> Tensor:
-    """The mean loss over the evaluation rows, (M,); (1,) of the bare base with `frozen`."""
+    """The mean loss over the evaluation rows (M,); with `frozen`, that of the bare base (1,)."""
     total = score_in_chunks(model, batches.scoring, lambda: summed_losses(model, batches, frozen=frozen))
     sum_over_workers(total)
     return total / batches.num_eval_labels
@@ -49,9 +51,9 @@ def evaluate(
 def summed_losses(
     model: PackModel, batches: PackBatches, *, frozen: bool = False, num_batches: int | None = None
 ) -> Tensor:
-    """The losses of this worker's evaluation rows, summed over their labels: as `evaluate`, of no other worker.
+    """The losses of this worker's evaluation rows, summed over their labels: (M,), with `frozen` (1,).
 
-    num_batches: of so many batches alone.
+    num_batches: only of the first so many batches; None: of all.
     """
     num_members = 1 if frozen else model.pack.num_members
     total = torch.zeros(num_members, dtype=torch.float64, device=model.active.device)
@@ -62,7 +64,7 @@ def summed_losses(
 
 
 def _losses(model: PackModel, batch: Batch, frozen: bool) -> Tensor:
-    """Of the bare base never captured: a capture of the members has their adapters, and may have the same shape."""
+    """A batch's losses. The bare base never uses a capture: one of the same shape would contain the adapters."""
     return model.losses(batch) if frozen else model.evaluate_batch(model, batch)
 
 
@@ -76,7 +78,7 @@ def score_rows_alone(
 ) -> Tensor:
     """The summed cross-entropy over the labels of every row, by member: (M, N) float64, the same in every worker.
 
-    (1, N) of the bare base with `frozen`.
+    With `frozen`, (1, N) of the bare base.
     """
     scores = score_in_chunks(model, batches.scoring, lambda: _row_losses(model, batches, rows, frozen))
     sum_over_workers(scores)
@@ -85,13 +87,13 @@ def score_rows_alone(
 
 @torch.no_grad()
 def _row_losses(model: PackModel, batches: PackBatches, rows: TokenRows, frozen: bool) -> Tensor:
-    """As `score_rows_alone`, zero where the row is another worker's."""
+    """As `score_rows_alone`, with zeros for the rows of other workers."""
     num_members, device = 1 if frozen else model.pack.num_members, model.active.device
     scores = torch.zeros(num_members, len(rows), dtype=torch.float64, device=device)
     with model.evaluating(), model.pack.disabled() if frozen else nullcontext():
         for start, batch in batches.by_row(rows, num_members):
             found = _losses(model, batch, frozen).view(num_members, -1)
             end = min(start + found.shape[1], len(rows))
-            # Past the end stands what only fills the batch.
+            # Beyond the end are the rows that only fill up the batch.
             scores[:, start:end] = found[:, : max(end - start, 0)]
     return scores

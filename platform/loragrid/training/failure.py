@@ -1,4 +1,4 @@
-"""What went wrong with a trial, in words that outlive the exception, and whether its process can go on."""
+"""A trial's failure as text that outlives the exception, and whether the process can continue after it."""
 
 import traceback
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from loragrid.training.determinism import name_missing_kernel
 from loragrid.trials.outcome import OUT_OF_MEMORY, TrialEnd
 from loragrid.trials.tags import OUT_OF_MEMORY_TAG
 
-# How torch's own allocator of main memory says that there is none left.
+# The message of torch's main-memory allocator when no memory is left.
 _CPU_ALLOCATOR_FAILED = "DefaultCPUAllocator: "
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """An exception as text: held by nothing, holding nothing."""
+    """An exception as text, without references to frames and tensors."""
 
     reason: str
     traceback: str
@@ -34,16 +34,16 @@ class Failure:
         )
 
     def end(self) -> TrialEnd:
-        """The end of a trial that failed so."""
+        """The end of a trial that failed with it."""
         return TrialEnd(status="FAILED", reason=self.reason, traceback=self.traceback)
 
     def tags(self) -> dict[str, str]:
-        """Marks a trial that does not fit: a result, by which tables can be filtered."""
+        """Marks a trial that does not fit in memory: a result, by which tables can be filtered."""
         return {OUT_OF_MEMORY_TAG: "true"} if self.out_of_memory else {}
 
 
 class PackTooLargeError(torch.OutOfMemoryError):
-    """A pack will not fit beside the base of one of its workers: what all of them found together, before they began."""
+    """A pack will not fit beside the base in one of its workers. All workers find and raise it together, in advance."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,9 +1,9 @@
-"""What must hold while a pack trains: what trains is what is declared, and what is frozen keeps its bits.
+"""Checks while a pack trains: exactly the declared tensors train, and frozen tensors keep their bits.
 
-Besides, every step keeps as many bytes for backward as the first (`saved_bytes`).
+In addition, every step keeps as many bytes for backward as the first (`activation_bytes`).
 
 A check reads every frozen tensor once, waits for the device once, and changes nothing: curves are bit-equal with and
-without it. It runs between steps, never within a captured one.
+without it. It runs between steps, never inside a captured one.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,23 +20,24 @@ from loragrid.trials.outcome import INVARIANT_VIOLATED
 from loragrid_methods.engine.optimizer import ParameterBlock
 
 WORD_BYTES = 8
-# From this step of a pack on every trained tensor has had a gradient: in the first, LoRA's A sees B = 0.
 STEPS_UNTIL_ALL_MOVE = 2
-# Below this learning rate a gradient that is there may underflow.
+"""Steps after which every trained tensor has had a gradient: in the first step LoRA's A has none, because B = 0."""
+
 SMALLEST_TELLING_RATE = 1e-12
+"""Below this learning rate a gradient that exists may underflow."""
 
 
 class InvariantError(RuntimeError):
-    """What was violated for a whole pack; the text begins with `INVARIANT_VIOLATED` and names the tensor."""
+    """An invariant is violated for a whole pack; the text begins with `INVARIANT_VIOLATED` and names the tensor."""
 
 
 def bit_sums(tensor: Tensor, num_rows: int = 1) -> Tensor:
     """Checksums of the tensor's bits, one for each of `num_rows` equal parts: (num_rows,) int64 on its device.
 
-    The sum modulo 2^64 of a part's memory, read as 64-bit words; a rest of fewer than eight bytes is one word more. A
-    change of any single bit, or of any bits within one word, changes the sum. Changes of several words are missed where
-    they cancel out: by chance once in 2^64. The order of the words does not count. Nothing of the tensor's size is
-    allocated where it is contiguous and begins at a word.
+    The sum modulo 2^64 of a part's memory, read as 64-bit words; a rest of fewer than eight bytes counts as one more
+    word. A change of any bits within one word changes the sum. Changes of several words are missed if they cancel out,
+    by chance once in 2^64. The order of the words does not count. No copy is made of a contiguous tensor that begins at
+    a word.
     """
     raw = tensor.detach().contiguous().view(num_rows, -1).view(torch.uint8)
     num_bytes = raw.shape[1]
@@ -53,13 +54,13 @@ def bit_sums(tensor: Tensor, num_rows: int = 1) -> Tensor:
 
 
 def base_sums(base: nn.Module, attached: Sequence[nn.Module] = ()) -> dict[str, Tensor]:
-    """Name -> checksum (1,) of each weight of the base; of a sharded one, of this worker's share."""
+    """Name -> checksum (1,) of each weight of the base; of this worker's share if the base is sharded."""
     return {name: bit_sums(_local(weight)) for name, weight in base_weights(base, attached).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Frozen:
-    """A frozen tensor that is no weight of the base; `members` have a part of it each, None: all use it."""
+    """A frozen tensor that is no weight of the base. Each of `members` has its own part of it; None: all use it."""
 
     name: str
     tensor: Tensor
@@ -67,10 +68,11 @@ class _Frozen:
 
 
 class InvariantChecks:
-    """The state of a pack at its start, and `check`, which compares with it.
+    """Records the state of a pack at its start; `check` compares with it.
 
-    `base`: the checksums of its base as it was loaded; without them, those of now. The weights of a base that a method
-    of the pack writes are not compared. Every worker makes one, and checks at the same steps: all get one verdict.
+    `base`: the checksums of its base as it was loaded; without them, they are computed now. If a method of the pack
+    writes the base, its weights are not compared. Every worker has its own checks and checks at the same steps; all get
+    the same result.
     """
 
     def __init__(
@@ -147,7 +149,7 @@ class InvariantChecks:
         return torch.zeros(0, dtype=torch.int64, device=self._model.active.device)
 
     def _frozen(self) -> Iterator[_Frozen]:
-        """The stacks' frozen tensors: those of the members, and those that layers and members share, once."""
+        """The stacks' frozen tensors: those of the members, and once each those that layers and members share."""
         seen: set[int] = set()
         for start, stacks in self._model.pack.groups:
             for layer, stack in stacks.items():

@@ -1,4 +1,4 @@
-"""The members' losses from hidden states: logits of labelled positions only, in chunks, never all at once."""
+"""The members' losses from hidden states: only logits of labelled positions, and only a chunk of them at a time."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -9,22 +9,23 @@ from torch import Tensor, nn
 
 from loragrid.data.labels import IGNORED
 
-# Rows of logits at a time: enough to keep the product efficient, few enough to keep float32 logits small.
 CHUNK_ROWS = 2048
+"""Rows of logits at a time: enough for an efficient product, few enough to keep float32 logits small."""
 
 
 class ScoreRows(Protocol):
     """From logits to losses and their gradient.
 
-    logits (N, V), targets (N,) with -100 where there is no label, weights (N,), 0 there -> (weighted cross-entropy of
-    each row (N,) in float32 or better, the gradient of their sum in the logits, (N, V) in the logits' type).
+    logits (N, V), targets (N,) with -100 for rows without a label, weights (N,) with 0 for these rows -> (weighted
+    cross-entropy of each row (N,) in float32 or better, the gradient of its sum with respect to the logits (N, V) in
+    their dtype).
     """
 
     def __call__(self, logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 def score_rows(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """`ScoreRows` with torch's own kernels, in place where it can be."""
+    """`ScoreRows` with torch's own kernels, in place where possible."""
     losses = _row_losses(logits, targets)
     weights = weights.to(losses.dtype)
     scores = logits.to(losses.dtype).softmax(-1)
@@ -34,7 +35,7 @@ def score_rows(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor
 
 
 def fusible_score_rows(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """`ScoreRows` written for a compiler: two passes over the logits, nothing of their size in float32."""
+    """`ScoreRows` for a compiler: two passes over the logits, and no float32 tensor of their size."""
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     weights = weights.to(precise.dtype)
     labels = targets.clamp(min=0).unsqueeze(1)
@@ -50,8 +51,8 @@ def fusible_score_rows(logits: Tensor, targets: Tensor, weights: Tensor) -> tupl
 def labelled_hidden_states(hidden: Tensor, label_positions: Tensor) -> Tensor:
     """hidden (R, L, d), label_positions (R, C) -> (R, C, d), the states whose next token is a label.
 
-    Indexed, not gathered: backward then adds up where padding repeats a position in an order that repeats, without
-    atomic operations, which wait for each other there, and without sorting all R * C * d values to be deterministic.
+    By indexing and not by `gather`, because padding repeats positions. Backward of indexing adds these up in a fixed
+    order: without atomic operations, and without sorting all R * C * d values to be deterministic.
     """
     rows = torch.arange(len(hidden), device=hidden.device).unsqueeze(1)
     return hidden[rows, label_positions]
@@ -62,8 +63,8 @@ def member_losses(
 ) -> Tensor:
     """Every member's summed cross-entropy over its labels, divided by its `num_labels`: (M,) float32 or better.
 
-    hidden (M * R, C, d), targets (M * R, C) with -100 where there is no label, num_labels (M,). The caller gives the
-    number of labels in the *whole* step, so that workers' shares add up to the mean.
+    hidden (M * R, C, d), targets (M * R, C) with -100 for no label, num_labels (M,). The caller passes the number of
+    labels in the *whole* step, so that the workers' shares add up to the mean.
     """
     num_members = len(num_labels)
     flat, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
@@ -77,9 +78,9 @@ def member_losses(
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
-    """Cross-entropy through a frozen head, with the gradient to the hidden states computed in the forward pass.
+    """Cross-entropy through a frozen head; the gradient of the hidden states is computed in the forward pass.
 
-    Only that gradient (N, d) is kept for backward; logits (N, V) never exist beyond one chunk.
+    Only that gradient (N, d) is kept for backward; logits exist for one chunk at a time.
     """
 
     @staticmethod
@@ -124,6 +125,6 @@ def _chunks(hidden: Tensor, targets: Tensor, head: nn.Linear) -> Iterator[tuple[
 
 
 def _row_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of each row in float32 or better, 0 without a label: logits (N, V), targets (N,) -> (N,)."""
+    """Cross-entropy of each row in float32 or better, 0 for no label: logits (N, V), targets (N,) -> (N,)."""
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(precise, targets, ignore_index=IGNORED, reduction="none")

@@ -1,4 +1,4 @@
-"""A member's whole state outside its pack: what it takes to go on later, in another pack."""
+"""A member's whole state outside its pack: everything it needs to continue later, in another pack."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:  # every process that a saved state passes through imports this, and not the models
+if TYPE_CHECKING:  # processes that only pass saved states on import this module, and need no models
     from loragrid.training.step import PackModel
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemberState:
-    """Everything one member needs to go on; batches, schedule and dropout follow from the step and the seed.
+    """Everything one member needs to continue; batches, schedule and dropout follow from the step and the seed.
 
     tensors: weights, buffers and optimizer moments by `kind.layer.name`, without member axis and padding, in main
     memory. active: False once the member has diverged.
@@ -34,10 +34,10 @@ def take_member(model: "PackModel", member: int) -> MemberState:
 
 @torch.no_grad()
 def put_member(model: "PackModel", member: int, state: MemberState) -> None:
-    """Let a freshly assembled pack's member go on where `state` was taken; the pack must be told with `after_load`.
+    """Load a state into a member of a newly built pack; afterwards the caller must call the pack's `after_load`.
 
     Raises:
-        ValueError: the state is another trial's.
+        ValueError: the state belongs to another trial.
     """
     views = _views(model, member)
     if views.keys() != state.tensors.keys() or any(views[name].shape != state.tensors[name].shape for name in views):

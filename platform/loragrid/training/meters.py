@@ -1,4 +1,4 @@
-"""Time and memory: every such figure LoraGrid reports is taken here."""
+"""Measures time and memory: every such figure that LoraGrid reports is taken here."""
 
 import ctypes
 import gc
@@ -18,15 +18,15 @@ from torch.distributed.tensor import DTensor
 
 from loragrid.training.torch_internals import TorchDispatchMode, storage_id, tree_leaves
 
-# Of a machine's main memory: beyond the rest Ray ends processes (its memory_usage_threshold is 0.95).
 KEPT_BY_RAY = 0.05
+"""The part of a machine's main memory that is not used: Ray kills processes above 0.95 (memory_usage_threshold)."""
 
 
 class Stopwatch:
-    """Adds up the wall-clock seconds of named phases; a phase within another is no part of that one.
+    """Adds up the wall-clock seconds of named phases. The time of an inner phase does not count in the outer one.
 
-    So the phases within an outermost one come to its whole time. It never waits for a GPU: work that is still queued
-    counts in the phase that waits for it.
+    So all phases together add up to the time of the outermost one. It never waits for a GPU: queued work counts in the
+    phase that waits for it.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -37,7 +37,7 @@ class Stopwatch:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the time within as `name`."""
+        """Count the time in this context as `name`."""
         self._count()
         self._running.append(name)
         try:
@@ -58,7 +58,7 @@ class Stopwatch:
         return dict(self._seconds)
 
     def take(self) -> dict[str, float]:
-        """As `seconds`, which begin at nothing again."""
+        """As `seconds`; afterwards all phases start at zero."""
         seconds, self._seconds = self.seconds(), {}
         return seconds
 
@@ -71,15 +71,15 @@ class Stopwatch:
 
 
 def wait_for(device: torch.device) -> None:
-    """Return when the device has done all queued work."""
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start a new peak: of the allocator on a GPU, of the process's resident set (Linux) on a CPU."""
+    """Start a new peak: on a GPU of the allocator, on a CPU of the process's resident set (Linux)."""
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # what earlier work left in the allocator's cache is no part of the new peak
+        torch.cuda.empty_cache()  # what earlier work left in the allocator's cache must not count
         torch.cuda.reset_peak_memory_stats(device)
         return
     clear = Path("/proc/self/clear_refs")
@@ -88,7 +88,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """Bytes at the peak since `reset_peak_memory`, by metric key; a figure that cannot be had is missing."""
+    """Bytes at the peak since `reset_peak_memory`, by metric key; figures that the system lacks are missing."""
     if device.type == "cuda":
         return {
             "memory/peak_allocated_bytes": float(torch.cuda.max_memory_allocated(device)),
@@ -102,21 +102,20 @@ def peak_memory(device: torch.device) -> dict[str, float]:
 
 
 def free_unused_memory(device: torch.device) -> None:
-    """Give back what nobody uses, also what earlier work left behind: its modules and hooks hold each other."""
+    """Release unused memory, also of modules and hooks that refer to each other."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
     elif sys.platform == "linux":
-        # glibc keeps freed blocks of up to 32 MB for itself, below any that is in use: a pack of equal size would seem
-        # not to fit beside them.
+        # glibc keeps freed blocks of up to 32 MB below blocks in use: an equally large pack would seem not to fit.
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that torch can still allocate: on a GPU free ones, and those it holds without using them.
+    """Bytes that torch can still allocate; on a GPU these include cached blocks that are not in use.
 
-    Of main memory Ray leaves the last part to nobody: it ends the processes of a machine that comes to it.
+    In main memory, `KEPT_BY_RAY` is not free: Ray kills processes of a machine that uses it.
     """
     if device.type != "cuda":
         memory = psutil.virtual_memory()
@@ -126,12 +125,12 @@ def free_memory(device: torch.device) -> int:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """The bytes that this process holds of the model's weights, each storage once: of a sharded one its shares."""
+    """The bytes of the model's weights in this process, each storage once; of its shares if the model is sharded."""
     return bytes_of(model.parameters())
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """The bytes of all storages behind the tensors, each once; of a sharded tensor this process's share."""
+    """The bytes of all storages behind the tensors, each once; of sharded tensors, this process's share."""
     local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
     storages = {storage_id(tensor): tensor.untyped_storage().nbytes() for tensor in local}
     return sum(storages.values())
@@ -139,11 +138,11 @@ def bytes_of(tensors: Iterable[Tensor]) -> int:
 
 @contextmanager
 def count_activation_bytes(model: nn.Module) -> Iterator[list[int]]:
-    """Within, count the bytes that autograd keeps for backward; the list's one entry is the exact sum at the end.
+    """Count the bytes that autograd keeps for backward; afterwards the list's only entry is the exact sum.
 
-    A storage kept by several operations counts once; weights and buffers of `model`, which live anyway, do not count.
+    A storage kept by several operations counts once. Weights and buffers of `model` do not count.
     """
-    # Storages by identity, not by address: on the meta device, where shapes can be counted too, all addresses are 0.
+    # Storages by identity: on the meta device, where bytes can be counted too, all addresses are 0.
     resident = {storage_id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
     kept: dict[int, Tensor] = {}
     result: list[int] = []
@@ -151,9 +150,9 @@ def count_activation_bytes(model: nn.Module) -> Iterator[list[int]]:
     def keep(tensor: Tensor) -> Tensor:
         storage = storage_id(tensor)
         if storage not in resident:
-            # Holding the tensor keeps its storage from being freed, and another from being made in its place.
+            # A reference keeps the storage from being freed and its identity from being used again.
             kept.setdefault(storage, tensor.detach())
-        # Not the tensor itself: an operation that saves its own output would hold itself alive for ever.
+        # Not the tensor itself: an operation that saves its own output would keep itself alive.
         return tensor.detach()
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -162,10 +161,10 @@ def count_activation_bytes(model: nn.Module) -> Iterator[list[int]]:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Within, counts the bytes of all storages that were made there and are still alive: `now`, and their `peak`.
+    """Counts the bytes of all storages that are allocated in this context and still alive: `now`, and their `peak`.
 
-    Exact, on any device: what a kernel takes for itself while it runs is not seen. `block_bytes`: every storage is
-    rounded up to a multiple of it, as an allocator does.
+    It works on every device. A kernel's own workspace is not counted. `block_bytes`: every storage is rounded up to a
+    multiple of it, as an allocator does.
     """
 
     def __init__(self, *, block_bytes: int = 1) -> None:
@@ -175,7 +174,7 @@ class LiveBytes(TorchDispatchMode):
         self._alive: dict[int, int] = {}
 
     def start_new_peak(self) -> None:
-        """Let `peak` be that of what follows."""
+        """Start a new peak."""
         self.peak = self.now
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

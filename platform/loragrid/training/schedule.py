@@ -1,4 +1,4 @@
-"""Every member's learning rate at every step, as one table."""
+"""The table of learning rates of all members and steps."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from loragrid.config.experiment import TrainingConfig
 
 
 def learning_rates(members: Sequence[TrainingConfig]) -> Tensor:
-    """The learning rate of member m in step t (counted from 0), (steps, M) float64."""
+    """Learning rates (steps, M) float64; steps count from 0."""
     return torch.tensor(
         [[member.lr * factor(member, step) for member in members] for step in range(members[0].steps)],
         dtype=torch.float64,
@@ -18,10 +18,10 @@ def learning_rates(members: Sequence[TrainingConfig]) -> Tensor:
 
 
 def factor(training: TrainingConfig, step: int) -> float:
-    """What the schedule multiplies the peak learning rate with.
+    """The factor by which the schedule multiplies the peak learning rate.
 
-    Linear warm-up from 1/warmup_steps to 1, so that no step is lost to a rate of zero; then constant, or linear or
-    cosine towards zero, which the step after the last would reach. After transformers' `get_*_schedule_with_warmup`.
+    A linear warm-up from 1/warmup_steps to 1, so that no step has a rate of zero; then constant, or a linear or cosine
+    decay that would reach zero one step after the last. As transformers' `get_*_schedule_with_warmup`.
     """
     if step < training.warmup_steps:
         return (step + 1) / training.warmup_steps

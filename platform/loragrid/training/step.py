@@ -1,4 +1,4 @@
-"""One optimizer step of a pack: a batch in, changed weights out. Names no method, knows neither Ray nor MLflow."""
+"""One optimizer step of a pack: a batch in, changed weights out. It knows no method, no Ray and no MLflow."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from loragrid_methods.engine.pack import AdapterPack
 
 
 class SumOverWorkers(Protocol):
-    """Adds a tensor up over all workers, in place; does nothing when there is one."""
+    """Sums a tensor over all workers, in place; does nothing if there is only one."""
 
     def __call__(self, tensor: Tensor) -> None: ...
 
@@ -29,8 +29,8 @@ def one_worker(tensor: Tensor) -> None:
 class Batch:
     """The rows of M members, member by member, in static shapes.
 
-    input_ids (M * R, L); label_positions and label_targets (M * R, C), -100 where there is no label; num_labels (M,)
-    float64, the labels of the whole step over all workers (ones where sums are wanted).
+    input_ids (M * R, L); label_positions and label_targets (M * R, C), -100 for no label; num_labels (M,) float64, the
+    labels of the whole step over all workers (ones for a sum instead of a mean).
     """
 
     input_ids: Tensor
@@ -43,7 +43,7 @@ class Batch:
         return Batch(**{part.name: getattr(self, part.name).to(device) for part in fields(self)})
 
     def first_rows(self, num_members: int) -> "Batch":
-        """The first row of each of the members alone, to be scored for itself."""
+        """A batch of only the first row of each member, whose loss is a sum."""
         rows = len(self.input_ids) // num_members
         return Batch(
             input_ids=self.input_ids[::rows],
@@ -53,16 +53,16 @@ class Batch:
         )
 
     def clone(self) -> "Batch":
-        """A copy in memory of its own."""
+        """A copy in its own memory."""
         return Batch(**{part.name: getattr(self, part.name).clone() for part in fields(self)})
 
     def copy_(self, other: "Batch") -> None:
-        """Take the contents of another of the same shapes."""
+        """Copy the contents of a batch of the same shapes."""
         for part in fields(self):
             getattr(self, part.name).copy_(getattr(other, part.name))
 
     def micro_batches(self, num_rows: int | None) -> Iterator["Batch"]:
-        """This batch in parts of `num_rows` rows of every member, each with the step's `num_labels`; None: uncut."""
+        """Parts of `num_rows` rows of every member, each with the step's `num_labels`; None: the whole batch."""
         num_members = len(self.num_labels)
         num_all_rows = len(self.input_ids) // num_members
         if num_rows is None or num_rows == num_all_rows:
@@ -84,7 +84,7 @@ class Batch:
 
 
 class EvaluateBatch(Protocol):
-    """`PackModel.losses` within `PackModel.evaluating`, where nothing asks for gradients."""
+    """`PackModel.losses` inside `PackModel.evaluating`, without gradients."""
 
     def __call__(self, model: "PackModel", batch: Batch) -> Tensor: ...
 
@@ -96,7 +96,7 @@ def evaluate_batch(model: "PackModel", batch: Batch) -> Tensor:
 
 @dataclass(kw_only=True)
 class PackModel:
-    """A base with a pack attached: everything a step needs but the batch."""
+    """A base with a pack attached: everything a step needs except the batch."""
 
     base: PreTrainedModel
     pack: AdapterPack
@@ -104,27 +104,27 @@ class PackModel:
     learning_rates: Tensor
     """(steps, M) float64"""
     active: Tensor
-    """(M,) bool; a member that diverged is inactive and keeps its weights from then on"""
+    """(M,) bool; a member that diverged is inactive and keeps its last weights"""
     completed: int = 0
     score_rows: ScoreRows = score_rows
     evaluate_batch: EvaluateBatch = evaluate_batch
     micro_batch_size: int | None = None
-    """rows of each member in one forward and backward; None: all that the batch has"""
+    """rows of each member in one forward and backward; None: all rows of the batch"""
 
     def losses(self, batch: Batch) -> Tensor:
-        """The members' mean losses over their own labels, (M,); this batch's share where the step has several."""
+        """The members' mean losses over their labels (M,); of micro batches or workers, their share of the mean."""
         hidden = self.base.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
         with whole_head(self.base) as head:
             return self.score(hidden, batch, head)
 
     def score(self, hidden: Tensor, batch: Batch, head: nn.Linear) -> Tensor:
-        """The loss by itself: from the base's last hidden states (M * R, L, d) to the members' mean losses (M,)."""
+        """From the base's last hidden states (M * R, L, d) to the members' mean losses (M,)."""
         labelled = labelled_hidden_states(hidden, batch.label_positions)
         return member_losses(labelled, batch.label_targets, batch.num_labels, head, self.score_rows)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Within, the adapters are in evaluation mode, and what is compiled for training runs uncompiled."""
+        """A context with adapters in evaluation mode, in which compiled code runs uncompiled."""
         self.pack.train(False)
         try:
             with torch.compiler.set_stance("force_eager"):
@@ -135,14 +135,14 @@ class PackModel:
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """Per-member figures of one step, each (M,), still on the device."""
+    """Figures of one step by member, each (M,), still on the device."""
 
     losses: Tensor
     gradient_norms: Tensor
 
 
 class ComputeStep(Protocol):
-    """Runs the part of a step that has static shapes: from the batch (and learning rates (M,)) to changed weights."""
+    """Computes the part of a step that has static shapes: from a batch and learning rates (M,) to changed weights."""
 
     def __call__(
         self, model: PackModel, batch: Batch, rates: Tensor, sum_over_workers: SumOverWorkers
@@ -150,12 +150,12 @@ class ComputeStep(Protocol):
 
 
 def compute_step(model: PackModel, batch: Batch, rates: Tensor, sum_over_workers: SumOverWorkers) -> StepResult:
-    """Forward, loss, backward, clipping and update of all members. Never waits for the device, never looks at a value.
+    """Forward, loss, backward, clipping and update of all members, without waiting for the device or reading a value.
 
     Micro batches go forward and backward one after another; everything else happens once, after the last of them.
 
-    The sum of the members' losses gives every member the gradient it would have alone, because no row of one member
-    meets a row of another.
+    The gradient of the sum of all members' losses is, for every member, the gradient of its own loss, because rows of
+    different members never meet.
     """
     losses = add_up_gradients(model, batch)
     sum_gradients_and_losses(model, losses, sum_over_workers)
@@ -163,7 +163,7 @@ def compute_step(model: PackModel, batch: Batch, rates: Tensor, sum_over_workers
 
 
 def add_up_gradients(model: PackModel, batch: Batch) -> Tensor:
-    """Forward and backward of every micro batch; the members' losses over this worker's rows, (M,).
+    """Run forward and backward of every micro batch; return the members' losses over this worker's rows (M,).
 
     Each is divided by the labels of the whole step, so that losses and gradients add up to those of a single pass.
     """
@@ -174,7 +174,7 @@ def add_up_gradients(model: PackModel, batch: Batch) -> Tensor:
         losses = model.losses(rows)
         if losses.requires_grad:
             losses.sum().backward()
-        losses = losses.detach()  # nothing of this graph lives on beside the next
+        losses = losses.detach()  # frees this graph before the next one is built
         total = losses if total is None else total + losses
     clock.micro_batch = 0
     assert total is not None, "a batch has rows"
@@ -182,13 +182,13 @@ def add_up_gradients(model: PackModel, batch: Batch) -> Tensor:
 
 
 def sum_gradients_and_losses(model: PackModel, losses: Tensor, sum_over_workers: SumOverWorkers) -> None:
-    """Add up over all workers, in place: every member's gradients, which lie in one buffer, and the losses (M,)."""
+    """Sum over all workers, in place: the gradients of all members, which are one buffer, and the losses (M,)."""
     sum_over_workers(model.pack.gradient_buffer)
     sum_over_workers(losses)
 
 
 def update_members(model: PackModel, losses: Tensor, rates: Tensor) -> Tensor:
-    """Clip the gradients and change the weights of members whose figures are finite; the norms before, (M,)."""
+    """Clip gradients and update members whose figures are finite; return the gradient norms before clipping (M,)."""
     norms = model.optimizer.clip_gradients()
     model.pack.before_step()
     model.active &= losses.isfinite() & norms.isfinite()
@@ -199,7 +199,7 @@ def update_members(model: PackModel, losses: Tensor, rates: Tensor) -> Tensor:
 def train_step(
     model: PackModel, batch: Batch, sum_over_workers: SumOverWorkers, compute: ComputeStep = compute_step
 ) -> StepResult:
-    """One optimizer step of all members and what follows it (Delta-LoRA's snapshot)."""
+    """One optimizer step of all members, and what methods do after it (`after_step`)."""
     result = compute(model, batch, model.learning_rates[model.completed], sum_over_workers)
     model.completed += 1
     model.pack.after_step(model.completed)

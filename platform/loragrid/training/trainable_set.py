@@ -1,4 +1,4 @@
-"""Whether what trains in a pack is what its methods declare: which tensors ask for a gradient, and whose is used."""
+"""Compares the tensors that train in a pack with those that its methods declare."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,9 +17,9 @@ def base_trains(pack: AdapterPack) -> bool:
 
 
 def base_weights(base: nn.Module, attached: Sequence[nn.Module] = ()) -> dict[str, nn.Parameter]:
-    """The base's weights by the names they have without adapters, whatever is attached.
+    """The base's weights by their names without adapters; `attached`: modules that are attached to it.
 
-    Not its buffers: some models enlarge their rotary tables as rows get longer.
+    Buffers are not among them: some models enlarge their rotary tables as rows get longer.
     """
     own = {id(parameter) for module in attached for parameter in module.parameters()}
     return {
@@ -30,11 +30,11 @@ def base_weights(base: nn.Module, attached: Sequence[nn.Module] = ()) -> dict[st
 
 
 def set_differences(model: PackModel) -> Iterator[str]:
-    """How the trainable set differs from the declared one, each difference in words that name the tensor.
+    """The differences between the trainable set and the declared one, each as a sentence that names the tensor.
 
-    Tensors that ask for a gradient: the stacks' parameters and nothing else, the base's weights where the base trains.
-    Their numbers, padding not counted: each member's method's own `num_parameters`. The optimizer holds all of them
-    and no others, and their gradients are those it reads. No value is looked at: nothing waits for the device.
+    Only the stacks' parameters may ask for a gradient, and the base's weights if a method trains the base. Without
+    padding, every member has as many numbers as its method's `num_parameters` declares. The optimizer must hold exactly
+    these parameters and read their gradients. No value is read, so nothing waits for the device.
     """
     yield from _wrong_gradients(model)
     yield from _wrong_counts(model)

@@ -1,1 +1,1 @@
-"""What a training process does with its queue of packs: states, reports, recovery, export."""
+"""A worker: one training process with its queue of packs, their states and reports, recovery and export."""

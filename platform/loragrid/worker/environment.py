@@ -1,4 +1,4 @@
-"""What a trial ran on, as MLflow tags: versions, git commit, processor and GPU; never a host name or a user name."""
+"""The environment of a trial as MLflow tags: versions, git commit, processor, GPU; never a host or user name."""
 
 import hashlib
 import os
@@ -14,23 +14,23 @@ from loragrid.trials.tags import CHANGES_TAG, DIRTY_TAG
 
 PACKAGES = ("loragrid", "torch", "transformers", "datasets", "ray", "mlflow")
 
-# A program that does not answer must not hold up the start of a sweep.
 PROGRAM_TIMEOUT_SECONDS = 10.0
+"""A program that does not answer must not delay the start of a sweep."""
 
 
 def environment_tags() -> dict[str, str]:
-    """All tags of this module. What cannot be found out has no tag."""
+    """All tags of this module; facts that cannot be determined have no tag."""
     return {**version_tags(), **commit_tags(Path(__file__).parents[1]), **hardware_tags()}
 
 
 def version_tags() -> dict[str, str]:
-    """`loragrid.version.<package>`, read from the installed metadata, so that no package is imported for it."""
+    """`loragrid.version.<package>`, read from installed metadata without importing the packages."""
     tags = {"loragrid.version.python": platform.python_version()}
     for package in PACKAGES:
         try:
             tags[f"loragrid.version.{package}"] = version(package)
         except PackageNotFoundError:
-            # On a cluster the source tree itself may be shipped, without an installation; the commit identifies it.
+            # A cluster may get the source tree without an installation; the commit identifies it.
             tags[f"loragrid.version.{package}"] = "not installed"
     return tags
 
@@ -38,8 +38,8 @@ def version_tags() -> dict[str, str]:
 def commit_tags(source: Path) -> dict[str, str]:
     """The commit of the checkout that holds `source` and whether it has uncommitted changes; `{}` outside a checkout.
 
-    An installed package often lies in a virtual environment *inside* somebody else's checkout: only a checkout that
-    tracks `source` itself counts.
+    A virtual environment with the installed package is often inside the checkout of another project, so only a checkout
+    that tracks `source` counts.
     """
     if not _answer(["git", "-C", str(source), "ls-files", "--", "."]):
         return {}
@@ -53,7 +53,7 @@ def commit_tags(source: Path) -> dict[str, str]:
         DIRTY_TAG: "unknown" if changes is None else str(bool(changes)).lower(),
     }
     if changes:
-        # Equal commits with unequal changes are unequal code. What no commit has heard of counts by its name.
+        # The same commit with other changes is other code. Untracked files count only by their names.
         code = (_answer(["git", "-C", top, "diff", "HEAD"]) or "") + changes
         tags[CHANGES_TAG] = f"sha256:{hashlib.sha256(code.encode()).hexdigest()}"
     return tags
@@ -62,7 +62,7 @@ def commit_tags(source: Path) -> dict[str, str]:
 def hardware_tags() -> dict[str, str]:
     """Processor, number of usable cores and, through `nvidia-smi`, GPUs and driver.
 
-    Torch is not asked for the GPU: that would open a CUDA context in a process that trains nothing.
+    Not through torch, which would open a CUDA context in a process that trains nothing.
     """
     affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS
     num_cores = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -77,7 +77,7 @@ def hardware_tags() -> dict[str, str]:
 
 
 def _answer(command: Sequence[str]) -> str | None:
-    """What the program prints; None where it is missing, fails or does not answer."""
+    """The program's output; None if it is missing, fails or does not answer."""
     if shutil.which(command[0]) is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""What one training process of a queue does: its packs, reported through Ray Train."""
+"""The body of one training process: it trains a queue of packs and reports through Ray Train."""
 
 import warnings
 from functools import lru_cache
@@ -18,7 +18,7 @@ from loragrid.worker.recovery import left_behind, recover
 from loragrid.worker.worker_tags import WorkerEnvironment
 
 LOSSES = {"train_loss": "train/loss", "eval_loss": "eval/loss"}
-"""Tune's key of a loss -> ours. Tune's searchers cannot read a key with a slash."""
+"""Tune's key of a loss -> LoraGrid's metric key. Tune's searchers cannot read a key with a slash."""
 
 
 def run_worker(task: WorkerTask) -> None:
@@ -26,12 +26,12 @@ def run_worker(task: WorkerTask) -> None:
     torch.set_num_threads(task.threads)
     if task.engine.deterministic:
         compute_deterministically()
-    # Members share flat buffers, so a gradient is a view with the buffer's strides: correct, and not worth a warning.
+    # Members share flat buffers, so a gradient is a view with the buffer's strides; this is correct.
     warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
     context = ray.train.get_context()
     number, num_workers = context.get_world_rank(), context.get_world_size()
 
-    @lru_cache(maxsize=1)  # a queue's packs mostly share their rows, and every fetch would copy them
+    @lru_cache(maxsize=1)  # most packs of a queue share their rows, and every fetch copies them
     def rows_of(model: ModelConfig, data: DataConfig) -> TokenizedData:
         rows: TokenizedData = ray.get(task.rows[(model, data)])
         return rows
@@ -58,7 +58,7 @@ def run_worker(task: WorkerTask) -> None:
 
 
 class _RayReporter:
-    """Sends updates through Ray Train; every worker must send the same number of them, worker 0's arrive."""
+    """Sends updates through Ray Train; every worker must send the same number of them, only worker 0's arrive."""
 
     def __init__(self, *, hold_back: bool) -> None:
         self._hold_back = hold_back
@@ -76,7 +76,7 @@ class _RayReporter:
         ray.train.report({"update": update, "step": update.completed, **losses})
 
     def _lowest_losses(self, update: PackUpdate) -> dict[str, float]:
-        """What Tune's schedulers and searchers read: the lowest of the members' latest losses, by Tune's key."""
+        """The values that Tune reads: the lowest of the trials' latest losses, by Tune's key."""
         for trial_id, records in update.records.items():
             for record in records:
                 for name, key in LOSSES.items():

@@ -1,4 +1,4 @@
-"""What a sweep and its workers send each other; quick to import, for every process it passes through must do so."""
+"""The messages between a sweep and its workers; quick to import, because every process that passes them on does it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from loragrid.worker.checkpoints import TrialStore
 
 RowsByConfig = Mapping[tuple[ModelConfig, DataConfig], "ray.ObjectRef[TokenizedData]"]
-"""References into Ray's object store: rows are tokenised once per sweep, and go from there to the workers."""
+"""References into Ray's object store: rows are tokenised once per sweep, and workers fetch them from there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerTask:
-    """All a worker is given.
+    """Everything a worker gets.
 
-    by_tune: Tune decides over the trial (a scheduler, a searcher): updates are held back until there are losses to
-    report with them, for a `Tuner` with a metric takes no report without it, and no trial is stopped here.
+    by_tune: a scheduler or searcher of Tune decides about the trial. Then updates are held back until there are losses
+    to report with them, because a `Tuner` with a metric accepts no report without it, and no trial is stopped here.
     shard: every worker holds its share of the base.
     """
 
@@ -40,7 +40,7 @@ class WorkerTask:
 
 @dataclass(frozen=True, kw_only=True)
 class QueueFailure:
-    """Why a queue's workers were given up: in one line, and in full."""
+    """Why a queue's workers were given up: in one line, and with the traceback."""
 
     reason: str
     traceback: str
@@ -49,9 +49,9 @@ class QueueFailure:
 
 @dataclass(frozen=True, kw_only=True)
 class PackUpdate:
-    """What a queue tells the sweep's driver of the pack it is training; every mapping is keyed by trial id.
+    """What a queue reports to the sweep's driver about the pack it trains; every mapping is keyed by trial id.
 
-    steps: where this pack's training ends. done: this was the pack's last update.
+    completed: steps. steps: the step at which this pack's training ends. done: this is the pack's last update.
     """
 
     pack_id: str
@@ -66,7 +66,7 @@ class PackUpdate:
     done: bool = False
 
     def after(self, previous: "PackUpdate") -> "PackUpdate":
-        """This update and what an earlier one of the same pack had to say, as one."""
+        """This update merged with an earlier one of the same pack."""
         records = {
             trial_id: [*previous.records.get(trial_id, []), *self.records.get(trial_id, [])]
             for trial_id in {**previous.records, **self.records}

@@ -1,4 +1,4 @@
-"""Where packs are trained: a worker's device, and its place among the workers that train them together."""
+"""A worker's device, and its number among the workers that train packs together."""
 
 import socket
 import zlib
@@ -14,9 +14,10 @@ from loragrid.training.step import SumOverWorkers, one_worker
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessGroup:
-    """One of `num_workers` workers, counted from 0; worker 0 is heard and writes.
+    """One of `num_workers` workers, counted from 0; only worker 0's reports arrive, and only it writes files.
 
-    isolate_failures: a trial that fails is a result, and the others go on; not so where other workers would wait.
+    isolate_failures: a trial that fails is a result, and the others continue. It must be off if other workers would
+    wait for this one.
     """
 
     device: torch.device
@@ -26,20 +27,20 @@ class ProcessGroup:
 
     @property
     def sum_over_workers(self) -> SumOverWorkers:
-        """The sum that the loop and all that scores takes; `one_worker` where this one is alone."""
+        """The sum over the group, for the loop and for scoring."""
         return one_worker if self.num_workers == 1 else _all_reduce
 
     @property
     def memory_number(self) -> int:
-        """Equal for workers that share their memory: those on the processors of one machine."""
+        """Equal for workers that share their memory: those on CPUs of one machine."""
         return self.worker if self.device.type == "cuda" else zlib.crc32(socket.gethostname().encode())
 
     def where(self, worker: int) -> str:
-        """Whose memory that of a worker is, in words."""
+        """The owner of a worker's memory, as a part of a sentence."""
         return f"in worker {worker}" if self.device.type == "cuda" else f"on the machine of worker {worker}"
 
     def of_all_workers(self, *values: float) -> list[list[float]]:
-        """What each worker gives here, by worker. All of them must come to it."""
+        """The values that each worker passes, by worker. All workers must call it."""
         table = torch.zeros(self.num_workers, len(values), dtype=torch.float64, device=self.device)
         table[self.worker] = torch.tensor(values, dtype=torch.float64)
         self.sum_over_workers(table)
@@ -47,8 +48,8 @@ class ProcessGroup:
         return found
 
     def outlives(self, error: BaseException) -> bool:
-        """Whether the process goes on after what went wrong with some trials."""
-        if isinstance(error, PackTooLargeError):  # no worker waits for another: all have raised it
+        """Whether the process can continue after this failure of some trials."""
+        if isinstance(error, PackTooLargeError):  # all workers have raised it, so none waits
             return True
         return self.isolate_failures and process_can_go_on(error)
 

@@ -1,4 +1,4 @@
-"""The base that a worker keeps on its device from pack to pack, with what is known and compiled of it."""
+"""The base that a worker keeps on its device from pack to pack, and how packs run on it."""
 
 import gc
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from loragrid_methods.engine.targets import adaptable_layers
 
 
 class ResidentBase:
-    """Loads a base when another is asked for, or after a method wrote the last one; decides how packs run on it."""
+    """Loads a base if another one is needed or a method has written the last one; decides how packs run on it."""
 
     def __init__(
         self,
@@ -44,21 +44,21 @@ class ResidentBase:
         self._base: PreTrainedModel | None = None
         self._loaded: tuple[ModelConfig, DataConfig] | None = None
         self.sums: dict[str, Tensor] | None = None
-        """The checksums of the base's weights as they were loaded; None where no trial asked for checks then."""
+        """Checksums of the base's weights as they were loaded; None if no trial has asked for checks."""
         self._layers: list[LayerShape] = []
         self._attention_obstacle = ""
         self._compiled_for: object = None
 
     def has(self, trial: Trial) -> bool:
-        """Whether the trial's base is there."""
+        """Whether the trial's base is loaded."""
         return self._base is not None and self._loaded == (trial.model, trial.data)
 
     def load(self, trial: Trial, data: TokenizedData) -> PreTrainedModel:
         """The trial's base on the device.
 
         Raises:
-            ValueError: it cannot be loaded, does something to its logits that the loss would miss, or is to answer
-                prompts and cannot do so side by side.
+            ValueError: it cannot be loaded, changes its logits in a way that the loss would miss, or must answer
+                prompts and cannot process padded ones.
         """
         if self._base is not None and self.has(trial):
             checkpoint_activations(self._base, trial.training.activation_checkpointing)
@@ -68,13 +68,13 @@ class ResidentBase:
         base = load_base(trial.model)
         self._layers = adaptable_layers(base, base.get_output_embeddings())
         if self._shard:
-            # Where it still is whole. The batches are cut for one worker: all look at the same row.
+            # While the base is still whole. The batches are those of a single worker, so all check the same row.
             check_logits(base, build_batches([trial], data, base.device))
             _check_task(base, trial, data)
             shard_base(base, self.device)
         else:
             base.to(self.device)  # type: ignore[arg-type]  # transformers narrows torch's own signature
-        # Also for eager steps: no mask is built, no key or value is repeated.
+        # Also for eager steps: no mask is built, and no key or value is repeated.
         rows = data.evaluation.input_ids[:2].to(self.device)
         with whole_head(base):
             self._attention_obstacle = use_causal_attention(base, rows) if self.device.type == "cuda" else ""
@@ -87,19 +87,19 @@ class ResidentBase:
         return base
 
     def shape_of(self, trials: Sequence[Trial]) -> str:
-        """What the seconds of a pack of these trials on this base are known by."""
+        """The name under which timings of a pack of these trials on this base are known."""
         return pack_shape(trials, self._engine, self._num_workers, shard=self._shard)
 
     def release(self) -> None:
-        """Forget the base: a method wrote it, or another takes its place."""
+        """Drop the base, because a method has written it or another one replaces it."""
         if self._compiled_for is not None:
             torch.compiler.reset()  # compiled code keeps a reference to the base that it was compiled for
         self._base = self._loaded = self._compiled_for = self.sums = None
         if self._shard:
-            gc.collect()  # FSDP's units and their modules hold each other, and the next base would come on top
+            gc.collect()  # FSDP's units and modules refer to each other, and would stay in memory beside the next base
 
     def release_if_written(self, trials: Sequence[Trial]) -> None:
-        """Forget the base where a method of trials that ran on it writes it."""
+        """Drop the base if a method of the trials that ran on it writes it."""
         if not all(trial.method.packable for trial in trials):
             self.release()
 
@@ -108,10 +108,11 @@ class ResidentBase:
             self.sums = base_sums(base)
 
     def choose_mode(self, trials: Sequence[Trial], length: int, num_steps: int) -> ModeChoice:
-        """How `num_steps` steps of a pack with rows of `length` tokens are run.
+        """The mode in which `num_steps` steps of a pack with rows of `length` tokens run.
 
-        With deterministic kernels all steps of its trials decide, not those that are left or what was compiled before:
-        compiled kernels add up in another order, and whoever goes on with the pack must come to the same bits.
+        With deterministic kernels the choice depends on all steps of the trials, and neither on the steps that are left
+        nor on what is compiled already. Compiled kernels sum in another order, and workers that continue the pack must
+        compute the same bits.
         """
         if self.device.type != "cuda":
             return ModeChoice(mode="eager", reason="no GPU")
@@ -161,5 +162,5 @@ def _check_task(base: PreTrainedModel, trial: Trial, data: TokenizedData) -> Non
 
 
 def _composition(trials: Sequence[Trial]) -> tuple[object, ...]:
-    """What packs must have in common to run the same compiled code."""
+    """What packs must have in common to use the same compiled code."""
     return (trials[0].training.activation_checkpointing, *(trial.method.stack_key() for trial in trials))

@@ -1,4 +1,4 @@
-"""What a worker says of itself and of its inputs, as MLflow tags: on a cluster the driver's machine is another."""
+"""A worker's tags about itself and its inputs; on a cluster the driver runs on another machine."""
 
 import platform
 from functools import lru_cache
@@ -14,14 +14,14 @@ from loragrid.worker.environment import environment_tags
 
 
 class WorkerEnvironment:
-    """Gives the tags of a trial that this worker trains; what never changes is found out once."""
+    """Returns the tags of a trial that this worker trains; tags that never change are determined once."""
 
     def __init__(self, device: torch.device, num_workers: int, *, shard: bool = False) -> None:
         workers = {"loragrid.workers": f"{num_workers} × {'a share of the base' if shard else 'the whole base'}"}
         self._own = {**environment_tags(), **arithmetic_tags(device), **workers}
 
     def __call__(self, trial: Trial, data: TokenizedData) -> dict[str, str]:
-        """Of the worker, the trial's base and its rows; the first time, a base's files are read as a whole."""
+        """Tags of the worker, the trial's base and its rows. The first call for a base reads its files completely."""
         return {
             **self._own,
             **input_tags(model_digest(trial.model), data.digest),
@@ -30,13 +30,13 @@ class WorkerEnvironment:
 
 
 def input_tags(weights: str, rows: str) -> dict[str, str]:
-    """What identifies a base (`model_digest`) and the rows; a commit on the hub is of files that it names by hash."""
+    """Tags that identify a base (`model_digest`: a hash, or a commit on the hub) and the rows."""
     revision = {} if weights.startswith("sha256:") else {"loragrid.model.revision": weights.rpartition("@")[2]}
     return {"loragrid.model.weights": weights, "loragrid.data.digest": rows, **revision}
 
 
 def arithmetic_tags(device: torch.device) -> dict[str, str]:
-    """What does the arithmetic, and the switches that decide how exactly."""
+    """The device that computes, and the settings that decide about its precision."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     tags = {
         DEVICE_TAG: cpu_name(),
@@ -57,13 +57,13 @@ def arithmetic_tags(device: torch.device) -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """The processor, with the instructions that torch uses of it."""
+    """The processor, with the instruction set that torch uses."""
     return f"{processor()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 @lru_cache(maxsize=1)
 def processor() -> str:
-    """The processor's model name; where the system does not say, its kind."""
+    """The processor's model name; its architecture if the system does not provide the name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
