@@ -15,9 +15,9 @@ import torch
 from peft import LoraConfig, VeraConfig
 
 from loragrid_methods import Card, get_method, method_names
-from loragrid_methods.engine.adapter_stack import AdapterStack
-from loragrid_methods.engine.pack import AdapterPack
-from loragrid_methods.engine.peft_format import peft_adapter
+from loragrid_methods.stacks.adapter_stack import AdapterStack
+from loragrid_methods.stacks.pack import AdapterPack
+from loragrid_methods.stacks.peft_format import peft_adapter
 from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, in_order, largest_difference, small_method
 
 pytestmark = pytest.mark.parametrize("name", method_names())

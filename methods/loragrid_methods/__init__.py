@@ -4,7 +4,7 @@ import difflib
 import importlib
 import pkgutil
 
-from loragrid_methods.engine.contract import Card, LayerShape, Method, ParameterCount
+from loragrid_methods.stacks.contract import Card, LayerShape, Method, ParameterCount
 
 __all__ = ["Card", "LayerShape", "Method", "ParameterCount", "get_method", "method_names"]
 

@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from loragrid_methods.engine.adapter_stack import AdapterStack, per_member
-from loragrid_methods.engine.contract import Card, Method, ParameterCount, require
-from loragrid_methods.engine.low_rank import draw_lora_A, low_rank_update, member_dropout, rank_class
-from loragrid_methods.engine.targets import ALL_LINEAR, LayerShape, select_layers
+from loragrid_methods.stacks.adapter_stack import AdapterStack, per_member
+from loragrid_methods.stacks.contract import Card, Method, ParameterCount, require
+from loragrid_methods.stacks.low_rank import draw_lora_A, low_rank_update, member_dropout, rank_class
+from loragrid_methods.stacks.targets import ALL_LINEAR, LayerShape, select_layers
 
 
 @dataclass(frozen=True, kw_only=True)

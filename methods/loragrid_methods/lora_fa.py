@@ -6,11 +6,11 @@ from typing import ClassVar, Self
 
 from torch import Tensor, nn
 
-from loragrid_methods.engine.adapter_stack import AdapterStack
-from loragrid_methods.engine.contract import Card, ParameterCount
-from loragrid_methods.engine.low_rank import rank_class
-from loragrid_methods.engine.targets import LayerShape
 from loragrid_methods.lora import LoRA, LoRAStack
+from loragrid_methods.stacks.adapter_stack import AdapterStack
+from loragrid_methods.stacks.contract import Card, ParameterCount
+from loragrid_methods.stacks.low_rank import rank_class
+from loragrid_methods.stacks.targets import LayerShape
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,11 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from loragrid_methods.engine.adapter_stack import AdapterStack
-from loragrid_methods.engine.contract import Card
-from loragrid_methods.engine.low_rank import rank_class
-from loragrid_methods.engine.targets import LayerShape
 from loragrid_methods.lora_fa import LoRAFA, LoRAFAStack
+from loragrid_methods.stacks.adapter_stack import AdapterStack
+from loragrid_methods.stacks.contract import Card
+from loragrid_methods.stacks.low_rank import rank_class
+from loragrid_methods.stacks.targets import LayerShape
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from loragrid_methods.engine.adapter_stack import AdapterStack
-from loragrid_methods.engine.contract import Card, Method, ParameterCount, require
-from loragrid_methods.engine.targets import ALL_LINEAR, LayerShape, select_layers
+from loragrid_methods.stacks.adapter_stack import AdapterStack
+from loragrid_methods.stacks.contract import Card, Method, ParameterCount, require
+from loragrid_methods.stacks.targets import ALL_LINEAR, LayerShape, select_layers
 
 
 @dataclass(frozen=True, kw_only=True)

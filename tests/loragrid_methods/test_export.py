@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from loragrid_methods import get_method, method_names
-from loragrid_methods.engine.peft_format import peft_adapter, weight_updates
+from loragrid_methods.stacks.peft_format import peft_adapter, weight_updates
 from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, small_method, token_ids
 
 EXPORTABLE = [name for name in method_names() if small_method(name).peft_config()]

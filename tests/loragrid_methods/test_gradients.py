@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from loragrid_methods.engine.low_rank import low_rank_update
+from loragrid_methods.stacks.low_rank import low_rank_update
 from loragrid_methods.vera import VeRAUpdate
 
 SOME_OF_THREE = [needs for needs in itertools.product([False, True], repeat=3) if any(needs)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from loragrid_methods import get_method, method_names
-from loragrid_methods.engine.pack import AdapterPack, member_order
+from loragrid_methods.stacks.pack import AdapterPack, member_order
 from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, in_order, largest_difference, small_method
 
 PACKABLE = [name for name in method_names() if get_method(name).packable]

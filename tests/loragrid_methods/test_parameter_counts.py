@@ -9,8 +9,8 @@ import transformers
 from torch import nn
 
 from loragrid_methods import LayerShape, ParameterCount
-from loragrid_methods.engine.pack import AdapterPack
-from loragrid_methods.engine.targets import adaptable_layers
+from loragrid_methods.stacks.pack import AdapterPack
+from loragrid_methods.stacks.targets import adaptable_layers
 from tests.loragrid_methods.pack_training import small_method
 
 QUERY_VALUE = ("query", "value")

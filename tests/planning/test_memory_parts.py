@@ -13,7 +13,7 @@ from loragrid.training.loss import CHUNK_ROWS
 from loragrid.training.meters import LiveBytes, bytes_of, count_activation_bytes, peak_memory, reset_peak_memory
 from loragrid.training.step import Batch, compute_step, one_worker
 from loragrid_methods import method_names
-from loragrid_methods.engine.targets import adaptable_layers
+from loragrid_methods.stacks.targets import adaptable_layers
 from tests.support.small_packs import Setup, make_setup
 
 STEPS, WIDTH = 8, 32

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from loragrid.config.experiment import ModelConfig
 from loragrid.models.loading import load_base, load_tokenizer
 from loragrid.training.step import PackModel
-from loragrid_methods.engine.peft_format import peft_adapter, weight_updates
-from loragrid_methods.engine.targets import is_conv1d
+from loragrid_methods.stacks.peft_format import peft_adapter, weight_updates
+from loragrid_methods.stacks.targets import is_conv1d
 
 ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loragrid_methods.engine.pack import AdapterPack
+from loragrid_methods.stacks.pack import AdapterPack
 
 PREFIX = "base_model.model."
 # The PEFT release whose file format this is; PEFT reads files without it as older ones.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from loragrid_methods.engine.adapter_stack import DrawClock
+from loragrid_methods.stacks.adapter_stack import DrawClock
 
 
 class LowRankUpdate(torch.autograd.Function):

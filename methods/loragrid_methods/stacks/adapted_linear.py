@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from loragrid_methods.engine.adapter_stack import AdapterStack
+from loragrid_methods.stacks.adapter_stack import AdapterStack
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placement:
+class PlacedStack:
     """A stack and the members it serves: `start` up to, not including, `start + stack.num_members`."""
 
     start: int
@@ -23,7 +23,7 @@ class AdaptedLinear(nn.Module):
     The rows of x come member by member: x (M * rows, ..., d_in) -> (M * rows, ..., d_out).
     """
 
-    def __init__(self, base_layer: nn.Module, num_members: int, placements: Sequence[Placement]) -> None:
+    def __init__(self, base_layer: nn.Module, num_members: int, placements: Sequence[PlacedStack]) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.num_members = num_members

@@ -16,8 +16,8 @@ from typing import Any, ClassVar, Self
 
 from torch import nn
 
-from loragrid_methods.engine.adapter_stack import AdapterStack
-from loragrid_methods.engine.targets import LayerShape
+from loragrid_methods.stacks.adapter_stack import AdapterStack
+from loragrid_methods.stacks.targets import LayerShape
 
 __all__ = ["Card", "LayerShape", "Method", "ParameterCount"]
 
