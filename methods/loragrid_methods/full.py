@@ -28,6 +28,8 @@ class Full(Method):
         peft_equivalent="None; exported as a whole model.",
     )
     packable: ClassVar[bool] = False
+    sharding_obstacle: ClassVar[str] = "writes the base, and only a frozen one is sharded"
+    trained: ClassVar[tuple[str, ...]] = ("weights",)
 
     @classmethod
     def build_stacks(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from loragrid_methods.lora import LoRA
 from loragrid_methods.stacks.adapter_stack import DrawClock
-from loragrid_methods.stacks.low_rank import member_dropout, stable_seed
+from loragrid_methods.stacks.draws import member_dropout, stable_seed
 from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, largest_difference, small_method
 
 
