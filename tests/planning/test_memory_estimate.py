@@ -26,8 +26,8 @@ from loragrid.training.step import Batch, PackModel, compute_step, one_worker, t
 from loragrid.training.step_mode import Mode, ModeChoice
 from loragrid.training.step_runner import StepRunner
 from loragrid_methods import Method, get_method, method_names
-from loragrid_methods.engine.optimizer import MemberAdamW
-from loragrid_methods.engine.pack import AdapterPack, member_order
+from loragrid_methods.stacks.optimizer import MemberAdamW
+from loragrid_methods.stacks.pack import AdapterPack, member_order
 from tests.support.small_packs import make_setup
 
 ROWS, LENGTH = 2, 64

@@ -27,9 +27,9 @@ from loragrid.worker.process_group import ProcessGroup
 from loragrid.worker.queue import run_queue
 from loragrid.worker.queue_worker import build_worker
 from loragrid.worker.saved_trial import SavedTrial
-from loragrid_methods.engine.adapter_stack import AdapterStack
-from loragrid_methods.engine.targets import LayerShape
 from loragrid_methods.lora import LoRA
+from loragrid_methods.stacks.adapter_stack import AdapterStack
+from loragrid_methods.stacks.targets import LayerShape
 from tests.support.small_packs import Setup, largest_difference, make_setup, mixed_trials, run_pack
 
 STEPS = 8

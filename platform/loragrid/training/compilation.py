@@ -8,7 +8,7 @@ from loragrid.models.activation_checkpointing import decoder_layers
 from loragrid.training.loss import fusible_score_rows
 from loragrid.training.step import PackModel
 from loragrid.training.torch_internals import allow_recomputation_of_saved_results, uncompile
-from loragrid_methods.engine.optimizer import adamw_update
+from loragrid_methods.stacks.optimizer import adamw_update
 
 RECOMPILE_LIMIT = 256
 """Compilations of one function, one per kind of adapter set and per shape. Beyond it torch silently runs eagerly."""

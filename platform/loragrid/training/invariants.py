@@ -17,7 +17,7 @@ from loragrid.training.activation_bytes import ActivationBytes
 from loragrid.training.step import PackModel, SumOverWorkers, one_worker
 from loragrid.training.trainable_set import base_trains, base_weights, set_differences
 from loragrid.trials.outcome import INVARIANT_VIOLATED
-from loragrid_methods.engine.optimizer import ParameterBlock
+from loragrid_methods.stacks.optimizer import ParameterBlock
 
 WORD_BYTES = 8
 STEPS_UNTIL_ALL_MOVE = 2

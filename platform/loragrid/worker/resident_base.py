@@ -25,7 +25,7 @@ from loragrid.training.step_mode import ModeChoice, capture_obstacle, choose_mod
 from loragrid.training.step_runner import StepRunner
 from loragrid.trials.trial import Trial
 from loragrid_methods import LayerShape
-from loragrid_methods.engine.targets import adaptable_layers
+from loragrid_methods.stacks.targets import adaptable_layers
 
 
 class ResidentBase:
