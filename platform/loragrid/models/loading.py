@@ -141,7 +141,7 @@ def max_context(model: ModelConfig) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Source:
-    """Where a model's files are (a folder, or a hub id and its revision), and their digest if it is known."""
+    """The location of a model's files (a folder, or a hub id and its revision), and their digest if it is known."""
 
     location: str
     revision: str | None = None

@@ -151,5 +151,5 @@ def recover_from_failed_capture() -> None:
 
 @cache
 def capture_stream() -> torch.cuda.Stream:
-    """One stream for the whole process: every stream keeps its own cuBLAS workspace and allocator pool for ever."""
+    """One stream for the whole process: every stream keeps its own cuBLAS workspace and allocator pool."""
     return torch.cuda.Stream()

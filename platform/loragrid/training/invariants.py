@@ -118,7 +118,7 @@ class InvariantChecks:
         return self._by_member([label for label, is_wrong in zip(labels, flags, strict=True) if is_wrong])
 
     def _labels(self, base: Iterable[str], still: Iterable[ParameterBlock]) -> list[tuple[str, int | None]]:
-        """What each compared value says if it is wrong, and the member that it concerns (None: all), in their order."""
+        """The reason for each compared value, and its member (None: all members), in order."""
         labels: list[tuple[str, int | None]] = [(f"the frozen weight {name!r} has changed", None) for name in base]
         for frozen in self._frozen():
             what = f"the frozen tensor {frozen.name!r} has changed"

@@ -40,7 +40,7 @@ def choose_mode(
     is_compiled: bool = False,
     obstacle: str = "",
 ) -> ModeChoice:
-    """The mode on a GPU: the requested one, or the result of `auto`; eager if `obstacle` says what forbids a capture.
+    """The mode on a GPU: the requested one, or the result of `auto`; eager if there is an `obstacle` to capturing.
 
     `auto` compiles if that takes less time than it saves in all steps together. `num_stacks`: the kinds of stacks that
     would be compiled. `is_compiled`: this was already done for an equal pack.

@@ -46,7 +46,7 @@ class TrialStore:
             except SafetensorError as error:
                 raise OSError(f"the state could not be written: {error}") from error
             before = self._states(trial_id)
-            # A state may be saved twice at one step: the number in front says which is the later.
+            # A state may be saved twice at one step: the number in front orders them.
             number = int(before[-1].partition(".")[0]) + 1 if before else 0
             target = f"{number:09d}.step-{saved.state.completed}.{_digest(local)}{_SUFFIX}"
             self._storage.upload(local, f"{trial_id}/{target}")

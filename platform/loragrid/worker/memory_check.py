@@ -19,7 +19,7 @@ SPARE_PART = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryCheck:
-    """Knows what a pack will need: by an estimate on a GPU, otherwise from what its trials held in packs of one."""
+    """Predicts a pack's memory: by an estimate on a GPU, otherwise from what its trials held in packs of one."""
 
     group: ProcessGroup
     estimates: PackEstimates

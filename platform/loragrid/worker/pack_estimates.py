@@ -1,4 +1,4 @@
-"""Estimates what a pack will hold on a GPU, once for all packs of equal shape."""
+"""Estimates the memory that a pack needs on a GPU, once for all packs of equal shape."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class PackEstimates:
     def of(
         self, trials: Sequence[Trial], data: TokenizedData, mode: Mode, task: TaskScorer | None
     ) -> MemoryEstimate | None:
-        """What a pack of these trials will hold at its peak; `task`: the scorer of its task, if any.
+        """The bytes that a pack of these trials holds at its peak, by part; `task`: the scorer of its task, if any.
 
         None on a CPU, and for methods whose memory does not follow from shapes.
         """

@@ -1,4 +1,4 @@
-"""What a pack trains on: its rows, its base on the device, and the scorer of its task."""
+"""The inputs of a pack: its rows, its base on the device, and the scorer of its task."""
 
 from collections.abc import Callable, Mapping
 

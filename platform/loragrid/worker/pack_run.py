@@ -99,7 +99,7 @@ class PackRun:
             self._save_members()
 
     def _check(self, counted: ActivationBytes | None) -> None:
-        """End the members for which alone an invariant is violated; the others continue unchanged."""
+        """End members with a violation that concerns no other member; the others continue unchanged."""
         attached = self.attached
         assert attached.checks is not None
         for member, reason in attached.checks.check(counted).items():

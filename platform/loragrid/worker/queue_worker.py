@@ -23,7 +23,7 @@ from loragrid.worker.trial_log import TrialLogs
 
 @dataclass(frozen=True, kw_only=True)
 class QueueWorker:
-    """What runs a queue (`run_queue`) or continues one (`recover`) uses of a worker."""
+    """The parts of a worker that `run_queue` and `recover` use."""
 
     group: ProcessGroup
     inputs: PackInputs

@@ -132,7 +132,7 @@ class ResidentBase:
         )
 
     def solo_step_runner(self, trial: Trial, length: int) -> StepRunner:
-        """What runs the steps that measure a trial in a pack of one: nothing is compiled for them."""
+        """The step runner that measures a trial in a pack of one; nothing is compiled for it."""
         assert self._base is not None
         choice = self.choose_mode([trial], length, trial.training.steps)
         uncompile_layers(self._base)
@@ -141,7 +141,7 @@ class ResidentBase:
     def step_runner(
         self, model: PackModel, trials: Sequence[Trial], choice: ModeChoice, stopwatch: Stopwatch
     ) -> StepRunner:
-        """What runs a pack's steps, compiled if `choice` says so; packs of equal composition share compiled code."""
+        """The step runner of a pack, compiled if `choice` asks for it; packs of equal composition share compiled code."""
         if choice.mode != "eager":
             fuse_pieces(model)
         composition = _composition(trials)
@@ -162,5 +162,5 @@ def _check_task(base: PreTrainedModel, trial: Trial, data: TokenizedData) -> Non
 
 
 def _composition(trials: Sequence[Trial]) -> tuple[object, ...]:
-    """What packs must have in common to use the same compiled code."""
+    """Packs with equal composition can use the same compiled code."""
     return (trials[0].training.activation_checkpointing, *(trial.method.stack_key() for trial in trials))

@@ -1,4 +1,4 @@
-"""What each trial costs in a pack of one: measured once for all trials of equal shape, and sent for each of them."""
+"""Measures the costs of trials in packs of one, once for all trials of equal shape."""
 
 from collections.abc import Sequence
 

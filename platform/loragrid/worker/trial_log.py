@@ -1,4 +1,4 @@
-"""What a worker has reported about each of its trials: curve, figures, tags, seconds, comparisons at rungs."""
+"""One log per trial of a worker: its curve, figures, tags, seconds and comparisons at rungs."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
