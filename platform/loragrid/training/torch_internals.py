@@ -1,7 +1,7 @@
-"""The only module that touches private parts of torch; each with what it does, and why no public name does it.
+"""The only module that touches private parts of torch. Every function says why no public name does the same.
 
-Tried with torch 2.11 and 2.13. Where torch has public names they are used directly: `torch.compiler.reset`,
-`torch.compiler.config.recompile_limit`.
+Run with torch 2.13; the sources of 2.11 have the same names. Public names are used directly elsewhere:
+`torch.compiler.reset`, `torch.compiler.config.recompile_limit`.
 """
 
 from typing import Any
@@ -19,8 +19,8 @@ __all__ = [
     "tree_leaves",
     "uncompile",
 ]
-# `TorchDispatchMode` sees every operator that runs, `tree_leaves` lists the tensors among its arguments. torch
-# documents both and exports neither under a public name (2.11, 2.13).
+# `TorchDispatchMode` sees every operator that runs, and `tree_leaves` lists the tensors among its arguments. torch
+# exports neither under a public name.
 
 
 def storage_id(tensor: Tensor) -> int:
