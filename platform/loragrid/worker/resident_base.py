@@ -141,7 +141,7 @@ class ResidentBase:
     def step_runner(
         self, model: PackModel, trials: Sequence[Trial], choice: ModeChoice, stopwatch: Stopwatch
     ) -> StepRunner:
-        """The step runner of a pack, with compiled code if `choice` asks for it; packs of equal composition share it."""
+        """The step runner of a pack; packs of equal composition share the code that is compiled for them."""
         if choice.mode != "eager":
             fuse_pieces(model)
         composition = _composition(trials)
