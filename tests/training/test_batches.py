@@ -52,14 +52,14 @@ def num_labels_of(rows: Sequence[int]) -> int:
     return sum(1 + row % 3 for row in rows)
 
 
-def test_members_of_one_seed_see_the_same_rows_and_those_of_other_seeds_others() -> None:
+def test_members_see_equal_rows_exactly_if_seeds_are_equal() -> None:
     for step in range(12):
         first, second, third, fourth = row_numbers(make_batches(), step)
         assert first == third
         assert len({tuple(first), tuple(second), tuple(fourth)}) == 3
 
 
-def test_a_members_rows_are_the_same_in_any_pack_and_in_any_order_of_steps() -> None:
+def test_a_members_rows_do_not_depend_on_its_pack() -> None:
     packed, alone = make_batches(), make_batches([1])
     for step in (7, 0, 3):
         assert row_numbers(alone, step)[0] == row_numbers(packed, step)[1]
@@ -94,7 +94,7 @@ def test_labels_are_counted_over_the_whole_step_of_all_workers(num_workers: int)
             assert counts.tolist() == [num_labels_of(rows) for rows in row_numbers(whole, step)]
 
 
-def test_every_batch_has_the_same_shape_and_its_rows_keep_their_labels() -> None:
+def test_every_batch_has_one_shape_and_keeps_its_labels() -> None:
     batches = make_batches()
     for step in range(NUM_TRAIN):
         batch = batches.training(step)
@@ -114,7 +114,7 @@ def test_tokens_are_those_of_one_members_whole_batch_without_padding() -> None:
 @pytest.mark.parametrize("batch_size", [1, 4, 12, 64])
 @pytest.mark.parametrize("num_workers", [1, 3])
 @pytest.mark.parametrize("micro_batch_size", [None, 1, 4])
-def test_every_evaluation_row_counts_once_for_every_member_over_all_workers(
+def test_every_evaluation_row_counts_once_over_all_workers(
     batch_size: int, num_workers: int, micro_batch_size: int | None
 ) -> None:
     rows_at_once = micro_batch_size or batch_size
@@ -142,9 +142,7 @@ def test_every_worker_evaluates_as_many_batches_as_the_others(batch_size: int) -
 
 @pytest.mark.parametrize("rows", [5, 8, 12])
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_every_row_stays_one_workers_however_often_each_halves_what_it_scores_at_once(
-    rows: int, num_workers: int
-) -> None:
+def test_halved_chunks_leave_every_row_to_one_worker(rows: int, num_workers: int) -> None:
     for times in itertools.product(range(3), repeat=num_workers):
         seen = []
         for worker, number in enumerate(times):

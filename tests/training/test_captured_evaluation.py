@@ -37,7 +37,7 @@ def captured_run(setup: Setup, eval_every: int | None) -> tuple[Run, StepRunner]
 
 
 @needs_gpu
-def test_captured_evaluations_give_what_eager_ones_give_and_leave_training_as_it_is(setup: Setup) -> None:
+def test_captured_evaluations_equal_eager_ones_and_leave_training_unchanged(setup: Setup) -> None:
     run, engine = captured_run(setup, 1)
     undisturbed, _ = captured_run(setup, None)
     for member in range(run.model.pack.num_members):
@@ -61,9 +61,7 @@ def test_captured_evaluations_give_what_eager_ones_give_and_leave_training_as_it
 
 
 @needs_gpu
-def test_an_evaluation_that_cannot_be_captured_goes_on_eagerly_and_says_why(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_evaluation_that_cannot_be_captured_runs_eagerly(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, _ = captured_run(setup, 1)
     losses = PackModel.losses
 
@@ -124,9 +122,7 @@ def capture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return stub
 
 
-def test_each_shape_of_batch_is_captured_after_some_eager_ones_or_goes_on_eagerly(
-    setup: Setup, capture: type[StubCapture]
-) -> None:
+def test_each_batch_shape_is_captured_or_stays_eager(setup: Setup, capture: type[StubCapture]) -> None:
     trials = [setup.trial("lora", batch_size=4)]
     model, batches = (
         build_model(trials, copy.deepcopy(setup.base())),

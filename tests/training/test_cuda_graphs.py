@@ -63,7 +63,7 @@ def setup(tiny_llama_dir: Path, chat_jsonl: Path) -> Setup:
         ("eager", 10_000_000, "", "eager"),
     ],
 )
-def test_auto_compiles_where_it_pays_and_an_obstacle_is_the_reason_for_an_eager_step(
+def test_auto_compiles_if_it_pays_and_obstacles_force_eager(
     requested: RequestedMode, steps: int, obstacle: str, expected: Mode
 ) -> None:
     choice = choose_mode(requested, num_steps=steps, features_per_step=10**9, num_stacks=1, obstacle=obstacle)
@@ -92,13 +92,13 @@ def test_what_is_compiled_already_costs_nothing_more() -> None:
     assert (choice.mode, choice.reason) == ("compiled", "compiled for the pack before")
 
 
-def test_every_method_can_be_captured_but_one_that_draws_on_the_host() -> None:
+def test_only_methods_that_draw_on_the_host_prevent_capture() -> None:
     for name in method_names():
         assert get_method(name)().capture_obstacle() == ""
     assert small_method("lora", dropout=0.1).capture_obstacle().startswith("lora.dropout")
 
 
-def test_attention_without_a_mask_gives_labelled_tokens_the_hidden_states_that_a_mask_gives(setup: Setup) -> None:
+def test_maskless_attention_equals_masked_attention_at_labelled_tokens(setup: Setup) -> None:
     base, rows = setup.base(), setup.rows.evaluation
     ids = rows.input_ids
     padding = torch.arange(ids.shape[1]) >= rows.num_tokens.unsqueeze(1)
@@ -112,7 +112,7 @@ def test_attention_without_a_mask_gives_labelled_tokens_the_hidden_states_that_a
     torch.testing.assert_close(plain[~padding], masked[~padding], rtol=1e-5, atol=1e-5)
 
 
-def test_a_model_whose_attention_is_not_plain_causal_keeps_its_own(setup: Setup) -> None:
+def test_a_model_without_plain_causal_attention_keeps_its_own(setup: Setup) -> None:
     ids = setup.rows.evaluation.input_ids[:2]
     config = MistralConfig(
         vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
@@ -208,7 +208,7 @@ def assert_same_curves(ours: Run, theirs: Run, tolerance: float) -> None:
 
 @needs_gpu
 @pytest.mark.parametrize("name", [*method_names(), "mixed"])
-def test_a_captured_step_trains_to_the_curves_of_an_eager_one(setup: Setup, name: str) -> None:
+def test_a_captured_step_trains_to_eager_curves(setup: Setup, name: str) -> None:
     trials = mixed_trials(setup, steps=12) if name == "mixed" else [setup.trial(name, steps=12, lr=0.003)]
     trials = [trial for trial in trials if not trial.method.capture_obstacle()]
     base = base_on(setup, torch.device("cuda"))
@@ -220,7 +220,7 @@ def test_a_captured_step_trains_to_the_curves_of_an_eager_one(setup: Setup, name
 
 
 @needs_gpu
-def test_a_captured_step_in_micro_batches_trains_to_the_curves_of_an_eager_one(setup: Setup) -> None:
+def test_a_captured_step_in_micro_batches_trains_to_eager_curves(setup: Setup) -> None:
     rows = {"steps": 12, "batch_size": 8, "micro_batch_size": 2}
     trials = [trial for trial in mixed_trials(setup, **rows) if not trial.method.capture_obstacle()]
     base = base_on(setup, torch.device("cuda"))
@@ -238,9 +238,7 @@ def look_at_gradients(model: PackModel) -> None:
 
 @needs_gpu
 @pytest.mark.parametrize("spoil", [look_at_values, look_at_gradients], ids=["forward", "update"])
-def test_a_step_that_cannot_be_captured_goes_on_eagerly_and_says_why(
-    setup: Setup, spoil: Callable[[PackModel], None]
-) -> None:
+def test_a_step_that_cannot_be_captured_runs_eagerly(setup: Setup, spoil: Callable[[PackModel], None]) -> None:
     trial = setup.trial("lora", steps=8)
     engine = StepRunner(ModeChoice(mode="graph", reason="test"))
     eager = run_pack(setup, [trial], base=base_on(setup, torch.device("cuda")))

@@ -37,7 +37,7 @@ def switched_on(switched_back: None) -> None:
 
 
 @pytest.mark.usefixtures("switched_on")
-def test_torch_is_told_cublas_has_fixed_workspaces_and_empty_tensors_are_not_filled() -> None:
+def test_deterministic_mode_sets_workspaces_and_leaves_empty_tensors_unfilled() -> None:
     assert torch.are_deterministic_algorithms_enabled()
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] in (":4096:8", ":16:8"), "what torch asks for"
     assert not torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
@@ -52,7 +52,7 @@ def test_workspaces_that_the_user_has_chosen_stay(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_only_with_such_kernels_those_who_go_on_with_a_pack_run_it_as_those_who_began_it(
+def test_with_deterministic_kernels_a_continued_pack_keeps_its_mode(
     tiny_llama_dir: Path, chat_jsonl: Path, deterministic: bool
 ) -> None:
     setup = make_setup(tiny_llama_dir, chat_jsonl, "float32")
@@ -69,7 +69,7 @@ def test_only_with_such_kernels_those_who_go_on_with_a_pack_run_it_as_those_who_
 
 
 @pytest.mark.usefixtures("switched_on")
-def test_a_trial_whose_model_has_no_such_kernel_says_which_and_what_to_do() -> None:
+def test_a_missing_deterministic_kernel_is_named_with_a_remedy() -> None:
     with pytest.raises(RuntimeError) as raised:
         torch.zeros(3).put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
     expected = "engine.deterministic: put_ has no deterministic kernel on this device; allowed: false"
@@ -79,7 +79,7 @@ def test_a_trial_whose_model_has_no_such_kernel_says_which_and_what_to_do() -> N
 
 
 @pytest.mark.usefixtures("switched_back")
-def test_a_calibration_without_such_a_kernel_is_refused_in_the_same_words(
+def test_a_calibration_names_a_missing_deterministic_kernel(
     write: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def step(*arguments: object) -> None:

@@ -96,7 +96,7 @@ def scores(seen: Seen, trial: Trial) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
-def test_a_trained_pack_without_memory_for_its_evaluation_is_scored_in_smaller_portions(
+def test_a_pack_short_of_memory_is_scored_in_smaller_chunks(
     setup: Setup, monkeypatch: pytest.MonkeyPatch, task: TaskConfig | None
 ) -> None:
     """Eight rows at once are too many, and so are four of each of three members; two of each are not."""
@@ -123,7 +123,7 @@ def test_a_trained_pack_without_memory_for_its_evaluation_is_scored_in_smaller_p
 
 
 @pytest.mark.parametrize("task", [None, TASKS["generation"]], ids=["no task", "generation"])
-def test_where_not_even_one_row_of_each_member_fits_the_pack_is_halved_as_ever(
+def test_a_pack_is_halved_if_no_row_fits(
     setup: Setup, monkeypatch: pytest.MonkeyPatch, task: TaskConfig | None
 ) -> None:
     ours, _ = queue_with_room_for(setup, monkeypatch, task, 2)
@@ -160,9 +160,7 @@ def test_what_is_no_want_of_memory_is_not_tried_again(setup: Setup) -> None:
 
 
 @pytest.mark.parametrize("most_rows", [2, 1])
-def test_a_worker_without_memory_scores_its_rows_in_smaller_portions_whatever_the_others_do(
-    setup: Setup, most_rows: int
-) -> None:
+def test_workers_halve_their_scoring_chunks_independently(setup: Setup, most_rows: int) -> None:
     trials, device = trials_of(setup, None)[:1], torch.device("cpu")
     scorer = task_scorer(ExactMatch(max_new_tokens=5), setup.model, setup.rows)
     sums: list[torch.Size] = []
@@ -204,7 +202,7 @@ def test_workers_that_share_a_base_do_not_go_different_ways(setup: Setup, monkey
         assert seen == [4]
 
 
-def test_memory_that_is_short_only_once_is_asked_for_less_from_then_on(setup: Setup) -> None:
+def test_chunks_stay_smaller_after_memory_ran_out_once(setup: Setup) -> None:
     trials = trials_of(setup, None)[:2]
     batches = build_batches(trials, setup.rows, torch.device("cpu"))
     model = build_model(trials, setup.base())
@@ -218,9 +216,7 @@ def test_memory_that_is_short_only_once_is_asked_for_less_from_then_on(setup: Se
     assert set(seen) == {8}
 
 
-def test_the_packs_of_a_queue_that_have_a_task_in_common_share_its_scorer(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_packs_with_a_common_task_share_its_scorer(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[object] = []
 
     def counted(task: TaskConfig, *arguments: Any) -> TaskScorer:
@@ -237,7 +233,7 @@ def test_the_packs_of_a_queue_that_have_a_task_in_common_share_its_scorer(
         assert scores(seen, first) == scores(seen, last)
 
 
-def test_prompts_are_answered_in_portions_of_their_own_and_these_alone_become_smaller(setup: Setup) -> None:
+def test_only_the_chunks_of_prompts_become_smaller(setup: Setup) -> None:
     trials, device = trials_of(setup, None)[:2], torch.device("cpu")
     scorer = task_scorer(ExactMatch(max_new_tokens=5), setup.model, setup.rows)
     model = build_model(trials, setup.base())
@@ -259,7 +255,7 @@ def test_prompts_are_answered_in_portions_of_their_own_and_these_alone_become_sm
     }
 
 
-def test_two_workers_answer_prompts_in_larger_portions_and_find_the_same(setup: Setup) -> None:
+def test_two_workers_with_larger_prompt_chunks_agree_with_one(setup: Setup) -> None:
     trials, device = trials_of(setup, None)[:2], torch.device("cpu")
     scorer = task_scorer(ExactMatch(max_new_tokens=5), setup.model, setup.rows)
     model = build_model(trials, setup.base())

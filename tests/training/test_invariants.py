@@ -50,9 +50,7 @@ def flip_bit(tensor: Any, element: int, bit: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64, torch.uint8])
 @pytest.mark.parametrize("shape", [(1,), (3,), (7, 5), (16, 9)])
-def test_a_checksum_changes_with_every_single_bit_and_comes_back_with_it(
-    dtype: torch.dtype, shape: tuple[int, ...]
-) -> None:
+def test_a_checksum_changes_with_every_bit_and_reverts(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     tensor = (torch.arange(torch.Size(shape).numel()) % 13).to(dtype).view(shape)
     before, copy = bit_sums(tensor), tensor.clone()
     for element in range(tensor.numel()):
@@ -73,7 +71,7 @@ def test_every_member_has_a_checksum_of_its_own(width: int) -> None:
     assert (bit_sums(tensor, 5) != together).tolist() == [False, False, True, False, False]
 
 
-def test_a_tensor_that_begins_within_a_word_or_has_gaps_has_the_checksum_of_its_values() -> None:
+def test_an_unaligned_tensor_has_the_checksum_of_its_values() -> None:
     whole = torch.arange(101, dtype=torch.bfloat16)
     for view in (whole[1:], whole[3:90], whole[::2], whole[:100].view(10, 10).mT):
         before = bit_sums(view)
@@ -90,9 +88,7 @@ def checks_of(setup: Setup, trials: list[Trial]) -> tuple[PackModel, InvariantCh
 
 @pytest.mark.parametrize("name", method_names())
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_an_undisturbed_run_passes_every_check_and_its_curves_and_weights_are_those_without_any(
-    setup: Setup, llama: Setup, name: str, kind: str
-) -> None:
+def test_checks_pass_and_change_nothing_in_an_undisturbed_run(setup: Setup, llama: Setup, name: str, kind: str) -> None:
     chosen = setup if kind == "gpt2" else llama
     made: list[InvariantChecks] = []
     found: list[dict[int, str]] = []
@@ -123,7 +119,7 @@ def first_stack(model: PackModel, member: int = 0) -> Any:
     return next(iter(model.pack.member_stacks(member)[0].values()))
 
 
-def test_the_steps_that_check_are_the_first_the_last_and_every_so_many(setup: Setup) -> None:
+def test_checks_run_first_last_and_at_their_interval(setup: Setup) -> None:
     for every, expected in ((None, [1, 8]), (3, [1, 3, 6, 8]), (100, [1, 8])):
         seen: list[int] = []
         run_pack(
@@ -180,7 +176,7 @@ WRONG_SETS: dict[str, tuple[str, Callable[[PackModel], object], str]] = {
 
 
 @pytest.mark.parametrize("what", WRONG_SETS)
-def test_a_trainable_set_that_is_not_the_declared_one_is_found(setup: Setup, what: str) -> None:
+def test_an_undeclared_trainable_set_is_found(setup: Setup, what: str) -> None:
     name, spoil, reason = WRONG_SETS[what]
     model, checks = checks_of(setup, [setup.trial(name)])
     assert checks.check() == {}
@@ -201,9 +197,7 @@ def test_a_method_that_trains_more_than_it_declares_is_found(setup: Setup, monke
 
 @pytest.mark.parametrize("name", [name for name in method_names() if get_method(name).packable])
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
-def test_one_flipped_bit_in_any_weight_of_the_base_is_found_by_name(
-    setup: Setup, llama: Setup, name: str, dtype: str
-) -> None:
+def test_a_flipped_bit_in_any_base_weight_is_named(setup: Setup, llama: Setup, name: str, dtype: str) -> None:
     chosen = setup if dtype == "float64" else llama
     model, checks = checks_of(chosen, [chosen.trial(name)])
     in_stacks = {id(p) for stack in model.pack.stacks() for p in stack.parameters()}
@@ -217,7 +211,7 @@ def test_one_flipped_bit_in_any_weight_of_the_base_is_found_by_name(
     assert checks.check() == {}
 
 
-def test_a_bit_in_a_members_own_frozen_tensor_is_that_members_violation_and_told_once(setup: Setup) -> None:
+def test_a_members_flipped_frozen_bit_concerns_it_alone(setup: Setup) -> None:
     model, checks = checks_of(setup, [setup.trial("lora_fa", seed=seed) for seed in range(3)])
     stack = first_stack(model)
     flip_bit(stack.lora_A.data[1], 5, 17)
@@ -243,7 +237,7 @@ def test_delta_loras_reference_may_change_and_its_scaling_may_not(setup: Setup) 
     assert "delta_scale" in checks.check()[0]
 
 
-def test_a_base_that_changed_before_the_pack_was_built_is_found_by_the_checksums_of_its_loading(setup: Setup) -> None:
+def test_a_base_changed_before_the_pack_is_found(setup: Setup) -> None:
     base = setup.base()
     loaded = base_sums(base)
     flip_bit(base.get_input_embeddings().weight.data, 11, 2)
@@ -251,7 +245,7 @@ def test_a_base_that_changed_before_the_pack_was_built_is_found_by_the_checksums
         InvariantChecks(build_model([setup.trial("vera")], base), loaded).check()
 
 
-def test_a_trained_tensor_that_never_gets_a_gradient_is_found_from_the_second_step_on(setup: Setup) -> None:
+def test_a_tensor_without_gradient_is_found_from_step_two(setup: Setup) -> None:
     found: list[dict[int, str]] = []
 
     def starve(model: PackModel) -> None:
@@ -308,7 +302,7 @@ def queue_with(
 
 @pytest.mark.parametrize("isolate_failures", [True, False])
 @pytest.mark.parametrize("check_every", [1, None])
-def test_a_flipped_bit_of_the_base_fails_its_whole_pack_and_the_next_one_gets_a_base_of_its_own(
+def test_a_flipped_base_bit_fails_the_pack_and_reloads(
     setup: Setup, monkeypatch: pytest.MonkeyPatch, isolate_failures: bool, check_every: int | None
 ) -> None:
     settings: dict[str, Any] = {"measure_steps": 0, "check_every": check_every, "report_every": 1}
@@ -334,9 +328,7 @@ def test_a_flipped_bit_of_the_base_fails_its_whole_pack_and_the_next_one_gets_a_
     assert seen.exported == {second[0].trial_id}
 
 
-def test_a_spoiled_member_fails_alone_and_the_others_do_not_notice(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_spoiled_member_fails_without_affecting_others(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     trials = [setup.trial("lora_fa", seed=seed, measure_steps=0, check_every=1) for seed in range(3)]
     seen = queue_with(
         setup,
@@ -352,9 +344,7 @@ def test_a_spoiled_member_fails_alone_and_the_others_do_not_notice(
     assert seen.num_loaded() == 1
 
 
-def test_zero_checks_nothing_and_a_base_that_trains_is_not_compared(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_checks_at_zero_and_none_of_trained_bases(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     def flip(model: PackModel) -> None:
         flip_bit(model.base.get_input_embeddings().weight.data, 7, 1)
 

@@ -45,7 +45,7 @@ def mixed_run(exact: Setup) -> Run:
     return run_pack(exact, mixed_trials(exact))
 
 
-def test_a_mixed_pack_has_every_packable_method_and_different_settings_and_curves(exact: Setup, mixed_run: Run) -> None:
+def test_a_mixed_pack_has_every_packable_method_and_different_curves(exact: Setup, mixed_run: Run) -> None:
     trials = mixed_trials(exact)
     names = {trial.method.name for trial in trials}
     assert names == {name for name in method_names() if get_method(name).packable}
@@ -64,7 +64,7 @@ def test_a_mixed_pack_has_every_packable_method_and_different_settings_and_curve
     )
 
 
-def test_in_float64_every_members_curves_in_a_mixed_pack_are_those_it_has_alone(exact: Setup, mixed_run: Run) -> None:
+def test_members_of_mixed_packs_equal_solo_runs_in_float64(exact: Setup, mixed_run: Run) -> None:
     for member, trial in enumerate(mixed_trials(exact)):
         alone = run_pack(exact, [trial])
         assert set(alone.records[0]) == set(range(STEPS + 1))
@@ -75,7 +75,7 @@ def test_in_float64_every_members_curves_in_a_mixed_pack_are_those_it_has_alone(
 
 
 @pytest.mark.parametrize("name", [name for name in method_names() if name != "frozen"])
-def test_the_loop_is_torchs_own_adamw_and_clipping_with_the_methods_hooks_in_between(exact: Setup, name: str) -> None:
+def test_the_loop_equals_torchs_adamw_and_clipping_with_hooks(exact: Setup, name: str) -> None:
     trial = exact.trial(name, seed=1, weight_decay=0.1, clip_norm=0.2, warmup_steps=2, batch_size=2)
     run = run_pack(exact, [trial])
 
@@ -116,7 +116,7 @@ def test_an_evaluation_that_fails_leaves_the_members_in_training(exact: Setup, m
     assert all(stack.training for stack in model.pack.stacks())
 
 
-def test_in_float32_every_members_loss_curves_in_a_mixed_pack_are_those_it_has_alone(single: Setup) -> None:
+def test_members_of_mixed_packs_equal_solo_runs_in_float32(single: Setup) -> None:
     trials = mixed_trials(single)
     packed = run_pack(single, trials)
     for member, trial in enumerate(trials):
@@ -144,7 +144,7 @@ def test_before_training_every_method_evaluates_to_the_bare_bases_loss(exact: Se
         assert mixed_run.curve(member, "eval/loss")[0] == pytest.approx(expected, abs=1e-12)
 
 
-def test_the_frozen_members_loss_never_changes_and_the_trained_ones_fall(exact: Setup, mixed_run: Run) -> None:
+def test_only_the_frozen_members_loss_does_not_fall(exact: Setup, mixed_run: Run) -> None:
     for member, trial in enumerate(mixed_trials(exact)):
         losses = list(mixed_run.curve(member, "eval/loss").values())
         if trial.method.name == "frozen":
@@ -154,7 +154,7 @@ def test_the_frozen_members_loss_never_changes_and_the_trained_ones_fall(exact: 
             assert losses[-1] < losses[0]
 
 
-def test_full_fine_tuning_trains_in_the_same_loop_and_its_loss_falls_furthest(exact: Setup) -> None:
+def test_full_fine_tuning_has_the_lowest_loss(exact: Setup) -> None:
     full = run_pack(exact, [exact.trial("full", lr=0.003)])
     losses = full.curve(0, "eval/loss")
     assert list(losses) == [0, 3, 6, 8]
@@ -165,9 +165,7 @@ def test_full_fine_tuning_trains_in_the_same_loop_and_its_loss_falls_furthest(ex
 
 @pytest.mark.parametrize("victim", range(3))
 @pytest.mark.parametrize("how", ["a learning rate of 1e30", "a poisoned weight"])
-def test_a_member_that_diverges_is_reported_and_leaves_the_others_bit_equal(
-    single: Setup, victim: int, how: str
-) -> None:
+def test_a_diverging_member_leaves_the_others_bit_equal(single: Setup, victim: int, how: str) -> None:
     def trials(lr: float) -> list[Trial]:
         return [
             single.trial(name, seed=member, clip_norm=None if member == 1 else 1.0, lr=lr if member == victim else 0.01)
@@ -214,7 +212,7 @@ def test_the_loop_draws_another_dropout_mask_at_every_step(
     assert len({round(loss, 12) for step, loss in run.curve(0, "eval/loss").items() if step}) == 1
 
 
-def test_a_dropout_mask_differs_by_seed_step_and_worker_and_evaluation_has_none(exact: Setup) -> None:
+def test_dropout_differs_by_seed_step_worker_not_in_evaluation(exact: Setup) -> None:
     trials = [exact.trial("lora", {"dropout": 0.5}, seed=seed) for seed in (0, 1)]
     model = build_model(trials, exact.base())
     fill_lora_B(model)
@@ -239,7 +237,7 @@ def fill_lora_B(model: PackModel) -> None:
         stack.get_parameter("lora_B").fill_(0.05)
 
 
-def test_the_loop_reports_evaluates_and_saves_when_it_is_told_to(exact: Setup) -> None:
+def test_the_loop_reports_evaluates_and_saves_on_schedule(exact: Setup) -> None:
     trials = [exact.trial("lora", steps=9), exact.trial("vera", steps=9)]
     run = run_pack(exact, trials, report_every=4, eval_every=None, checkpoint_every=3)
     told = [(report.completed, report.checkpoint_due, report.finished) for report in run.reports]
@@ -268,7 +266,7 @@ def test_evaluation_counts_every_row_once_and_no_padding_row(exact: Setup) -> No
     assert counted == exact.rows.evaluation.num_labels == batches.num_eval_labels
 
 
-def test_a_model_that_changes_its_logits_after_the_head_is_refused(exact: Setup) -> None:
+def test_a_model_that_changes_its_logits_is_refused(exact: Setup) -> None:
     base, trial = exact.base(), exact.trial("lora")
     batches = build_batches([trial], exact.rows, torch.device("cpu"))
     check_logits(base, batches)

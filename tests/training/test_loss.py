@@ -83,7 +83,7 @@ def test_values_and_gradients_are_those_of_plain_cross_entropy(bias: bool, train
 
 
 @pytest.mark.usefixtures("chunk_rows")
-def test_on_padded_rows_it_is_the_loss_of_the_models_own_logits_on_each_row_without_padding(setup: Setup) -> None:
+def test_the_loss_equals_the_models_own_without_padding(setup: Setup) -> None:
     rows = setup.rows.train.select(torch.arange(6))
     num_members = 2
     assert len(set(rows.num_tokens.tolist())) > 1, "rows of one length are not padded"
@@ -146,7 +146,7 @@ def test_workers_shares_add_up_to_the_mean_over_all_labels() -> None:
 
 
 @pytest.mark.parametrize("trainable_head", [True, False])
-def test_a_member_without_labels_has_a_loss_and_a_gradient_of_zero(trainable_head: bool) -> None:
+def test_a_member_without_labels_has_zero_loss_and_gradient(trainable_head: bool) -> None:
     hidden, targets, head = problem()
     head.requires_grad_(trainable_head)
     targets[:ROWS] = IGNORED
@@ -178,7 +178,7 @@ def test_from_a_bfloat16_head_the_loss_is_computed_in_float32() -> None:
     assert hidden.grad.dtype == torch.bfloat16
 
 
-def test_a_frozen_head_keeps_one_gradient_of_the_hidden_states_and_no_logits() -> None:
+def test_a_frozen_head_keeps_one_gradient_and_no_logits() -> None:
     hidden, targets, head = problem()
     with count_activation_bytes(head) as saved:
         losses = chunked(hidden, targets, head)
@@ -201,7 +201,7 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_backward_of_the_labelled_states_adds_up_where_padding_repeats_a_position_without_atomic_operations() -> None:
+def test_backward_sums_repeated_positions_without_atomic_operations() -> None:
     hidden = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
     positions = torch.tensor([[4, 0, 0], [2, 2, 3]])
     weights = torch.randn(2, 3, 3, dtype=torch.float64)

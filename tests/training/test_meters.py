@@ -51,7 +51,7 @@ def solo(setup: Setup, name: str, num_steps: int = 2, num_workers: int = 1, **tr
     )
 
 
-def test_a_stopwatch_adds_up_phases_and_counts_a_failed_one_too() -> None:
+def test_a_stopwatch_adds_up_phases_including_failed_ones() -> None:
     now = [100.0]
     stopwatch = Stopwatch(lambda: now[0])
     with stopwatch.phase("train"):
@@ -72,7 +72,7 @@ def test_a_stopwatch_adds_up_phases_and_counts_a_failed_one_too() -> None:
     assert stopwatch.seconds() == {"train": 5.0, "eval": 0.5}
 
 
-def test_the_phases_within_an_outermost_one_come_to_its_whole_time() -> None:
+def test_inner_phases_add_up_to_the_outermost_time() -> None:
     now = [0.0]
     stopwatch = Stopwatch(lambda: now[0])
     with stopwatch.phase("setup"):
@@ -97,7 +97,7 @@ def test_the_phases_within_an_outermost_one_come_to_its_whole_time() -> None:
     # LoRA keeps x and z = x A^T, LoRA-FA z alone, VeRA u = x A^T alone.
     [("lora", WIDTH_IN + RANK), ("lora_plus", WIDTH_IN + RANK), ("lora_fa", RANK), ("vera", RANK)],
 )
-def test_the_saved_bytes_of_one_linear_layer_are_those_counted_by_hand(name: str, num_kept: int) -> None:
+def test_saved_bytes_of_a_layer_match_a_count_by_hand(name: str, num_kept: int) -> None:
     base = nn.Sequential(nn.Linear(WIDTH_IN, WIDTH_OUT))
     pack = AdapterPack(base, [(get_method(name)(rank=RANK), 0)])  # type: ignore[call-arg]
     pack.train()
@@ -107,7 +107,7 @@ def test_the_saved_bytes_of_one_linear_layer_are_those_counted_by_hand(name: str
     assert saved == [TOKENS * num_kept * FLOAT32_BYTES]
 
 
-def test_a_tensor_that_is_kept_twice_counts_once_and_weights_do_not_count() -> None:
+def test_a_tensor_counts_once_and_weights_do_not_count() -> None:
     layer = nn.Linear(8, 8, bias=False)
     x = torch.ones(16, 8, requires_grad=True)
     with count_activation_bytes(layer) as saved:
@@ -143,7 +143,7 @@ def test_what_was_counted_is_freed_with_its_graph() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the resident set's peak is Linux's")
-def test_the_peak_of_the_process_rises_with_an_allocation_and_can_be_started_anew() -> None:
+def test_the_process_peak_rises_and_can_be_reset() -> None:
     reset_peak_memory(CPU)
     before = peak_memory(CPU)["memory/peak_resident_bytes"]
     block = torch.ones(96 * MIB, dtype=torch.uint8)
@@ -155,7 +155,7 @@ def test_the_peak_of_the_process_rises_with_an_allocation_and_can_be_started_ane
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other allocators keep other blocks")
-def test_main_memory_that_a_pack_has_freed_is_free_for_the_next_one() -> None:
+def test_freed_main_memory_is_free_for_the_next_pack() -> None:
     process, kept = psutil.Process(), []
     for _ in range(3):
         free_unused_memory(CPU)
@@ -176,7 +176,7 @@ def test_what_ray_keeps_of_main_memory_is_not_free() -> None:
     wait_for(CPU)
 
 
-def test_the_solo_saved_bytes_of_lora_exceed_those_of_lora_fa_by_the_inputs_of_the_adapted_layers(
+def test_lora_saves_more_than_lora_fa_by_its_inputs(
     setup: Setup,
 ) -> None:
     lora, lora_fa = solo(setup, "lora"), solo(setup, "lora_fa")
@@ -188,7 +188,7 @@ def test_the_solo_saved_bytes_of_lora_exceed_those_of_lora_fa_by_the_inputs_of_t
     assert solo(setup, "full")["memory/saved_activation_bytes"] > lora["memory/saved_activation_bytes"]
 
 
-def test_a_solo_figure_is_of_one_workers_share_of_the_batch(setup: Setup) -> None:
+def test_a_solo_figure_covers_one_workers_share(setup: Setup) -> None:
     whole, share = solo(setup, "lora", batch_size=8), solo(setup, "lora", batch_size=8, num_workers=2)
     half = solo(setup, "lora", batch_size=4)
     key = "memory/saved_activation_bytes"
@@ -196,7 +196,7 @@ def test_a_solo_figure_is_of_one_workers_share_of_the_batch(setup: Setup) -> Non
     assert share["throughput/tokens_per_second"] == half["throughput/tokens_per_second"]
 
 
-def test_a_solo_figures_activations_are_one_micro_batchs_and_its_tokens_the_whole_batchs(setup: Setup) -> None:
+def test_solo_activations_cover_a_micro_batch_tokens_a_batch(setup: Setup) -> None:
     whole, micro = solo(setup, "lora", batch_size=8), solo(setup, "lora", batch_size=8, micro_batch_size=4)
     half = solo(setup, "lora", batch_size=4)
     # The places of the labels are a view of the whole batch's.
@@ -222,7 +222,7 @@ def test_the_solo_throughput_counts_tokens_that_are_not_padding(setup: Setup, nu
 
 
 @pytest.mark.parametrize("name", method_names())
-def test_a_solo_measurement_gives_every_figure_and_the_base_back_as_it_was(setup: Setup, name: str) -> None:
+def test_a_solo_measurement_is_complete_and_restores_the_base(setup: Setup, name: str) -> None:
     base = setup.base()
     modules = dict(base.named_modules())
     weights = {key: tensor.clone() for key, tensor in base.state_dict().items()}

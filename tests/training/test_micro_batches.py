@@ -39,9 +39,7 @@ def single_passes(setup: Setup) -> list[Run]:
     return [run_pack(setup, trials) for trials in worker_packs(setup)]
 
 
-def test_the_packs_have_every_method_and_whatever_could_tell_micro_batches_apart(
-    setup: Setup, single_passes: list[Run]
-) -> None:
+def test_the_packs_cover_every_method_and_setting(setup: Setup, single_passes: list[Run]) -> None:
     trials = [trial for trials in worker_packs(setup) for trial in trials]
     assert {trial.method.name for trial in trials} == set(method_names())
     for name in ("lora", "delta_lora"):
@@ -67,14 +65,14 @@ def test_eight_rows_train_alike_in_passes_of_any_size(
             assert largest_difference(run.weights(member), single.weights(member)) <= 1e-11, trial.trial_id
 
 
-def test_a_batch_of_one_micro_batch_is_computed_to_the_bit_as_before(setup: Setup) -> None:
+def test_a_single_micro_batch_changes_no_bit(setup: Setup) -> None:
     plain, whole = (mixed_trials(setup, batch_size=4, micro_batch_size=size) for size in (None, 4))
     first, second = run_pack(setup, plain), run_pack(setup, whole)
     assert first.records == second.records
     assert all(bit_equal(first.weights(member), second.weights(member)) for member in range(len(plain)))
 
 
-def test_a_micro_batch_has_the_next_rows_of_every_member_and_the_labels_of_the_step() -> None:
+def test_a_micro_batch_has_next_rows_and_step_labels() -> None:
     numbers = torch.arange(2 * 6).view(-1, 1)
     batch = Batch(
         input_ids=numbers,
@@ -93,7 +91,7 @@ def test_a_micro_batch_has_the_next_rows_of_every_member_and_the_labels_of_the_s
         list(batch.micro_batches(4))
 
 
-def test_no_pass_holds_more_rows_and_a_step_sums_gradients_and_losses_and_calls_each_hook_once(setup: Setup) -> None:
+def test_a_step_sums_once_and_calls_hooks_once(setup: Setup) -> None:
     trials = mixed_trials(setup, batch_size=4, micro_batch_size=2, steps=3)
     sizes: list[int] = []
     calls: list[str] = []
@@ -112,7 +110,7 @@ def test_no_pass_holds_more_rows_and_a_step_sums_gradients_and_losses_and_calls_
     assert calls == ["sum", *["sum", "sum", "before", "after"] * 3, "sum"]
 
 
-def test_the_micro_batches_of_a_step_draw_masks_of_their_own(tiny_gpt2_dir: Path, chat_jsonl: Path) -> None:
+def test_micro_batches_draw_different_dropout_masks(tiny_gpt2_dir: Path, chat_jsonl: Path) -> None:
     # One row twice: nothing but the mask can make its two losses differ.
     setup = make_setup(tiny_gpt2_dir, chat_jsonl, "float64", num_train=1)
     trial = setup.trial("lora", {"dropout": 0.5}, batch_size=2, micro_batch_size=1)
@@ -130,7 +128,7 @@ def test_the_micro_batches_of_a_step_draw_masks_of_their_own(tiny_gpt2_dir: Path
     assert model.pack.clock.micro_batch == 0
 
 
-def test_checkpointed_layers_draw_the_same_masks_again_in_every_micro_batch(setup: Setup) -> None:
+def test_checkpointed_layers_repeat_the_masks_of_each_micro_batch(setup: Setup) -> None:
     trials = [t for t in mixed_trials(setup, batch_size=4, micro_batch_size=1) if "dropout" in t.method.field_names()]
     assert any(trial.method.hyperparameters()["dropout"] for trial in trials)
     base = setup.base()
@@ -162,7 +160,7 @@ def test_the_memory_estimate_falls_to_that_of_one_micro_batch(setup: Setup, name
     assert total < all_in_all
 
 
-def test_the_plans_table_says_how_many_rows_are_held_at_once(setup: Setup) -> None:
+def test_the_plan_states_how_many_rows_are_held(setup: Setup) -> None:
     def shown(**training: int) -> str:
         asked = Experiment(
             name="x", model=setup.model, data=setup.data, training={"steps": 2, **training}, methods=["lora"]

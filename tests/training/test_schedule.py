@@ -42,13 +42,13 @@ def test_after_the_warm_up_the_schedule_is_that_of_transformers(schedule: str, w
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
-def test_the_warm_up_rises_evenly_from_the_first_step_to_the_peak(schedule: str) -> None:
+def test_the_warm_up_rises_evenly_to_the_peak(schedule: str) -> None:
     training = settings(schedule=schedule, warmup_steps=4)
     assert [factor(training, step) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_a_falling_schedule_would_reach_zero_one_step_after_the_last(schedule: str) -> None:
+def test_falling_schedules_reach_zero_after_the_last_step(schedule: str) -> None:
     training = settings(schedule=schedule, warmup_steps=3)
     assert factor(training, STEPS) == pytest.approx(0.0, abs=1e-15)
     rates = [factor(training, step) for step in range(3, STEPS)]
@@ -61,7 +61,7 @@ def test_half_way_through_a_cosine_the_rate_is_half() -> None:
     assert factor(settings(schedule="cosine"), STEPS // 4) == pytest.approx(0.5 + math.sqrt(0.125))
 
 
-def test_the_table_has_a_row_per_step_and_a_column_per_member_in_float64() -> None:
+def test_the_table_is_steps_by_members_in_float64() -> None:
     members = [
         settings(lr=0.1, schedule="constant"),
         settings(lr=1e-4, schedule="linear", warmup_steps=5),

@@ -63,7 +63,7 @@ def assert_continues(whole: Run, continued: Run, step: int = HALF) -> None:
         assert torch.equal(ours, theirs)
 
 
-def test_a_mixed_pack_of_all_packable_methods_goes_on_to_the_bit(setup: Setup, tmp_path: Path) -> None:
+def test_a_mixed_pack_resumes_to_the_bit(setup: Setup, tmp_path: Path) -> None:
     trials = mixed_trials(setup)
     whole = whole_run(setup, trials, tmp_path)
     continued = resume(setup, trials, tmp_path)
@@ -84,9 +84,7 @@ def test_delta_loras_snapshot_survives_on_either_side_of_the_checkpoint(
     assert_continues(whole_run(exact, trials, tmp_path), resume(exact, trials, tmp_path))
 
 
-def test_a_member_that_diverged_before_the_checkpoint_stays_so_and_the_others_go_on(
-    exact: Setup, tmp_path: Path
-) -> None:
+def test_a_member_diverged_before_the_checkpoint_stays_diverged(exact: Setup, tmp_path: Path) -> None:
     trials = [exact.trial("lora", seed=0), exact.trial("lora", seed=1)]
 
     def poison(model: PackModel) -> None:
@@ -127,7 +125,7 @@ def files_of(store: TrialStore, trial_id: str) -> list[Path]:
     return sorted(Path(store.uri, trial_id).glob("*.step-*"))
 
 
-def test_a_saved_trial_comes_back_to_the_bit_and_only_the_latest_two_are_kept(tmp_path: Path) -> None:
+def test_a_saved_trial_reloads_bit_equal_keeping_two_states(tmp_path: Path) -> None:
     store = TrialStore(str(tmp_path))
     for completed in (3, 20, 100):
         store.save("t", saved_at(completed))
@@ -142,7 +140,7 @@ def test_a_saved_trial_comes_back_to_the_bit_and_only_the_latest_two_are_kept(tm
 
 
 @pytest.mark.parametrize("damage", ["cut", "one bit", "empty", "rubbish with a matching name"])
-def test_of_a_damaged_state_the_one_before_is_used_and_the_damage_is_told(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_state_falls_back_and_is_reported(tmp_path: Path, damage: str) -> None:
     store = TrialStore(str(tmp_path))
     for completed in (3, 20):
         store.save("t", saved_at(completed))
@@ -172,7 +170,7 @@ def test_of_a_damaged_state_the_one_before_is_used_and_the_damage_is_told(tmp_pa
     assert len(spoiled) == 2
 
 
-def test_a_mark_outlives_the_states_until_the_trial_is_opened_again(tmp_path: Path) -> None:
+def test_a_mark_stays_until_the_trial_is_reopened(tmp_path: Path) -> None:
     store = TrialStore(str(tmp_path))
     assert store.ended() == set()
     store.save("t", saved_at(3))

@@ -70,9 +70,7 @@ def test_peft_loads_an_exported_member_and_computes_the_same(setup: Setup, run: 
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_the_base_with_an_adapter_merged_into_it_computes_the_same(
-    setup: Setup, run: Run, name: str, tmp_path: Path
-) -> None:
+def test_a_merged_base_computes_the_same(setup: Setup, run: Run, name: str, tmp_path: Path) -> None:
     member = NAMES.index(name)
     export_member(run.model, member, "the-base", tmp_path)
     base = setup.base()
@@ -81,9 +79,7 @@ def test_the_base_with_an_adapter_merged_into_it_computes_the_same(
     assert difference(logits_of(base, setup)[0], expected) <= tolerance(setup)
 
 
-def test_into_a_bfloat16_base_an_adapter_is_added_exactly_and_rounded_once(
-    tiny_llama_dir: Path, chat_jsonl: Path, tmp_path: Path
-) -> None:
+def test_merging_into_bfloat16_rounds_once(tiny_llama_dir: Path, chat_jsonl: Path, tmp_path: Path) -> None:
     setup = make_setup(tiny_llama_dir, chat_jsonl, "bfloat16")
     run = run_pack(setup, [setup.trial("lora", {"rank": 3, "alpha": 7.0})])
     export_member(run.model, 0, "the-base", tmp_path)
@@ -99,7 +95,7 @@ def test_into_a_bfloat16_base_an_adapter_is_added_exactly_and_rounded_once(
         assert torch.equal(merged.get_parameter(f"{layer}.weight"), exact.bfloat16())
 
 
-def test_full_fine_tuning_is_written_as_a_model_that_transformers_loads(setup: Setup, tmp_path: Path) -> None:
+def test_a_full_fine_tuned_model_loads_in_transformers(setup: Setup, tmp_path: Path) -> None:
     run = run_pack(setup, [setup.trial("full", lr=0.003)])
     assert export_member(run.model, 0, "the-base", tmp_path / "model")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float64)
@@ -122,9 +118,7 @@ def test_exporting_leaves_the_member_as_it_is(setup: Setup, run: Run, tmp_path: 
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(before, after, strict=True))
 
 
-def test_an_adapter_of_another_model_is_refused_by_its_first_unknown_layer(
-    setup: Setup, run: Run, tmp_path: Path
-) -> None:
+def test_an_adapter_with_an_unknown_layer_is_refused(setup: Setup, run: Run, tmp_path: Path) -> None:
     export_member(run.model, 0, "the-base", tmp_path)
     tensors = load_file(tmp_path / ADAPTER_TENSORS)
     renamed = {key.replace(".0.", ".7."): tensor for key, tensor in tensors.items()}

@@ -43,9 +43,7 @@ def train_with_a_limit(model_folder: str, rows_file: str, folder: str) -> None:
     (Path(folder) / "ended.json").write_text(json.dumps(found))
 
 
-def test_a_trial_that_a_limited_process_cannot_hold_is_a_result_and_the_others_finish(
-    tiny_gpt2_dir: Path, chat_jsonl: Path, tmp_path: Path
-) -> None:
+def test_a_trial_too_large_for_memory_fails_alone(tiny_gpt2_dir: Path, chat_jsonl: Path, tmp_path: Path) -> None:
     process = multiprocessing.get_context("spawn").Process(
         target=train_with_a_limit, args=(str(tiny_gpt2_dir), str(chat_jsonl), str(tmp_path))
     )
@@ -92,7 +90,7 @@ def train_in_little_memory(process: int, model_folder: str, rows_file: str, fold
     torch.save(updates, f"{folder}/updates.pt")
 
 
-def test_packs_that_do_not_fit_are_halved_a_trial_that_does_not_fails_and_the_queue_goes_on(
+def test_packs_without_memory_are_halved_and_the_queue_continues(
     tiny_gpt2_dir: Path, chat_jsonl: Path, tmp_path: Path
 ) -> None:
     arguments = (str(tiny_gpt2_dir), str(chat_jsonl), str(tmp_path))

@@ -119,7 +119,7 @@ def assert_as_alone(setup: Setup, seen: Seen, trial: Trial, steps: int = STEPS) 
         assert abs(ours[steps]["eval/loss"] - alone[steps]["eval/loss"]) <= 1e-10
 
 
-def test_packs_follow_each_other_on_one_copy_of_the_base_and_every_trial_is_what_it_is_alone(setup: Setup) -> None:
+def test_packs_on_one_base_equal_solo_runs(setup: Setup) -> None:
     trials = mixed_trials(setup, measure_steps=1)
     seen = queue(setup, cut_evenly(trials, 5))
     assert {end.status for end in seen.ended.values()} == {"FINISHED"}
@@ -138,7 +138,7 @@ def test_trials_of_one_shape_in_several_packs_are_measured_once(setup: Setup) ->
     assert len({tuple(figures.values()) for figures in seen.figures.values()}) == 1
 
 
-def test_after_a_method_that_writes_the_base_it_is_loaded_again(setup: Setup) -> None:
+def test_a_base_written_by_a_method_is_reloaded(setup: Setup) -> None:
     full, lora = setup.trial("full", lr=1e-3, measure_steps=1), setup.trial("lora", measure_steps=0)
     seen = queue(setup, [[full], [lora]])
     assert seen.num_loaded() == 3  # for the measurement, for the training, for LoRA
@@ -153,9 +153,7 @@ def halving(metric: str = "eval/loss", grace_steps: int = 2, reduction_factor: i
 
 
 @pytest.mark.parametrize("metric", ["eval/loss", "train/loss"])
-def test_successive_halving_lets_the_best_of_all_packs_go_on_and_changes_nothing_for_them(
-    setup: Setup, metric: str
-) -> None:
+def test_successive_halving_continues_the_best_and_changes_nothing_else(setup: Setup, metric: str) -> None:
     rates = [1e-5, 0.02, 1e-4, 0.01, 1e-3, 1e-6, 0.005, 1e-7]
     trials = [
         setup.trial(("lora", "delta_lora", "vera")[index % 3], lr=rate, measure_steps=0, weight_decay=0.1)
@@ -184,14 +182,14 @@ def test_successive_halving_lets_the_best_of_all_packs_go_on_and_changes_nothing
     assert seen.num_loaded() == 1
 
 
-def test_those_who_go_on_share_a_pack_and_take_the_rows_of_those_who_fell_behind(setup: Setup) -> None:
+def test_continuing_trials_are_packed_together(setup: Setup) -> None:
     trials = [setup.trial("lora", lr=10.0**-power, measure_steps=0) for power in range(2, 8)]
     seen = queue(setup, cut_evenly(trials, 2), halving(grace_steps=4, reduction_factor=3))
     after = {update.trial_ids for update in seen.updates if update.phase == "training" and update.completed > 4}
     assert after == {tuple(trial.trial_id for trial in trials[:2])}
 
 
-def test_a_member_that_diverged_fails_is_not_compared_and_leaves_the_others_alone(setup: Setup) -> None:
+def test_a_diverged_member_fails_and_is_not_compared(setup: Setup) -> None:
     trials = [setup.trial("lora", lr=rate, measure_steps=0) for rate in (1e200, 0.01, 0.001)]
     seen = queue(setup, [trials], halving(grace_steps=4))
     assert seen.ended[trials[0].trial_id].reason.startswith("diverged: loss or gradient not finite at step ")
@@ -200,7 +198,7 @@ def test_a_member_that_diverged_fails_is_not_compared_and_leaves_the_others_alon
     assert_as_alone(setup, seen, trials[1])
 
 
-def test_where_all_have_diverged_nobody_is_left_at_the_rung_and_the_next_packs_train(setup: Setup) -> None:
+def test_after_a_fully_diverged_rung_other_packs_train(setup: Setup) -> None:
     lost = [setup.trial("lora", lr=1e200, seed=seed, measure_steps=0) for seed in range(2)]
     other = setup.trial("vera", measure_steps=0, batch_size=2)
     seen = queue(setup, [lost, [other]], halving(grace_steps=4))
@@ -249,9 +247,7 @@ def test_a_trial_whose_code_raises_fails_alone_with_its_traceback(
         assert_as_alone(setup, seen, trial)
 
 
-def test_a_pack_that_does_not_fit_is_halved_until_it_does_and_says_so(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pack_is_halved_until_it_fits(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FaultyLoRA, "most_members", 2)
     monkeypatch.setattr(FaultyLoRA, "error", torch.OutOfMemoryError)
     trials = faulty_trials(setup, 6, 0)
@@ -267,9 +263,7 @@ def test_a_pack_that_does_not_fit_is_halved_until_it_does_and_says_so(
         assert_as_alone(setup, seen, trial)
 
 
-def test_the_seconds_of_a_pack_that_was_halved_are_no_timing_of_its_halves(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_seconds_of_halved_packs_are_no_timing(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_once(monkeypatch, loragrid.evaluation.pack_scoring, "score_rows_alone")  # after its last step
     setup = replace(setup, rows=replace(setup.rows, test=setup.rows.evaluation))
     halved = [setup.trial("lora", seed=seed, measure_steps=0, report_every=1) for seed in range(2)]
@@ -298,9 +292,7 @@ def test_a_trial_that_does_not_fit_alone_is_a_result(
     assert seen.ended[other.trial_id].status == "FINISHED"
 
 
-def test_a_failure_in_the_middle_goes_on_from_the_packs_start_and_reports_no_step_twice(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_pack_restarts_and_repeats_no_report(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     trials = [setup.trial("lora", seed=seed, measure_steps=0, report_every=1) for seed in range(4)]
     calls: list[None] = []
     original = torch.nn.functional.scaled_dot_product_attention
@@ -322,7 +314,7 @@ def test_a_failure_in_the_middle_goes_on_from_the_packs_start_and_reports_no_ste
 
 
 @pytest.mark.parametrize("check_every", [0, None])
-def test_a_measurement_that_fails_in_its_steps_ends_its_trial_once_and_leaves_the_base_to_the_others(
+def test_a_failed_measurement_ends_only_its_trial(
     setup: Setup, monkeypatch: pytest.MonkeyPatch, check_every: int | None
 ) -> None:
     fail_once(monkeypatch, loragrid.planning.solo_run, "train_step")
@@ -336,7 +328,7 @@ def test_a_measurement_that_fails_in_its_steps_ends_its_trial_once_and_leaves_th
 @pytest.mark.parametrize(
     "place", ["loragrid.training.assembly.MemberAdamW", "loragrid.worker.pack_trainer.InvariantChecks"]
 )
-def test_memory_that_runs_out_between_attaching_and_training_leaves_nothing_attached(
+def test_a_failure_while_attaching_leaves_nothing_attached(
     setup: Setup, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     module, _, name = place.rpartition(".")
@@ -348,9 +340,7 @@ def test_memory_that_runs_out_between_attaching_and_training_leaves_nothing_atta
         assert_as_alone(setup, seen, trial)
 
 
-def test_a_trial_that_has_ended_is_not_trained_again_in_half_of_its_pack(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_ended_trial_is_not_trained_in_a_half(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     trials = [setup.trial("lora", seed=seed, measure_steps=0, checkpoint_every=1) for seed in range(3)]
     original = TrialStore.save
 
@@ -385,7 +375,7 @@ def fail_once(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) ->
     monkeypatch.setattr(module, name, fails_once)
 
 
-def test_a_base_that_cannot_be_loaded_fails_all_its_trials_once_and_no_others(setup: Setup) -> None:
+def test_an_unloadable_base_fails_exactly_its_trials(setup: Setup) -> None:
     missing = setup.model.model_copy(update={"name": "/nowhere/at/all"})
     lost = [Trial(**{**vars(setup.trial("lora", seed=seed)), "model": missing}) for seed in range(3)]
     seen, other = Seen(), setup.trial("vera", measure_steps=0)
@@ -405,9 +395,7 @@ def test_with_other_workers_waiting_a_failure_ends_the_queue(setup: Setup, monke
         queue(setup, [faulty_trials(setup, 2, 0)], isolate_failures=False)
 
 
-def test_a_packs_seconds_by_phase_come_to_the_whole_time_until_its_end_is_told(
-    tiny_gpt2_dir: Path, chat_jsonl: Path
-) -> None:
+def test_seconds_by_phase_add_up_until_the_end(tiny_gpt2_dir: Path, chat_jsonl: Path) -> None:
     setup = make_setup(tiny_gpt2_dir, chat_jsonl, "float64", num_test=5)
     trials = [setup.trial("lora", measure_steps=1, eval_every=2, checkpoint_every=3, lr=lr) for lr in (0.01, 0.02)]
     start, told = time.monotonic(), dict[str, float]()

@@ -28,9 +28,7 @@ def stores_that_pytest_cleans_away(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
-def test_a_pack_for_which_main_memory_would_not_do_is_halved_before_it_begins(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pack_too_large_for_memory_is_halved_beforehand(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     trials = [
         setup.trial(name, {"rank": 4}, seed=seed, measure_steps=1) for name in ("lora", "vera") for seed in (0, 1)
     ]
@@ -69,9 +67,7 @@ def test_workers_that_take_over_know_what_the_trials_held_alone(setup: Setup, mo
     assert all("loragrid.pack.split" not in restored(float(2**40)).tags(trial) for trial in trials[:1])
 
 
-def test_of_the_losses_of_many_members_no_more_is_expected_in_memory_than_a_chunk(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_losses_count_as_one_chunk_in_the_forecast(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     trials = [setup.trial("lora", seed=seed, measure_steps=1, steps=2) for seed in range(32)]
     num_rows = trials[0].training.batch_size * setup.rows.train.label_positions.shape[1]
     assert len(trials) * num_rows > CHUNK_ROWS > num_rows
@@ -86,9 +82,7 @@ def test_of_the_losses_of_many_members_no_more_is_expected_in_memory_than_a_chun
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: its memory must run out for real")
 @pytest.mark.parametrize("mode", ["eager", "graph"])
-def test_on_a_gpu_without_enough_memory_a_pack_is_halved_and_every_trial_gets_its_curve(
-    tiny_llama_dir: Path, chat_jsonl: Path, mode: RequestedMode
-) -> None:
+def test_a_pack_too_large_for_a_gpu_is_halved(tiny_llama_dir: Path, chat_jsonl: Path, mode: RequestedMode) -> None:
     setup = make_setup(tiny_llama_dir, chat_jsonl, "float32")
     trials = [setup.trial("lora", seed=seed, measure_steps=0, batch_size=64) for seed in range(48)]
 

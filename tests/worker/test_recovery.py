@@ -94,7 +94,7 @@ def adapters(store: TrialStore) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("halving", [None, HALVING], ids=["to the end", "through rungs"])
 @pytest.mark.parametrize("lose_last", [False, True], ids=["last update arrives", "last update is lost"])
-def test_whenever_workers_are_killed_the_curves_ends_and_adapters_are_the_undisturbed_ones(
+def test_killed_workers_change_no_curve_end_or_adapter(
     setup: Setup, tmp_path: Path, halving: EarlyStoppingConfig | None, lose_last: bool
 ) -> None:
     packs = trials_of(setup)
@@ -130,7 +130,7 @@ def test_what_was_trained_and_measured_before_is_not_done_again(setup: Setup, tm
     assert after.count("training") < 4
 
 
-def test_a_damaged_state_is_told_and_the_one_before_leads_to_the_same_end(setup: Setup, tmp_path: Path) -> None:
+def test_after_a_damaged_state_the_end_is_the_same(setup: Setup, tmp_path: Path) -> None:
     packs = trials_of(setup, checkpoint_every=1)[:1]
     calm = Driver(store=TrialStore(str(tmp_path / "calm")))
     run_workers(setup, packs, calm, None)
@@ -156,9 +156,7 @@ class FullDisk(TrialStore):
         super().save(trial_id, saved)  # type: ignore[arg-type]
 
 
-def test_a_trial_whose_state_cannot_be_written_fails_with_the_reason_and_the_others_do_not_notice(
-    setup: Setup, tmp_path: Path
-) -> None:
+def test_a_trial_with_an_unwritable_state_fails_alone(setup: Setup, tmp_path: Path) -> None:
     packs = trials_of(setup, checkpoint_every=2)
     calm, short = Driver(store=TrialStore(str(tmp_path / "calm"))), Driver(store=FullDisk(str(tmp_path / "full")))
     run_workers(setup, packs, calm, None)
@@ -181,9 +179,7 @@ def four_mebibytes(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.skipif(not can_mount(), reason="no right to mount: the disk that gets full must be a small one")
-def test_a_trial_whose_state_a_real_disk_cannot_hold_fails_alone_and_goes_on_once_there_is_room(
-    setup: Setup, tmp_path: Path, four_mebibytes: Path
-) -> None:
+def test_a_full_disk_fails_one_trial_until_room(setup: Setup, tmp_path: Path, four_mebibytes: Path) -> None:
     common: dict[str, Any] = {"checkpoint_every": 2, "report_every": 2, "measure_steps": 0}
     large = setup.trial("lora", {"rank": 32}, **common)  # a state of 0.8 MB, where the others' are of 0.03
     packs = [[setup.trial("lora", {"rank": 1}, **common), large], [setup.trial("vera", **common)]]
@@ -213,7 +209,7 @@ def test_a_trial_whose_state_a_real_disk_cannot_hold_fails_alone_and_goes_on_onc
     assert adapters(after.store) == adapters(calm.store)
 
 
-def test_queues_that_are_joined_after_a_resumption_keep_what_each_had_decided(setup: Setup, tmp_path: Path) -> None:
+def test_joined_queues_keep_their_earlier_decisions(setup: Setup, tmp_path: Path) -> None:
     common: dict[str, Any] = {"checkpoint_every": 1, "report_every": 1, "measure_steps": 0}
     queues = [
         [setup.trial("lora", seed=seed, lr=0.01 * (seed + 1), **common) for seed in range(4)],
@@ -236,9 +232,7 @@ def test_queues_that_are_joined_after_a_resumption_keep_what_each_had_decided(se
     }
 
 
-def test_a_trial_that_diverged_before_workers_were_killed_ends_with_the_step_at_which_it_did(
-    setup: Setup, tmp_path: Path
-) -> None:
+def test_a_diverged_trial_keeps_its_step_after_a_kill(setup: Setup, tmp_path: Path) -> None:
     common: dict[str, Any] = {"checkpoint_every": 3, "report_every": 1, "measure_steps": 0, "clip_norm": None}
     packs = [[setup.trial("lora", lr=1e300, **common), setup.trial("lora", seed=1, **common)]]
     calm = Driver(store=TrialStore(str(tmp_path / "calm")))
@@ -263,7 +257,7 @@ class EndsMeanwhile(TrialStore):
         return names
 
 
-def test_a_trial_whose_end_is_noted_while_a_new_worker_looks_is_not_trained_anew(setup: Setup, tmp_path: Path) -> None:
+def test_a_trial_marked_during_recovery_is_not_trained(setup: Setup, tmp_path: Path) -> None:
     packs = trials_of(setup, checkpoint_every=2)[:1]
     driver = Driver(store=TrialStore(str(tmp_path)), kill_at=6)
     with pytest.raises(Killed):

@@ -39,7 +39,7 @@ needs_gpus = pytest.mark.skipif(torch.cuda.device_count() < NUM_WORKERS, reason=
     ],
 )
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
-def test_two_workers_with_four_rows_each_train_and_evaluate_as_one_with_eight(
+def test_two_workers_of_four_rows_equal_one_of_eight(
     tiny_gpt2_dir: Path,
     chat_jsonl: Path,
     tmp_path: Path,
@@ -70,9 +70,7 @@ def cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
-def test_a_pack_that_would_not_fit_in_one_worker_is_halved_by_all_of_them_before_it_begins(
-    tiny_gpt2_dir: Path, chat_jsonl: Path, tmp_path: Path
-) -> None:
+def test_all_workers_halve_a_pack_together(tiny_gpt2_dir: Path, chat_jsonl: Path, tmp_path: Path) -> None:
     def queue(name: str, *free: float) -> list[list[PackUpdate]]:
         folder = tmp_path / name
         folder.mkdir()
