@@ -10,7 +10,7 @@ import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from loragrid_methods.engine.contract import Card, LayerShape, Method, ParameterCount
+    from loragrid_methods.stacks.contract import Card, LayerShape, Method, ParameterCount
 
 __all__ = ["Card", "LayerShape", "Method", "ParameterCount", "get_method", "method_names"]
 
@@ -40,7 +40,7 @@ def get_method(name: str) -> type["Method"]:
 
 
 def _is_method_of(value: object, module_name: str) -> bool:
-    from loragrid_methods.engine.contract import Method
+    from loragrid_methods.stacks.contract import Method
 
     return isinstance(value, type) and issubclass(value, Method) and value.__module__ == module_name
 
@@ -48,4 +48,4 @@ def _is_method_of(value: object, module_name: str) -> bool:
 def __getattr__(name: str) -> Any:
     if name not in _CONTRACT:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("loragrid_methods.engine.contract"), name)
+    return getattr(importlib.import_module("loragrid_methods.stacks.contract"), name)

@@ -11,7 +11,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from loragrid.data import readers as row_files
+from loragrid.data import formats
 from tests.support.refusals import Refuses, Write
 
 GIGABYTE = 2**30
@@ -132,7 +132,7 @@ def test_a_gigabyte_line_is_refused_within_a_lines_memory(refuses: Refuses, writ
     refuses(file, LONG_LINE)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 5 * row_files.MAX_LINE_BYTES
+    assert peak < 5 * formats.MAX_LINE_BYTES
 
 
 NO_PATHS = ["~nobody-has-this-name/x", "x" * 300, "../../x", "/etc/passwd", "a/../b", "[red]x[/blue]"]

@@ -8,7 +8,7 @@ import loragrid_methods
 from loragrid.config.method_source import declared_types
 
 HEAD = '"""A method."""\nfrom dataclasses import dataclass, field\nfrom typing import ClassVar, Literal\n'
-CONTRACT = "from loragrid_methods.engine.contract import Method\n"
+CONTRACT = "from loragrid_methods.stacks.contract import Method\n"
 
 
 @pytest.fixture

@@ -56,9 +56,9 @@ def hyperparameter_types(method: str) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(method_class) if field.init}
 
 
-def writes_base(method: str) -> bool:
-    """Whether the method, which exists, trains the base itself."""
-    return not loragrid_methods.get_method(method).packable
+def sharding_obstacle(method: str) -> str:
+    """Why the method, which exists, does not train on a sharded base, as the end of a sentence; "" where it does."""
+    return loragrid_methods.get_method(method).sharding_obstacle
 
 
 def setting_types(method: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from loragrid.config.experiment import ModelConfig
 from loragrid.tracking.store_uri import parse_parameter
 from loragrid.trials.tags import REASON_TAG, TRIAL_TAG
 from loragrid.worker.export import ADAPTER_CONFIG, export_merged
+from loragrid_methods import get_method
 
 ADAPTER_ARTIFACT = "adapter"
 
@@ -40,7 +41,8 @@ def export_run(run_id: str, tracking_uri: str, folder: str | Path, *, merged: bo
                 for key, value in run.data.params.items()
                 if key.startswith("model.")
             }
-            export_merged(ModelConfig.model_validate(fields), adapter, folder)
+            method = get_method(run.data.params["method.name"])
+            export_merged(ModelConfig.model_validate(fields), adapter, method, folder)
         else:
             shutil.copytree(adapter, folder)
 
