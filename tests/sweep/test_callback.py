@@ -22,7 +22,9 @@ from loragrid.planning.plan import Plan, plan
 from loragrid.sweep.callback import RecordingCallback
 from loragrid.sweep.progress import SweepProgress
 from loragrid.sweep.queue_failure import describe_failure
+from loragrid.sweep.record import Sweep
 from loragrid.sweep.signals import SweepInterrupted, ended_by_signals
+from loragrid.sweep.sweep_log import SweepLog
 from loragrid.sweep.tune_runner import TuneRunner
 from loragrid.tracking.recorder import Recorder
 from loragrid.trials.outcome import TrialEnd
@@ -292,7 +294,8 @@ def make_rounds(recorder: Recorder, the_plan: Plan, folder: Path) -> TuneRunner:
     placement = Placement(num_workers=1, cpus_per_worker=1.0, use_gpu=False, num_packs=1)
     progress = SweepProgress(len(the_plan.trials), Console(quiet=True))
     store = TrialStore(str(folder / "trials"))
-    return TuneRunner(the_plan, {}, placement, recorder, store, "told-1", str(folder / "ray"), progress)
+    sweep = Sweep(name="told-1", experiment=the_plan.experiment, recorder=recorder, store=store)
+    return TuneRunner(sweep, the_plan, {}, placement, progress)
 
 
 def tune_that(act: Callable[[RecordingCallback], None]) -> Callable[[TuneRunner, Sequence[PackQueue], int], None]:
@@ -348,14 +351,14 @@ def test_a_group_that_is_ended_while_the_record_is_closed_leaves_it_closed(
             finish(callback, trial, pack)
             callback.on_trial_complete(0, [], trial)
 
-    def summarise(callback: RecordingCallback, cost: object) -> None:
+    def summarise(log: SweepLog, cost: object) -> None:
         signal.raise_signal(signal.SIGTERM)
 
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as of_ray:
         monkeypatch.setattr("loragrid.sweep.tune_runner.own_ray_processes", lambda: [psutil.Process(of_ray.pid)])
         of_ray.kill()
         monkeypatch.setattr(TuneRunner, "_tune", tune_that(begin_and_finish_all))
-        monkeypatch.setattr(RecordingCallback, "_summarise", summarise)
+        monkeypatch.setattr(SweepLog, "_summarise", summarise)
         with pytest.raises(SweepInterrupted) as interruption:
             make_rounds(recorder, the_plan, tmp_path).run()
     assert interruption.value.signal == signal.SIGTERM

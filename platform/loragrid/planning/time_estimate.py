@@ -3,7 +3,7 @@
 import heapq
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -11,8 +11,9 @@ from loragrid.config.experiment import EngineConfig
 from loragrid.formatting import count_of
 from loragrid.planning.placement import Node, Placement, place
 from loragrid.planning.plan import Plan
+from loragrid.planning.queues import cut_for, queues_on
 from loragrid.planning.timing import PackTiming, pack_shape
-from loragrid.trials.packing import Pack, PackQueue, assign_queues, group_into_packs
+from loragrid.trials.packing import Pack, PackQueue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,20 +98,9 @@ def local_node() -> Node:
 
 
 def plan_on(plan: Plan, node: Node) -> tuple[Plan, Placement]:
-    """The plan with its packs cut for one machine, as a sweep on it would cut them."""
-    experiment = plan.experiment
-    placement = place(experiment.workers, [node])
-    if not (placement.use_gpu and placement.num_packs):
-        return plan, placement
-    packs = group_into_packs(plan.trials, experiment.pack, placement.num_packs, num_workers=placement.num_workers)
-    return replace(plan, packs=tuple(packs)), placement
-
-
-def queues_of(plan: Plan, placement: Placement) -> list[PackQueue]:
-    """The packs as a sweep's first round assigns them."""
-    alone = plan.experiment.pack.max_members == 1 or placement.num_workers > 1
-    num_queues = len(plan.packs) if alone else placement.num_packs or len(plan.packs)
-    return assign_queues(plan.packs, num_queues)
+    """The plan as a sweep on a cluster of this one machine would cut it, and the sizes of its workers there."""
+    placement = place(plan.experiment.workers, [node])
+    return cut_for(plan, placement), placement
 
 
 def estimate_time(
@@ -122,7 +112,7 @@ def estimate_time(
         pack.pack_id: timings.get(pack_shape(pack.trials, engine, placement.num_workers, shard=placement.shard))
         for pack in plan.packs
     }
-    queues = queues_of(plan, placement)
+    queues = queues_on(plan.packs, plan.experiment, placement)
     pack_seconds: dict[str, float] = {}
     unknown: dict[str, str] = {}
     for queue in queues:
@@ -132,26 +122,34 @@ def estimate_time(
                 unknown[pack.pack_id] = timing.problem if timing else NO_TIMING
             else:
                 pack_seconds[pack.pack_id] = seconds
-    places = [0.0] * max(1, placement.num_packs)
-    num_packs_at: dict[int, int] = {}
-    heap = [(0.0, index) for index in range(len(places))]
-    for queue in queues:
-        busy, index = heapq.heappop(heap)
-        num_packs_at[index] = num_packs_at.get(index, 0) + len(queue.packs)
-        heapq.heappush(
-            heap,
-            (busy + (start_seconds or 0.0) + sum(pack_seconds.get(pack.pack_id, 0.0) for pack in queue.packs), index),
-        )
+    total_seconds, num_waves = _side_by_side(queues, pack_seconds, max(1, placement.num_packs), start_seconds or 0.0)
     return TimeEstimate(
         num_places=placement.num_packs,
         queues=tuple(tuple(pack.pack_id for pack in queue.packs) for queue in queues),
-        num_waves=max(num_packs_at.values()),
+        num_waves=num_waves,
         pack_seconds=pack_seconds,
-        total_seconds=None if unknown or not placement.num_packs else max(heap)[0],
+        total_seconds=None if unknown or not placement.num_packs else total_seconds,
         sources=tuple(dict.fromkeys(timing.source for timing in timing_of.values() if timing and not timing.problem)),
         start_seconds=start_seconds,
         unknown=unknown,
     )
+
+
+def _side_by_side(
+    queues: Sequence[PackQueue], pack_seconds: Mapping[str, float], num_places: int, start_seconds: float
+) -> tuple[float, int]:
+    """Seconds until all queues have ended, and the most packs that one place trains.
+
+    A queue starts at the place that is free first. Packs without known seconds count as zero.
+    """
+    num_packs_at = [0] * num_places
+    places = [(0.0, index) for index in range(num_places)]
+    for queue in queues:
+        busy_seconds, index = heapq.heappop(places)
+        num_packs_at[index] += len(queue.packs)
+        seconds = sum(pack_seconds.get(pack.pack_id, 0.0) for pack in queue.packs)
+        heapq.heappush(places, (busy_seconds + start_seconds + seconds, index))
+    return max(places)[0], max(num_packs_at)
 
 
 def _queue_seconds(

@@ -71,7 +71,7 @@ def calibrate_here(plan: Plan, placement: Placement, console: Console, budget_se
 
     from loragrid.planning.timing import save_timings
     from loragrid.sweep.calibration import calibrate  # with MLflow and Ray, which a plan alone does without
-    from loragrid.sweep.run import tokenize
+    from loragrid.sweep.rows import tokenize
     from loragrid.sweep.storage import local_folder
     from loragrid.sweep.timing_history import device_here
 

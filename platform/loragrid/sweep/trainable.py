@@ -13,14 +13,16 @@ from loragrid.models.loading import load_tokenizer
 from loragrid.planning.placement import place
 from loragrid.sweep.callback import RecordingCallback
 from loragrid.sweep.cluster import cluster_nodes
+from loragrid.sweep.ray_internals import check_ray_version
 from loragrid.sweep.ray_trainer import drive_queue
-from loragrid.sweep.run import open_recorder, sweep_parameters
+from loragrid.sweep.record import open_recorder, sweep_parameters
 from loragrid.sweep.storage import below, storage_uri, trial_store
 from loragrid.sweep.tune_runner import lightweight
 from loragrid.trials.expand import trial_from_axes
 from loragrid.trials.packing import Pack, PackQueue
 from loragrid.trials.tags import QUESTION_TAG
 from loragrid.worker.environment import environment_tags
+from loragrid.worker.messages import WorkerTask
 
 
 def trainable(experiment: Experiment) -> Callable[[dict[str, Any]], None]:
@@ -33,9 +35,10 @@ def trainable(experiment: Experiment) -> Callable[[dict[str, Any]], None]:
     the callbacks of its `RunConfig` to have the trials in MLflow.
 
     Raises:
-        ValueError: the experiment stops trials early, which is the `Tuner`'s business here; in the Tune trial: a point
-            that is no trial.
+        ValueError: the installed Ray is not supported, or the experiment stops trials early, which only the `Tuner` may
+            do here; in the Tune trial: a point that is no trial.
     """
+    check_ray_version()
     if experiment.early_stopping is not None:
         raise ValueError("early_stopping: give your Tuner a scheduler instead; allowed here: null")
     storage = below(storage_uri(experiment), "ray", experiment.name)
@@ -45,15 +48,17 @@ def trainable(experiment: Experiment) -> Callable[[dict[str, Any]], None]:
         queue = queue_at(experiment, config, tune.get_context().get_trial_id())
         trial = queue.trials[0]
         data = load_data(trial.data, trial.model, load_tokenizer(trial.model))
-        drive_queue(
-            queue,
-            {(trial.model, trial.data): ray.put(data)},
-            place(experiment.workers, cluster_nodes()),
-            storage,
-            store,
+        placement = place(experiment.workers, cluster_nodes())
+        task = WorkerTask(
+            queue=queue,
+            rows={(trial.model, trial.data): ray.put(data)},
+            store=store,
+            threads=placement.threads,
             engine=experiment.engine,
             by_tune=True,
+            shard=placement.shard,
         )
+        drive_queue(task, placement, storage)
 
     return lightweight(train_point)  # type: ignore[no-any-return]
 
