@@ -105,7 +105,7 @@ class RecordingCallback(Callback):
         if not isinstance(update, PackUpdate):
             return
         if self._cost is not None:
-            self._cost.queue_spoke(trial.trial_id)
+            self._cost.queue_reported(trial.trial_id)
         self._queues.update(trial.trial_id, update)
         if self.progress:
             self.progress.updated(update)

@@ -105,7 +105,7 @@ class QueueTracker:
                 self._log.start(pack.trials, pack.pack_id)
         packs = [replace(pack, trials=tuple(self._log.open_trials(pack.trials))) for pack in begun]
         found = sort_open_packs(packs, at_work) if may_fit else OpenPacks.lost(packs)
-        for trial in [trial for pack in packs for trial in pack.trials if trial.trial_id in found.alone]:
+        for trial in [trial for pack in packs for trial in pack.trials if trial.trial_id in found.failing]:
             self._log.end(trial, _failed(failure))
             if failure.out_of_memory:
                 self._log.recorder.tag_trial(trial.trial_id, {OUT_OF_MEMORY_TAG: "true"})

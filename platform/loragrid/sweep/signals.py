@@ -27,7 +27,7 @@ class SweepInterrupted(KeyboardInterrupt):
 def ended_by_signals(own_ray: Sequence[psutil.Process] = ()) -> Iterator[list[int]]:
     """Within, the first SIGINT or SIGTERM lets Tune end in good order, and a later one ends it at once.
 
-    Yields the list of the signals that have come. Does nothing outside the main thread, which alone can handle signals.
+    Yields the list of the signals that have come. Does nothing outside the main thread: no other can handle signals.
 
     `timeout`, Slurm and systemd send SIGTERM to a whole group of processes, and so to the Ray that was started for this
     sweep. Without that Ray, Tune would wait for a minute and then be ended by Ray, so it is ended at once. `own_ray`,

@@ -1,4 +1,4 @@
-"""LoraGrid inside a sweep of the user's own: a Tune trainable, and the callback that records it."""
+"""LoraGrid inside the user's own Tune sweep: a trainable, and the callback that records it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -28,11 +28,11 @@ from loragrid.worker.messages import WorkerTask
 def trainable(experiment: Experiment) -> Callable[[dict[str, Any]], None]:
     """A Tune trainable whose config is one point of the experiment, as axis paths.
 
-    For instance `{"method.name": "lora", "method.rank": 8, "training.lr": 1e-3, "seed": 0}`; what a point leaves out
-    comes from the experiment. Every report has `step` and the latest `train_loss` and `eval_loss` (evaluated every
+    An example is `{"method.name": "lora", "method.rank": 8, "training.lr": 1e-3, "seed": 0}`; keys that a point leaves
+    out come from the experiment. Every report has `step` and the latest `train_loss` and `eval_loss` (evaluated every
     `training.eval_every` steps; infinite once the trial has diverged), so any searcher and scheduler of Tune can drive
-    it. Give it to a `tune.Tuner` of your own; add `recording(experiment)` to
-    the callbacks of its `RunConfig` to have the trials in MLflow.
+    it. Pass it to your own `tune.Tuner`; add `recording(experiment)` to the callbacks of its `RunConfig` to record the
+    trials in MLflow.
 
     Raises:
         ValueError: the installed Ray is not supported, or the experiment stops trials early, which only the `Tuner` may
@@ -64,7 +64,11 @@ def trainable(experiment: Experiment) -> Callable[[dict[str, Any]], None]:
 
 
 def queue_at(experiment: Experiment, axes: Mapping[str, Any], tune_trial_id: str) -> PackQueue:
-    """A queue of the one trial at a point; a searcher may visit a point twice, so Tune's id is part of the trial's."""
+    """A queue with the one trial at a point; a searcher may visit a point twice, so Tune's id is part of the trial's.
+
+    Raises:
+        ValueError: the point is no trial of the experiment.
+    """
     trial = trial_from_axes(experiment, axes)
     trial_id = f"{trial.trial_id}-{tune_trial_id}"
     pack = Pack(pack_id=trial_id, trials=(replace(trial, trial_id=trial_id),))
