@@ -24,8 +24,8 @@ from loragrid.training.meters import LiveBytes, count_activation_bytes, reset_pe
 from loragrid.training.step import Batch, PackModel, compute_step, one_worker, train_step
 from loragrid.training.step_mode import EngineChoice, Mode
 from loragrid_methods import Method, get_method, method_names
-from loragrid_methods.engine.optimizer import MemberAdamW
-from loragrid_methods.engine.pack import AdapterPack, member_order
+from loragrid_methods.stacks.optimizer import MemberAdamW
+from loragrid_methods.stacks.pack import AdapterPack, member_order
 from tests.support.small_packs import make_setup
 
 ROWS, LENGTH = 2, 64
@@ -196,7 +196,7 @@ def decoding(scoring: ScoringShape) -> Decoding:
 
 
 def answer(model: PackModel, scoring: ScoringShape) -> None:
-    """Let every member answer ROWS prompts, one of them shorter, as `loragrid.task_scoring` does."""
+    """Let every member answer ROWS prompts, one of them shorter, as `loragrid.evaluation.tasks` does."""
     prompts = [[1] * scoring.prompt, *[[1] * (scoring.prompt - 2)] * (ROWS - 1)]
     generate(model, prompts, [str(row) for row in range(ROWS)], decoding(scoring), one_worker)
 

@@ -10,7 +10,7 @@ import torch
 from transformers import GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
 from loragrid.config.experiment import ModelConfig
-from loragrid.data.dataset import IGNORED
+from loragrid.data.labels import IGNORED
 from loragrid.models.attention import NAME, use_causal_attention
 from loragrid.models.loading import load_base
 from loragrid.training.cuda_graphs import Engine, compile_layers, fuse_pieces
@@ -28,7 +28,7 @@ from loragrid.training.step_mode import (
     features_of_step,
 )
 from loragrid_methods import LayerShape, get_method, method_names
-from loragrid_methods.engine.optimizer import MemberAdamW, ParameterBlock, adamw_update
+from loragrid_methods.stacks.optimizer import MemberAdamW, ParameterBlock, adamw_update
 from tests.loragrid_methods.pack_training import small_method
 from tests.support.small_packs import (
     Run,

@@ -4,7 +4,7 @@ from rich.console import Console
 
 from loragrid.config.experiment import DataConfig, ModelConfig
 from loragrid.data.dataset import TokenizedData, load_data
-from loragrid.evaluation.tasks import task_scorer
+from loragrid.evaluation.task_scorer import task_scorer
 from loragrid.formatting import count_of
 from loragrid.models.loading import load_tokenizer
 from loragrid.planning.plan import Plan
