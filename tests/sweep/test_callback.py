@@ -24,7 +24,7 @@ from loragrid.sweep.progress import SweepProgress
 from loragrid.sweep.queue_failure import describe_failure
 from loragrid.sweep.record import Sweep
 from loragrid.sweep.signals import SweepInterrupted, ended_by_signals
-from loragrid.sweep.sweep_log import SweepLog
+from loragrid.sweep.sweep_writer import SweepWriter
 from loragrid.sweep.tune_runner import TuneRunner
 from loragrid.tracking.recorder import Recorder
 from loragrid.trials.outcome import TrialEnd
@@ -345,14 +345,14 @@ def test_sigterm_to_the_group_while_closing_leaves_the_record_closed(
             finish(callback, trial, pack)
             callback.on_trial_complete(0, [], trial)
 
-    def summarise(log: SweepLog, cost: object) -> None:
+    def summarise(writer: SweepWriter, cost: object) -> None:
         signal.raise_signal(signal.SIGTERM)
 
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as of_ray:
         monkeypatch.setattr("loragrid.sweep.tune_runner.own_ray_processes", lambda: [psutil.Process(of_ray.pid)])
         of_ray.kill()
         monkeypatch.setattr(TuneRunner, "_tune", tune_that(begin_and_finish_all))
-        monkeypatch.setattr(SweepLog, "_summarise", summarise)
+        monkeypatch.setattr(SweepWriter, "_summarise", summarise)
         with pytest.raises(SweepInterrupted) as interruption:
             make_runner(recorder, the_plan, tmp_path).run()
     assert interruption.value.signal == signal.SIGTERM

@@ -11,7 +11,7 @@ from loragrid.sweep.queue_failure import describe_failure
 from loragrid.sweep.queue_tracker import QueueTracker
 from loragrid.sweep.ray_internals import error_of
 from loragrid.sweep.summary import SweepCost
-from loragrid.sweep.sweep_log import SweepLog
+from loragrid.sweep.sweep_writer import SweepWriter
 from loragrid.tracking.previous_run import PreviousSweep
 from loragrid.tracking.recorder import Recorder
 from loragrid.trials.outcome import STOPPED_EARLY, SweepOutcome, TrialEnd
@@ -21,7 +21,7 @@ from loragrid.worker.messages import PackUpdate, QueueFailure
 
 
 class RecordingCallback(Callback):
-    """Passes what Tune reports of a queue on to the sweep's log, the tracker of queues, the cost and the display.
+    """Passes what Tune reports of a queue on to the record, the tracker of queues, the cost and the display.
 
     queue_of: turns a Tune trial's config and id into the queue it trains. environment: tags of every trial's run.
     several_runs: the sweep runs Tune more than once, and closes the record itself. previous: what was recorded when
@@ -42,8 +42,8 @@ class RecordingCallback(Callback):
     ) -> None:
         self.queue_of, self.progress, self.several_runs = queue_of, progress, several_runs
         self._cost = cost
-        self._log = SweepLog(recorder, store, environment, previous)
-        self._queues = QueueTracker(self._log, retries=several_runs)
+        self._writer = SweepWriter(recorder, store, environment, previous)
+        self._queues = QueueTracker(self._writer, retries=several_runs)
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune writes its callbacks into its own experiment state, which LoraGrid never reads: MLflow is the record.
@@ -52,19 +52,19 @@ class RecordingCallback(Callback):
     @property
     def outcome(self) -> SweepOutcome:
         """How the trials have ended so far."""
-        return self._log.outcome
+        return self._writer.outcome
 
     @property
     def curves(self) -> pd.DataFrame | None:
         """After `close`: all curves as MLflow holds them, if the summary has read them."""
-        return self._log.curves
+        return self._writer.curves
 
     def close(self, planned: Iterable[str] = ()) -> None:
         """End the sweep's run, and what is still open in it; more than one call does nothing.
 
         `planned`: ids of trials; if one of them has not ended, the sweep was interrupted.
         """
-        self._log.close(planned, self._cost)
+        self._writer.close(planned, self._cost)
 
     def left_by_failed_queues(self) -> list[Pack]:
         """What is to be trained of queues that failed since the last call; nothing of interrupted queues."""
@@ -122,8 +122,8 @@ class RecordingCallback(Callback):
             self._cost.queue_ended(trial.trial_id)
         if self._queues.has_given_up(trial.trial_id):
             return
-        for member in self._log.open_trials(queue.trials):
-            self._log.end(member, TrialEnd(status="KILLED", reason=f"{STOPPED_EARLY} by the sweep's scheduler"))
+        for member in self._writer.open_trials(queue.trials):
+            self._writer.end(member, TrialEnd(status="KILLED", reason=f"{STOPPED_EARLY} by the sweep's scheduler"))
         if self.progress:
             self.progress.ended(queue)
 
@@ -147,7 +147,7 @@ class RecordingCallback(Callback):
     def _show_failure(self, queue: PackQueue, failure: QueueFailure, halved: Iterable[Pack]) -> None:
         if not self.progress:
             return
-        ended = [trial.trial_id for trial in queue.trials if self._log.has_ended(trial)]
+        ended = [trial.trial_id for trial in queue.trials if self._writer.has_ended(trial)]
         self.progress.failed(queue, failure.reason, ended)
         for pack in halved:
             self.progress.halved(pack)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from loragrid.sweep.open_packs import OpenPacks, sort_open_packs
-from loragrid.sweep.sweep_log import SweepLog
+from loragrid.sweep.sweep_writer import SweepWriter
 from loragrid.trials.outcome import TrialEnd
 from loragrid.trials.packing import Pack, PackQueue
 from loragrid.trials.tags import OUT_OF_MEMORY_TAG
@@ -26,8 +26,8 @@ class QueueTracker:
     retries: packs of a failed queue are trained again by another, so a pack that is out of memory is halved.
     """
 
-    def __init__(self, log: SweepLog, *, retries: bool) -> None:
-        self._log, self._retries = log, retries
+    def __init__(self, writer: SweepWriter, *, retries: bool) -> None:
+        self._writer, self._retries = writer, retries
         self._queues: dict[str, _RunningQueue] = {}
         self._failed: list[PackQueue] = []
         self._left: list[Pack] = []  # of packs that have begun
@@ -41,14 +41,14 @@ class QueueTracker:
         """A queue begins with its first pack."""
         first = queue.packs[0]
         self._queues[tune_id] = _RunningQueue(queue=queue, at_work=frozenset(t.trial_id for t in first.trials))
-        self._log.start(first.trials, first.pack_id)
+        self._writer.start(first.trials, first.pack_id)
 
     def update(self, tune_id: str, update: PackUpdate) -> None:
         """A queue reports of one of its packs."""
         running, mentioned = self._queues[tune_id], frozenset(update.trial_ids)
         running.at_work = frozenset() if update.done else mentioned
-        self._log.start([t for t in running.queue.trials if t.trial_id in mentioned], update.pack_id)
-        self._log.write(update)
+        self._writer.start([t for t in running.queue.trials if t.trial_id in mentioned], update.pack_id)
+        self._writer.write(update)
 
     def give_up(self, tune_id: str, failure: QueueFailure) -> list[Pack]:
         """A queue reports its own failure; returns the packs that are halved because of it."""
@@ -74,10 +74,10 @@ class QueueTracker:
     def fail_unbegun(self, packs: Sequence[Pack], failure: QueueFailure) -> None:
         """Record as FAILED those trials that no queue has begun: without them the sweep would look finished."""
         for pack in packs:
-            unbegun = [t for t in pack.trials if not self._log.has_started(t) and not self._log.has_ended(t)]
-            self._log.start(unbegun, pack.pack_id)
+            unbegun = [t for t in pack.trials if not self._writer.has_started(t) and not self._writer.has_ended(t)]
+            self._writer.start(unbegun, pack.pack_id)
             for trial in unbegun:
-                self._log.end(trial, _failed(failure))
+                self._writer.end(trial, _failed(failure))
 
     def take_left(self) -> list[Pack]:
         """The packs that failed queues have left since the last call; none of interrupted queues.
@@ -85,7 +85,7 @@ class QueueTracker:
         After a lack of memory first the packs that had begun, halved or whole; then trials that had not begun.
         """
         packs = [pack for queue in self._failed for pack in queue.packs]
-        unbegun = [replace(p, trials=tuple(t for t in p.trials if not self._log.has_started(t))) for p in packs]
+        unbegun = [replace(p, trials=tuple(t for t in p.trials if not self._writer.has_started(t))) for p in packs]
         left = [*self._left, *(pack for pack in unbegun if pack.trials)]
         self._failed.clear()
         self._left.clear()
@@ -98,17 +98,17 @@ class QueueTracker:
         halves may fit, and packs that wait at a rung are left as they are.
         """
         self._failed.append(queue)
-        begun = [pack for pack in queue.packs if any(self._log.has_started(trial) for trial in pack.trials)]
+        begun = [pack for pack in queue.packs if any(self._writer.has_started(trial) for trial in pack.trials)]
         may_fit = failure.out_of_memory and self._retries
         if may_fit:  # trials of these packs that had not begun go with the rest of their pack
             for pack in begun:
-                self._log.start(pack.trials, pack.pack_id)
-        packs = [replace(pack, trials=tuple(self._log.open_trials(pack.trials))) for pack in begun]
+                self._writer.start(pack.trials, pack.pack_id)
+        packs = [replace(pack, trials=tuple(self._writer.open_trials(pack.trials))) for pack in begun]
         found = sort_open_packs(packs, at_work) if may_fit else OpenPacks.lost(packs)
         for trial in [trial for pack in packs for trial in pack.trials if trial.trial_id in found.failing]:
-            self._log.end(trial, _failed(failure))
+            self._writer.end(trial, _failed(failure))
             if failure.out_of_memory:
-                self._log.recorder.tag_trial(trial.trial_id, {OUT_OF_MEMORY_TAG: "true"})
+                self._writer.recorder.tag_trial(trial.trial_id, {OUT_OF_MEMORY_TAG: "true"})
         for pack in found.too_large:
             self._halve(pack, failure.reason)
         self._left += found.waiting
@@ -117,7 +117,7 @@ class QueueTracker:
     def _halve(self, pack: Pack, reason: str) -> None:
         for half in pack.halves():
             for trial in half.trials:
-                self._log.recorder.tag_trial(trial.trial_id, split_tags(half, pack, reason))
+                self._writer.recorder.tag_trial(trial.trial_id, split_tags(half, pack, reason))
             self._left.append(half)
 
 

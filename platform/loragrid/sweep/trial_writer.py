@@ -15,7 +15,7 @@ from loragrid.trials.trial import Trial
 from loragrid.worker.checkpoints import OUTPUTS, TrialStore
 
 
-class TrialLog:
+class TrialWriter:
     """The MLflow run of one trial: `open` or `resume` it, add to it, `end` it.
 
     Workers that take over from others report again what those may have reported: every step and figure counts once.

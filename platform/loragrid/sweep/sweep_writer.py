@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 
 from loragrid.sweep.summary import SweepCost, record_summary
-from loragrid.sweep.trial_log import TrialLog
+from loragrid.sweep.trial_writer import TrialWriter
 from loragrid.tracking.previous_run import PreviousSweep
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.store_uri import card_tags
@@ -16,7 +16,7 @@ from loragrid.worker.checkpoints import TrialStore
 from loragrid.worker.messages import PackUpdate
 
 
-class SweepLog:
+class SweepWriter:
     """The trials of a sweep that have started, how they ended, and what is recorded of both.
 
     environment: tags of every trial's run. previous: what was recorded when the sweep was run before.
@@ -38,12 +38,12 @@ class SweepLog:
         if previous is not None:
             self.outcome.statuses.update(previous.outcome.statuses)
             self.outcome.reasons.update(previous.outcome.reasons)
-        self._logs: dict[str, TrialLog] = {}
+        self._trials: dict[str, TrialWriter] = {}
         self._closed = False
 
     def has_started(self, trial: Trial) -> bool:
         """Whether the trial's run was opened."""
-        return trial.trial_id in self._logs
+        return trial.trial_id in self._trials
 
     def has_ended(self, trial: Trial) -> bool:
         """Whether the trial has ended, in this run of the sweep or before."""
@@ -60,29 +60,29 @@ class SweepLog:
                 continue
             label = {LABEL_TAG: trial.label or trial.method.name}
             tags = {"loragrid.pack": pack_id, **label, **self._environment, **card_tags(trial.method.card)}
-            log = self._logs[trial.trial_id] = TrialLog(trial, self.recorder)
+            writer = self._trials[trial.trial_id] = TrialWriter(trial, self.recorder)
             if trial.trial_id in self._previous:
-                log.resume(tags, self._previous[trial.trial_id])
+                writer.resume(tags, self._previous[trial.trial_id])
             else:
-                log.open(tags)
+                writer.open(tags)
 
     def write(self, update: PackUpdate) -> None:
         """Record an update of started trials: steps, figures, tags and ends."""
         for trial_id, records in update.records.items():
             if trial_id not in self.outcome.statuses:
-                self._logs[trial_id].add_records(records)
+                self._trials[trial_id].add_records(records)
         for trial_id, figures in update.figures.items():
-            self._logs[trial_id].add_figures(figures)
+            self._trials[trial_id].add_figures(figures)
         for trial_id, tags in update.tags.items():
-            self._logs[trial_id].add_tags(tags)
+            self._trials[trial_id].add_tags(tags)
         for trial_id, end in update.ended.items():
             if trial_id not in self.outcome.statuses:
-                self.end(self._logs[trial_id].trial, end)
+                self.end(self._trials[trial_id].trial, end)
 
     def end(self, trial: Trial, end: TrialEnd) -> None:
         """Record how a started trial ended; delete its states if it will not continue from them."""
         trial_id = trial.trial_id
-        end = self._logs[trial_id].end(end, self.store)
+        end = self._trials[trial_id].end(end, self.store)
         self.outcome.statuses[trial_id] = end.status
         if end.reason:
             self.outcome.reasons[trial_id] = end.reason
@@ -101,7 +101,7 @@ class SweepLog:
             return
         self._closed = True
         is_whole = self.outcome.statuses.keys() >= set(planned)
-        still_open = self.open_trials(log.trial for log in self._logs.values())
+        still_open = self.open_trials(writer.trial for writer in self._trials.values())
         for trial in still_open:
             self.end(trial, TrialEnd(status="KILLED", reason="interrupted"))
         if cost is not None:
@@ -110,7 +110,7 @@ class SweepLog:
         interrupted = still_open or not is_whole
         self.recorder.end_sweep("KILLED" if interrupted else "FAILED" if failed else "FINISHED")
         # The states of the other trials stay: a resumed sweep continues from them.
-        self.store.delete(trial_id for trial_id in self._logs if self.outcome.is_final(trial_id))
+        self.store.delete(trial_id for trial_id in self._trials if self.outcome.is_final(trial_id))
 
     def _summarise(self, cost: SweepCost) -> None:
         """Record the sweep's summary; whatever goes wrong there, the sweep itself ends as it would without."""
