@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from loragrid.planning.plan import plan
-from loragrid.sweep.run import run, tokenize
+from loragrid.sweep.rows import tokenize
+from loragrid.sweep.run import run
 from loragrid.trials.load import experiment_from_mapping
 from tests.support.refusals import Refuses, Write, everything_in
 

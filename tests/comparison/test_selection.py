@@ -15,7 +15,7 @@ from loragrid.comparison.table import Comparison
 from loragrid.comparison.verdict import judge
 from loragrid.report.html_page import Part, figures_by_method, render_page, setting_points
 from loragrid.report.tables import Cell, choice_table
-from loragrid.sweep.run import sweep_parameters
+from loragrid.sweep.record import sweep_parameters
 from loragrid.tracking.store_uri import format_parameter
 from loragrid.trials.load import experiment_from_mapping
 

@@ -1,4 +1,4 @@
-"""Workers are sized to the cluster, and no more packs are started than it can hold."""
+"""Workers fit the cluster, and no more packs start than it can hold."""
 
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def test_cpu_workers_share_the_machines_cpus(
         (1, [(32, 4), (64, 0)], placed(1, 8, 4, gpu=True)),
     ],
 )
-def test_where_there_are_gpus_a_worker_takes_one_and_its_share_of_the_machines_cpus(
+def test_a_gpu_worker_takes_one_gpu_and_its_cpu_share(
     num_workers: int, machines: list[tuple[float, float]], expected: Placement
 ) -> None:
     assert place(WorkersConfig(num_workers=num_workers), cluster(*machines)) == expected
@@ -65,7 +65,7 @@ def test_gpus_are_left_alone_when_that_is_asked_for() -> None:
     assert place(workers, cluster((32, 4))) == placed(2, 16, 1)
 
 
-def test_a_gpu_that_is_asked_for_and_not_there_leaves_no_room() -> None:
+def test_a_requested_gpu_that_is_missing_leaves_no_room() -> None:
     assert place(WorkersConfig(use_gpu=True), cluster((32, 0))) == placed(1, 1, 0, gpu=True)
 
 
@@ -87,7 +87,7 @@ def test_a_cluster_without_machines_holds_nothing_yet(use_gpu: bool) -> None:
 
 
 @pytest.mark.parametrize(("cpus", "threads"), [(0.5, 1), (1, 1), (2.9, 2), (16, 16)])
-def test_a_worker_runs_no_more_threads_than_it_has_cpus_and_at_least_one(cpus: float, threads: int) -> None:
+def test_a_worker_has_one_thread_per_whole_cpu(cpus: float, threads: int) -> None:
     assert placed(cpus=cpus).threads == threads
 
 
@@ -101,7 +101,7 @@ def test_a_worker_runs_no_more_threads_than_it_has_cpus_and_at_least_one(cpus: f
         ("float32", "AVX2", False, False),
     ],
 )
-def test_a_processor_without_bfloat16_is_named_before_it_computes_in_it(
+def test_a_processor_without_bfloat16_is_named_before_training(
     monkeypatch: pytest.MonkeyPatch, tiny_llama_dir: Path, dtype: str, capability: str, gpu: bool, warned: bool
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)

@@ -1,4 +1,4 @@
-"""What a sweep will take: timings of real steps, what earlier sweeps have shown, and the arithmetic between."""
+"""The expected time of a sweep: timings of real steps, timings from earlier sweeps, and the arithmetic between."""
 
 import json
 import sys
@@ -46,7 +46,7 @@ def plan_of(model: Path, rows: Path, *, training: dict[str, Any] | None = None, 
     """Eight trials of LoRA (two ranks), and full fine-tuning with two seeds."""
     return plan(
         lg.Experiment(
-            name="told",
+            name="timed",
             model={"name": str(model), "dtype": "float32"},
             data={"name": str(rows), "max_length": 96, "num_eval": 8},
             training={"steps": 10, "batch_size": 4, "measure_steps": 1} | (training or {}),
@@ -72,9 +72,7 @@ def timings_of(the_plan: Plan, **fields: Any) -> dict[str, PackTiming]:
     }
 
 
-def test_seeds_learning_rates_and_steps_change_no_shape_and_what_costs_time_does(
-    tiny_llama_dir: Path, chat_jsonl: Path
-) -> None:
+def test_only_settings_that_cost_time_change_a_shape(tiny_llama_dir: Path, chat_jsonl: Path) -> None:
     setup = make_setup(tiny_llama_dir, chat_jsonl, "float32")
     one = pack_shape([setup.trial("lora")], EngineConfig())
     assert pack_shape([setup.trial("lora", seed=3, lr=0.5, steps=99)], EngineConfig()) == one
@@ -100,7 +98,7 @@ def test_evaluations_are_counted_as_the_loop_makes_them(steps: int, every: int |
     assert num_evaluations(steps, every, 2, 0.25) == expected + 0.25
 
 
-def test_packs_on_one_place_add_up_and_those_side_by_side_do_not(the_plan: Plan) -> None:
+def test_only_packs_on_one_place_add_up(the_plan: Plan) -> None:
     assert [len(pack.trials) for pack in the_plan.packs] == [4, 4, 1, 1]
     timings = timings_of(the_plan, step=1.0)
     one = estimate_time(the_plan, place_for(1), timings)
@@ -119,7 +117,7 @@ def test_every_queue_starts_its_workers_once(the_plan: Plan) -> None:
     assert "starting Ray" in estimate_time(the_plan, place_for(4), timings).excluded
 
 
-def test_what_starting_takes_is_taken_from_the_latest_sweep_of_the_store(the_plan: Plan, tmp_path: Path) -> None:
+def test_the_start_time_comes_from_the_stores_latest_sweep(the_plan: Plan, tmp_path: Path) -> None:
     storage = the_plan.experiment.storage.model_copy(update={"path": str(tmp_path)})
     planned = replace(the_plan, experiment=the_plan.experiment.model_copy(update={"storage": storage}))
     assert recorded_start(planned) is None
@@ -131,14 +129,14 @@ def test_what_starting_takes_is_taken_from_the_latest_sweep_of_the_store(the_pla
         times = iter((0.0, 5.0, 5.0 + seconds, 90.0))
         cost = SweepCost(clock=lambda times=times: next(times))  # type: ignore[misc]
         cost.queue_started("a")
-        cost.queue_spoke("a")
-        cost.queue_spoke("a")
+        cost.queue_reported("a")
+        cost.queue_reported("a")
         record_summary(recorder, f"started-{number}", cost)
         recorder.end_sweep("FAILED")
     assert recorded_start(planned) == 20.0
 
 
-def test_the_base_is_loaded_once_in_a_row_and_again_after_a_method_that_writes_it(the_plan: Plan) -> None:
+def test_the_base_is_reloaded_after_a_method_writes_it(the_plan: Plan) -> None:
     estimate = estimate_time(the_plan, place_for(1), timings_of(the_plan, load=100.0, step=1.0))
     assert list(estimate.pack_seconds.values()) == [110.0, 10.0, 10.0, 110.0]
 
@@ -148,7 +146,7 @@ def test_a_shape_is_measured_alone_once_by_the_same_workers(the_plan: Plan) -> N
     assert list(estimate.pack_seconds.values()) == [18.0, 18.0, 18.0, 10.0]  # rank 2, rank 4, full, full again
 
 
-def test_what_is_not_known_is_named_and_the_whole_is_not_guessed(the_plan: Plan) -> None:
+def test_unknown_packs_are_named_and_the_total_is_not_guessed(the_plan: Plan) -> None:
     timings = timings_of(the_plan, step=1.0)
     full = pack_shape(the_plan.packs[-1].trials, EngineConfig())
     estimate = estimate_time(the_plan, place_for(1), {**timings, full: PackTiming(source="c", problem="does not fit")})
@@ -168,9 +166,7 @@ def test_a_machine_without_a_place_for_a_pack_says_so(tiny_llama_dir: Path, chat
     assert "no place" in estimate.sentences()[0]
 
 
-def test_a_calibration_times_every_shape_once_and_its_sum_is_what_training_takes(
-    tiny_llama_dir: Path, chat_jsonl: Path, the_plan: Plan
-) -> None:
+def test_a_calibration_times_every_shape_once(tiny_llama_dir: Path, chat_jsonl: Path, the_plan: Plan) -> None:
     setup = make_setup(tiny_llama_dir, chat_jsonl, "float32")
     rows = {(trial.model, trial.data): setup.rows for trial in the_plan.trials}
     said: list[str] = []
@@ -185,7 +181,7 @@ def test_a_calibration_times_every_shape_once_and_its_sum_is_what_training_takes
     assert estimate_time(the_plan, place_for(1), timings).total_seconds is not None
 
 
-def test_a_calibration_without_time_left_times_the_largest_pack_and_says_what_is_missing(
+def test_a_calibration_without_time_left_times_the_largest_pack(
     tiny_llama_dir: Path, chat_jsonl: Path, the_plan: Plan
 ) -> None:
     setup = make_setup(tiny_llama_dir, chat_jsonl, "float32")
@@ -208,7 +204,7 @@ def test_calibrations_are_kept_by_device_and_shape(tmp_path: Path) -> None:
     assert saved_timings(tmp_path / "nowhere", "this") == {}
 
 
-def test_timings_of_the_expected_mode_of_steps_come_before_others_and_others_before_none(
+def test_timings_of_the_expected_mode_come_before_others(
     the_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment = the_plan.experiment.model_copy(update={"storage": StorageConfig(path=str(tmp_path))})
@@ -230,7 +226,7 @@ def test_timings_of_the_expected_mode_of_steps_come_before_others_and_others_bef
     assert known("graph", "graph") == {"calibrated"}
 
 
-def test_a_recorded_sweep_tells_what_packs_of_its_shapes_take_on_its_device_alone(tmp_path: Path) -> None:
+def test_recorded_timings_hold_for_their_shape_and_device_only(tmp_path: Path) -> None:
     uri = default_tracking_uri(str(tmp_path), None)
     recorder = Recorder("before", uri)
     recorder.start_sweep("before-1", {}, {})
@@ -249,7 +245,7 @@ def test_a_recorded_sweep_tells_what_packs_of_its_shapes_take_on_its_device_alon
     assert found == {"a-shape": timing}
     assert recorded_timings(uri, device_of(tags | {DEVICE_TAG: "NVIDIA H100"}), {"a-shape": kind}) == {}
     assert recorded_timings(default_tracking_uri(str(tmp_path / "nowhere"), None), "", {"a-shape": kind}) == {}
-    # Of those who ran in the mode that is asked for, where there are any.
+    # From trials that ran in the requested mode, if there are any.
     assert recorded_timings(uri, device_of(tags), {"a-shape": replace(kind, mode="compiled")}) == {"a-shape": timing}
     recorder.start_sweep("before-2", {}, {})
     recorder.start_trial(
@@ -260,7 +256,7 @@ def test_a_recorded_sweep_tells_what_packs_of_its_shapes_take_on_its_device_alon
     recorder.end_sweep("FINISHED")
     for mode in ("graph", "compiled"):
         assert recorded_timings(uri, device_of(tags), {"a-shape": replace(kind, mode=mode)})["a-shape"].mode == mode
-    assert not (tmp_path / "nowhere").exists(), "asking makes no store"
+    assert not (tmp_path / "nowhere").exists(), "reading creates no store"
 
 
 def test_packs_are_cut_for_the_gpus_of_the_machine(tiny_llama_dir: Path, chat_jsonl: Path) -> None:
@@ -270,7 +266,7 @@ def test_packs_are_cut_for_the_gpus_of_the_machine(tiny_llama_dir: Path, chat_js
     assert here.packs == tuple(group_into_packs(whole.trials, PackConfig(), 4))
 
 
-def test_a_pack_that_needs_more_than_the_gpu_has_is_named(the_plan: Plan) -> None:
+def test_a_pack_that_exceeds_the_gpu_is_named(the_plan: Plan) -> None:
     needed = the_plan.gpu_memory(the_plan.packs[0])
     assert needed is not None
     assert too_large(the_plan, 2**60) == []
@@ -290,7 +286,7 @@ def test_every_shape_of_one_base_has_what_loading_it_took(
     assert load > 0.0
 
 
-def test_plan_calibrate_prints_a_time_that_a_later_plan_knows_without(
+def test_a_later_plan_knows_the_time_that_calibrate_printed(
     write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = write("training.steps", 3)
@@ -307,8 +303,8 @@ def test_plan_calibrate_prints_a_time_that_a_later_plan_knows_without(
         assert "time on this machine: not known" in run()
         assert "time on this machine: about" in run("--calibrate")
         assert "time on this machine: about" in run()
-        told = json.loads(run("--json"))["time_on_this_machine"]
-        assert told["total_seconds"] == pytest.approx(sum(told["pack_seconds"].values()))
-        assert told["sources"] == ["calibrated"]
+        estimate = json.loads(run("--json"))["time_on_this_machine"]
+        assert estimate["total_seconds"] == pytest.approx(sum(estimate["pack_seconds"].values()))
+        assert estimate["sources"] == ["calibrated"]
     finally:
         torch.set_num_threads(threads)

@@ -20,7 +20,7 @@ from loragrid.comparison.table import Comparison, load_comparison
 from loragrid.comparison.verdict import load_verdict
 from loragrid.report.files import format_of, keep_report, leave_report, write_report
 from loragrid.report.peft_results import write_peft_results
-from loragrid.sweep.run import sweep_parameters
+from loragrid.sweep.record import sweep_parameters
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.store_uri import default_tracking_uri, format_parameter
 from loragrid.trials.load import experiment_from_mapping, load_experiment

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loragrid.comparison.experiment_file import keep_experiment
-from loragrid.sweep.run import sweep_parameters
+from loragrid.sweep.record import sweep_parameters
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.store_uri import Scalar, card_tags
 from loragrid.trials.load import experiment_from_mapping

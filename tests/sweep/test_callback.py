@@ -1,4 +1,4 @@
-"""Whatever Tune tells a sweep's driver, or does not: when the sweep ends, every trial of its plan is recorded."""
+"""Whatever Tune reports to a sweep's driver, every trial of the plan is recorded when the sweep ends."""
 
 import signal
 import subprocess
@@ -22,7 +22,9 @@ from loragrid.planning.plan import Plan, plan
 from loragrid.sweep.callback import RecordingCallback
 from loragrid.sweep.progress import SweepProgress
 from loragrid.sweep.queue_failure import describe_failure
+from loragrid.sweep.record import Sweep
 from loragrid.sweep.signals import SweepInterrupted, ended_by_signals
+from loragrid.sweep.sweep_writer import SweepWriter
 from loragrid.sweep.tune_runner import TuneRunner
 from loragrid.tracking.recorder import Recorder
 from loragrid.trials.outcome import TrialEnd
@@ -38,7 +40,7 @@ def the_plan(tiny_gpt2_dir: Path, chat_jsonl: Path) -> Plan:
     """Four trials in two packs."""
     return plan(
         lg.Experiment(
-            name="told",
+            name="recorded",
             model={"name": str(tiny_gpt2_dir)},
             data={"name": str(chat_jsonl), "max_length": 96, "num_eval": 8},
             training={"steps": 2, "batch_size": 4},
@@ -52,8 +54,8 @@ def the_plan(tiny_gpt2_dir: Path, chat_jsonl: Path) -> Plan:
 @pytest.fixture
 def recorder(tmp_path: Path) -> Recorder:
     """A sweep that is open in an SQLite store."""
-    opened = Recorder("told", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    opened.start_sweep("told-1", {}, {})
+    opened = Recorder("recorded", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    opened.start_sweep("recorded-1", {}, {})
     return opened
 
 
@@ -81,7 +83,7 @@ def tune_trial(folder: Path, tune_id: str = "a", error: Exception | None = None,
 def recorded(folder: Path) -> tuple[str, dict[str, tuple[str, str]]]:
     """(The sweep's status, trial id -> (status, reason)), as MLflow holds them."""
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("told")
+    experiment = client.get_experiment_by_name("recorded")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     (sweep,) = (run.info.status for run in runs if PARENT_TAG not in run.data.tags)
@@ -92,7 +94,7 @@ def recorded(folder: Path) -> tuple[str, dict[str, tuple[str, str]]]:
 def tags_of(folder: Path, trial: Trial) -> dict[str, str]:
     """The tags of a trial's run."""
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("told")
+    experiment = client.get_experiment_by_name("recorded")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id], f"tags.`{TRIAL_TAG}` = '{trial.trial_id}'")
     return dict(run.data.tags)
@@ -106,9 +108,7 @@ def finish(callback: RecordingCallback, trial: Any, pack: Pack) -> None:
     callback.on_trial_result(0, [], trial, {"update": update})
 
 
-def test_a_run_is_called_by_its_trials_label_and_found_by_its_id(
-    callback: RecordingCallback, the_plan: Plan, tmp_path: Path
-) -> None:
+def test_a_run_has_its_trials_label_and_id(callback: RecordingCallback, the_plan: Plan, tmp_path: Path) -> None:
     trial = tune_trial(tmp_path, queue="queue-0")
     callback.on_trial_start(0, [], trial)
     for pack in the_plan.packs:
@@ -120,19 +120,19 @@ def test_a_run_is_called_by_its_trials_label_and_found_by_its_id(
     assert list(names) == [*(f"lora-{digest}" for digest in digests[:2]), *(f"vera-{digest}" for digest in digests[2:])]
 
 
-def test_a_queue_whose_process_could_never_be_started_is_recorded_as_failed_with_all_its_packs(
+def test_a_queue_without_a_process_fails_with_all_its_packs(
     callback: RecordingCallback, the_plan: Plan, tmp_path: Path
 ) -> None:
-    # Tune announces the error alone: `on_trial_start` follows the actor's creation.
+    # Tune reports only the error: it calls `on_trial_start` after the actor's creation.
     callback.on_trial_error(0, [], tune_trial(tmp_path, error=RuntimeError("no process to be had"), queue="queue-0"))
-    assert callback.left_by_failed_queues() == [], "another queue would fare no better"
+    assert callback.left_by_failed_queues() == [], "another queue would fail too"
     callback.close(trial.trial_id for trial in the_plan.trials)
     sweep, trials = recorded(tmp_path)
     assert sweep == "FAILED"
     assert trials == {trial.trial_id: ("FAILED", "no process to be had") for trial in the_plan.trials}
 
 
-def test_what_a_queue_had_not_begun_when_it_failed_is_left_for_another(
+def test_packs_that_a_failed_queue_had_not_begun_are_left(
     callback: RecordingCallback, the_plan: Plan, tmp_path: Path
 ) -> None:
     trial = tune_trial(tmp_path, error=RuntimeError("lost"), queue="queue-0")
@@ -145,10 +145,10 @@ def test_what_a_queue_had_not_begun_when_it_failed_is_left_for_another(
     assert sweep == "KILLED", "not all of its trials have ended"
 
 
-def test_a_queue_that_ray_ended_for_want_of_memory_leaves_its_pack_in_halves_until_a_trial_is_alone(
+def test_packs_that_exhaust_memory_are_halved_to_single_trials(
     callback: RecordingCallback, the_plan: Plan, tmp_path: Path
 ) -> None:
-    # Ray's own words, of a machine on which it happened.
+    # Ray's own message, from a machine on which it happened.
     full = (
         "4 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 192.0.2.2, ID: 93aa) "
         "was 22.52GB used / 23.54GB limit (0.956706)\nOOM kill reason: Memory usage exceeded threshold\n"
@@ -160,7 +160,7 @@ def test_a_queue_that_ray_ended_for_want_of_memory_leaves_its_pack_in_halves_unt
     whole = tune_trial(tmp_path, queue="queue-0")
     callback.on_trial_start(0, [], whole)
     callback.on_trial_result(0, [], whole, {"failure": failure})
-    callback.on_trial_complete(0, [], whole)  # the Tune trial that said so returns
+    callback.on_trial_complete(0, [], whole)  # the Tune trial that reported it returns
     *halves, unbegun = callback.left_by_failed_queues()
     assert [half.trials for half in halves] == [(trial,) for trial in first.trials]
     assert unbegun == second
@@ -192,20 +192,18 @@ def update_of(pack: Pack, *trials: Trial, done: bool = False) -> dict[str, PackU
     return {"update": PackUpdate(pack_id=pack.pack_id, trial_ids=ids, phase="training", done=done)}
 
 
-def test_of_a_queue_without_memory_the_packs_that_wait_at_a_rung_go_on_as_they_are(
-    callback: RecordingCallback, the_plan: Plan, tmp_path: Path
-) -> None:
+def test_packs_that_wait_at_a_rung_are_not_halved(callback: RecordingCallback, the_plan: Plan, tmp_path: Path) -> None:
     first, second = the_plan.packs
     failure = QueueFailure(reason="out_of_memory: full", traceback="", out_of_memory=True)
     trial = tune_trial(tmp_path, queue="queue-0")
     callback.on_trial_start(0, [], trial)
-    for told in (update_of(first), update_of(first, done=True), update_of(second)):
-        callback.on_trial_result(0, [], trial, told)
+    for reported in (update_of(first), update_of(first, done=True), update_of(second)):
+        callback.on_trial_result(0, [], trial, reported)
     callback.on_trial_result(0, [], trial, {"failure": failure})
     assert callback.left_by_failed_queues() == [*second.halves(), first]
 
 
-def test_of_a_pack_from_several_that_memory_did_not_do_for_no_trial_fails_before_it_was_alone(
+def test_out_of_memory_fails_only_trials_that_ran_alone(
     callback: RecordingCallback, the_plan: Plan, tmp_path: Path
 ) -> None:
     first, second = the_plan.packs
@@ -234,7 +232,7 @@ def test_of_a_pack_from_several_that_memory_did_not_do_for_no_trial_fails_before
     assert tags_of(tmp_path, best[1])["loragrid.out_of_memory"] == "true"
 
 
-def test_a_queue_that_never_says_what_it_is_at_when_its_memory_runs_out_comes_to_an_end(
+def test_halving_ends_even_if_no_trial_is_known_at_work(
     callback: RecordingCallback, the_plan: Plan, tmp_path: Path
 ) -> None:
     failure = QueueFailure(reason="out_of_memory: full", traceback="", out_of_memory=True)
@@ -252,14 +250,14 @@ def test_a_queue_that_never_says_what_it_is_at_when_its_memory_runs_out_comes_to
 
 
 @pytest.mark.parametrize("out_of_memory", [False, True])
-def test_what_of_a_pack_was_not_begun_when_its_queue_failed_is_trained(
+def test_unbegun_trials_of_a_failed_pack_are_trained(
     callback: RecordingCallback, the_plan: Plan, tmp_path: Path, out_of_memory: bool
 ) -> None:
     first, second = the_plan.packs
     trial = tune_trial(tmp_path, queue="queue-0")
     callback.on_trial_start(0, [], trial)
     finish(callback, trial, first)
-    # Of a sweep that goes on, trials at another step than the rest of their pack are trained apart from it.
+    # In a resumed sweep, trials at another step than the rest of their pack are trained apart from it.
     callback.on_trial_result(0, [], trial, update_of(second, second.trials[0]))
     failure = QueueFailure(reason="why", traceback="", out_of_memory=out_of_memory)
     callback.on_trial_result(0, [], trial, {"failure": failure})
@@ -268,9 +266,7 @@ def test_what_of_a_pack_was_not_begun_when_its_queue_failed_is_trained(
     assert callback.outcome.statuses[second.trials[0].trial_id] == "FAILED"
 
 
-def test_what_is_left_of_a_pack_without_its_trial_at_work_has_a_name_of_its_own(
-    callback: RecordingCallback, the_plan: Plan, tmp_path: Path
-) -> None:
+def test_the_rest_of_a_failed_pack_has_a_new_name(callback: RecordingCallback, the_plan: Plan, tmp_path: Path) -> None:
     first, second = the_plan.packs
     trial = tune_trial(tmp_path, queue="queue-0")
     callback.on_trial_start(0, [], trial)
@@ -280,7 +276,7 @@ def test_what_is_left_of_a_pack_without_its_trial_at_work_has_a_name_of_its_own(
     assert callback.left_by_failed_queues() == [Pack(pack_id="pack-000.0", trials=first.trials[1:]), second]
 
 
-def test_a_point_that_is_no_trial_of_the_experiment_leaves_no_run(callback: RecordingCallback, tmp_path: Path) -> None:
+def test_an_impossible_point_leaves_no_run(callback: RecordingCallback, tmp_path: Path) -> None:
     trial = tune_trial(tmp_path, error=ValueError("no trial"))
     callback.on_trial_start(0, [], trial)
     callback.on_trial_error(0, [], trial)
@@ -288,23 +284,24 @@ def test_a_point_that_is_no_trial_of_the_experiment_leaves_no_run(callback: Reco
     assert recorded(tmp_path) == ("FINISHED", {})
 
 
-def make_rounds(recorder: Recorder, the_plan: Plan, folder: Path) -> TuneRunner:
+def make_runner(recorder: Recorder, the_plan: Plan, folder: Path) -> TuneRunner:
     placement = Placement(num_workers=1, cpus_per_worker=1.0, use_gpu=False, num_packs=1)
     progress = SweepProgress(len(the_plan.trials), Console(quiet=True))
     store = TrialStore(str(folder / "trials"))
-    return TuneRunner(the_plan, {}, placement, recorder, store, "told-1", str(folder / "ray"), progress)
+    sweep = Sweep(name="recorded-1", experiment=the_plan.experiment, recorder=recorder, store=store)
+    return TuneRunner(sweep, the_plan, {}, placement, progress)
 
 
 def tune_that(act: Callable[[RecordingCallback], None]) -> Callable[[TuneRunner, Sequence[PackQueue], int], None]:
-    """Stands in for Tune, which has no known way to leave a queue out."""
+    """Replaces Tune, for which no way to leave a queue out is known."""
 
-    def tune(rounds: TuneRunner, queues: Sequence[PackQueue], number: int) -> None:
-        act(rounds.callback)
+    def tune(runner: TuneRunner, queues: Sequence[PackQueue], number: int) -> None:
+        act(runner.callback)
 
     return tune
 
 
-def test_a_trial_that_tune_left_out_fails_instead_of_missing_in_a_finished_sweep(
+def test_a_trial_that_tune_left_out_is_recorded_as_failed(
     recorder: Recorder, the_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = the_plan.packs
@@ -316,7 +313,7 @@ def test_a_trial_that_tune_left_out_fails_instead_of_missing_in_a_finished_sweep
         callback.on_trial_complete(0, [], trial)
 
     monkeypatch.setattr(TuneRunner, "_tune", tune_that(begin_one))
-    outcome = make_rounds(recorder, the_plan, tmp_path).run()
+    outcome = make_runner(recorder, the_plan, tmp_path).run()
     sweep, trials = recorded(tmp_path)
     assert sweep == "FAILED"
     assert outcome.statuses == {trial_id: status for trial_id, (status, _) in trials.items()}
@@ -325,7 +322,7 @@ def test_a_trial_that_tune_left_out_fails_instead_of_missing_in_a_finished_sweep
     assert end == ("FAILED", "Ray Tune has ended without starting a process for this trial")
 
 
-def test_a_sweep_that_breaks_before_its_first_trial_begins_is_not_recorded_as_finished(
+def test_a_sweep_that_breaks_before_its_first_trial_is_killed(
     recorder: Recorder, the_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def break_down(callback: RecordingCallback) -> None:
@@ -333,11 +330,11 @@ def test_a_sweep_that_breaks_before_its_first_trial_begins_is_not_recorded_as_fi
 
     monkeypatch.setattr(TuneRunner, "_tune", tune_that(break_down))
     with pytest.raises(ConnectionError, match="the cluster is gone"):
-        make_rounds(recorder, the_plan, tmp_path).run()
+        make_runner(recorder, the_plan, tmp_path).run()
     assert recorded(tmp_path) == ("KILLED", {})
 
 
-def test_a_group_that_is_ended_while_the_record_is_closed_leaves_it_closed(
+def test_sigterm_to_the_group_while_closing_leaves_the_record_closed(
     recorder: Recorder, the_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def begin_and_finish_all(callback: RecordingCallback) -> None:
@@ -348,23 +345,23 @@ def test_a_group_that_is_ended_while_the_record_is_closed_leaves_it_closed(
             finish(callback, trial, pack)
             callback.on_trial_complete(0, [], trial)
 
-    def summarise(callback: RecordingCallback, cost: object) -> None:
+    def summarise(writer: SweepWriter, cost: object) -> None:
         signal.raise_signal(signal.SIGTERM)
 
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as of_ray:
         monkeypatch.setattr("loragrid.sweep.tune_runner.own_ray_processes", lambda: [psutil.Process(of_ray.pid)])
         of_ray.kill()
         monkeypatch.setattr(TuneRunner, "_tune", tune_that(begin_and_finish_all))
-        monkeypatch.setattr(RecordingCallback, "_summarise", summarise)
+        monkeypatch.setattr(SweepWriter, "_summarise", summarise)
         with pytest.raises(SweepInterrupted) as interruption:
-            make_rounds(recorder, the_plan, tmp_path).run()
+            make_runner(recorder, the_plan, tmp_path).run()
     assert interruption.value.signal == signal.SIGTERM
     sweep, trials = recorded(tmp_path)
     assert sweep == "FINISHED"
     assert {status for status, _ in trials.values()} == {"FINISHED"}
 
 
-def test_the_first_signal_stops_tune_in_good_order_and_before_tune_is_there_or_a_second_one_at_once() -> None:
+def test_the_first_signal_stops_tune_and_the_second_ends_it() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     stopped = []
     with ended_by_signals() as came:

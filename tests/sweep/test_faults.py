@@ -16,7 +16,7 @@ from rich.console import Console
 
 import loragrid as lg
 import loragrid.sweep.tune_runner
-from loragrid.sweep.run import open_recorder
+from loragrid.sweep.record import open_recorder
 from tests.support.sweep_processes import (
     CHECKPOINT_EVERY,
     STEPS,

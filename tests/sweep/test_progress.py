@@ -1,4 +1,4 @@
-"""A running sweep on the terminal: a live table, or plain lines where there is no terminal."""
+"""A running sweep on the terminal: a live table, or plain lines if there is no terminal."""
 
 import re
 from collections.abc import Callable
@@ -79,7 +79,7 @@ def shown(play: Callable[[SweepProgress, Clock], None], *, terminal: bool, num_t
     return [line.rstrip() for line in text.splitlines() if line.strip()]
 
 
-def test_plain_lines_tell_the_time_the_step_the_losses_and_the_time_left() -> None:
+def test_plain_lines_show_time_step_losses_and_time_left() -> None:
     def play(progress: SweepProgress, clock: Clock) -> None:
         progress.starting(QUEUE)
         clock.now += 5
@@ -107,7 +107,7 @@ def test_plain_lines_tell_the_time_the_step_the_losses_and_the_time_left() -> No
     ]
 
 
-def test_plain_lines_come_no_more_often_than_every_few_seconds_but_a_new_phase_and_the_end_at_once() -> None:
+def test_plain_lines_are_rare_within_a_phase() -> None:
     def play(progress: SweepProgress, clock: Clock) -> None:
         progress.starting(QUEUE)
         progress.updated(training(0))
@@ -120,7 +120,7 @@ def test_plain_lines_come_no_more_often_than_every_few_seconds_but_a_new_phase_a
     assert steps == ["10", "20", "100"]
 
 
-def test_solo_figures_are_no_line_of_their_own_and_long_times_are_hours() -> None:
+def test_solo_figures_print_no_line_and_long_times_are_hours() -> None:
     def play(progress: SweepProgress, clock: Clock) -> None:
         progress.starting(QUEUE)
         clock.now += 2 * 3600 + 5 * 60 + 59
@@ -146,7 +146,7 @@ def test_a_failed_pack_says_why_word_for_word(terminal: bool) -> None:
     assert f"pack-000 failed: {reason}" in plain
 
 
-def test_the_live_table_shows_every_pack_its_step_and_every_trials_losses() -> None:
+def test_the_live_table_shows_packs_steps_and_trials_losses() -> None:
     def play(progress: SweepProgress, clock: Clock) -> None:
         progress.starting(QUEUE)
         progress.starting(OTHER_QUEUE)
@@ -167,7 +167,7 @@ def test_the_live_table_shows_every_pack_its_step_and_every_trials_losses() -> N
     assert len(lines) == 6
 
 
-def test_the_live_table_keeps_a_trial_that_has_an_evaluation_but_no_training_loss() -> None:
+def test_the_live_table_keeps_a_trial_without_training_loss() -> None:
     def play(progress: SweepProgress, clock: Clock) -> None:
         progress.starting(QUEUE)
         progress.updated(training(0))
@@ -182,7 +182,7 @@ def test_the_live_table_keeps_a_trial_that_has_an_evaluation_but_no_training_los
     assert re.fullmatch(r" *lora_plus rank 8 .* +4\.000 +6\.500", lines[4])
 
 
-def test_in_the_live_table_a_pack_that_has_ended_is_counted_and_gone() -> None:
+def test_the_live_table_counts_an_ended_pack_and_removes_it() -> None:
     def play(progress: SweepProgress, clock: Clock) -> None:
         progress.starting(QUEUE)
         progress.starting(OTHER_QUEUE)
@@ -192,7 +192,7 @@ def test_in_the_live_table_a_pack_that_has_ended_is_counted_and_gone() -> None:
     assert shown(play, terminal=True) == ["2 of 3 trials done, 0m 00s so far", "starting Ray's workers ..."]
 
 
-def test_trials_that_fail_with_their_queue_are_counted_and_those_that_are_left_are_not() -> None:
+def test_only_trials_that_fail_with_their_queue_are_counted() -> None:
     def play(progress: SweepProgress, clock: Clock) -> None:
         progress.starting(QUEUE)
         progress.failed(QUEUE, "out of memory", [FIRST])
@@ -208,7 +208,7 @@ def test_on_a_terminal_nothing_of_the_table_stays_behind() -> None:
     assert "\x1b[2K" in after_the_last_picture
 
 
-def test_packs_of_a_queue_follow_each_other_and_rungs_say_who_was_stopped() -> None:
+def test_packs_follow_each_other_and_rungs_count_stopped_trials() -> None:
     def play(progress: SweepProgress, clock: Clock) -> None:
         progress.starting(QUEUE)
         progress.updated(replace(training(3), steps=3, done=True))

@@ -1,4 +1,4 @@
-"""What ends Ray with the sweep that has started it is told from what ends the sweep alone."""
+"""A signal that ends a sweep and the Ray it started is distinguished from one that ends only the sweep."""
 
 import os
 import signal
@@ -33,13 +33,13 @@ def ours(children: "list[subprocess.Popen[bytes]]") -> list[int]:
     return [process.pid for process in own_ray_processes() if process.pid in pids]
 
 
-def test_the_processes_of_a_ray_that_this_one_has_started_are_found(
+def test_processes_of_rays_that_this_process_started_are_found(
     children: "list[subprocess.Popen[bytes]]",
 ) -> None:
     assert ours(children) == [children[0].pid]
     children[0].kill()
-    os.waitid(os.P_PID, children[0].pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a child
-    assert ours(children) == [], "of an ended one there is no command to be read"
+    os.waitid(os.P_PID, children[0].pid, os.WEXITED | os.WNOWAIT)  # it has ended, and remains a child
+    assert ours(children) == [], "the command of an ended process cannot be read"
 
 
 def test_one_that_has_ended_ends_all_and_nothing_else_does(children: "list[subprocess.Popen[bytes]]") -> None:
@@ -49,7 +49,7 @@ def test_one_that_has_ended_ends_all_and_nothing_else_does(children: "list[subpr
     children[1].terminate()
     assert is_ending(processes)
     children[1].wait()
-    assert is_ending(processes), "its process id is nobody's now"
+    assert is_ending(processes), "no process has its id now"
 
 
 @pytest.mark.parametrize(("signal_number", "is_group"), [(signal.SIGTERM, True), (signal.SIGTERM, False), (2, True)])
@@ -64,7 +64,7 @@ def test_a_group_that_is_ended_is_not_waited_for(
         if is_group and signal_number == signal.SIGTERM:
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal_number)
-            signal.raise_signal(signal_number)  # to the group, after that to the process: one wish
+            signal.raise_signal(signal_number)  # to the group, then to the process: one request
         else:
             signal.raise_signal(signal_number)
     assert came == [signal_number]

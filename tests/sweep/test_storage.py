@@ -1,4 +1,4 @@
-"""Where an experiment's files lie, for every way to write its storage."""
+"""Where the files of an experiment lie, for every way to write its storage."""
 
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,14 @@ def test_a_uris_options_stay_behind_the_folders_below_it(uri: str, expected: str
     assert below(below(uri, "ray"), "sweep-1") == expected
 
 
-def test_sweeps_in_a_uri_with_options_have_folders_of_their_own(
-    valid_experiment: dict[str, Any], tmp_path: Path
-) -> None:
+def test_sweeps_in_a_uri_with_options_have_own_folders(valid_experiment: dict[str, Any], tmp_path: Path) -> None:
     experiment = lg.Experiment(**valid_experiment | {"storage": {"path": f"file://{tmp_path}/b?option=1"}})
     trial_store(experiment, "sweep-1").mark_ended("lora-1")
     assert (tmp_path / "b" / "trials" / "sweep-1" / ".ended" / "lora-1").exists()
     assert trial_store(experiment, "sweep-2").ended() == set()
 
 
-def test_a_fragment_is_refused_for_pyarrow_would_drop_it_with_all_that_follows(
-    valid_experiment: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_uri_with_a_fragment_is_refused(valid_experiment: dict[str, Any], tmp_path: Path) -> None:
     experiment = lg.Experiment(**valid_experiment | {"storage": {"path": f"file://{tmp_path}/a#b"}})
     with pytest.raises(ValueError, match=r"storage\.path: .* allowed: %23"):
         storage_uri(experiment)

@@ -1,4 +1,4 @@
-"""A sweep's own run says what it came to: how its trials ended, the best of them, the cost, the picture."""
+"""The summary in a sweep's own run: how its trials ended, the best trial, the cost, the picture."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def record_many(uri: str) -> tuple[Recorder, str]:
     return recorder, "many-1"
 
 
-def test_the_sweeps_run_carries_counts_the_best_trial_the_cost_and_the_picture(tmp_path: Path) -> None:
+def test_the_sweeps_run_has_counts_best_trial_cost_and_picture(tmp_path: Path) -> None:
     recorder, sweep = record_many(default_tracking_uri(str(tmp_path), None))
     seconds = iter((100.0, 110.0, 130.0, 150.0))
     cost = SweepCost(gpus_per_queue=2, clock=lambda: next(seconds))
@@ -72,7 +72,7 @@ def test_the_sweeps_run_carries_counts_the_best_trial_the_cost_and_the_picture(t
     assert content.startswith(b"\x89PNG")
 
 
-def test_the_best_trial_of_a_task_with_an_accuracy_is_that_of_the_highest_evaluation_accuracy(tmp_path: Path) -> None:
+def test_the_best_trial_has_the_highest_evaluation_accuracy(tmp_path: Path) -> None:
     recorder = Recorder("task", default_tracking_uri(str(tmp_path), None))
     recorder.start_sweep("task-1", {}, {})
     figures = {
@@ -100,7 +100,7 @@ def test_the_best_trial_of_a_task_with_an_accuracy_is_that_of_the_highest_evalua
     assert best.keys() < sweep_metrics().keys()
 
 
-def test_the_cost_of_a_sweep_that_is_taken_up_again_is_added_up(tmp_path: Path) -> None:
+def test_the_cost_of_a_resumed_sweep_is_added_up(tmp_path: Path) -> None:
     uri = default_tracking_uri(str(tmp_path), None)
     for number in range(2):
         recorder = Recorder("twice", uri)

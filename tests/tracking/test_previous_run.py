@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 import loragrid as lg
-from loragrid.sweep.run import open_recorder
+from loragrid.sweep.record import open_recorder
 from loragrid.sweep.storage import trial_store
 from loragrid.tracking.previous_run import find_previous
 from loragrid.tracking.recorder import Recorder

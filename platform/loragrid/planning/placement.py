@@ -1,4 +1,4 @@
-"""How large a worker is, and how many packs a cluster can hold at once."""
+"""Computes the size of a worker, and how many packs a cluster can hold at once."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from loragrid.config.experiment import WorkersConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """The whole resources of one machine of the cluster."""
+    """The resources of one machine of the cluster, in use or not."""
 
     num_cpus: float
     num_gpus: float
@@ -17,9 +17,9 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """The workers of one pack, and how many packs fit side by side (0: none, as the cluster stands).
+    """The workers of one pack, and how many packs fit side by side (0: none on the cluster as it is now).
 
-    shard: each holds its share of the base, not the whole.
+    shard: each worker holds its share of the base, not the whole.
     """
 
     num_workers: int
@@ -30,12 +30,12 @@ class Placement:
 
     @property
     def threads(self) -> int:
-        """Torch threads per worker: more than its CPUs slow every worker of the machine down."""
+        """Torch threads per worker; more threads than CPUs would slow down all workers of the machine."""
         return max(1, math.floor(self.cpus_per_worker))
 
 
 def place(workers: WorkersConfig, nodes: Sequence[Node]) -> Placement:
-    """Size the workers to the cluster.
+    """Fit the workers to the cluster.
 
     A GPU worker takes one GPU and its share of the machine's CPUs; CPU workers of one pack share a machine's CPUs.
     """

@@ -1,27 +1,28 @@
-"""What a sweep will take on this machine: its packs on the machine's places, from timings of their shapes."""
+"""Estimates the time of a sweep on this machine from timings of its packs' shapes."""
 
 import heapq
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import torch
 
 from loragrid.config.experiment import EngineConfig
-from loragrid.formatting import count_of
+from loragrid.formatting import count_of, format_seconds
 from loragrid.planning.placement import Node, Placement, place
 from loragrid.planning.plan import Plan
+from loragrid.planning.queues import cut_for, queues_on
 from loragrid.planning.timing import PackTiming, pack_shape
-from loragrid.trials.packing import Pack, PackQueue, assign_queues, group_into_packs
+from loragrid.trials.packing import Pack, PackQueue
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimeEstimate:
-    """Seconds of a sweep's packs, by pack id, and of the whole on `num_places` places; None where not known.
+    """Seconds of a sweep's packs, by pack id, and of the whole sweep on `num_places` places; None if unknown.
 
-    queues: which packs one set of workers trains in a row. num_waves: the most packs of a place. sources: where the
-    timings come from. start_seconds: to start a queue's workers, once per queue in the total; None where no sweep has
-    shown it yet. unknown: pack id -> why its time is not known.
+    queues: the ids of the packs that one group of workers trains one after another. num_waves: the most packs of a
+    place. sources: where the timings come from. start_seconds: time to start a queue's workers, in the total once per
+    queue; None if no sweep has shown it yet. unknown: pack id -> why its time is not known.
     """
 
     num_places: int
@@ -35,8 +36,6 @@ class TimeEstimate:
 
     def sentences(self) -> list[str]:
         """The estimate as lines of a plan."""
-        from loragrid.formatting import format_seconds  # and MLflow, which a plan as JSON does without
-
         if not self.num_places:
             return ["this machine: no place for a pack (workers: more CPUs or GPUs than it has)"]
         found = [
@@ -64,16 +63,16 @@ class TimeEstimate:
 
     @property
     def excluded(self) -> str:
-        """What the total does not count."""
+        """Names the costs that the total does not count."""
         return EXCLUDED if self.start_seconds is not None else f"{START}, {EXCLUDED}"
 
     @property
     def num_packs(self) -> int:
-        """All packs of the plan."""
+        """The number of all packs of the plan."""
         return sum(len(queue) for queue in self.queues)
 
     def to_dict(self) -> dict[str, object]:
-        """As JSON can hold it, with what is no part of the seconds."""
+        """The estimate as JSON can hold it, with the costs that it does not count."""
         found = asdict(self) | {"excluded": self.excluded}
         found["lanes"] = found.pop("queues")  # the key that `plan --json` has always had
         return found
@@ -83,46 +82,38 @@ ESTIMATE_TAG = "loragrid.estimate.source"
 NO_TIMING = "no timing of its shape"
 HOW_TO_KNOW = (
     "no pack of such a shape was timed here: --calibrate times some steps, and every sweep recorded in this storage "
-    "tells of its shapes"
+    "adds timings of its shapes"
 )
 START = "starting Ray and the workers' processes (no sweep in this storage has shown it yet)"
-EXCLUDED = "tokenising, answering a task, saving checkpoints and adapters, what packs side by side take from each other"
+EXCLUDED = "tokenising, answering a task, saving checkpoints and adapters, and how packs side by side slow each other"
 
 
 def local_node() -> Node:
-    """This machine: the CPUs that this process may use, and its GPUs."""
+    """This machine, with the CPUs that this process may use and all its GPUs."""
     affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS
     num_cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
     return Node(num_cpus=num_cpus, num_gpus=torch.cuda.device_count())
 
 
 def plan_on(plan: Plan, node: Node) -> tuple[Plan, Placement]:
-    """The plan with its packs cut for one machine, as a sweep on it would cut them."""
-    experiment = plan.experiment
-    placement = place(experiment.workers, [node])
-    if not (placement.use_gpu and placement.num_packs):
-        return plan, placement
-    packs = group_into_packs(plan.trials, experiment.pack, placement.num_packs, num_workers=placement.num_workers)
-    return replace(plan, packs=tuple(packs)), placement
-
-
-def queues_of(plan: Plan, placement: Placement) -> list[PackQueue]:
-    """The packs as a sweep's first round assigns them."""
-    alone = plan.experiment.pack.max_members == 1 or placement.num_workers > 1
-    num_queues = len(plan.packs) if alone else placement.num_packs or len(plan.packs)
-    return assign_queues(plan.packs, num_queues)
+    """The plan as a sweep on a cluster of this one machine would cut it, and the sizes of its workers there."""
+    placement = place(plan.experiment.workers, [node])
+    return cut_for(plan, placement), placement
 
 
 def estimate_time(
     plan: Plan, placement: Placement, timings: Mapping[str, PackTiming], start_seconds: float | None = None
 ) -> TimeEstimate:
-    """The seconds of every pack whose shape has a timing, and of the sweep if all have, early stopping aside."""
+    """The seconds of every pack whose shape has a timing, and of the sweep if all have one; ignores early stopping.
+
+    timings: by pack shape. start_seconds: time to start a queue's workers; None if unknown.
+    """
     engine = plan.experiment.engine
     timing_of = {
         pack.pack_id: timings.get(pack_shape(pack.trials, engine, placement.num_workers, shard=placement.shard))
         for pack in plan.packs
     }
-    queues = queues_of(plan, placement)
+    queues = queues_on(plan.packs, plan.experiment, placement)
     pack_seconds: dict[str, float] = {}
     unknown: dict[str, str] = {}
     for queue in queues:
@@ -132,32 +123,40 @@ def estimate_time(
                 unknown[pack.pack_id] = timing.problem if timing else NO_TIMING
             else:
                 pack_seconds[pack.pack_id] = seconds
-    places = [0.0] * max(1, placement.num_packs)
-    num_packs_at: dict[int, int] = {}
-    heap = [(0.0, index) for index in range(len(places))]
-    for queue in queues:
-        busy, index = heapq.heappop(heap)
-        num_packs_at[index] = num_packs_at.get(index, 0) + len(queue.packs)
-        heapq.heappush(
-            heap,
-            (busy + (start_seconds or 0.0) + sum(pack_seconds.get(pack.pack_id, 0.0) for pack in queue.packs), index),
-        )
+    total_seconds, num_waves = _side_by_side(queues, pack_seconds, max(1, placement.num_packs), start_seconds or 0.0)
     return TimeEstimate(
         num_places=placement.num_packs,
         queues=tuple(tuple(pack.pack_id for pack in queue.packs) for queue in queues),
-        num_waves=max(num_packs_at.values()),
+        num_waves=num_waves,
         pack_seconds=pack_seconds,
-        total_seconds=None if unknown or not placement.num_packs else max(heap)[0],
+        total_seconds=None if unknown or not placement.num_packs else total_seconds,
         sources=tuple(dict.fromkeys(timing.source for timing in timing_of.values() if timing and not timing.problem)),
         start_seconds=start_seconds,
         unknown=unknown,
     )
 
 
+def _side_by_side(
+    queues: Sequence[PackQueue], pack_seconds: Mapping[str, float], num_places: int, start_seconds: float
+) -> tuple[float, int]:
+    """Seconds until all queues have ended, and the most packs that one place trains.
+
+    A queue starts at the place that is free first. Packs without known seconds count as zero.
+    """
+    num_packs_at = [0] * num_places
+    places = [(0.0, index) for index in range(num_places)]
+    for queue in queues:
+        busy_seconds, index = heapq.heappop(places)
+        num_packs_at[index] += len(queue.packs)
+        seconds = sum(pack_seconds.get(pack.pack_id, 0.0) for pack in queue.packs)
+        heapq.heappush(places, (busy_seconds + start_seconds + seconds, index))
+    return max(places)[0], max(num_packs_at)
+
+
 def _queue_seconds(
     packs: Sequence[Pack], engine: EngineConfig, timing_of: Mapping[str, PackTiming | None]
 ) -> list[float | None]:
-    """Each pack's seconds: the base is loaded where the pack before left none, shapes are measured once per queue."""
+    """Each pack's seconds; a pack loads the base unless the pack before left it, and a queue measures a shape once."""
     found: list[float | None] = []
     loaded: object = None
     measured: set[str] = set()

@@ -4,7 +4,6 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
 
@@ -14,24 +13,19 @@ from loragrid.formatting import count_of
 from loragrid.planning.solo_run import measure_solo
 from loragrid.planning.timing import PackTiming, num_evaluations
 from loragrid.training.assembly import build_batches, build_model
+from loragrid.training.batches import PackBatches
 from loragrid.training.cuda_graphs import BATCHES_BEFORE_CAPTURE, STEPS_BEFORE_CAPTURE
 from loragrid.training.evaluate import summed_losses
 from loragrid.training.meters import Stopwatch, wait_for
-from loragrid.training.step import one_worker, train_step
+from loragrid.training.step import PackModel, one_worker, train_step
+from loragrid.training.step_runner import StepRunner
 from loragrid.trials.packing import Pack
 from loragrid.trials.trial import Trial
 from loragrid.worker.resident_base import ResidentBase
 
 NUM_STEPS = 3
-"""Steps that are timed, after those that warm up; one is, however little time is left."""
-
-
-@dataclass(kw_only=True)
-class _SharedCosts:
-    """Seconds that packs have in common: loading a base, by base and rows; measuring a trial alone, by its shape."""
-
-    load: dict[tuple[ModelConfig, DataConfig], float] = field(default_factory=dict)
-    alone: dict[str, float] = field(default_factory=dict)
+"""Steps that are timed after the first ones; one is timed even if no time is left."""
+_NUM_FIRST_STEPS = STEPS_BEFORE_CAPTURE + 1
 
 
 def calibrate(
@@ -44,15 +38,16 @@ def calibrate(
     say: Callable[[str], None] = lambda sentence: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, PackTiming]:
-    """Pack shape -> its timing in this process, as one worker alone; shapes for which no time is left are missing.
+    """Pack shape -> its timing in this process, as one worker by itself; shapes for which no time is left are missing.
 
-    The largest packs come first. A pack that runs out of memory has a `problem` in place of a time.
+    The largest packs come first. A pack that runs out of memory has a `problem` in place of a time. `say` receives a
+    sentence for each shape.
     """
     start = clock()
     resident = ResidentBase(device, engine, 1)
+    timer = _PackTimer(resident, start + budget_seconds, clock)
     distinct = {resident.shape_of(pack.trials): pack for pack in sorted(packs, key=lambda pack: len(pack.trials))}
     found: dict[str, PackTiming] = {}
-    costs = _SharedCosts()
     for index, (shape, pack) in enumerate(reversed(distinct.items())):
         if found and clock() - start > budget_seconds:
             say(f"no time left for {len(distinct) - index} of {count_of(len(distinct), 'shape')} of packs")
@@ -65,82 +60,106 @@ def calibrate(
             with warnings.catch_warnings():
                 # Members share flat buffers, so a gradient is a view with the buffer's strides: correct.
                 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
-                found[shape] = _time_pack(resident, pack.trials, data, costs, start + budget_seconds, clock)
+                found[shape] = timer.time(pack.trials, data)
         except (torch.OutOfMemoryError, MemoryError):
             resident.release()
             found[shape] = PackTiming(source="calibrated", problem="does not fit into memory: it will be halved")
     return found
 
 
-def _time_pack(
-    resident: ResidentBase,
-    trials: Sequence[Trial],
-    data: TokenizedData,
-    costs: _SharedCosts,
-    deadline: float,
-    clock: Callable[[], float],
-) -> PackTiming:
-    """One pack's timing; what packs share is timed where it is met first, and kept in `costs`."""
-    first, device = trials[0], resident.device
-    length = data.train.input_ids.shape[1]
-    if not resident.has(first):
-        start = clock()
-        resident.load(first, data)
-        wait_for(device)
-        costs.load.setdefault((first.model, first.data), clock() - start)
-    measure = 0.0
-    for shape, trial in {resident.shape_of([trial]): trial for trial in trials}.items():
-        if shape not in costs.alone and first.training.measure_steps:
-            start = clock()
-            base = resident.load(trial, data)
-            step_runner = resident.solo_step_runner(trial, length)
-            measure_solo(trial, base, data, num_steps=trial.training.measure_steps, step_runner=step_runner)
-            costs.alone[shape] = clock() - start
-            resident.release_if_written([trial])
-        measure += costs.alone.get(shape, 0.0)
-    base = resident.load(first, data)
-    start = clock()
-    choice = resident.choose_mode(trials, length, first.training.steps)
-    batches = build_batches(trials, data, device)
-    model = build_model(trials, base)
-    step_runner = resident.step_runner(model, trials, choice, Stopwatch())
-    wait_for(device)
-    setup = clock() - start
+class _PackTimer:
+    """Times packs on one worker; costs that packs share are timed at the first pack that has them."""
 
-    def step(index: int) -> float:
-        model.completed = 0  # the table of learning rates may be shorter
-        begun = clock()
-        train_step(model, batches.training(index), one_worker, step_runner)
-        wait_for(device)
-        return clock() - begun
+    def __init__(self, resident: ResidentBase, deadline: float, clock: Callable[[], float]) -> None:
+        self._resident, self._deadline, self._clock = resident, deadline, clock
+        self._load_seconds: dict[tuple[ModelConfig, DataConfig], float] = {}
+        self._measure_seconds: dict[str, float] = {}  # of one trial by itself, by its shape
 
-    try:
-        num_first = 1 if choice.mode == "eager" else STEPS_BEFORE_CAPTURE + 1
+    def time(self, trials: Sequence[Trial], data: TokenizedData) -> PackTiming:
+        """One pack's timing; at least one step is timed, even after the deadline."""
+        first, resident = trials[0], self._resident
+        self._load(first, data)
+        measure = self._measure(trials, data)
+        base = resident.load(first, data)
+        start = self._clock()
+        choice = resident.choose_mode(trials, data.train.input_ids.shape[1], first.training.steps)
+        batches = build_batches(trials, data, resident.device)
+        model = build_model(trials, base)
+        step_runner = resident.step_runner(model, trials, choice, Stopwatch())
+        wait_for(resident.device)
+        setup = self._clock() - start
+        try:
+            startup, step = self._time_steps(
+                model, batches, step_runner, 1 if choice.mode == "eager" else _NUM_FIRST_STEPS
+            )
+            evaluation = self._time_evaluation(trials, model, batches, is_eager=choice.mode == "eager")
+        finally:
+            model.pack.detach()
+            resident.release_if_written(trials)
+        return PackTiming(
+            source="calibrated",
+            mode=step_runner.mode,
+            load=self._load_seconds[(first.model, first.data)],
+            setup=setup,
+            measure=measure,
+            startup=startup,
+            step=step,
+            evaluation=evaluation,
+        )
+
+    def _load(self, trial: Trial, data: TokenizedData) -> None:
+        if self._resident.has(trial):
+            return
+        start = self._clock()
+        self._resident.load(trial, data)
+        wait_for(self._resident.device)
+        self._load_seconds.setdefault((trial.model, trial.data), self._clock() - start)
+
+    def _measure(self, trials: Sequence[Trial], data: TokenizedData) -> float:
+        """Seconds to measure each shape of these trials by itself."""
+        resident, measured = self._resident, 0.0
+        for shape, trial in {resident.shape_of([trial]): trial for trial in trials}.items():
+            if shape not in self._measure_seconds and trials[0].training.measure_steps:
+                start = self._clock()
+                base = resident.load(trial, data)
+                step_runner = resident.solo_step_runner(trial, data.train.input_ids.shape[1])
+                measure_solo(trial, base, data, num_steps=trial.training.measure_steps, step_runner=step_runner)
+                self._measure_seconds[shape] = self._clock() - start
+                resident.release_if_written([trial])
+            measured += self._measure_seconds.get(shape, 0.0)
+        return measured
+
+    def _time_steps(
+        self, model: PackModel, batches: PackBatches, step_runner: StepRunner, num_first: int
+    ) -> tuple[float, float]:
+        """(Seconds that the first steps take beyond later ones, the median seconds of a later step)."""
+
+        def step(index: int) -> float:
+            model.completed = 0  # the table of learning rates may be shorter
+            begun = self._clock()
+            train_step(model, batches.training(index), one_worker, step_runner)
+            wait_for(self._resident.device)
+            return self._clock() - begun
+
         beginning = sum(step(index) for index in range(num_first))
         seconds = [step(num_first)]
-        while len(seconds) < NUM_STEPS and clock() < deadline:
+        while len(seconds) < NUM_STEPS and self._clock() < self._deadline:
             seconds.append(step(num_first + len(seconds)))
+        typical = statistics.median(seconds)
+        return max(0.0, beginning - num_first * typical), typical
+
+    def _time_evaluation(
+        self, trials: Sequence[Trial], model: PackModel, batches: PackBatches, *, is_eager: bool
+    ) -> float:
+        """Seconds of one pass over all evaluation rows, from one batch; a graph is captured first if training would."""
+        training = trials[0].training
         num_parts = len(batches.evaluation(len(trials)))
-        num_all = num_parts * num_evaluations(first.training.steps, first.training.eval_every, len(trials))
-        if choice.mode != "eager" and num_all > BATCHES_BEFORE_CAPTURE:
+        num_all = num_parts * num_evaluations(training.steps, training.eval_every, len(trials))
+        if not is_eager and num_all > BATCHES_BEFORE_CAPTURE:
             for _ in range(BATCHES_BEFORE_CAPTURE + 1):
                 summed_losses(model, batches, num_batches=1)
-            wait_for(device)
-        begun = clock()
+            wait_for(self._resident.device)
+        begun = self._clock()
         summed_losses(model, batches, num_batches=1)
-        wait_for(device)
-        evaluation = (clock() - begun) * num_parts
-    finally:
-        model.pack.detach()
-        resident.release_if_written(trials)
-    typical = statistics.median(seconds)
-    return PackTiming(
-        source="calibrated",
-        mode=step_runner.mode,
-        load=costs.load[(first.model, first.data)],
-        setup=setup,
-        measure=measure,
-        startup=max(0.0, beginning - num_first * typical),
-        step=typical,
-        evaluation=evaluation,
-    )
+        wait_for(self._resident.device)
+        return (self._clock() - begun) * num_parts

@@ -22,7 +22,7 @@ _HOST_AND_PORT = re.compile(r"[^:/]+:\d{1,5}")
 
 @contextmanager
 def connected_to_ray(address: str | None) -> Iterator[bool]:
-    """Within, this process is connected to Ray; gives True when the cluster was started for it alone.
+    """Within, this process is connected to Ray; yields whether the cluster was started only for it.
 
     Raises:
         ValueError: no cluster answers at the address.
@@ -53,7 +53,7 @@ def cluster_nodes() -> list[Node]:
 
 
 def check_placement(experiment: Experiment, placement: Placement, is_local: bool, console: Console) -> None:
-    """Refuse on a fixed machine what it can never hold; on a cluster, which may grow, say that it must.
+    """Refuse packs that a fixed machine can never hold; on a cluster, which may grow, print that it has to.
 
     Raises:
         ValueError: one pack's workers do not fit on this machine.
@@ -73,7 +73,7 @@ def check_placement(experiment: Experiment, placement: Placement, is_local: bool
 
 
 def warn_of_slow_arithmetic(the_plan: Plan, placement: Placement, console: Console) -> None:
-    """Say that bfloat16 on a processor without it is many times slower than float32 (backward 47 times, on AVX2)."""
+    """Warn of bfloat16 on a processor without it: it is many times slower than float32 (backward on AVX2: 47 times)."""
     on_cpu = not placement.use_gpu and any(trial.model.dtype == "bfloat16" for trial in the_plan.trials)
     capability = torch.backends.cpu.get_cpu_capability()
     if on_cpu and not capability.startswith(("AVX512", "SVE")):

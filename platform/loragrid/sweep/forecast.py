@@ -1,4 +1,4 @@
-"""Foretells a sweep on this machine: calibrates where asked to, and otherwise takes what was measured before."""
+"""Predicts the time of a sweep on this machine, from a calibration if asked for, otherwise from earlier timings."""
 
 import os
 from pathlib import Path
@@ -18,30 +18,30 @@ CALIBRATION_SECONDS = 120.0
 def forecast(
     plan: Plan, console: Console, *, calibrated: bool = False, budget_seconds: float = CALIBRATION_SECONDS
 ) -> tuple[Plan, TimeEstimate]:
-    """The plan with its packs cut for this machine, and what it will take here.
+    """The plan with its packs cut for this machine, and the time it is expected to take here.
 
     Raises:
-        ValueError: a calibration was asked for that one process cannot make.
+        ValueError: a calibration was asked for, and one process cannot make it.
     """
     plan, placement = plan_on(plan, local_node())
     if calibrated:
         calibrate_here(plan, placement, console, budget_seconds)
-    if not _may_know(plan):
+    if not _may_have_timings(plan):
         return plan, estimate_time(plan, placement, {})
-    from loragrid.sweep.timing_history import known_timings, recorded_start  # and MLflow and Ray: seconds
+    from loragrid.sweep.timing_history import known_timings, recorded_start  # imports MLflow and Ray: seconds
 
     return plan, estimate_time(plan, placement, known_timings(plan, placement), recorded_start(plan))
 
 
-def _may_know(plan: Plan) -> bool:
-    """Whether there is a place where times of earlier sweeps and calibrations could be."""
+def _may_have_timings(plan: Plan) -> bool:
+    """Whether there is a place that could hold timings of earlier sweeps or calibrations."""
     experiment = plan.experiment
     elsewhere = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "://" in experiment.storage.path
     return bool(elsewhere) or Path(experiment.storage.path).expanduser().is_dir()
 
 
 def too_large(plan: Plan, memory_bytes: int) -> list[str]:
-    """Of the largest packs, those whose steps need more than a GPU of this machine has, as lines of a plan."""
+    """One line of a plan for each of the largest packs whose steps need more memory than `memory_bytes`, a GPU's."""
     found = []
     for pack in plan.largest_packs():
         estimate = plan.gpu_memory(pack)
@@ -55,23 +55,27 @@ def too_large(plan: Plan, memory_bytes: int) -> list[str]:
 
 
 def gpu_memory_here() -> int | None:
-    """Bytes of this machine's first GPU; None without one."""
+    """Memory of this machine's first GPU in bytes; None without one."""
     return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
 
 def calibrate_here(plan: Plan, placement: Placement, console: Console, budget_seconds: float) -> None:
-    """Time the plan's packs on one place of this machine and keep that in the storage folder."""
+    """Time the plan's packs with one worker of this machine, and save the timings in the storage folder.
+
+    Raises:
+        ValueError: packs need several workers or fit on this machine nowhere, or a deterministic kernel is missing.
+    """
     if placement.num_workers > 1:
         raise ValueError(
             f"--calibrate: workers.num_workers: {placement.num_workers}: a calibration is one process, which cannot "
-            "tell what workers wait for each other; allowed: --set workers.num_workers=1, or no --calibrate"
+            "measure how long workers wait for each other; allowed: --set workers.num_workers=1, or no --calibrate"
         )
     if not placement.num_packs:
         raise ValueError("--calibrate: no pack fits on this machine (workers: more CPUs or GPUs than it has)")
 
     from loragrid.planning.timing import save_timings
-    from loragrid.sweep.calibration import calibrate  # with MLflow and Ray, which a plan alone does without
-    from loragrid.sweep.run import tokenize
+    from loragrid.sweep.calibration import calibrate  # imports MLflow and Ray, which a mere plan does not need
+    from loragrid.sweep.rows import tokenize
     from loragrid.sweep.storage import local_folder
     from loragrid.sweep.timing_history import device_here
 

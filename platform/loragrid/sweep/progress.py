@@ -1,4 +1,4 @@
-"""What a running sweep looks like in the terminal: a live table, or plain lines where there is no terminal."""
+"""Shows a running sweep: a live table on a terminal, plain lines otherwise."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -24,7 +24,7 @@ class _PackState:
     completed: int = 0
     losses: dict[str, float] = field(default_factory=dict)
     eval_losses: dict[str, float] = field(default_factory=dict)
-    # Step and time of the first and the latest report with steps: what came before it (compiling) does not come again.
+    # (step, time) of the first report with steps: earlier work (compiling) does not recur, so no rate includes it.
     first_report: tuple[int, float] | None = None
     seconds_left: float | None = None
     last_line: float = float("-inf")
@@ -65,9 +65,9 @@ class SweepProgress:
         self._line(first.pack_id, f"{count_of(len(first.trials), 'trial')}, starting workers", at_once=True)
 
     def updated(self, update: PackUpdate) -> None:
-        """A pack has reported."""
+        """A queue has reported an update of a pack."""
         state = self._packs.get(update.pack_id)
-        if state is None and update.phase == "ended":  # what its rung decided, after its last step
+        if state is None and update.phase == "ended":  # decided at its rung, after its last step
             state = _PackState(phase="ended", steps=update.steps)
         elif state is None:
             state = self._packs[update.pack_id] = _PackState(phase="", steps=update.steps)
@@ -121,15 +121,15 @@ class SweepProgress:
             self._packs.pop(pack.pack_id, None)
 
     def failed(self, queue: PackQueue, reason: str, ended: Iterable[str] = ()) -> None:
-        """A queue has failed, and with it the trials `ended`; of the rest others may be trained elsewhere."""
+        """A queue has failed, and with it the trials `ended`; its other trials may be trained elsewhere."""
         self._ended |= set(ended)
         for pack in queue.packs:
             self._packs.pop(pack.pack_id, None)
-        # A reason is not markup: "[/tmp/file]" in it would be taken for a tag.
+        # `Text`, because a reason is not markup: "[/tmp/file]" in it would be read as a tag.
         self.console.print(Text(f"{queue.queue_id} failed:", style="bold red"), Text(reason))
 
     def halved(self, pack: Pack) -> None:
-        """Memory ran out for a pack: fewer of its trials are run at once."""
+        """A pack ran out of memory and is trained as two."""
         self._line(pack.pack_id, f"its {count_of(len(pack.trials), 'trial')} are run in two packs", at_once=True)
 
     def _line(self, pack_id: str, text: str, *, at_once: bool) -> None:
@@ -171,7 +171,7 @@ class SweepProgress:
 
 
 def _describe(parameters: Mapping[str, object]) -> str:
-    """A trial in a few words: its method, rank, ratio, learning rate and seed."""
+    """A trial in a few words: method, rank, ratio, learning rate and seed."""
     shown = [("method.rank", "rank"), ("method.lr_ratio", "ratio"), ("training.lr", "lr"), ("seed", "seed")]
     words = [f"{name} {parameters[key]:g}" for key, name in shown if isinstance(parameters.get(key), int | float)]
     return " ".join([str(parameters["method.name"]), *words])

@@ -1,33 +1,31 @@
-"""The Ray that a sweep has started for itself: who ends a whole group of processes ends it together with the sweep."""
+"""The Ray processes that a sweep has started for itself: a signal to a process group ends them together with it."""
 
-import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import psutil
-import ray
+
+from loragrid.sweep.ray_internals import is_ray_command
 
 POLL_SECONDS = 0.05
-# So long after a group of processes was sent SIGTERM the first of Ray's, Python programs without a handler, are gone.
+# After a SIGTERM to a process group, the first of Ray's processes (Python programs without a handler) end within this.
 GROUP_ENDS_SECONDS = 2.0
 
 
 def own_ray_processes() -> list[psutil.Process]:
-    """Those of Ray's processes that this process has started; none of a cluster that was there before."""
-    package = f"{Path(ray.__file__).parent}{os.sep}"
+    """Ray's processes that this process has started; none of a cluster that was there before."""
     found = []
     for child in psutil.Process().children():
         try:
-            if any(word.startswith(package) for word in child.cmdline()):
+            if is_ray_command(child.cmdline()):
                 found.append(child)
-        except psutil.Error:  # it has just ended, or is somebody else's
+        except psutil.Error:  # it has just ended, or it belongs to another user
             continue
     return found
 
 
 def is_ending(processes: Sequence[psutil.Process]) -> bool:
-    """Whether one of the processes has ended, or does so within two seconds."""
+    """Whether one of the processes has ended, or ends within two seconds."""
     deadline = time.monotonic() + GROUP_ENDS_SECONDS
     while processes:
         if not all(_is_alive(process) for process in processes):
@@ -43,5 +41,5 @@ def _is_alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-    except psutil.Error:  # it cannot be asked: nothing says that it has ended
+    except psutil.Error:  # its state cannot be read, so nothing shows that it has ended
         return True

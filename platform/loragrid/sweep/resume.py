@@ -1,4 +1,4 @@
-"""Decides what is left to do of a sweep that was run before."""
+"""Decides which trials of a sweep that was run before are still to be trained."""
 
 from dataclasses import replace
 
@@ -14,12 +14,12 @@ from loragrid.trials.packing import group_into_packs
 
 
 def previous_sweep(the_plan: Plan, recorder: Recorder, name: str | None, console: Console) -> PreviousSweep | None:
-    """The sweep to go on with, after MLflow has all that was recorded of it; None where there is none yet.
+    """The sweep to resume, after its whole record was delivered to MLflow; None if there is none yet.
 
-    A job that is started again by itself, whatever became of it the first time, wants just that.
+    None instead of an error lets a job be restarted unconditionally: with no earlier sweep, --resume starts the first.
 
     Raises:
-        ValueError: it is still running, or MLflow does not take its record.
+        ValueError: the sweep is still running, or MLflow does not accept its record.
     """
     experiment = the_plan.experiment
     sync(spool_folder(experiment), experiment.name)
@@ -42,7 +42,7 @@ def previous_sweep(the_plan: Plan, recorder: Recorder, name: str | None, console
 
 
 def report_previous(the_plan: Plan, recorder: Recorder, console: Console) -> None:
-    """Say that a part of this was done before, where it was."""
+    """Print that an earlier sweep has trained some of these trials, if one has."""
     previous = find_previous(recorder.experiment_name, recorder.tracking_uri, None, whole=False)
     if previous is None:
         return
@@ -50,7 +50,7 @@ def report_previous(the_plan: Plan, recorder: Recorder, console: Console) -> Non
     if previous.begun or len(done) < len(the_plan.trials):
         console.print(
             f"{previous.name} has ended {len(done)} of these {count_of(len(the_plan.trials), 'trial')}; all are "
-            "trained anew (--resume would train the rest)",
+            "trained again (--resume would train only the rest)",
             style="yellow",
             highlight=False,
         )
@@ -59,8 +59,8 @@ def report_previous(the_plan: Plan, recorder: Recorder, console: Console) -> Non
 def remaining_plan(the_plan: Plan, previous: PreviousSweep, num_places: int = 1) -> Plan:
     """The plan without the trials that have ended.
 
-    Packs stay what they were, for half-trained members go on in their company; unless trials were added since: what is
-    left is then packed anew, for as many places.
+    Packs keep their other trials, because half-trained members continue together. Only if trials were added since, the
+    remaining ones are packed again, for `num_places` places.
     """
     trials = tuple(trial for trial in the_plan.trials if trial.trial_id not in previous.outcome.statuses)
     if identify(trial.trial_id for trial in the_plan.trials) != previous.trials:

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 
 import psutil
 
+from loragrid.sweep.ray_internals import STOP_TUNE
 from loragrid.sweep.ray_processes import is_ending
 
-# A second SIGTERM within so long is the first one, sent to the process's group as well.
-SAME_WISH_SECONDS = 1.0
+# A second SIGTERM within this time is the same request, sent to the process's group as well.
+SAME_REQUEST_SECONDS = 1.0
 
 
 class SweepInterrupted(KeyboardInterrupt):
@@ -24,43 +25,50 @@ class SweepInterrupted(KeyboardInterrupt):
 
 @contextmanager
 def ended_by_signals(own_ray: Sequence[psutil.Process] = ()) -> Iterator[list[int]]:
-    """Within, SIGINT and SIGTERM let Tune end in good order; gives those that came. A later one ends it at once.
+    """Within, the first SIGINT or SIGTERM lets Tune end in good order, and a later one ends it at once.
 
-    Tune stops at SIGUSR1. Its own handler of SIGINT does not say afterwards that it was called, and Ray's of SIGTERM
-    prints a stack of C++. Only a main thread can handle signals.
+    Yields the list of the signals that have come. Does nothing outside the main thread: no other can handle signals.
 
     `timeout`, Slurm and systemd send SIGTERM to a whole group of processes, and so to the Ray that was started for this
-    sweep: without it Tune would wait for a minute, and then be ended by Ray. (SIGINT is nothing to Ray's processes.)
-    `own_ray` tells by its end that this is so. `timeout` sends it to the process and to its group, which is one wish.
+    sweep. Without that Ray, Tune would wait for a minute and then be ended by Ray, so it is ended at once. `own_ray`,
+    the processes of that Ray, show this by their end. (Ray's processes ignore SIGINT.)
     """
-    came: list[int] = []
-    first = 0.0
     if threading.current_thread() is not threading.main_thread():
-        yield came
+        yield []
         return
+    handler = _Handler(own_ray)
+    # `STOP_TUNE` is handled first and restored last: by default it would kill the process.
+    handlers = {STOP_TUNE: handler.stop_before_tune, signal.SIGINT: handler.stop, signal.SIGTERM: handler.stop}
+    before = {number: signal.signal(number, new) for number, new in handlers.items()}
+    try:
+        yield handler.received
+    finally:
+        for number in reversed(handlers):
+            signal.signal(number, before[number])
 
-    def stop(number: int, frame: object) -> None:
-        nonlocal first
-        if came:
-            if number == came[0] == signal.SIGTERM and time.monotonic() - first < SAME_WISH_SECONDS:
+
+class _Handler:
+    """What a sweep does when a signal comes."""
+
+    def __init__(self, own_ray: Sequence[psutil.Process]) -> None:
+        self.received: list[int] = []
+        self._own_ray = own_ray
+        self._first_time = 0.0
+
+    def stop(self, number: int, frame: object) -> None:
+        """Ask Tune to stop; raise KeyboardInterrupt if it was asked before, or if its Ray is ending too."""
+        if self.received:
+            # `timeout` sends SIGTERM to the process and to its group.
+            is_new = time.monotonic() - self._first_time >= SAME_REQUEST_SECONDS
+            if number == self.received[0] == signal.SIGTERM and not is_new:
                 return
             raise KeyboardInterrupt
-        first = time.monotonic()
-        came.append(number)
-        if number == signal.SIGTERM and is_ending(own_ray):
+        self._first_time = time.monotonic()
+        self.received.append(number)
+        if number == signal.SIGTERM and is_ending(self._own_ray):
             raise KeyboardInterrupt
-        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(STOP_TUNE)
 
-    def stop_at_once(number: int, frame: object) -> None:
-        raise KeyboardInterrupt  # Tune is not there yet
-
-    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.getsignal(number) for number in handled}
-    signal.signal(signal.SIGUSR1, stop_at_once)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def stop_before_tune(self, number: int, frame: object) -> None:
+        """Tune has not installed its own handler yet."""
+        raise KeyboardInterrupt

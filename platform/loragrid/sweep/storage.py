@@ -1,4 +1,4 @@
-"""Where an experiment's files lie: half-trained trials, and the record on its way to MLflow."""
+"""Where the files of an experiment lie: states of half-trained trials, and the record on its way to MLflow."""
 
 import contextlib
 import hashlib
@@ -19,11 +19,10 @@ NODE_ANSWERS_SECONDS = 60.0
 
 
 def storage_uri(experiment: Experiment) -> str:
-    """Where trials and Ray's own files lie: `storage.path`, absolute where it is no URI, for Ray's processes have
-    working folders of their own.
+    """The folder or URI of `storage.path`; a folder is absolute, because Ray's processes have other working folders.
 
     Raises:
-        ValueError: no folder of this machine, or a URI that pyarrow does not know.
+        ValueError: it is neither a folder of this machine nor a URI that pyarrow knows.
     """
     path = experiment.storage.path
     if "://" not in path:
@@ -41,13 +40,13 @@ def storage_uri(experiment: Experiment) -> str:
 
 
 def below(uri: str, *parts: str) -> str:
-    """A folder below a storage URI, whose options stay behind it: `s3://bucket/path?endpoint_override=host:9000`."""
+    """A folder below a storage URI; options stay at its end, as in `s3://bucket/path?endpoint_override=host:9000`."""
     folder, question_mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
     return "/".join([folder.rstrip("/"), *parts]) + question_mark + options
 
 
 def local_folder(experiment: Experiment) -> Path:
-    """Where this machine keeps what it alone needs: the storage folder; for a URI a folder in LoraGrid's cache."""
+    """The folder for files that only this machine needs: the storage folder; for a URI a folder in LoraGrid's cache."""
     uri = storage_uri(experiment)
     if "://" in uri:
         return cache_folder() / "storage" / hashlib.sha256(uri.encode()).hexdigest()[:16]
@@ -55,17 +54,17 @@ def local_folder(experiment: Experiment) -> Path:
 
 
 def trial_store(experiment: Experiment, sweep: str) -> TrialStore:
-    """Where a sweep's half-trained trials lie."""
+    """The store of the states of a sweep's half-trained trials."""
     return TrialStore(below(storage_uri(experiment), "trials", sweep))
 
 
 def spool_folder(experiment: Experiment) -> Path:
-    """Where the record waits for MLflow."""
+    """The folder in which the record waits for MLflow."""
     return local_folder(experiment) / SPOOL_FOLDER
 
 
 def check_storage(experiment: Experiment) -> None:
-    """Make sure that the storage can be written.
+    """Check that the storage can be written.
 
     Raises:
         ValueError: it cannot.
@@ -87,10 +86,10 @@ def check_storage(experiment: Experiment) -> None:
 
 
 def check_nodes_share(experiment: Experiment) -> None:
-    """Make sure that all of the cluster's machines see the storage: a trial goes on wherever there is room.
+    """Check that all machines of the cluster see the storage, because a trial may continue on any of them.
 
     Raises:
-        ValueError: one does not.
+        ValueError: a machine does not see it.
     """
     uri = storage_uri(experiment)
     own = ray.get_runtime_context().get_node_id()
@@ -100,7 +99,7 @@ def check_nodes_share(experiment: Experiment) -> None:
         return
     folder = fs.FileSystem.from_uri(uri)[1] if "://" in uri else uri
 
-    def sees(path: str) -> bool:  # a function of its own, which Ray sends by value: the node may lack LoraGrid
+    def sees(path: str) -> bool:  # a local function, which Ray sends by value: the node may lack LoraGrid
         import os.path
 
         return os.path.exists(path)
@@ -111,11 +110,11 @@ def check_nodes_share(experiment: Experiment) -> None:
                 num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)
             )
             answer = False
-            with contextlib.suppress(ray.exceptions.RayError):  # a node that is just going has not seen it either
+            with contextlib.suppress(ray.exceptions.RayError):  # a node that is just leaving does not see it either
                 answer = ray.get(task.remote(probe.name), timeout=NODE_ANSWERS_SECONDS)
             if not answer:
                 raise ValueError(
                     f"storage.path: {uri}: the cluster's node {address} does not see what this machine writes there: "
-                    "no trial could go on on another node; allowed: a folder that all nodes share, or a URI such as "
+                    "no trial could continue on another node; allowed: a folder that all nodes share, or a URI such as "
                     "s3://bucket/path"
                 )

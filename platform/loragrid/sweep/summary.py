@@ -1,4 +1,4 @@
-"""What a sweep came to, for its own run in MLflow: counts, the best trial, the cost, and the picture of its curves."""
+"""Summarises a sweep in its own MLflow run: counts, the best trial, the cost, and the picture of its curves."""
 
 import tempfile
 import time
@@ -18,49 +18,49 @@ from loragrid.trials.metrics import best_figure_keys
 BEST_TRIAL_TAG = "loragrid.best_trial"
 BEST_METRIC_TAG = "loragrid.best_trial.metric"
 FIGURES = "figures"
-# The sweep's end waits long for a store that fails, so that the record arrives; a summary can be read from that.
+# Short, because `end_sweep` waits long for a store that fails; the summary can be computed from the record later.
 SUMMARY_PATIENCE_SECONDS = 2.0
 START_METRIC = "sweep/start_seconds"
 
 
 class SweepCost:
-    """Adds up what a sweep takes: wall-clock seconds, and those for which its queues hold GPUs."""
+    """Adds up the cost of a sweep: wall-clock seconds, and the seconds for which its queues hold GPUs."""
 
     def __init__(self, gpus_per_queue: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._gpus_per_queue = clock, gpus_per_queue
         self._start = clock()
         self._queues: dict[str, float] = {}
         self._gpu_seconds = 0.0
-        self._first_word: float | None = None
+        self._first_report: float | None = None
 
     def queue_started(self, queue: str) -> None:
-        """A queue asks for its workers; more than one call does nothing."""
+        """A queue asks for its workers; further calls do nothing."""
         self._queues.setdefault(queue, self._clock())
 
-    def queue_spoke(self, queue: str) -> None:
-        """A queue's workers have said something; only the first word of the first queue counts."""
-        if self._first_word is None and queue in self._queues:
-            self._first_word = self._clock() - self._queues[queue]
+    def queue_reported(self, queue: str) -> None:
+        """A queue's workers have reported; only the first report of a sweep counts, as the time that a start takes."""
+        if self._first_report is None and queue in self._queues:
+            self._first_report = self._clock() - self._queues[queue]
 
     def queue_ended(self, queue: str) -> None:
-        """A queue has given its workers back."""
+        """A queue has released its workers."""
         if queue in self._queues:
             self._gpu_seconds += self._gpus_per_queue * (self._clock() - self._queues.pop(queue))
 
     def metrics(self) -> dict[str, float]:
-        """By metric key; queues that have not ended count up to now."""
+        """Metric key -> seconds; queues that have not ended count up to now."""
         now = self._clock()
         running = self._gpus_per_queue * sum(now - start for start in self._queues.values())
         found = {"sweep/wall_seconds": now - self._start}
-        if self._first_word is not None:
-            found[START_METRIC] = self._first_word
+        if self._first_report is not None:
+            found[START_METRIC] = self._first_report
         return found | ({"sweep/gpu_seconds": self._gpu_seconds + running} if self._gpus_per_queue else {})
 
 
 def record_summary(recorder: Recorder, sweep: str, cost: SweepCost) -> pd.DataFrame | None:
-    """Record the summary of a sweep whose trials have ended; nothing where MLflow does not answer.
+    """Record the summary of a sweep whose trials have ended; return the curves that MLflow holds.
 
-    What a sweep cost that is taken up again is added to what it had cost before. Gives the curves that MLflow holds.
+    Does nothing and returns None if MLflow does not answer. The cost of a resumed sweep is added to its earlier cost.
     """
     if not recorder.deliver(SUMMARY_PATIENCE_SECONDS):
         return None
@@ -78,7 +78,7 @@ def record_summary(recorder: Recorder, sweep: str, cost: SweepCost) -> pd.DataFr
 
 
 def summary_metrics(comparison: Comparison) -> dict[str, float]:
-    """How the trials ended, and the figures of the best on the evaluation rows; those on test rows choose nothing."""
+    """Counts of trials by how they ended, and the best trial's figures; it is chosen on evaluation rows only."""
     rows = comparison.table.to_dict("records")
     ends = Counter("stopped" if is_stopped_early(row) else str(row["status"]).lower() for row in rows)
     metrics = {f"sweep/trials_{end}": float(ends[end]) for end in ("finished", "failed", "stopped")}

@@ -1,4 +1,4 @@
-"""What is known of the time that packs take: what was calibrated, and what earlier sweeps in MLflow have shown."""
+"""Collects known timings of packs: from calibrations, and from earlier sweeps in MLflow."""
 
 import json
 import statistics
@@ -22,15 +22,16 @@ from loragrid.worker.worker_tags import cpu_name
 
 
 def device_of(tags: Mapping[str, str]) -> str:
-    """What a worker with these tags computes on: times of one do not hold for another."""
+    """The device of a worker with these tags; timings of one device do not hold for another."""
     return f"{tags.get(DEVICE_TAG, '')}, {tags.get('loragrid.threads', '')} threads"
 
 
 def known_timings(plan: Plan, placement: Placement) -> dict[str, PackTiming]:
-    """Timings of the plan's shapes on this machine: those of steps in the mode that the plan expects first.
+    """Pack shape -> timing on this machine, for those shapes of the plan that have one.
 
-    Of two such the calibrated one. Others tell more than nothing: a plan knows neither the rows' real length, by which
-    "auto" decides, nor a capture that will fail.
+    Timings in the mode of steps that the plan expects come first, and of these the calibrated one. A timing in another
+    mode is better than none, because a plan knows neither the real length of the rows, by which "auto" decides, nor
+    whether a capture will fail.
     """
     experiment, device = plan.experiment, device_here(placement)
     shapes = {
@@ -46,20 +47,20 @@ def known_timings(plan: Plan, placement: Placement) -> dict[str, PackTiming]:
         recorded = recorded_timings(uri, device, {key: kind for key, kind in shapes.items() if key not in as_expected})
         better = {key for key, timing in recorded.items() if key not in known or timing.mode == shapes[key].mode}
         return known | {key: recorded[key] for key in better}
-    except (MlflowException, ValueError):  # a store that is away, or of another kind, has nothing to tell
+    except (MlflowException, ValueError):  # the store does not answer, or is of another kind
         return known
 
 
 def device_here(placement: Placement) -> str:
-    """What a worker here computes on; `nvidia-smi` is asked, for torch would open a context on the GPU."""
+    """The device of a worker on this machine, from `nvidia-smi`, because torch would open a context on the GPU."""
     name = hardware_tags().get("loragrid.gpu", "").partition(" × ")[2].partition(",")[0] if placement.use_gpu else ""
     return device_of({DEVICE_TAG: name or cpu_name(), "loragrid.threads": str(placement.threads)})
 
 
 def recorded_start(plan: Plan) -> float | None:
-    """Seconds from a queue's start to its workers' first word in the latest sweep of the plan's store; None: not known.
+    """Seconds from a queue's start to its workers' first report in the latest sweep of the store; None if unknown.
 
-    Ray, the workers' processes and their imports; it hardly depends on what is trained.
+    They cover Ray, the workers' processes and their imports, and hardly depend on what is trained.
     """
     try:
         uri = default_tracking_uri(plan.experiment.storage.path, plan.experiment.tracking.uri)
@@ -78,16 +79,16 @@ def recorded_start(plan: Plan) -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class PackKind:
-    """What packs of a shape have in common: how many members they have, and how their steps are expected to run."""
+    """Common to all packs of a shape: the number of members, and the mode in which their steps are expected to run."""
 
     num_members: int
     mode: str
 
 
 def recorded_timings(tracking_uri: str, device: str, shapes: Mapping[str, PackKind]) -> dict[str, PackTiming]:
-    """What finished trials of packs of these shapes have shown on this device (as `device_of` names it), by shape.
+    """Pack shape -> timing from finished trials on this device (as `device_of` names it).
 
-    Of those whose steps were run in the shape's mode, where there are any.
+    Trials whose steps ran in the shape's mode come first. Of several timings it is the one with the median step.
     """
     path = sqlite_path(tracking_uri)
     if path is not None and not path.exists():
@@ -109,7 +110,7 @@ def recorded_timings(tracking_uri: str, device: str, shapes: Mapping[str, PackKi
 
 
 def _recorded(run: Run, num_members: int) -> PackTiming | None:
-    """What a trial's run tells of its pack; a start-up that was not compiling is spread over the steps."""
+    """The timing of a trial's pack from its run; a start-up other than compiling is spread over the steps."""
     metrics, parameters = run.data.metrics, run.data.params
     try:
         steps, every = int(parameters["training.steps"]), json.loads(parameters.get("training.eval_every", "null"))

@@ -1,4 +1,4 @@
-"""LoraGrid inside a sweep of the user's own: a Tune trainable, and the callback that records it."""
+"""LoraGrid inside the user's own Tune sweep: a trainable, and the callback that records it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,29 +13,32 @@ from loragrid.models.loading import load_tokenizer
 from loragrid.planning.placement import place
 from loragrid.sweep.callback import RecordingCallback
 from loragrid.sweep.cluster import cluster_nodes
+from loragrid.sweep.ray_internals import check_ray_version
 from loragrid.sweep.ray_trainer import drive_queue
-from loragrid.sweep.run import open_recorder, sweep_parameters
+from loragrid.sweep.record import open_recorder, sweep_parameters
 from loragrid.sweep.storage import below, storage_uri, trial_store
 from loragrid.sweep.tune_runner import lightweight
 from loragrid.trials.expand import trial_from_axes
 from loragrid.trials.packing import Pack, PackQueue
 from loragrid.trials.tags import QUESTION_TAG
 from loragrid.worker.environment import environment_tags
+from loragrid.worker.messages import WorkerTask
 
 
 def trainable(experiment: Experiment) -> Callable[[dict[str, Any]], None]:
     """A Tune trainable whose config is one point of the experiment, as axis paths.
 
-    For instance `{"method.name": "lora", "method.rank": 8, "training.lr": 1e-3, "seed": 0}`; what a point leaves out
-    comes from the experiment. Every report has `step` and the latest `train_loss` and `eval_loss` (evaluated every
+    An example is `{"method.name": "lora", "method.rank": 8, "training.lr": 1e-3, "seed": 0}`; keys that a point leaves
+    out come from the experiment. Every report has `step` and the latest `train_loss` and `eval_loss` (evaluated every
     `training.eval_every` steps; infinite once the trial has diverged), so any searcher and scheduler of Tune can drive
-    it. Give it to a `tune.Tuner` of your own; add `recording(experiment)` to
-    the callbacks of its `RunConfig` to have the trials in MLflow.
+    it. Pass it to your own `tune.Tuner`; add `recording(experiment)` to the callbacks of its `RunConfig` to record the
+    trials in MLflow.
 
     Raises:
-        ValueError: the experiment stops trials early, which is the `Tuner`'s business here; in the Tune trial: a point
-            that is no trial.
+        ValueError: the installed Ray is not supported, or the experiment stops trials early, which only the `Tuner` may
+            do here; in the Tune trial: a point that is no trial.
     """
+    check_ray_version()
     if experiment.early_stopping is not None:
         raise ValueError("early_stopping: give your Tuner a scheduler instead; allowed here: null")
     storage = below(storage_uri(experiment), "ray", experiment.name)
@@ -45,21 +48,27 @@ def trainable(experiment: Experiment) -> Callable[[dict[str, Any]], None]:
         queue = queue_at(experiment, config, tune.get_context().get_trial_id())
         trial = queue.trials[0]
         data = load_data(trial.data, trial.model, load_tokenizer(trial.model))
-        drive_queue(
-            queue,
-            {(trial.model, trial.data): ray.put(data)},
-            place(experiment.workers, cluster_nodes()),
-            storage,
-            store,
+        placement = place(experiment.workers, cluster_nodes())
+        task = WorkerTask(
+            queue=queue,
+            rows={(trial.model, trial.data): ray.put(data)},
+            store=store,
+            threads=placement.threads,
             engine=experiment.engine,
             by_tune=True,
+            shard=placement.shard,
         )
+        drive_queue(task, placement, storage)
 
     return lightweight(train_point)  # type: ignore[no-any-return]
 
 
 def queue_at(experiment: Experiment, axes: Mapping[str, Any], tune_trial_id: str) -> PackQueue:
-    """A queue of the one trial at a point; a searcher may visit a point twice, so Tune's id is part of the trial's."""
+    """A queue with the one trial at a point; a searcher may visit a point twice, so Tune's id is part of the trial's.
+
+    Raises:
+        ValueError: the point is no trial of the experiment.
+    """
     trial = trial_from_axes(experiment, axes)
     trial_id = f"{trial.trial_id}-{tune_trial_id}"
     pack = Pack(pack_id=trial_id, trials=(replace(trial, trial_id=trial_id),))

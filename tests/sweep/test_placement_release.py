@@ -9,7 +9,7 @@ import ray
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
 from ray.util.placement_group import placement_group
 
-from loragrid.sweep.ray_trainer import _FreePlaces
+from loragrid.sweep.ray_internals import placement_release
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.usefixtures("ray_of_two_cpus")]
 
@@ -28,7 +28,7 @@ def test_a_controller_that_could_not_end_its_workers_gives_their_places_back_as_
     handle = DefaultPlacementGroupHandle(placement_group([{"CPU": 2}]))
     assert handle.wait(60)
     state = SimpleNamespace(placement_group_handle=handle)
-    places = _FreePlaces()
+    places = placement_release()
     places.after_worker_group_start(SimpleNamespace(get_worker_group_state=lambda: state))
     assert free_cpus(0.0) == 0.0
     asyncio.run(places.before_controller_shutdown())

@@ -1,0 +1,36 @@
+"""Tokenises the rows that a sweep trains on, before Ray starts."""
+
+from rich.console import Console
+
+from loragrid.config.experiment import DataConfig, ModelConfig
+from loragrid.data.dataset import TokenizedData, load_data
+from loragrid.evaluation.task_scorer import task_scorer
+from loragrid.formatting import count_of
+from loragrid.models.loading import load_tokenizer
+from loragrid.planning.plan import Plan
+
+
+def tokenize(the_plan: Plan, console: Console) -> dict[tuple[ModelConfig, DataConfig], TokenizedData]:
+    """The rows of every distinct model and data set of the plan; prints how many there are and what was skipped.
+
+    Raises:
+        ValueError: the data cannot be read, or the task of a trial cannot be scored on it.
+    """
+    tokenized: dict[tuple[ModelConfig, DataConfig], TokenizedData] = {}
+    for trial in the_plan.trials:
+        key = (trial.model, trial.data)
+        if key in tokenized:
+            continue
+        data = load_data(trial.data, trial.model, load_tokenizer(trial.model))
+        tokenized[key] = data
+        if trial.task is not None:
+            task_scorer(trial.task, trial.model, data)  # refuse here what no worker could score
+        skipped = "".join(f"; skipped {count}: {reason}" for reason, count in data.skipped.items() if count)
+        tested = f", {len(data.test)} to test" if len(data.test) else ""
+        console.print(
+            f"data {trial.data.name}: {count_of(len(data.train), 'row')} to train on, {len(data.evaluation)} to "
+            f"evaluate{tested}{skipped}",
+            highlight=False,
+            markup=False,
+        )
+    return tokenized

@@ -1,0 +1,120 @@
+"""Writes a sweep into MLflow: a run for every trial that starts, and the end of the sweep's own run."""
+
+from collections.abc import Iterable, Mapping
+
+import pandas as pd
+
+from loragrid.sweep.summary import SweepCost, record_summary
+from loragrid.sweep.trial_writer import TrialWriter
+from loragrid.tracking.previous_run import PreviousSweep
+from loragrid.tracking.recorder import Recorder
+from loragrid.tracking.store_uri import card_tags
+from loragrid.trials.outcome import INVARIANT_VIOLATED, SweepOutcome, TrialEnd
+from loragrid.trials.tags import LABEL_TAG
+from loragrid.trials.trial import Trial
+from loragrid.worker.checkpoints import TrialStore
+from loragrid.worker.messages import PackUpdate
+
+
+class SweepWriter:
+    """The trials of a sweep that have started, how they ended, and what is recorded of both.
+
+    environment: tags of every trial's run. previous: what was recorded when the sweep was run before.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        store: TrialStore,
+        environment: Mapping[str, str],
+        previous: PreviousSweep | None = None,
+    ) -> None:
+        self.recorder, self.store = recorder, store
+        self.outcome = SweepOutcome()
+        self.curves: pd.DataFrame | None = None
+        """After `close`: all curves as MLflow holds them, if the summary has read them."""
+        self._environment = environment
+        self._previous = previous.begun if previous is not None else {}
+        if previous is not None:
+            self.outcome.statuses.update(previous.outcome.statuses)
+            self.outcome.reasons.update(previous.outcome.reasons)
+        self._trials: dict[str, TrialWriter] = {}
+        self._closed = False
+
+    def has_started(self, trial: Trial) -> bool:
+        """Whether the trial's run was opened."""
+        return trial.trial_id in self._trials
+
+    def has_ended(self, trial: Trial) -> bool:
+        """Whether the trial has ended, in this run of the sweep or before."""
+        return trial.trial_id in self.outcome.statuses
+
+    def open_trials(self, trials: Iterable[Trial]) -> list[Trial]:
+        """Those of the trials that have started and have not ended."""
+        return [trial for trial in trials if self.has_started(trial) and not self.has_ended(trial)]
+
+    def start(self, trials: Iterable[Trial], pack_id: str) -> None:
+        """Open the runs of those trials that have none: parameters, counts and the method's card."""
+        for trial in trials:
+            if self.has_started(trial):
+                continue
+            label = {LABEL_TAG: trial.label or trial.method.name}
+            tags = {"loragrid.pack": pack_id, **label, **self._environment, **card_tags(trial.method.card)}
+            writer = self._trials[trial.trial_id] = TrialWriter(trial, self.recorder)
+            if trial.trial_id in self._previous:
+                writer.resume(tags, self._previous[trial.trial_id])
+            else:
+                writer.open(tags)
+
+    def write(self, update: PackUpdate) -> None:
+        """Record an update of started trials: steps, figures, tags and ends."""
+        for trial_id, records in update.records.items():
+            if trial_id not in self.outcome.statuses:
+                self._trials[trial_id].add_records(records)
+        for trial_id, figures in update.figures.items():
+            self._trials[trial_id].add_figures(figures)
+        for trial_id, tags in update.tags.items():
+            self._trials[trial_id].add_tags(tags)
+        for trial_id, end in update.ended.items():
+            if trial_id not in self.outcome.statuses:
+                self.end(self._trials[trial_id].trial, end)
+
+    def end(self, trial: Trial, end: TrialEnd) -> None:
+        """Record how a started trial ended; delete its states if it will not continue from them."""
+        trial_id = trial.trial_id
+        end = self._trials[trial_id].end(end, self.store)
+        self.outcome.statuses[trial_id] = end.status
+        if end.reason:
+            self.outcome.reasons[trial_id] = end.reason
+        if not self._closed:  # an interrupted trial may be resumed one day
+            self.store.mark_ended(trial_id)
+        # A state that violates an invariant is useless: if the trial is run again, it starts from the beginning.
+        if self.outcome.is_final(trial_id) or end.reason.startswith(INVARIANT_VIOLATED):
+            self.store.delete_states(trial_id)
+
+    def close(self, planned: Iterable[str] = (), cost: SweepCost | None = None) -> None:
+        """End the sweep's run, and what is still open in it; more than one call does nothing.
+
+        planned: ids of trials; if one of them has not ended, the sweep was interrupted. cost: recorded with a summary.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        is_whole = self.outcome.statuses.keys() >= set(planned)
+        still_open = self.open_trials(writer.trial for writer in self._trials.values())
+        for trial in still_open:
+            self.end(trial, TrialEnd(status="KILLED", reason="interrupted"))
+        if cost is not None:
+            self._summarise(cost)
+        failed = "FAILED" in self.outcome.statuses.values()
+        interrupted = still_open or not is_whole
+        self.recorder.end_sweep("KILLED" if interrupted else "FAILED" if failed else "FINISHED")
+        # The states of the other trials stay: a resumed sweep continues from them.
+        self.store.delete(trial_id for trial_id in self._trials if self.outcome.is_final(trial_id))
+
+    def _summarise(self, cost: SweepCost) -> None:
+        """Record the sweep's summary; whatever goes wrong there, the sweep itself ends as it would without."""
+        try:
+            self.curves = record_summary(self.recorder, self.recorder.sweep_name, cost)
+        except Exception as error:  # from MLflow, the database driver or matplotlib: the trials are recorded
+            self.recorder.log_sweep_summary({}, {"loragrid.summary.problem": f"{type(error).__name__}: {error}"})
