@@ -107,7 +107,7 @@ def _draw(
     skipped: Counter[str],
     known: Mapping[tuple[int, ...], str],
 ) -> list[LabelledTokens]:
-    """Draw the rows of a split from its source or the train source; removes the rows it read from the order in `deck`."""
+    """Draw the rows of a split from its source or the train source; removes what it read from the order in `deck`."""
     origin = split if split in sources else "train"
     rows = sources[origin].rows
     found, num_seen = _take(sources[origin], deck[origin], num_wanted, skipped, known)
