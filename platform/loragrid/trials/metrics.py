@@ -26,22 +26,22 @@ _COST_METRICS: dict[str, str] = {
     "parameters/shared": "numbers that are frozen and shared by all layers (VeRA's projections)",
     "memory/base_bytes": "bytes of the base's weights (of a sharded base one worker's share) and buffers; exact",
     "memory/adapter_bytes": "bytes of the method's own tensors, trained or frozen: LoRA-FA's A, VeRA's projections "
-    "once, Delta-LoRA's reference, full fine-tuning's float32 copy of a base in another type; exact, measured alone",
-    "memory/gradient_bytes": "bytes of the gradients that live from step to step; exact, measured alone",
-    "memory/optimizer_bytes": "bytes of AdamW's moments, and the few numbers its update reads; exact, measured alone",
-    "memory/saved_activation_bytes": "bytes autograd keeps from forward to backward; exact, measured alone",
-    "memory/loss_bytes": "bytes the loss holds at its peak (logits of a chunk) beyond what it saves; measured alone",
-    "memory/peak_allocated_bytes": "peak of the allocated GPU memory in a training step; measured alone",
-    "memory/peak_reserved_bytes": "peak of the reserved GPU memory in a training step; measured alone",
-    "memory/eval_peak_allocated_bytes": "peak of the allocated GPU memory in an evaluation; measured alone",
-    "memory/eval_peak_reserved_bytes": "peak of the reserved GPU memory in an evaluation; measured alone",
+    "once, Delta-LoRA's reference, full fine-tuning's float32 copy of a base in another type; exact, measured solo",
+    "memory/gradient_bytes": "bytes of the gradients that live from step to step; exact, measured solo",
+    "memory/optimizer_bytes": "bytes of AdamW's moments, and the few numbers its update reads; exact, measured solo",
+    "memory/saved_activation_bytes": "bytes autograd keeps from forward to backward; exact, measured solo",
+    "memory/loss_bytes": "bytes the loss holds at its peak (logits of a chunk) beyond what it saves; measured solo",
+    "memory/peak_allocated_bytes": "peak of the allocated GPU memory in a training step; measured solo",
+    "memory/peak_reserved_bytes": "peak of the reserved GPU memory in a training step; measured solo",
+    "memory/eval_peak_allocated_bytes": "peak of the allocated GPU memory in an evaluation; measured solo",
+    "memory/eval_peak_reserved_bytes": "peak of the reserved GPU memory in an evaluation; measured solo",
     "memory/peak_resident_bytes": "peak of the process's resident memory in a training step, on a CPU",
-    "memory/pack_estimated_bytes": "GPU memory that the trial's last pack was expected to allocate, from shapes alone",
+    "memory/pack_estimated_bytes": "GPU memory that the trial's last pack was expected to allocate, from shapes only",
     "memory/pack_peak_bytes": "peak of the GPU memory that it did allocate",
-    "time/step_seconds": "one optimizer step; measured alone",
-    "throughput/tokens_per_second": "non-padding tokens trained per second; measured alone",
+    "time/step_seconds": "one optimizer step; measured solo",
+    "throughput/tokens_per_second": "non-padding tokens trained per second; measured solo",
     "throughput/model_flops_per_second": "floating-point operations per second that the base itself needs for the "
-    "non-padding tokens of a step, the method's own products not counted; of one worker, measured alone",
+    "non-padding tokens of a step, the method's own products not counted; of one worker, measured solo",
     "throughput/device_limit_flops_per_second": "operations per second of the fastest matrix product in the "
     "base's type, measured on the device",
     "throughput/device_limit_seconds": "time of that measurement, once per process; part of time/measure_seconds",
@@ -137,6 +137,6 @@ def sweep_note(question: str, experiment_name: str, *, trials: str, charts: str)
         + "* **What it ran on**: the tags `loragrid.version.*`, `loragrid.device`, `loragrid.model.weights`,"
         + " `loragrid.data.digest`; `loragrid compare` reports where trials differ in them.\n\n"
         + f"| metric | is |\n|---|---|\n{glossary}\n\n"
-        + "A metric that is missing was not measured. Memory and time per method are measured on the trial alone, never"
+        + "A metric that is missing was not measured. Memory and time per method are measured in a pack of one, never"
         + " on a pack that it shared with others."
     )

@@ -152,6 +152,27 @@ def test_the_task_but_not_its_schedule_identifies_a_trial() -> None:
     assert sharing_key(trial(plain)) == sharing_key(trial(plain))
 
 
+@pytest.mark.parametrize(
+    ("task", "trial_id"),
+    [
+        ({"kind": "exact_match", "answer_after": "####", "normalise": "number"}, "lora-67faa5c2"),
+        ({"kind": "exact_match", "temperature": 0.7, "top_p": 0.9, "seed": 3, "every": 5}, "lora-755516ba"),
+        ({"kind": "label_likelihood"}, "lora-5684b78d"),
+        ({"kind": "label_likelihood", "labels": ["yes", "no"], "likelihood": "per_token"}, "lora-dcf35ab2"),
+    ],
+)
+def test_ids_from_before_kinds_had_own_keys_stay(task: dict[str, Any], trial_id: str) -> None:
+    (trial,) = expand(with_task(task))
+    assert trial.trial_id == trial_id
+
+
+def test_a_dump_from_before_kinds_had_own_keys_loads() -> None:
+    foreign = {"answer_after": None, "answer_at": "last", "max_new_tokens": 256, "seed": 0, "temperature": None}
+    assert with_task({"kind": "label_likelihood"} | foreign) == with_task({"kind": "label_likelihood"})
+    with pytest.raises(ExperimentError, match=r"task\.seed: 1: belongs to kind: exact_match"):
+        with_task({"kind": "label_likelihood"} | foreign | {"seed": 1})
+
+
 def test_the_decoding_in_effect_is_a_part_of_the_record() -> None:
     (greedy,) = expand(with_task({"kind": "exact_match", "answer_after": "####"}))
     recorded = {key: value for key, value in greedy.parameters().items() if key.startswith("task.")}
