@@ -28,7 +28,7 @@ def sections_of(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
         yield from sections_of_field(field)
 
 
-SECTIONS = list(dict.fromkeys([Experiment, *sections_of(Experiment), *task_kinds().values()]))
+SECTIONS: list[type[BaseModel]] = [Experiment, *dict.fromkeys(sections_of(Experiment)), *task_kinds().values()]
 KEYS = [
     pytest.param(section, key, id=f"{section.__name__}.{key}") for section in SECTIONS for key in section.model_fields
 ]
