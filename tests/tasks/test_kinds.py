@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -109,7 +110,7 @@ def trials_of(setup: Setup, folder: Path, task: str) -> list[Trial]:
     file = folder / "lengths.yaml"
     file.write_text(FILE.format(model=setup.model.name, rows=setup.data.name, task=task), encoding="utf-8")
     task_config = load_experiment(file).task
-    small = {"steps": STEPS, "batch_size": 4, "lr": 0.02, "measure_steps": 0}
+    small: dict[str, Any] = {"steps": STEPS, "batch_size": 4, "lr": 0.02, "measure_steps": 0}
     trials = [setup.trial(name, {"rank": 4}, seed=seed, **small) for name in ("lora", "vera") for seed in (0, 1)]
     return [
         replace(t, task=task_config, trial_id=f"{t.method.name}-{t.seed}")
