@@ -26,9 +26,7 @@ def rates(experiment: Experiment) -> list[float]:
 
 
 @pytest.mark.parametrize(("low", "high", "points"), [(1e-4, 1e-2, 5), (3e-5, 0.7, 9), (0.001, 0.002, 2)])
-def test_a_ladder_is_numpys_geometric_series_with_its_ends_as_they_are_written(
-    low: float, high: float, points: int
-) -> None:
+def test_a_ladder_is_numpys_geometric_series_with_exact_ends(low: float, high: float, points: int) -> None:
     values = ladder_values("lr", {"ladder": [low, high], "points": points})
     assert (values[0], values[-1], len(values)) == (low, high, points)
     numpy.testing.assert_allclose(values, numpy.geomspace(low, high, points), rtol=5e-4)
@@ -39,7 +37,7 @@ def test_between_whole_numbers_a_ladder_has_whole_numbers() -> None:
     assert ladder_values("rank", {"ladder": [4, 64], "points": 5}) == [4, 8, 16, 32, 64]
 
 
-def test_a_ladder_stays_one_in_an_experiment_and_in_the_file_that_it_is_written_back_to() -> None:
+def test_a_ladder_is_written_back_as_a_ladder() -> None:
     ladder = {"ladder": [4, 64], "points": 3}
     mapping = BASE | {
         "methods": ["lora", {"name": "vera", "grid": {"lr": {"ladder": [1, 4], "points": 3}}}],
@@ -59,7 +57,7 @@ def test_a_ladder_stays_one_in_an_experiment_and_in_the_file_that_it_is_written_
     assert yaml.safe_load(experiment_to_yaml(taken_over))["grid"]["method.rank"] == ladder
 
 
-def test_a_methods_own_ladder_and_one_for_all_make_the_trials_of_the_list() -> None:
+def test_ladders_make_the_same_trials_as_lists() -> None:
     ladder = {"ladder": [1e-4, 1e-2], "points": 3}
     own = experiment_from_mapping(BASE | {"methods": [{"name": "vera", "grid": {"lr": ladder}}]}, "f.yaml")
     for_all = experiment_from_mapping(BASE | {"methods": ["vera"], "grid": {"training.lr": ladder}}, "f.yaml")

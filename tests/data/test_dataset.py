@@ -105,9 +105,7 @@ def test_every_label_is_the_token_after_its_position(load: Loader) -> None:
     assert (rows.label_targets[~real] == -100).all()
 
 
-def test_shapes_are_those_of_the_longest_row_and_the_same_in_both_parts(
-    load: Loader, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_shapes_fit_the_longest_row_of_all_splits(load: Loader, tokenizer: PreTrainedTokenizerBase) -> None:
     data = load(PAIRS)
     both = torch.cat([data.train.num_tokens, data.evaluation.num_tokens])
     assert data.train.input_ids.shape == (10, int(both.max()))
@@ -120,7 +118,7 @@ def test_shapes_are_those_of_the_longest_row_and_the_same_in_both_parts(
         assert (ids[:length] != tokenizer.pad_token_id).all()
 
 
-def test_all_tokens_but_the_first_are_labels_of_text_and_of_loss_on_all(load: Loader) -> None:
+def test_text_and_loss_on_all_label_every_token(load: Loader) -> None:
     for rows, fields in (([{"text": f"Some text {n}"} for n in range(5)], {}), (PAIRS, {"loss_on": "all"})):
         train = load(rows, **fields).train
         assert torch.equal((train.label_targets >= 0).sum(1), train.num_tokens - 1)
@@ -128,9 +126,7 @@ def test_all_tokens_but_the_first_are_labels_of_text_and_of_loss_on_all(load: Lo
         assert torch.equal(train.label_targets[0, : first - 1], train.input_ids[0, 1:first])
 
 
-def test_every_assistant_turn_of_a_chat_is_a_label_and_nothing_else(
-    load: Loader, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_labels_of_a_chat_are_the_assistant_turns(load: Loader, tokenizer: PreTrainedTokenizerBase) -> None:
     chats = [
         [
             ("system", "Be brief."),
@@ -165,9 +161,7 @@ def test_chat_whose_template_rewrites_earlier_turns_is_skipped_and_counted(
     assert data.skipped == {"earlier turns rewritten by the chat template": 2}
 
 
-def test_chat_template_that_asks_for_the_date_always_gets_the_same(
-    load: Loader, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_a_chat_template_always_gets_the_same_date(load: Loader, tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.chat_template = TEMPLATE_WITH_DATE
     data = load([chat("Well?", f"Yes {n}.") for n in range(4)])
     length = data.train.num_tokens[0]
@@ -182,9 +176,7 @@ def test_chat_template_is_part_of_what_is_cached(load: Loader, tokenizer: PreTra
     assert load(rows).digest != before.digest
 
 
-def test_special_tokens_that_a_tokenizer_adds_are_kept_at_the_start_and_not_in_the_middle(
-    load: Loader, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_added_special_tokens_stay_at_the_start_only(load: Loader, tokenizer: PreTrainedTokenizerBase) -> None:
     from tokenizers import processors
 
     ids = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<|start|>", "<|end|>")]
@@ -229,14 +221,14 @@ def test_row_of_exactly_max_length_is_kept(load: Loader) -> None:
 # Which rows are taken
 
 
-def test_eval_rows_are_not_trained_on_even_when_they_stand_in_the_file_twice(load: Loader) -> None:
+def test_repeated_eval_rows_are_not_trained_on(load: Loader) -> None:
     data = load([*PAIRS, *PAIRS], num_eval=6)
     assert not as_set(data.train) & as_set(data.evaluation)
     assert data.skipped["same as an eval row"] >= 1
     assert len(data.train) + len(data.evaluation) + data.skipped["same as an eval row"] == 2 * len(PAIRS)
 
 
-def test_eval_rows_do_not_depend_on_the_number_of_train_rows(load: Loader) -> None:
+def test_eval_rows_do_not_depend_on_num_train(load: Loader) -> None:
     few, many = load(PAIRS, num_train=3), load(PAIRS)
     assert (len(few.train), len(many.train)) == (3, 10)
     assert [row[row > 0].tolist() for row in few.evaluation.input_ids] == [
@@ -276,7 +268,7 @@ def test_eval_rows_can_come_from_a_file_of_their_own(
 # Sources
 
 
-def test_the_same_rows_give_the_same_tokens_from_every_kind_of_file(load: Loader, tmp_path: Path) -> None:
+def test_every_format_yields_the_same_tokens(load: Loader, tmp_path: Path) -> None:
     rows = [{"prompt": f'A, "{n}"\nand 007?', "completion": "NA"} for n in range(9)]
     with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["prompt", "completion"])
@@ -447,7 +439,7 @@ def test_chat_that_the_template_refuses_is_named(load: Loader, tokenizer: PreTra
 # Batches
 
 
-def test_an_epoch_takes_every_row_once_in_an_order_of_its_own() -> None:
+def test_an_epoch_takes_every_row_once_in_its_order() -> None:
     steps = torch.cat([batch_indices(10, 4, seed=0, step=step) for step in range(5)])
     first, second = steps[:10].tolist(), steps[10:].tolist()
     assert sorted(first) == sorted(second) == list(range(10))

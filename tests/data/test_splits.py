@@ -57,7 +57,7 @@ def no_row_in_two_splits(data: TokenizedData) -> bool:
 
 
 @pytest.mark.parametrize("copies", [1, 2, 5])
-def test_no_row_stands_in_two_splits_however_often_the_file_holds_it(load: Any, copies: int) -> None:
+def test_a_repeated_row_is_in_one_split_only(load: Any, copies: int) -> None:
     data = load(PAIRS * copies, num_eval=5, num_test=4)
     assert (len(data.evaluation), len(data.test)) == (5, 4)
     assert no_row_in_two_splits(data)
@@ -65,7 +65,7 @@ def test_no_row_stands_in_two_splits_however_often_the_file_holds_it(load: Any, 
     assert (sum(data.skipped.values()) > 0) == (copies > 1)
 
 
-def test_no_row_stands_in_two_splits_where_each_has_a_file_of_its_own(load: Any, tmp_path: Path) -> None:
+def test_splits_from_separate_files_share_no_row(load: Any, tmp_path: Path) -> None:
     eval_name, test_name = write(tmp_path / "e.jsonl", PAIRS[:6]), write(tmp_path / "t.jsonl", PAIRS[4:12])
     data = load(PAIRS, eval_name=eval_name, test_name=test_name, num_eval=6, num_test=6)
     assert [len(getattr(data, split)) for split in SPLITS] == [8, 6, 6]
@@ -73,7 +73,7 @@ def test_no_row_stands_in_two_splits_where_each_has_a_file_of_its_own(load: Any,
     assert data.skipped == {"same as an eval row": 2 + 6, "same as a test row": 6}
 
 
-def test_a_test_file_of_its_own_leaves_the_other_rows_as_they_are(load: Any, tmp_path: Path) -> None:
+def test_a_separate_test_file_changes_no_other_split(load: Any, tmp_path: Path) -> None:
     without = load(PAIRS, num_eval=5)
     others = [{"prompt": "Another:", "completion": f" {number}"} for number in range(3)]
     data = load(PAIRS, num_eval=5, num_test=3, test_name=write(tmp_path / "t.jsonl", others))
@@ -82,7 +82,7 @@ def test_a_test_file_of_its_own_leaves_the_other_rows_as_they_are(load: Any, tmp
     assert digests(without)["test"] == []
 
 
-def test_test_rows_depend_neither_on_the_number_of_train_rows_nor_on_padding(load: Any) -> None:
+def test_test_rows_depend_on_neither_num_train_nor_padding(load: Any) -> None:
     few, many = load(PAIRS, num_eval=5, num_test=4, num_train=2), load(PAIRS, num_eval=5, num_test=4)
     assert digests(few)["test"] == digests(many)["test"]
     long = [*PAIRS, {"prompt": "A long one, " * 3, "completion": " yes"}]
@@ -108,7 +108,7 @@ def test_too_few_test_rows_are_refused_with_the_key(load: Any, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("key", ["test_name", "test_split"])
-def test_a_source_of_test_rows_without_a_number_of_them_is_refused(key: str) -> None:
+def test_a_test_source_without_num_test_is_refused(key: str) -> None:
     with pytest.raises(ValueError, match=rf"{key}.*num_test"):
         DataConfig.model_validate({"name": "some/data", key: "test.jsonl"})
 
@@ -118,7 +118,7 @@ def tested(tiny_gpt2_dir: Path, chat_jsonl: Path) -> Setup:
     return make_setup(tiny_gpt2_dir, chat_jsonl, "float64", num_test=11)
 
 
-def test_the_scores_of_rows_add_up_to_the_loss_that_evaluation_gives(tested: Setup) -> None:
+def test_row_scores_add_up_to_the_evaluation_loss(tested: Setup) -> None:
     trials = mixed_trials(tested, steps=4)
     run = run_pack(tested, trials)
     batches = build_batches(trials, tested.rows, run.model.base.device)
@@ -130,7 +130,7 @@ def test_the_scores_of_rows_add_up_to_the_loss_that_evaluation_gives(tested: Set
         assert own.columns["num_labels"] == (tested.rows.evaluation.label_targets >= 0).sum(1).tolist()
 
 
-def test_a_rows_score_is_the_same_alone_and_in_any_pack(tested: Setup) -> None:
+def test_a_row_scores_the_same_in_any_pack(tested: Setup) -> None:
     trials = mixed_trials(tested, steps=3)
     packed = run_pack(tested, trials)
     scores = score_rows_alone(

@@ -96,9 +96,7 @@ def by_transformers(base: Any, prompt: Sequence[int], ends: Sequence[int]) -> li
     return found[:end]
 
 
-def test_every_members_greedy_answers_are_those_of_transformers_on_its_merged_model(
-    setup: Setup, tmp_path: Path
-) -> None:
+def test_greedy_answers_equal_transformers_on_the_merged_model(setup: Setup, tmp_path: Path) -> None:
     model = lively_pack(setup)
     endless = generate(model, PROMPTS, KEYS, decoding(), one_worker)
     # Tokens that the answers do hold, so that rows end early, late and never.
@@ -116,7 +114,7 @@ def test_every_members_greedy_answers_are_those_of_transformers_on_its_merged_mo
         assert packed[member] == [by_transformers(single, prompt, ends) for prompt in PROMPTS], member
 
 
-def test_the_answers_of_peft_on_an_exported_adapter_are_the_same(setup: Setup, tmp_path: Path) -> None:
+def test_peft_answers_the_same_with_the_exported_adapter(setup: Setup, tmp_path: Path) -> None:
     import peft
 
     model = lively_pack(setup)
@@ -174,7 +172,7 @@ def test_generating_leaves_attention_adapters_and_losses_as_they_were(setup: Set
     assert torch.equal(before.last_hidden_state, after.last_hidden_state)
 
 
-def test_a_base_that_keeps_its_layers_inputs_alone_answers_the_same(setup: Setup) -> None:
+def test_activation_checkpointing_leaves_answers_the_same(setup: Setup) -> None:
     model = lively_pack(setup)
     expected = generate(model, PROMPTS, KEYS, decoding(), one_worker)
     checkpoint_activations(model.base, True)
@@ -219,7 +217,7 @@ def test_members_that_are_no_longer_active_hold_nobody_up(setup: Setup) -> None:
     assert len(forwards) == 1
 
 
-def test_a_base_that_masks_no_padding_is_refused_where_it_is_to_answer_prompts(
+def test_a_base_that_masks_no_padding_is_refused(
     setup: Setup, tiny_gpt2_dir: Path, chat_jsonl: Path, tmp_path: Path
 ) -> None:
     check_left_padding(setup.base(), torch.tensor(PROMPTS[0]), "exact_match")
@@ -234,7 +232,7 @@ def test_a_base_that_masks_no_padding_is_refused_where_it_is_to_answer_prompts(
     warm.load(trial, rwkv.rows)
 
 
-def test_a_base_that_masks_padding_in_one_dtype_alone_is_refused_in_the_other() -> None:
+def test_inexact_masking_in_one_dtype_is_refused() -> None:
     # Its position bias is float32, and what it adds to a mask of float64 is beyond float32's range.
     bloom = BloomForCausalLM(BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4)).eval()
     check_left_padding(bloom, torch.arange(1, 13), "exact_match")
@@ -242,7 +240,7 @@ def test_a_base_that_masks_padding_in_one_dtype_alone_is_refused_in_the_other() 
         check_left_padding(bloom.double(), torch.arange(1, 13), "exact_match")
 
 
-def test_sampled_answers_follow_from_seed_and_row_and_not_from_the_pack(setup: Setup) -> None:
+def test_sampled_answers_depend_on_seed_and_row_only(setup: Setup) -> None:
     model = lively_pack(setup)
     sampling = decoding(temperature=1.5, top_p=0.9, seed=4)
     sampled = generate(model, PROMPTS, KEYS, sampling, one_worker)

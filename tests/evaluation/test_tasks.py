@@ -133,7 +133,7 @@ def likeliest_by_logits(base: PreTrainedModel, setup: Setup, split: str, *, per_
 
 
 @pytest.mark.parametrize("split", ["eval", "test"])
-def test_every_members_right_answers_are_those_of_transformers_on_its_model(
+def test_right_answers_equal_transformers_on_the_merged_model(
     setup: Setup, trained: Run, tmp_path: Path, split: str
 ) -> None:
     batches = build_batches(trials_of(setup, None), setup.rows, trained.model.base.device)
@@ -149,7 +149,7 @@ def test_every_members_right_answers_are_those_of_transformers_on_its_model(
 
 @pytest.mark.parametrize("split", ["eval", "test"])
 @pytest.mark.parametrize("likelihood", ["summed", "per_token"])
-def test_every_members_likeliest_label_is_the_one_that_its_logits_show(
+def test_the_likeliest_label_follows_from_the_logits(
     setup: Setup, trained: Run, tmp_path: Path, split: str, likelihood: str
 ) -> None:
     batches = build_batches(trials_of(setup, None), setup.rows, trained.model.base.device)
@@ -174,9 +174,7 @@ def test_the_bare_base_is_scored_under_any_pack(setup: Setup, trained: Run, task
 
 
 @pytest.mark.parametrize("task", [EXACT, LIKELY], ids=["exact_match", "label_likelihood"])
-def test_workers_and_micro_batches_share_the_rows_and_find_the_same(
-    setup: Setup, trained: Run, task: TaskConfig
-) -> None:
+def test_workers_and_micro_batches_find_the_same_scores(setup: Setup, trained: Run, task: TaskConfig) -> None:
     trials, device = trials_of(setup, None), trained.model.base.device
     scorer = scorer_of(setup, task)
     one = scorer.score(trained.model, build_batches(trials, setup.rows, device), "test", one_worker)["correct"]
@@ -208,7 +206,7 @@ def _decide(scorer: TaskScorer, shares: Sequence[torch.Tensor], task: TaskConfig
     return right
 
 
-def test_accuracy_is_looked_at_before_the_first_step_after_the_last_and_when_asked(setup: Setup) -> None:
+def test_figures_are_measured_at_both_ends_and_every_so_often(setup: Setup) -> None:
     for fields, expected in (
         ({}, {0, STEPS}),
         ({"base": False}, {STEPS}),
@@ -228,9 +226,7 @@ def read_scores(seen: Seen, trial: Trial) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("task", [EXACT, LIKELY], ids=["exact_match", "label_likelihood"])
-def test_the_record_holds_accuracies_the_column_correct_the_decoding_and_the_time(
-    setup: Setup, trained: Run, task: TaskConfig
-) -> None:
+def test_the_record_holds_figures_row_scores_decoding_and_time(setup: Setup, trained: Run, task: TaskConfig) -> None:
     trials = trials_of(setup, task)
     seen = queue(setup, [trials])
     assert {end.status for end in seen.ended.values()} == {"FINISHED"}
@@ -253,7 +249,7 @@ def test_the_record_holds_accuracies_the_column_correct_the_decoding_and_the_tim
         assert seen.ended[trial.trial_id].seconds["generate"] > 0
 
 
-def test_a_task_changes_no_step_and_without_one_nothing_is_generated(setup: Setup) -> None:
+def test_a_task_changes_no_training_step(setup: Setup) -> None:
     with_task, without = trials_of(setup, EXACT), trials_of(setup, None)
     seen, plain = queue(setup, [with_task]), queue(setup, [without])
     for ours, theirs in zip(with_task, without, strict=True):
@@ -278,9 +274,7 @@ def test_trials_stopped_at_a_rung_answer_nothing(setup: Setup) -> None:
         assert looked == ({0} if trial in stopped else {0, STEPS})
 
 
-def test_forgetting_is_the_texts_loss_of_the_base_and_of_each_members_model(
-    setup: Setup, trained: Run, tmp_path: Path
-) -> None:
+def test_held_out_text_loss_equals_each_models_own_loss(setup: Setup, trained: Run, tmp_path: Path) -> None:
     trials = trials_of(setup, None)
     seen = queue(setup, [trials])
     pieces = setup.rows.held_out_text
@@ -307,9 +301,7 @@ def test_forgetting_is_the_texts_loss_of_the_base_and_of_each_members_model(
     assert seen.records(trials[2])[STEPS]["forgetting/loss"] == pytest.approx(base_loss, rel=1e-12)
 
 
-def test_the_text_is_cut_into_pieces_without_overlap_and_read_from_any_kind_of_file(
-    tiny_gpt2_dir: Path, tmp_path: Path
-) -> None:
+def test_held_out_text_is_cut_without_overlap_from_any_format(tiny_gpt2_dir: Path, tmp_path: Path) -> None:
     model = ModelConfig(name=str(tiny_gpt2_dir))
     tokenizer = load_tokenizer(model)
     rows = tmp_path / "rows.jsonl"

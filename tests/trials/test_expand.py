@@ -33,12 +33,12 @@ def table(trials: list[Trial], *keys: str) -> list[tuple[Any, ...]]:
     return [tuple(trial.parameters().get(key) for key in keys) for trial in trials]
 
 
-def test_an_experiment_without_axes_is_one_trial_per_method_with_seed_0() -> None:
+def test_without_axes_each_method_has_one_trial() -> None:
     trials = expand(experiment(methods=["lora", "frozen"]))
     assert table(trials, "method.name", "method.rank", "seed") == [("lora", 8, 0), ("frozen", None, 0)]
 
 
-def test_trials_come_in_the_order_of_the_file_with_the_seed_last() -> None:
+def test_trials_follow_the_files_order_with_seeds_last() -> None:
     methods = ["vera", {"name": "lora", "grid": {"alpha": [16, 32], "lr": [1e-3, 1e-4]}}]
     trials = expand(experiment(methods=methods, grid={"seed": [1, 0], "method.rank": [8, 4]}))
     assert table(trials[:4], "method.name", "method.rank", "seed") == [
@@ -57,7 +57,7 @@ def test_trials_come_in_the_order_of_the_file_with_the_seed_last() -> None:
     assert len(trials) == 4 + 16
 
 
-def test_an_axis_applies_to_every_method_that_has_the_field_and_does_not_set_it() -> None:
+def test_an_axis_applies_to_methods_that_leave_it_open() -> None:
     methods = ["lora", {"name": "vera", "rank": 64}, {"name": "lora_plus", "grid": {"rank": [2]}}, "frozen"]
     trials = expand(experiment(methods=methods, grid={"method.rank": [4, 8]}))
     assert table(trials, "method.name", "method.rank") == [
@@ -69,7 +69,7 @@ def test_an_axis_applies_to_every_method_that_has_the_field_and_does_not_set_it(
     ]
 
 
-def test_a_methods_own_learning_rate_goes_before_the_axis_and_the_training_section() -> None:
+def test_a_methods_own_learning_rate_overrides_axis_and_section() -> None:
     methods = [
         "lora",
         {"name": "vera", "lr": 0.1, "clip_norm": None},
@@ -110,7 +110,7 @@ def test_trials_share_the_sections_that_no_axis_changes() -> None:
     assert first.data is whole.data
 
 
-def test_an_id_is_the_method_and_eight_digits_and_the_same_in_every_process() -> None:
+def test_an_id_is_the_same_in_every_process() -> None:
     trials = expand(load_experiment(EXPERIMENTS / "quickstart.yaml"))
     assert all(re.fullmatch(rf"{trial.method.name}-[0-9a-f]{{8}}", trial.trial_id) for trial in trials)
     code = (
@@ -149,7 +149,7 @@ def test_whatever_changes_the_result_changes_the_id(changes: Mapping[str, Any]) 
     assert plain.trial_id != changed.trial_id
 
 
-def test_a_list_of_modules_and_a_pattern_of_the_same_letters_are_two_trials() -> None:
+def test_a_module_list_and_an_equal_pattern_are_two_trials() -> None:
     one, two = expand(experiment(grid={"method.target_modules": [["q", "v"], "q,v"]}))
     assert one.trial_id != two.trial_id
 
@@ -172,7 +172,7 @@ def test_what_does_not_change_the_result_leaves_the_id(changes: Mapping[str, Any
     assert plain.trial_id == changed.trial_id
 
 
-def test_extending_a_grid_keeps_the_ids_of_the_trials_that_were_there() -> None:
+def test_extending_a_grid_keeps_existing_ids() -> None:
     before = expand(experiment(grid={"method.rank": [4], "seed": [0]}))
     after = expand(experiment(methods=["vera", "lora"], grid={"method.rank": [2, 4], "seed": [0, 1]}))
     assert {trial.trial_id for trial in before} < {trial.trial_id for trial in after}
@@ -210,7 +210,7 @@ def test_an_impossible_combination_is_refused_naming_where_the_value_stands() ->
         experiment(grid={"training.batch_size": [8, 6]}, training={"steps": 20, "micro_batch_size": 4})
 
 
-def test_a_point_of_a_users_own_sweep_is_the_trial_the_grid_would_have_made() -> None:
+def test_a_users_point_is_the_grids_trial() -> None:
     whole = experiment(
         methods=["lora", "vera"], grid={"method.rank": [4, 8], "seed": [0, 1], "training.lr": [0.1, 0.2]}
     )
@@ -218,7 +218,7 @@ def test_a_point_of_a_users_own_sweep_is_the_trial_the_grid_would_have_made() ->
     assert trial_from_axes(whole, axes) in expand(whole)
 
 
-def test_a_point_whose_batch_cannot_be_shared_or_cut_is_refused() -> None:
+def test_a_point_with_an_indivisible_batch_is_refused() -> None:
     whole = experiment(workers={"num_workers": 2}, training={"steps": 20, "micro_batch_size": 4})
     assert trial_from_axes(whole, {"training.batch_size": 16}).training.micro_batch_size == 4
     with pytest.raises(ExperimentError, match=r"^training\.micro_batch_size: 4: cannot cut the 6 rows"):
@@ -288,7 +288,7 @@ def test_every_experiment_of_the_project_expands(path: Path) -> None:
     assert len({trial.trial_id for trial in trials}) == len(trials)
 
 
-def test_a_label_is_kept_and_is_no_part_of_a_trials_identity() -> None:
+def test_a_label_is_no_part_of_a_trials_identity() -> None:
     def trials(**block: Any) -> list[Trial]:
         return expand(experiment(methods=[{"name": "lora", "rslora": True, **block}]))
 
@@ -300,12 +300,12 @@ def test_a_label_is_kept_and_is_no_part_of_a_trials_identity() -> None:
 
 
 @pytest.mark.parametrize("label", ["vera", "<b>", "", 7, "a\nb", "x" * 41])
-def test_a_label_that_would_deceive_or_break_a_table_is_refused(label: object) -> None:
+def test_a_misleading_or_unprintable_label_is_refused(label: object) -> None:
     with pytest.raises(ValueError, match=r"methods\.0\.label: .*allowed: "):
         experiment(methods=[{"name": "lora", "label": label}])
 
 
-def test_one_label_for_two_methods_is_refused_and_for_two_blocks_of_one_is_not() -> None:
+def test_one_label_for_two_methods_is_refused() -> None:
     blocks = [{"name": "lora", "label": "own"}, {"name": "lora_fa", "label": "own"}]
     with pytest.raises(ValueError, match=r"methods\.1\.label: .*lora's label already.*allowed: one method"):
         experiment(methods=blocks)

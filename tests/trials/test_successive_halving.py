@@ -15,9 +15,7 @@ from loragrid.trials.successive_halving import rank, rung_steps, survivors
         (9, 10, 10, [9, 10]),
     ],
 )
-def test_rungs_are_powers_of_the_factor_and_the_last_is_the_end(
-    grace_steps: int, reduction_factor: int, steps: int, rungs: list[int]
-) -> None:
+def test_rungs_are_powers_of_the_factor(grace_steps: int, reduction_factor: int, steps: int, rungs: list[int]) -> None:
     config = EarlyStoppingConfig(grace_steps=grace_steps, reduction_factor=reduction_factor)
     assert rung_steps(config, steps) == rungs
     assert rung_steps(None, steps) == [steps]
@@ -32,6 +30,6 @@ def test_one_in_so_many_goes_on_and_always_one(num_trials: int, reduction_factor
     assert survivors(rank(losses), reduction_factor) == best
 
 
-def test_of_equal_losses_the_earlier_goes_on_and_of_none_nobody() -> None:
+def test_of_equal_losses_the_earlier_continues() -> None:
     assert survivors(rank({"a": 1.0, "b": 1.0}), 2) == ["a"]
     assert survivors(rank({}), 2) == []

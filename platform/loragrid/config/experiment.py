@@ -1,4 +1,4 @@
-"""The `Experiment`: what a file may hold, checked as a whole. Defaults are defined in this room and nowhere else."""
+"""The `Experiment`: the contents of a file, checked as a whole. All defaults are defined here and in the sections."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -81,7 +81,7 @@ class MethodConfig(Section):
         examples=[{"rank": [4, 16], "lr": {"ladder": [1e-4, 1e-2], "points": 5}}],
     )
 
-    if TYPE_CHECKING:  # the settings are checked below, where the method is known
+    if TYPE_CHECKING:  # the settings are checked below, when the method is known
 
         def __init__(
             self, *, name: str, label: str | None = None, grid: Mapping[str, Axis] = ..., **settings: Any
@@ -89,13 +89,13 @@ class MethodConfig(Section):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Key -> value of all that the block fixes, hyperparameters and training keys."""
+        """Key -> value of the hyperparameters and training keys that the block sets."""
         return dict(self.model_extra or {})
 
     @model_validator(mode="before")
     @classmethod
     def _check_block(cls, block: Any) -> Any:
-        if isinstance(block, cls):  # one that was made, and so checked, in Python
+        if isinstance(block, cls):  # made, and so checked, in Python
             return block
         if isinstance(block, str):
             block = {"name": block}
@@ -147,7 +147,7 @@ class Experiment(Section):
         default=StorageConfig(), description="Where trial states, plots and the default MLflow store are kept."
     )
 
-    if TYPE_CHECKING:  # what pydantic turns into the fields' types
+    if TYPE_CHECKING:  # the types that pydantic converts to the fields' types
 
         def __init__(
             self,
@@ -272,7 +272,7 @@ class Experiment(Section):
                     break
 
     def _fixed_value_problems(self, axis: str, values: Sequence[AxisValue]) -> Iterator[Problem]:
-        """A value beside its own axis would be dropped in silence, unless it is one of the axis's values."""
+        """A section's value beside an axis of the same key would be ignored, unless it is one of the axis's values."""
         section, _, field = axis.partition(".")
         config: BaseModel = getattr(self, section)
         fixed = getattr(config, field)
@@ -282,7 +282,7 @@ class Experiment(Section):
             yield Problem(key=axis, value=fixed, what=what, allowed=allowed)
 
     def takes_axis(self, block: MethodConfig, axis: str) -> bool:
-        """Whether an axis of the top-level grid applies to a method: it has the field and does not set it itself."""
+        """Whether a top-level axis applies to a method: the method has the field and does not set it itself."""
         section, _, field = axis.partition(".")
         own = field in block.settings or field in block.grid
         if section == "method":
@@ -291,7 +291,7 @@ class Experiment(Section):
 
 
 def sharing_problems(batch_size: int, micro_batch_size: int | None, num_workers: int) -> Iterator[Problem]:
-    """What keeps a batch from being shared equally by the workers, or a worker's share from being cut equally."""
+    """Why the workers cannot share a batch equally, or a worker cannot cut its share into equal micro batches."""
     share, left = divmod(batch_size, num_workers)
     if left:
         what = f"cannot share the {batch_size} rows of training.batch_size equally"

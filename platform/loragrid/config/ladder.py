@@ -12,9 +12,9 @@ EXAMPLE = "such as {ladder: [1.0e-4, 1.0e-2], points: 5}"
 
 
 class Ladder(tuple[Any, ...]):
-    """The values of an axis that was written as a ladder: a tuple of them that can be written back.
+    """The values of an axis that was written as a ladder, and how it was written.
 
-    That it was one is part of the record: a best value at its end says that it was too short.
+    The record keeps the ladder, because a best value at its end shows that it is too short.
     """
 
     written: dict[str, object]
@@ -29,14 +29,15 @@ class Ladder(tuple[Any, ...]):
 
 
 def as_written(values: tuple[Any, ...]) -> Any:
-    """An axis as it stands in a file: a ladder's ends and points, else the values."""
+    """An axis as it is written in a file: a ladder's ends and points, otherwise the values."""
     return dict(values.written) if isinstance(values, Ladder) else values
 
 
 def ladder_values(key: str, ladder: Mapping[object, object]) -> list[int | float]:
-    """The values of a ladder, lowest first: its two ends as they are written, and between them equal ratios.
+    """The values of a ladder, lowest first, with equal ratios between its two ends.
 
-    What lies between is rounded to four significant digits, and to whole numbers where both ends are whole.
+    The ends are used as written. Values between them are rounded to four significant digits, or to whole numbers if
+    both ends are whole.
 
     Raises:
         ExperimentError: naming the axis `key`, what is wrong and what is allowed.

@@ -1,4 +1,4 @@
-"""What a method's block and an axis may set, and the checks of single values; methods are looked up when needed."""
+"""The settings that a method's block and an axis may have, and the checks of single values."""
 
 import dataclasses
 import sys
@@ -25,14 +25,14 @@ from loragrid.schema.fields import MAX_SEED, Label, Section, Seed, allowed_by
 AXIS_SECTIONS: dict[str, type[Section]] = {"model": ModelConfig, "data": DataConfig, "training": TrainingConfig}
 
 MAX_TRIALS = 10_000
-"""More than this is a slip of the pen (six axes of ten values are a million trials)."""
+"""More trials than this are taken as a mistake (six axes of ten values are a million trials)."""
 
 Scalar = str | int | float | bool | None
 AxisValue = Scalar | tuple[str, ...]
 """One value of an axis; the tuple is for lists of names such as `target_modules`."""
 
 AxisValues = Annotated[tuple[Any, ...], InstanceOf(), PlainSerializer(as_written)]
-"""The values of an axis as an experiment holds them, where a ladder stays one."""
+"""The values of an axis in an experiment; a ladder keeps how it was written."""
 
 
 def check_method_name(name: object) -> None:
@@ -62,25 +62,25 @@ def sharding_obstacle(method: str) -> str:
 
 
 def setting_types(method: str) -> dict[str, Any]:
-    """Every key a block of that method may hold beside `name` and `grid` -> its type."""
+    """Key -> type, for every key of that method's block except `name`, `label` and `grid`."""
     hints = get_type_hints(TrainingConfig, include_extras=True)
     return hyperparameter_types(method) | {key: hints[key] for key in MEMBER_TRAINING_KEYS}
 
 
 def section_axis_types() -> dict[str, Any]:
-    """Every axis of the top-level grid that is no method's hyperparameter -> its type."""
+    """Axis -> type, for every top-level axis that is no hyperparameter of a method."""
     axis_types: dict[str, Any] = {"seed": Seed}
     for section, section_class in AXIS_SECTIONS.items():
         hints = get_type_hints(section_class, include_extras=True)
         for field in section_class.model_fields:
-            # `columns` is a mapping; what is no part of the identity would make trials that differ in nothing.
+            # `columns` is a mapping; keys outside a trial's identity would make equal trials.
             if field != "columns" and field not in OBSERVATION_KEYS | HOLDING_KEYS:
                 axis_types[f"{section}.{field}"] = hints[field]
     return axis_types
 
 
 def check_value(value_type: Any, key: str, value: object) -> Any:
-    """The value as its type has it (16 becomes 16.0 for a float, a list a tuple).
+    """The value converted to its type (16 becomes 16.0 for a float, a list becomes a tuple).
 
     Raises ExperimentError naming key, value and what is allowed.
     """
@@ -93,7 +93,7 @@ def check_value(value_type: Any, key: str, value: object) -> Any:
 
 
 def _adapter(value_type: Any) -> TypeAdapter[Any]:
-    if value_type is int:  # Python's have no end, but a tensor's size and a generator's seed do
+    if value_type is int:  # Python's integers are unlimited, a tensor's size and a generator's seed are not
         value_type = Annotated[int, Field(ge=-MAX_SEED, le=MAX_SEED)]
     return TypeAdapter(value_type, config=ConfigDict(strict=True, allow_inf_nan=False))
 
@@ -122,7 +122,7 @@ def describe_type(value_type: Any) -> str:
 def check_axis_shape(key: str, values: object) -> tuple[AxisValue, ...]:
     """The values of an axis as a tuple; raises ExperimentError unless they are a list of different plain values.
 
-    A ladder stands for its values, and is known for one: a `Ladder`.
+    A ladder becomes a `Ladder` of its values.
     """
     if isinstance(values, Ladder):
         return values
@@ -156,9 +156,9 @@ def check_axis_shape(key: str, values: object) -> tuple[AxisValue, ...]:
 
 
 def check_method_block(block: Mapping[str, Any]) -> dict[str, Any]:
-    """A method's block with every value checked on its own and brought to its type.
+    """A method's block with every value checked on its own and converted to its type.
 
-    Raises ExperimentError listing everything that is wrong in the block, keys relative to it.
+    Raises ExperimentError, which lists all problems of the block; keys are relative to it.
     """
     if "name" not in block:
         allowed = ", ".join(loragrid_methods.method_names())
@@ -194,7 +194,7 @@ def check_method_block(block: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_label(method: str, label: object) -> str | None:
-    """A block's label; one that is the name of another method would deceive."""
+    """A block's checked label; the name of another method is refused, because it would mislead."""
     text: str | None = check_value(Label, "label", label)
     if text != method and text in loragrid_methods.method_names():
         what = f"is another method's name, and this is {method}"
@@ -203,9 +203,9 @@ def check_label(method: str, label: object) -> str | None:
 
 
 def label_problems(blocks: Sequence[tuple[str, str | None]]) -> list[Problem]:
-    """What is wrong with the labels of (method, label) blocks: under one label, two methods' trials would be mixed.
+    """The problems of the labels of (method, label) blocks: two methods with one label would be mixed in comparisons.
 
-    Trials are told apart by label and axes, so that the same rank, learning rate and seed would be one trial.
+    Comparisons distinguish trials by label and axes, so that equal rank, learning rate and seed would be one trial.
     """
     methods: dict[str, str] = {}
     problems = []
@@ -222,7 +222,7 @@ def label_problems(blocks: Sequence[tuple[str, str | None]]) -> list[Problem]:
 def check_method_axis(
     method: str, known: Mapping[str, Any], key: str, values: object, *, fixed: bool
 ) -> tuple[Any, ...]:
-    """The values of an axis of a method's own grid, each brought to its type."""
+    """The values of an axis of a method's own grid, each converted to its type."""
     plain = check_axis_shape(key, values)
     if fixed:
         what = "is set to one value and is an axis too"

@@ -1,4 +1,4 @@
-"""Applies the `key.path=value` overrides of the command line to the contents of an experiment file."""
+"""Applies `key.path=value` overrides of the command line to the contents of an experiment file."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,10 +12,10 @@ SOURCE = "--set"
 def apply_override(mapping: Mapping[str, Any], override: str) -> tuple[dict[str, Any], list[str]]:
     """A copy of the mapping with one override applied, and the keys it set.
 
-    The value is read as YAML. What follows `grid.` is one key, as in the file: `grid.method.rank=[4, 8]`. A method's
-    block is found by its place or its name: `methods.0.alpha=8`, `methods.lora.alpha=8` (every block of that name).
+    The value is read as YAML. The text after `grid.` is one key, as in the file: `grid.method.rank=[4, 8]`. A method's
+    block is named by its place or its name: `methods.0.alpha=8`, `methods.lora.alpha=8` (every block of that name).
 
-    Raises ExperimentError where the override has no `=`, its value is not YAML, or its path leads nowhere.
+    Raises ExperimentError if the override has no `=`, its value is not YAML, or its path does not exist.
     """
     key, equals, text = override.partition("=")
     key = key.strip()
@@ -34,7 +34,7 @@ def apply_override(mapping: Mapping[str, Any], override: str) -> tuple[dict[str,
 
 
 def _keys_in_file(mapping: Mapping[str, Any], key: str) -> list[str]:
-    """The key itself, or for `methods.NAME...` that of every method's block of that name, by its place."""
+    """The key itself, or for `methods.NAME...` the key of every method's block of that name, by its place."""
     section, _, rest = key.partition(".")
     blocks = mapping.get(section)
     if section != "methods" or not rest or not isinstance(blocks, list | tuple):
@@ -49,7 +49,7 @@ def _keys_in_file(mapping: Mapping[str, Any], key: str) -> list[str]:
 
 
 def _with_value(node: Any, path: str, value: Any) -> Any:
-    """A copy of the node with the value at the path; the node itself stays as it is."""
+    """A copy of the node with the value at the path; the node itself does not change."""
     head, _, rest = path.partition(".")
     if isinstance(node, list | tuple) and head in map(str, range(len(node))):  # a method's block, by its place
         entries = list(node)
@@ -58,7 +58,7 @@ def _with_value(node: Any, path: str, value: Any) -> Any:
         return entries
     if not isinstance(node, Mapping | None):
         raise _nowhere(f"there are no keys in {show_value(node)}")
-    copy = dict(node or {})  # a section that is not in the file yet comes into being
+    copy = dict(node or {})  # a section that the file does not have is added
     if head == "grid" and rest:
         axes = copy.get("grid")
         if not isinstance(axes, Mapping | None):

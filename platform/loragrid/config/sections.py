@@ -279,7 +279,7 @@ class PackConfig(Section):
     max_members: Annotated[Literal["auto"] | Count, Allowed("auto, or a whole number from 1 on"), Unit("trials")] = (
         Field(
             default="auto",
-            description="Most trials in one pack; auto derives it from the tokens per step, 1 trains each trial alone.",
+            description="Most trials per pack; auto derives it from the tokens per step, 1 trains trials one by one.",
             examples=[8],
         )
     )

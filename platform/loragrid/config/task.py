@@ -15,5 +15,5 @@ def task_problems(data: DataConfig, values_of: Mapping[str, Sequence[object]]) -
         )
     for value in values_of.get("data.loss_on", (data.loss_on,)):
         if value == "all":
-            what = "where every token is learnt, no prompt is told from its answer"
+            what = "every token is learnt, so prompts and answers cannot be separated"
             yield Problem(key="data.loss_on", value=value, what=what, allowed="completion, or no task")

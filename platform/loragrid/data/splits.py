@@ -1,4 +1,4 @@
-"""Chooses the rows of an experiment: three splits, evaluation, test and training, that have no row in common."""
+"""Chooses the rows of the evaluation, test and train splits; no row is in two of them."""
 
 import hashlib
 from collections import Counter
@@ -23,14 +23,14 @@ MOST_ROWS_AT_ONCE = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where rows come from, and what makes tokens of them."""
+    """Rows and the tokenizer of their kind."""
 
     rows: RowSource
     tokenizer: RowTokenizer
 
 
 def open_sources(data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Source]:
-    """Split -> source; a split without one of its own takes its rows out of the train source.
+    """Split -> source; a split without its own source takes its rows out of the train source.
 
     Raises:
         ValueError: rows that cannot be found or read, or wrong columns.
@@ -46,10 +46,10 @@ def open_sources(data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> dict
 def choose_rows(
     data: DataConfig, sources: Mapping[str, Source], skipped: Counter[str]
 ) -> dict[str, list[LabelledTokens]]:
-    """Draw eval rows, then test rows, then train rows, from the usable ones; tokenizes no more rows than that takes.
+    """Draw eval rows, then test rows, then train rows, and tokenize only as many rows as needed.
 
-    Every source has one order, which its splits draw from one after another. Counts in `skipped`, by reason, what was
-    seen and not used.
+    Every source has one order, from which its splits draw one after another. Rows that were read but not used are
+    counted in `skipped`, by reason.
 
     Raises:
         ValueError: there are too few usable rows.
@@ -77,7 +77,7 @@ def choose_rows(
 
 
 def permutation(num_rows: int, purpose: str) -> Tensor:
-    """The numbers of all rows, (num_rows,), in an order drawn from nothing but the purpose."""
+    """The numbers of all rows (num_rows,) in an order that depends only on the purpose."""
     seed = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:7], "big")
     return torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed))
 
@@ -107,7 +107,7 @@ def _draw(
     skipped: Counter[str],
     known: Mapping[tuple[int, ...], str],
 ) -> list[LabelledTokens]:
-    """The rows of a split out of its source, or of the train source, whose order in `deck` loses what was seen."""
+    """Draw the rows of a split from its source or the train source; removes what it read from the order in `deck`."""
     origin = split if split in sources else "train"
     rows = sources[origin].rows
     found, num_seen = _take(sources[origin], deck[origin], num_wanted, skipped, known)
@@ -130,15 +130,15 @@ def _take(
     skipped: Counter[str],
     known: Mapping[tuple[int, ...], str],
 ) -> tuple[list[LabelledTokens], int]:
-    """The first `num_wanted` (None: all) usable rows in `order`, and how many rows had to be seen for them.
+    """The first `num_wanted` (None: all) usable rows in `order`, and the number of rows read for them.
 
-    `known`: tokens of the rows that other splits have -> the reason why they cannot be taken again.
+    known: tokens of a row in another split -> the reason why it cannot be taken again.
     """
     taken: list[LabelledTokens] = []
     num_seen = 0
     while num_seen < len(order) and (num_wanted is None or len(taken) < num_wanted):
         num_missing = MOST_ROWS_AT_ONCE if num_wanted is None else num_wanted - len(taken)
-        # Never more than are missing: a usable row that is seen is a row that is taken.
+        # Never more than are missing, so that every usable row that is read is taken.
         indices = order[num_seen : num_seen + min(num_missing, MOST_ROWS_AT_ONCE)]
         for row in source.tokenizer.tokenize(source.rows.read(indices), indices):
             if isinstance(row, str):
@@ -152,6 +152,6 @@ def _take(
 
 
 def _counts(skipped: Counter[str]) -> str:
-    """The skipped rows in the words of an error, " (skipped: 3 empty text)"; nothing where none was."""
+    """The skipped rows for an error message, such as " (skipped: 3 empty text)"; empty if there are none."""
     counts = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
     return f" (skipped: {counts})" if counts else ""

@@ -1,4 +1,4 @@
-"""Turns rows of text or chat into token ids and marks the tokens whose prediction counts in the loss."""
+"""Turns rows of text or chat into token ids, and marks the tokens that count in the loss."""
 
 import datetime
 import hashlib
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TEMPLATE_DATE = datetime.date(2024, 7, 26)
-"""What a chat template gets that asks for today's date: the same rows must give the same tokens tomorrow."""
+"""The date for chat templates that ask for today's, because the same rows must always have the same tokens."""
 
 DATE_CODES = ("%d", "%m", "%b", "%B", "%y", "%Y", "%a", "%A", "%H", "%M", "%S", "%F")
 
@@ -25,20 +25,20 @@ REWRITTEN = "earlier turns rewritten by the chat template"
 
 @dataclass(frozen=True)
 class LabelledTokens:
-    """One row: its token ids, and the positions p in it whose next token, input_ids[p + 1], is to be predicted."""
+    """One row: its token ids, and the positions p whose next token input_ids[p + 1] is a label."""
 
     input_ids: tuple[int, ...]
     label_positions: tuple[int, ...]
 
 
 class RowTokenizer:
-    """Tokenizes rows of one kind (the canonical columns in `columns`, mapped to the rows' own).
+    """Tokenizes rows of one kind; `columns`: canonical column -> the rows' own.
 
-    messages: the tokenizer's chat template; learnt are the assistant's turns with the token that ends them.
-    prompt, completion: one after the other, each tokenized by itself, so that the prompt's tokens are those that
-    generation starts from; the end token is appended; learnt is the completion.
-    text: with the end token appended; everything is learnt.
-    `loss_on="all"` learns every token of every kind.
+    messages: rendered with the tokenizer's chat template. Labels are the assistant's turns with their end tokens.
+    prompt, completion: tokenized one by one and joined, so that generation starts from exactly the prompt's tokens; the
+    end token is appended. Labels are the completion.
+    text: the end token is appended. Labels are all tokens.
+    With `loss_on="all"` all tokens are labels in every kind.
     """
 
     def __init__(
@@ -60,15 +60,15 @@ class RowTokenizer:
                 "use an instruction-tuned model, or rows with prompt and completion"
             )
         self.chat_template = _dated(str(tokenizer.get_chat_template())) if "messages" in columns else None
-        # Some tokenizers do this by themselves; between a prompt and its completion it has to go.
+        # Some tokenizers append the end token; it is removed between a prompt and its completion.
         end = tokenizer.eos_token_id
         self.ends_every_text = end is not None and tokenizer("a")["input_ids"][-1] == end
 
     def tokenize(self, rows: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> list[LabelledTokens | str]:
-        """Give every row's tokens, or the reason why it has to be skipped; `indices` number the rows in errors.
+        """Every row's tokens, or the reason why the row is skipped; `indices`: the rows' numbers for errors.
 
         Raises:
-            ValueError: a value that is not what its column must hold.
+            ValueError: a value of a type that its column must not hold.
         """
         if "messages" in self.columns:
             tokenized = self._tokenize_messages(rows, indices)
@@ -114,7 +114,7 @@ class RowTokenizer:
         texts = [conversation.text for conversation in rendered if isinstance(conversation, _Conversation)]
         if not texts:
             return [WITHOUT_LABELS if isinstance(row, _Conversation) else row for row in rendered]
-        # The template writes the special tokens itself.
+        # The template has written the special tokens.
         encoded = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
         of_texts = iter(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
         tokenized: list[LabelledTokens | str] = []
@@ -146,7 +146,7 @@ class RowTokenizer:
             until = text if last else self._apply_template(messages[: number + 1], index, add_generation_prompt=False)
             if not (text.startswith(until) and until.startswith(before)):
                 return REWRITTEN
-            # What follows the end token (most templates write a newline) is never generated.
+            # Text after the end token (most templates write a newline) is never generated.
             ended = until.rstrip()
             end_token = self.tokenizer.eos_token
             turns.append((len(before), len(ended) if end_token and ended.endswith(str(end_token)) else len(until)))
@@ -160,7 +160,7 @@ class RowTokenizer:
                 chat_template=self.chat_template,
                 add_generation_prompt=add_generation_prompt,
             )
-        except Exception as error:  # the template is a program of the model's authors, and fails as programs do
+        except Exception as error:  # a template is a program, which can raise anything
             raise ValueError(f"{self.title}: row {index + 1}: the chat template refuses it: {error}") from error
         if not is_unicode(str(rendered)):
             raise ValueError(f"{self.title}: row {index + 1}, column {self.columns['messages']}: {HALF_CHARACTERS}")
@@ -179,7 +179,7 @@ class RowTokenizer:
                 raise ValueError(
                     f"{wrong}: {_shown(message)}: not a message, which has a role and a content, both text"
                 )
-        # Columnar files fill the keys that other messages have with nulls; templates ask whether a key is there.
+        # Columnar files add null for keys that only other messages have; templates ask whether a key is there.
         return [{key: item for key, item in message.items() if item is not None} for message in value]
 
     def _texts(self, rows: Sequence[Mapping[str, Any]], indices: Sequence[int], canonical: str) -> list[str | None]:
@@ -204,16 +204,16 @@ class RowTokenizer:
 
 @dataclass(frozen=True)
 class _Conversation:
-    """A rendered chat; `turns` are the character ranges that the assistant wrote."""
+    """A rendered chat; `turns`: the character ranges of the assistant's turns."""
 
     text: str
     turns: tuple[tuple[int, int], ...]
 
 
 def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Identify everything that makes tokens out of rows: vocabulary, merges, special tokens and chat template."""
+    """A digest of everything that turns rows into tokens: vocabulary, merges, special tokens and chat template."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())
-    # Left behind by earlier calls, and not used here.
+    # State of earlier calls, not used here.
     content.pop("truncation", None)
     content.pop("padding", None)
     described = {
@@ -226,16 +226,16 @@ def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def _dated(chat_template: str) -> str:
-    """The template with a `strftime_now` of its own: a macro, because a template gets no functions as arguments."""
+    """The template with its own `strftime_now`, as a macro, because a template takes no functions as arguments."""
     if "strftime_now" not in chat_template:
         return chat_template
     filters = "".join(f" | replace('{code}', '{TEMPLATE_DATE.strftime(code)}')" for code in DATE_CODES)
-    # The template engine drops the newline, and the template itself begins on a line of its own as before.
+    # The template engine drops the newline, so that the template still begins on its own line.
     return f"{{% macro strftime_now(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}\n{chat_template}"
 
 
 def _labelled(ids: Sequence[int], first: int) -> LabelledTokens:
-    """The tokens from number `first` on are learnt; the very first one has nothing to be predicted from."""
+    """Labels are the tokens from number `first` on, except the very first one, which nothing predicts."""
     return LabelledTokens(tuple(ids), tuple(range(max(first - 1, 0), len(ids) - 1)))
 
 

@@ -1,4 +1,4 @@
-"""Answers prompts with all members of a pack at once: a key-value cache, left padding, and nothing left to defaults."""
+"""Generates answers with all members of a pack at once, with a key-value cache and left padding."""
 
 import hashlib
 from collections.abc import Sequence
@@ -18,9 +18,10 @@ NUM_PADDING_TO_CHECK = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """All that decides which token follows. temperature None: the likeliest (greedy).
+    """Everything that decides the next token; a model's own generation settings are ignored.
 
-    end_token_ids: any of them ends an answer and is its last token; what a finished row is filled up with is `pad`.
+    temperature: None takes the likeliest token (greedy). end_token_ids: each of them ends an answer as its last token.
+    pad_token_id: fills a finished row.
     """
 
     max_new_tokens: int
@@ -41,15 +42,15 @@ def generate(
     *,
     frozen: bool = False,
 ) -> list[list[list[int]]]:
-    """Every member's answers to the same R prompts, [member][row] -> tokens, the one that ended the answer left out.
+    """Every member's answers to the same R prompts: [member][row] -> tokens, without the end token.
 
-    `frozen`: those of the bare base, as of one member. `keys`: what a row's draws follow from, beside the seed and the
-    position; members of a pack, and packs cut in other ways, draw the same. The workers of `sum_over_workers` call it
-    with as many rows, and go on together until the last of them has ended.
+    frozen: answers of the bare base, as one member. keys: identify the rows; a row's random draws depend only on its
+    key, the seed and the position, so that they are the same for all members and in every pack. All workers of
+    `sum_over_workers` must call this with the same number of rows, and continue until the last row of all has ended.
 
-    Prompts are padded on the left, and the padding is masked and counted in no position: a row's tokens are those it
-    has alone. Rows that have ended are carried on to the end of the last one, so that shapes are the same for all. For
-    members that are no longer active, whose answers nobody asks for, no other row is carried on.
+    Prompts are padded on the left. The padding is masked and has no positions, so that a row's tokens do not depend on
+    the rows beside it. Rows that have ended are padded until the last row ends, so that all have one shape. Members
+    that are no longer active count as ended.
     """
     device, num_members = model.active.device, 1 if frozen else model.pack.num_members
     input_ids, mask = _left_padded(prompts, decoding.pad_token_id, device)
@@ -89,9 +90,9 @@ def next_tokens(
     decoding: Decoding,
     draws: Tensor | None,
 ) -> Tensor:
-    """The token that follows each row: input_ids and positions (B, L) after what is in `cache` -> (B,).
+    """The next token of each row: input_ids and positions (B, L), which follow the cached tokens -> (B,).
 
-    mask (B, tokens in the cache + L): 0 for padding. draws (B,) from 0 to 1, where `decoding` draws.
+    mask (B, cached tokens + L): 0 for padding. draws (B,): random numbers from 0 to 1; None if `decoding` is greedy.
     """
     hidden = base.base_model(
         input_ids=input_ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
@@ -103,11 +104,13 @@ def next_tokens(
 
 @torch.no_grad()
 def check_left_padding(base: PreTrainedModel, tokens: Tensor, kind: str) -> None:
-    """Make sure that `base` gives a row of tokens (L,) the same hidden states alone and padded on the left.
+    """Check that a row of tokens (L,) has the same hidden states alone and padded on the left.
+
+    kind: the task kind that generates, for the message.
 
     Raises:
-        ValueError: it does not, as one that knows no mask (RWKV), or spoils it in its dtype (BLOOM in float64): its
-            answers would depend on the rows beside them.
+        ValueError: the hidden states differ, so that answers would depend on the rows beside them. Reasons are a model
+            without a mask (RWKV), or one that applies it inexactly in its dtype (BLOOM in float64).
     """
     padding = tokens[:1].repeat(NUM_PADDING_TO_CHECK)
     mask = torch.cat([torch.zeros_like(padding), torch.ones_like(tokens)]).unsqueeze(0)
@@ -128,12 +131,12 @@ def check_left_padding(base: PreTrainedModel, tokens: Tensor, kind: str) -> None
         raise ValueError(
             f"model.name: {base.name_or_path!r} ({type(base).__name__}): padding in front of a prompt changes its "
             f"hidden states (by {difference:.1e}) in {base.dtype}; allowed with task.kind: {kind}: models that "
-            "can mask it, some of them in another model.dtype alone"
+            "can mask it (some only in another model.dtype)"
         )
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """R prompts as input_ids (R, P) and the mask (R, P) int64 of what is no padding."""
+    """R prompts as input_ids (R, P) and mask (R, P) int64, which is 0 for padding."""
     length = max(len(prompt) for prompt in prompts)
     input_ids = torch.full((len(prompts), length), pad, dtype=torch.int64)
     mask = torch.zeros_like(input_ids)
@@ -160,7 +163,7 @@ def _choose(logits: Tensor, decoding: Decoding, draws: Tensor | None) -> Tensor:
 
 
 def _draws(keys: Sequence[str], decoding: Decoding) -> Tensor:
-    """Numbers from 0 up to 1 for every row and position, (R, max_new_tokens) float64."""
+    """Random numbers from 0 up to 1 for every row and position, (R, max_new_tokens) float64."""
     rows = []
     for key in keys:
         digest = hashlib.sha256(f"answer {decoding.seed} {key}".encode()).digest()
@@ -170,7 +173,7 @@ def _draws(keys: Sequence[str], decoding: Decoding) -> Tensor:
 
 
 def _answers(tokens: Tensor, num_members: int, ends: set[int]) -> list[list[list[int]]]:
-    """tokens (M * R, T) as lists cut before the first that ends an answer."""
+    """tokens (M * R, T) -> [member][row] -> the tokens before the first end token."""
     rows = []
     for row in tokens.tolist():
         end = next((index for index, token in enumerate(row) if token in ends), len(row))

@@ -1,4 +1,4 @@
-"""Says what is wrong with an experiment so that its author can mend it: file, key, value, what is allowed."""
+"""Errors of an experiment that name file, key, value and what is allowed, so that its author can correct it."""
 
 import difflib
 import json
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from loragrid.schema.fields import allowed_by
 
 MISSING = object()
-"""Stands for the value of a key that is not there."""
+"""The value of a key that is missing."""
 
 MAX_SHOWN_CHARACTERS = 80
 MAX_SHOWN_PROBLEMS = 40
@@ -21,11 +21,11 @@ MAX_SHOWN_PROBLEMS = 40
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One thing that is wrong with an experiment.
+    """One problem of an experiment.
 
     key: dotted path as in the YAML file, such as `methods.2.rank`; empty for the file as a whole.
     what: what is wrong with the value, as the end of a sentence.
-    allowed: what could stand there instead; empty where `what` already says it.
+    allowed: the accepted values; empty if `what` already names them.
     """
 
     key: str
@@ -34,7 +34,7 @@ class Problem:
     allowed: str = ""
 
     def under(self, prefix: str) -> "Problem":
-        """The same problem seen from the section `prefix`."""
+        """The same problem with its key below the section `prefix`."""
         return replace(self, key=".".join(part for part in (prefix, self.key) if part))
 
     def __str__(self) -> str:
@@ -45,9 +45,9 @@ class Problem:
 
 
 class ExperimentError(ValueError):
-    """An experiment that cannot be run as it is written; nothing has been started.
+    """An experiment that cannot run as it is written; nothing has been started.
 
-    Its text holds one line per problem: `FILE: KEY: VALUE: what is wrong; allowed: ...`.
+    Its text has one line per problem: `FILE: KEY: VALUE: what is wrong; allowed: ...`.
     """
 
     def __init__(self, problems: Sequence[Problem], source: str = "", overridden: Sequence[str] = ()) -> None:
@@ -62,18 +62,18 @@ class ExperimentError(ValueError):
         return "\n".join([*lines, f"and {more} more"] if more else lines)
 
     def _line(self, problem: Problem) -> str:
-        # A value given on the command line is not in the file: whoever looks for it there would not find it.
+        # A value from the command line is not in the file, so the message must not send the reader there.
         from_override = any(problem.key == key or problem.key.startswith(f"{key}.") for key in self.overridden)
         source = f"{self.source} (--set)" if from_override else self.source
         return f"{source}: {problem}" if source else str(problem)
 
     def under(self, prefix: str) -> "ExperimentError":
-        """The same error seen from the section `prefix`."""
+        """The same error with its keys below the section `prefix`."""
         return ExperimentError([problem.under(prefix) for problem in self.problems], self.source, self.overridden)
 
 
 def unknown(kind: str, word: object, known: Iterable[str], *, key: str, value: object = MISSING) -> Problem:
-    """The problem of a name that is none of the known ones, with the closest known one as a suggestion."""
+    """The problem of an unknown name, with the closest known name as a suggestion."""
     names = list(known)
     return Problem(
         key=key, value=value, what=f"unknown {kind}{did_you_mean(str(word), names)}", allowed=", ".join(names)
@@ -81,7 +81,7 @@ def unknown(kind: str, word: object, known: Iterable[str], *, key: str, value: o
 
 
 def problems_of(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
-    """What pydantic found wrong with a `root`, one problem per key, in the words of the fields' `Allowed`."""
+    """The problems that pydantic found in a `root`, one per key, with the fields' `Allowed` as what is allowed."""
     problems: dict[tuple[str, str], Problem] = {}
     for detail in error.errors(include_url=False):
         cause = detail.get("ctx", {}).get("error")
@@ -89,9 +89,9 @@ def problems_of(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
             found = [problem.under(_dotted(detail["loc"])) for problem in cause.problems]
         else:
             found = [_problem_of(detail["loc"], detail["type"], detail["input"], detail["msg"], root)]
-        for problem in found:  # a union reports once per alternative: the first stands for all
+        for problem in found:  # a union reports once per alternative: the first is kept
             problems.setdefault((problem.key, problem.what), problem)
-    # pydantic also calls a list too short whose entries are wrong: that would be said twice.
+    # pydantic also reports a list as too short if its entries are wrong; that would be a second report.
     above = {parent for problem in problems.values() for parent in _parents(problem.key)}
     return [problem for problem in problems.values() if problem.key not in above]
 
@@ -112,7 +112,7 @@ def _problem_of(loc: tuple[int | str, ...], kind: str, value: object, message: s
     field = section.model_fields[name]
     inner = _section_of(section, name)
     allowed = f"a mapping with the keys {', '.join(inner.model_fields)}" if inner else allowed_by(field.metadata)
-    if name != "columns":  # the place of a union's alternative goes on beyond the field
+    if name != "columns":  # the location of a union's alternative is longer than the field's
         loc = loc[: len(loc) - len(path) + 1]
     if kind == "missing":
         return Problem(key=_dotted(loc), what="is missing", allowed=allowed)
@@ -123,7 +123,7 @@ def _problem_of(loc: tuple[int | str, ...], kind: str, value: object, message: s
 def _section_of(section: type[BaseModel], field_name: int | str) -> type[BaseModel] | None:
     field = section.model_fields.get(str(field_name))
     annotation = field.annotation if field else None
-    # A section that may be left out is a union with None.
+    # An optional section is a union with None.
     alternatives = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     for alternative in alternatives:
         if isinstance(alternative, type) and issubclass(alternative, BaseModel):
@@ -132,7 +132,7 @@ def _section_of(section: type[BaseModel], field_name: int | str) -> type[BaseMod
 
 
 def what_is_wrong(value: object, allowed: str) -> str:
-    """Why a value is refused, with the usual slip where there is one."""
+    """Why a value is refused; names a common mistake if it is one."""
     if isinstance(value, list | tuple) and "list" not in allowed:
         return "a list is an axis only inside a grid: block"
     if isinstance(value, str) and "number" in allowed and _is_number(value):
@@ -155,15 +155,15 @@ def _dotted(loc: tuple[int | str, ...]) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`, did you mean 'rank'?` where a known name resembles the word, else nothing."""
-    # By their last parts: `lr` stands for `training.lr`, and a common section makes no two names alike.
+    """`, did you mean 'rank'?` if a known name resembles the word, otherwise empty."""
+    # Compares last parts: `lr` resembles `training.lr`, and a common section alone is no resemblance.
     names = {name.rpartition(".")[2]: name for name in reversed(list(known))}
     matches = difflib.get_close_matches(word.rpartition(".")[2][:MAX_SHOWN_CHARACTERS], names, n=1, cutoff=0.6)
     return f", did you mean '{names[matches[0]]}'?" if matches else ""
 
 
 def is_unicode(text: str) -> bool:
-    """Whether the text holds whole characters alone: JSON and YAML can also write halves of them (`\\ud800`)."""
+    """Whether the text has no lone surrogates, which JSON and YAML can write (`\\ud800`)."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -172,7 +172,7 @@ def is_unicode(text: str) -> bool:
 
 
 def show_value(value: object) -> str:
-    """The value as one short line in YAML's spelling (`null`, `true`), control characters escaped."""
+    """The value as one short line in YAML's spelling (`null`, `true`), with control characters escaped."""
     try:
         text = json.dumps(value, ensure_ascii=False, default=str)
     except (TypeError, ValueError, RecursionError):
@@ -183,7 +183,7 @@ def show_value(value: object) -> str:
 def _as_python_shows(value: object) -> str:
     try:
         return repr(value)
-    except (ValueError, RecursionError):  # Python writes out no number of more than 4,300 digits
+    except (ValueError, RecursionError):  # Python refuses to convert an integer of more than 4,300 digits
         return f"a value of type {type(value).__name__} that is too large to show"
 
 

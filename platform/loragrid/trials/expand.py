@@ -1,4 +1,4 @@
-"""Expands an experiment into its trials: every combination of the axes of each method, with stable ids."""
+"""Expands an experiment into its trials: every combination of the axes of each method."""
 
 import itertools
 import math
@@ -55,11 +55,11 @@ def expand(experiment: Experiment) -> list[Trial]:
 
 
 def trial_from_axes(experiment: Experiment, axes: Mapping[str, Any]) -> Trial:
-    """The one trial of an experiment at the given point, for sweeps driven from outside.
+    """The one trial of an experiment at the given point, for sweeps that another program drives.
 
-    axes: `method.name` (needed only where the experiment has several methods), `method.X`, `model.X`, `data.X`,
-    `training.X`, `seed` -> value; they go before whatever the experiment says. An axis of the experiment that is not
-    given must have a single value.
+    axes: `method.name` (needed only if the experiment has several methods), `method.X`, `model.X`, `data.X`,
+    `training.X`, `seed` -> value; they override the experiment. An axis of the experiment that is not given must have a
+    single value.
 
     Raises ExperimentError for an unknown axis, an impossible value, or a point that is not a single trial.
     """
@@ -102,7 +102,7 @@ def _place_of_method(experiment: Experiment, name: object) -> int:
 
 
 def _axes_of(experiment: Experiment, block: MethodConfig) -> dict[str, tuple[AxisValue, ...]]:
-    """Dotted axis -> values for one method: its own axes, then those of the top-level grid that apply, seed last."""
+    """Dotted axis -> values for one method: its own axes, then the top-level axes that apply, seed last."""
     axes = {_dotted(key): values for key, values in block.grid.items()}
     axes |= {axis: values for axis, values in experiment.grid.items() if experiment.takes_axis(block, axis)}
     seeds = axes.pop("seed", (DEFAULT_SEED,))
@@ -119,7 +119,7 @@ def _combinations(axes: Mapping[str, tuple[AxisValue, ...]]) -> Iterator[dict[st
 
 
 def _build_trial(experiment: Experiment, place: int, axes: Mapping[str, Any]) -> Trial:
-    """The trial at one point; errors name the values by their axes."""
+    """The trial at one point; errors name values by their axes."""
     block = experiment.methods[place]
     values = {_dotted(setting): value for setting, value in block.settings.items()} | dict(axes)
     method = _build_method(block.name, _below("method", values))
@@ -137,7 +137,7 @@ def _build_trial(experiment: Experiment, place: int, axes: Mapping[str, Any]) ->
 
 
 def _key_in_file(axis: str, block: MethodConfig, place: int) -> str:
-    """Where the value of an axis, or of a setting written as one, stands in the experiment file."""
+    """The key in the experiment file of an axis's value, or of a setting written as an axis."""
     setting = axis.rpartition(".")[2]
     if axis == _dotted(setting):
         if setting in block.settings:
@@ -153,7 +153,7 @@ def _below(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _changed(section: Section, changes: Mapping[str, Any], key: str) -> Section:
-    """The section with some fields changed and checked again; the same object where nothing changes."""
+    """The section with some fields changed and checked again; the same object if nothing changes."""
     if not changes:
         return section
     try:
@@ -172,7 +172,7 @@ def _build_method(name: str, settings: Mapping[str, Any]) -> Method:
 
 
 def _method_problem(name: str, settings: Mapping[str, Any], reason: str) -> Problem:
-    """The problem of a refused method: the one setting that is refused by itself, else all of them together."""
+    """The problem of a refused method: the one setting that is refused by itself, otherwise all settings together."""
     for field, value in settings.items():
         try:
             get_method(name)(**{field: value})
@@ -183,7 +183,7 @@ def _method_problem(name: str, settings: Mapping[str, Any], reason: str) -> Prob
 
 
 def _plain(value: Any) -> Any:
-    """Searchers hand over numpy's numbers; the checks want Python's."""
+    """The value as Python's own number; search libraries pass numpy's."""
     if isinstance(value, bool | str | None):
         return value
     if isinstance(value, numbers.Integral):

@@ -15,13 +15,13 @@ from loragrid.schema.errors import ExperimentError, Problem, problems_of
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """The experiment in a YAML file, with `key.path=value` overrides; values are read as YAML.
 
-    Raises ExperimentError, naming file, key, value and what is allowed, for whatever could not be run.
+    Raises ExperimentError, which names file, key, value and what is allowed, for an experiment that cannot run.
     """
     return experiment_from_mapping(read_yaml(Path(path)), str(path), overrides)
 
 
 def experiment_from_mapping(mapping: Any, source: str, overrides: Sequence[str] = ()) -> Experiment:
-    """The experiment that a mapping describes; `source` is named in errors, as in `load_experiment`."""
+    """The experiment that a mapping describes; errors name `source`. Raises ExperimentError as `load_experiment`."""
     if not isinstance(mapping, Mapping):
         allowed = "keys such as name, model, data, training, methods"
         raise ExperimentError([Problem(key="", value=mapping, what="is not an experiment", allowed=allowed)], source)
@@ -34,7 +34,7 @@ def experiment_from_mapping(mapping: Any, source: str, overrides: Sequence[str] 
         # It imports the methods and torch with them, which a file that is refused before this line does not need.
         from loragrid.trials.expand import expand
 
-        expand(experiment)  # what the grid refuses is refused here, with the file's name
+        expand(experiment)  # reports the grid's problems with the file's name
     except ValidationError as error:
         raise ExperimentError(problems_of(error, Experiment), source, overridden) from None
     except ExperimentError as error:

@@ -1,8 +1,8 @@
-"""Every MLflow metric key of a trial or a sweep with its meaning and unit, and the note that explains them."""
+"""Every MLflow metric key of a trial and of a sweep with its meaning and unit, and the note that explains them."""
 
 from loragrid.tasks.discovery import task_figures
 
-# The keys are the same for every method: MLflow's comparison page lays runs side by side by key.
+# The keys are the same for every method, because MLflow's comparison page aligns runs by key.
 CURVE_METRICS: dict[str, str] = {
     "train/loss": "mean cross-entropy of the step's labelled tokens, before the step (nats)",
     "eval/loss": "mean cross-entropy of the evaluation rows' labelled tokens (nats)",
@@ -20,46 +20,46 @@ _TEST_METRICS: dict[str, str] = {
 }
 _COST_METRICS: dict[str, str] = {
     "forgetting/base_loss": "mean cross-entropy of the held-out plain text before training (nats)",
-    "forgetting/loss": "the same after the last step: what it lies higher is what the adapter forgot",
+    "forgetting/loss": "the same after the last step; the increase measures what the adapter forgot",
     "parameters/trainable": "numbers that the optimizer changes",
     "parameters/stored": "numbers that the adapter's file holds",
     "parameters/shared": "numbers that are frozen and shared by all layers (VeRA's projections)",
     "memory/base_bytes": "bytes of the base's weights (of a sharded base one worker's share) and buffers; exact",
     "memory/adapter_bytes": "bytes of the method's own tensors, trained or frozen: LoRA-FA's A, VeRA's projections "
-    "once, Delta-LoRA's reference, full fine-tuning's float32 copy of a base in another type; exact, measured alone",
-    "memory/gradient_bytes": "bytes of the gradients that live from step to step; exact, measured alone",
-    "memory/optimizer_bytes": "bytes of AdamW's moments, and the few numbers its update reads; exact, measured alone",
-    "memory/saved_activation_bytes": "bytes autograd keeps from forward to backward; exact, measured alone",
-    "memory/loss_bytes": "bytes the loss holds at its peak (logits of a chunk) beyond what it saves; measured alone",
-    "memory/peak_allocated_bytes": "peak of the allocated GPU memory in a training step; measured alone",
-    "memory/peak_reserved_bytes": "peak of the reserved GPU memory in a training step; measured alone",
-    "memory/eval_peak_allocated_bytes": "peak of the allocated GPU memory in an evaluation; measured alone",
-    "memory/eval_peak_reserved_bytes": "peak of the reserved GPU memory in an evaluation; measured alone",
+    "once, Delta-LoRA's reference, full fine-tuning's float32 copy of a base in another type; exact, measured solo",
+    "memory/gradient_bytes": "bytes of the gradients that live from step to step; exact, measured solo",
+    "memory/optimizer_bytes": "bytes of AdamW's moments, and the few numbers its update reads; exact, measured solo",
+    "memory/saved_activation_bytes": "bytes autograd keeps from forward to backward; exact, measured solo",
+    "memory/loss_bytes": "bytes the loss holds at its peak (logits of a chunk) beyond what it saves; measured solo",
+    "memory/peak_allocated_bytes": "peak of the allocated GPU memory in a training step; measured solo",
+    "memory/peak_reserved_bytes": "peak of the reserved GPU memory in a training step; measured solo",
+    "memory/eval_peak_allocated_bytes": "peak of the allocated GPU memory in an evaluation; measured solo",
+    "memory/eval_peak_reserved_bytes": "peak of the reserved GPU memory in an evaluation; measured solo",
     "memory/peak_resident_bytes": "peak of the process's resident memory in a training step, on a CPU",
-    "memory/pack_estimated_bytes": "GPU memory that the trial's last pack was expected to allocate, from shapes alone",
+    "memory/pack_estimated_bytes": "GPU memory that the trial's last pack was expected to allocate, from shapes only",
     "memory/pack_peak_bytes": "peak of the GPU memory that it did allocate",
-    "time/step_seconds": "one optimizer step; measured alone",
-    "throughput/tokens_per_second": "non-padding tokens trained per second; measured alone",
+    "time/step_seconds": "one optimizer step; measured solo",
+    "throughput/tokens_per_second": "non-padding tokens trained per second; measured solo",
     "throughput/model_flops_per_second": "floating-point operations per second that the base itself needs for the "
-    "non-padding tokens of a step, the method's own products not counted; of one worker, measured alone",
+    "non-padding tokens of a step, the method's own products not counted; of one worker, measured solo",
     "throughput/device_limit_flops_per_second": "operations per second of the fastest matrix product in the "
     "base's type, measured on the device",
-    "throughput/device_limit_seconds": "what measuring that took, once per process; part of time/measure_seconds",
+    "throughput/device_limit_seconds": "time of that measurement, once per process; part of time/measure_seconds",
     "throughput/fraction_of_device_limit": "model_flops_per_second over device_limit_flops_per_second",
     "convergence/area_under_eval_curve": "evaluation loss averaged over the steps, by the trapezoid rule (nats)",
     "convergence/steps_to_threshold": "steps until the evaluation loss first reached the threshold",
     "convergence/seconds_to_threshold": "training seconds until then",
-    # These come to the whole time of the trial's packs, until its end is told; what never happened is missing.
+    # These add up to the whole time of the trial's packs until its end is reported; a phase that never ran is missing.
     "time/setup_seconds": "loading and building before the first step of the trial's packs",
     "time/measure_seconds": "measuring memory and speed of single trials before the trial's packs",
-    "time/compile_seconds": "the first step of a pack that is compiled or captured, which compiles, and the captures",
+    "time/compile_seconds": "the first step of a compiled or captured pack, which compiles, and the captures",
     "time/data_seconds": "putting batches together and onto the device",
-    "time/train_seconds": "all optimizer steps of the trial's packs but the first where that compiles",
+    "time/train_seconds": "all optimizer steps of the trial's packs, without a first step that compiles",
     "time/check_seconds": "checking during training that frozen tensors and the trainable set are as declared",
     "time/eval_seconds": "all evaluations of the trial's packs",
     "time/generate_seconds": "answering the rows of the task, by generation or by likelihood, in the trial's packs",
     "time/checkpoint_seconds": "saving states, exporting adapters",
-    "time/report_seconds": "handing figures to the sweep, and waiting for other workers to do so",
+    "time/report_seconds": "reporting figures to the sweep, and waiting for other workers to report",
 }
 
 _TRIAL_COUNTS: dict[str, str] = {
@@ -68,10 +68,10 @@ _TRIAL_COUNTS: dict[str, str] = {
     "sweep/trials_stopped": "trials that fell behind and were stopped early",
 }
 _SWEEP_COSTS: dict[str, str] = {
-    "sweep/wall_seconds": "from the start of Ray's trials to the end of the last, over all resumptions",
-    "sweep/start_seconds": "from the start of the first queue to its workers' first word: Ray, processes, imports",
+    "sweep/wall_seconds": "from the start of Ray's trials to the end of the last, summed over all resumptions",
+    "sweep/start_seconds": "from the start of the first queue to its workers' first report: Ray, processes, imports",
     "sweep/gpu_seconds": "seconds for which the sweep held GPUs, times their number",
-    "sweep/estimated_seconds": "what the sweep was expected to take; `loragrid plan` says what that leaves out",
+    "sweep/estimated_seconds": "expected time of the sweep; `loragrid plan` lists what it leaves out",
 }
 
 
@@ -118,7 +118,7 @@ def sweep_metrics() -> dict[str, str]:
 
 
 def sweep_note(question: str, experiment_name: str, *, trials: str, charts: str) -> str:
-    """The description on the parent run's page, in Markdown: how to read what lies below it.
+    """The description on the parent run's page, in Markdown: how to read its child runs.
 
     trials, charts: addresses of MLflow's pages with the sweep's trials.
     """
@@ -130,13 +130,13 @@ def sweep_note(question: str, experiment_name: str, *, trials: str, charts: str)
         + f" To compare, run `loragrid compare {experiment_name}`, or look here:\n\n"
         + f"* **[Table of the trials]({trials})**, lowest final loss first. Of the *Columns*, `method.name`,"
         + " `method.rank`, `training.lr`, `seed`, `eval/final_loss`, `parameters/trainable` and `time/step_seconds`"
-        + " tell most; tick runs and press *Compare* to lay them side by side (*Show diff only* hides what is equal).\n"
-        + f"* **[Charts of the trials]({charts})**: ten at first, the eye above the list shows all. *Group by* the"
+        + " are the most useful; tick runs and press *Compare* to compare them (*Show diff only* hides equal values).\n"
+        + f"* **[Charts of the trials]({charts})**: ten at first; the eye above the list shows all. *Group by* the"
         + " parameter `method.name` draws one line per method; `eval/loss` is the curve to compare.\n"
         + "* **Picture**: the artifact `figures/loss_curves.png` of this run, once the sweep has ended.\n"
         + "* **What it ran on**: the tags `loragrid.version.*`, `loragrid.device`, `loragrid.model.weights`,"
-        + " `loragrid.data.digest`; `loragrid compare` says where trials differ in them.\n\n"
+        + " `loragrid.data.digest`; `loragrid compare` reports where trials differ in them.\n\n"
         + f"| metric | is |\n|---|---|\n{glossary}\n\n"
-        + "A metric that is missing was not measured. Memory and time per method are measured on the trial alone, never"
+        + "A metric that is missing was not measured. Memory and time per method are measured in a pack of one, never"
         + " on a pack that it shared with others."
     )

@@ -1,25 +1,25 @@
-"""How trials ended: one, and all of a sweep."""
+"""How a trial ended, and how all trials of a sweep ended."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 DIVERGED = "diverged: loss or gradient not finite"
-"""How the reason of a trial begins whose numbers left the finite ones: the same would happen again."""
+"""Beginning of the reason of a trial whose loss or gradient is no longer finite; training again would end the same."""
 
 INVARIANT_VIOLATED = "invariant violated"
-"""How the reason of a trial begins in whose training something changed that must not: its numbers are worth nothing."""
+"""Beginning of the reason of a trial in which a frozen tensor or the trainable set changed; its figures are invalid."""
 
 OUT_OF_MEMORY = "out_of_memory"
-"""How the reason of a trial begins for which the device or the machine had no memory left."""
+"""Beginning of the reason of a trial for which the device or the machine had too little memory."""
 
 STOPPED_EARLY = "stopped early"
-"""How the reason of a trial begins that fell behind and was stopped, which MLflow calls KILLED."""
+"""Beginning of the reason of a trial that fell behind and was stopped; its MLflow status is KILLED."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialEnd:
-    """How a trial ended, by MLflow's status, and the seconds that its packs spent by phase."""
+    """How a trial ended, with MLflow's status. seconds: phase -> seconds that the trial's packs spent in it."""
 
     status: Literal["FINISHED", "FAILED", "KILLED"]
     reason: str = ""
@@ -29,15 +29,15 @@ class TrialEnd:
 
 @dataclass(kw_only=True)
 class SweepOutcome:
-    """How every trial ended: trial id -> MLflow status, and for those that failed the reason."""
+    """How every trial ended. statuses: trial id -> MLflow status. reasons: trial id -> reason, if it did not finish."""
 
     statuses: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
 
     def is_as_planned(self, trial_id: str) -> bool:
-        """Whether the trial finished, or was stopped early as the experiment asks."""
+        """Whether the trial finished, or was stopped early as the experiment requests."""
         return self.statuses.get(trial_id) == "FINISHED" or self.reasons.get(trial_id, "").startswith(STOPPED_EARLY)
 
     def is_final(self, trial_id: str) -> bool:
-        """Whether training the trial once more would come to the same end."""
+        """Whether training the trial again would end the same way."""
         return self.is_as_planned(trial_id) or self.reasons.get(trial_id, "").startswith(DIVERGED)

@@ -9,8 +9,8 @@ from loragrid.config.experiment import MEMBER_TRAINING_KEYS, PackConfig
 from loragrid.trials.trial import Trial
 from loragrid_methods.stacks.pack import member_order
 
-# Beyond this many tokens at once a GPU is full, and more members in a pack gain nothing. Of a step in micro batches
-# those of one count: a GPU that one of them leaves half empty is so for the whole step, whatever the batch's size.
+# With this many tokens at once a GPU is fully used, and more members in a pack gain nothing. Only the tokens of one
+# micro batch count, because the GPU computes one micro batch at a time.
 TOKENS_AT_ONCE = 16_384
 
 
@@ -22,7 +22,7 @@ class Pack:
     trials: tuple[Trial, ...]
 
     def halves(self) -> "list[Pack]":
-        """The pack as two, or as one where it has a single trial."""
+        """The pack in two halves, or the pack itself if it has a single trial."""
         size = (len(self.trials) + 1) // 2
         parts = [self.trials[:size], self.trials[size:]]
         return [Pack(pack_id=f"{self.pack_id}.{index}", trials=part) for index, part in enumerate(parts) if part]
@@ -30,7 +30,7 @@ class Pack:
 
 @dataclass(frozen=True, kw_only=True)
 class PackQueue:
-    """Packs that one set of workers trains one after another: one Tune trial, one `TorchTrainer`."""
+    """Packs that one group of workers trains one after another: one Tune trial, one `TorchTrainer`."""
 
     queue_id: str
     packs: tuple[Pack, ...]
@@ -44,10 +44,10 @@ class PackQueue:
 def group_into_packs(
     trials: Sequence[Trial], config: PackConfig, num_places: int = 1, *, num_workers: int = 1
 ) -> list[Pack]:
-    """Trials that can share a base, cut into packs of at most `max_members` and of nearly equal size.
+    """Trials that can share a base, cut into packs of at most `max_members` trials and of nearly equal size.
 
-    With `num_places` for packs side by side, and `max_members` left open, no place stays empty while another has a
-    large pack: every group of trials is cut into as many packs for each place of its share.
+    num_places: packs that can train at the same time. With `max_members: auto`, each group of trials gets a share of
+    the places and is cut into the same number of packs for each of them, so that no place stays empty.
     """
     groups: dict[object, list[Trial]] = {}
     for trial in trials:
@@ -60,10 +60,10 @@ def group_into_packs(
 
 
 def cut_evenly(trials: Sequence[Trial], most: int, *, num_places: int = 1) -> list[tuple[Trial, ...]]:
-    """Trials that can share a base in as few parts of at most `most` as possible, equal methods side by side.
+    """Trials that can share a base, in as few parts of at most `most` trials as possible, equal methods side by side.
 
-    `num_places`: each gets as many parts, if there are trials enough. Three full packs on two GPUs would take the time
-    of two; four smaller ones, the time of one and a half.
+    num_places: each place gets the same number of parts, if there are enough trials. Three full packs on two GPUs take
+    the time of two packs; four smaller packs take the time of one and a half.
     """
     ordered = [trials[index] for index in member_order([trial.method for trial in trials])]
     num_rounds = math.ceil(len(ordered) / most / num_places)
@@ -73,9 +73,10 @@ def cut_evenly(trials: Sequence[Trial], most: int, *, num_places: int = 1) -> li
 
 
 def assign_queues(packs: Sequence[Pack], num_places: int, *, first: int = 0) -> list[PackQueue]:
-    """The packs as `num_places` queues of nearly equal work, those that share a base in a row; ids count from `first`.
+    """The packs in `num_places` queues of nearly equal work; ids count from `first`.
 
-    Work is counted in rows times steps. With as many places as packs, every pack has a queue of its own.
+    Within a queue, packs that share a base follow each other. Work is rows times steps. With as many places as packs,
+    every pack has its own queue.
     """
     loads = [0] * max(1, min(num_places, len(packs)))
     chosen: list[list[Pack]] = [[] for _ in loads]
@@ -97,7 +98,7 @@ def _work(pack: Pack) -> int:
 
 
 def sharing_key(trial: Trial) -> object:
-    """Trials with equal keys can train in one pack: same model, data, shapes and number of steps."""
+    """A key that is equal for trials that can train in one pack: same model, data, shapes and number of steps."""
     if not trial.method.packable:
         return trial.trial_id
     shared = trial.training.model_dump(exclude=set(MEMBER_TRAINING_KEYS))
@@ -105,7 +106,7 @@ def sharing_key(trial: Trial) -> object:
 
 
 def max_members(trial: Trial, config: PackConfig, num_workers: int = 1) -> int:
-    """How many trials like this one a pack holds: as configured, or as many as fill `TOKENS_AT_ONCE` on all workers."""
+    """The most trials like this one in a pack: as configured, or as many as fill `TOKENS_AT_ONCE` on all workers."""
     if config.max_members != "auto":
         return config.max_members
     num_rows = trial.training.rows_at_once(num_workers) * num_workers

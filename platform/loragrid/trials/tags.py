@@ -1,12 +1,12 @@
 """The names of the MLflow tags that more than one room reads or writes."""
 
 DEVICE_TAG = "loragrid.device"
-"""Only a worker can say it: a trial without it was never begun by one."""
+"""Set by a worker; a trial without it was never started."""
 DIRTY_TAG = "loragrid.git.dirty"
 CHANGES_TAG = "loragrid.git.changes"
 
 OUT_OF_MEMORY_TAG = "loragrid.out_of_memory"
-"""Marks such a trial."""
+"""Marks a trial that ended because the memory was too small."""
 
 SPLIT_TAG = "loragrid.pack.split"
 """Why a trial's pack was halved."""

@@ -1,4 +1,4 @@
-"""One grid point: everything that decides a result, and the id made of it."""
+"""One grid point: everything that decides a result, and its id."""
 
 import hashlib
 import json
@@ -32,12 +32,12 @@ class Trial:
     data: DataConfig
     training: TrainingConfig
     label: str = ""
-    """What the comparison calls the method; "": its name. No part of the trial's identity."""
+    """The method's name in comparisons; empty for its own name. Not part of the trial's identity."""
     task: TaskConfig | None = None
 
     @property
     def run_name(self) -> str:
-        """What MLflow's pages call its run: the trial id, with the label in the place of the method's name."""
+        """The name of its MLflow run: the trial id, with the label instead of the method's name."""
         return (self.label or self.method.name) + self.trial_id.removeprefix(self.method.name)
 
     def parameters(self) -> dict[str, Scalar]:
@@ -48,9 +48,9 @@ class Trial:
 def make_trial_id(
     method: Method, seed: int, model: ModelConfig, data: DataConfig, training: TrainingConfig, task: TaskConfig | None
 ) -> str:
-    """Method and digest of every field that changes the result: the same trial has the same id on any day.
+    """The method's name and a digest of every field that changes the result, so that a trial always has the same id.
 
-    A task changes no weight, but what is found in the end: a trial that is resumed with another is another trial.
+    The task is part of it, because it changes the trial's figures, although it changes no weight.
     """
     content: dict[str, Any] = {
         "method": {"name": method.name, **method.hyperparameters()},

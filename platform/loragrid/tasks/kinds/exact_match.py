@@ -64,8 +64,8 @@ class ExactMatch(GeneratingTask):
                 yield Problem(key=key, value=value, what=f"is no regular expression: {error}", allowed=allowed)
                 return
             if num_groups != 1:
-                what = f"has {num_groups} groups, and the answer is what the one group holds"
-                yield Problem(key=key, value=value, what=what, allowed=f"{allowed}; (?:...) groups without holding")
+                what = f"has {num_groups} groups, but exactly one must hold the answer"
+                yield Problem(key=key, value=value, what=what, allowed=f"{allowed}; (?:...) is no group")
         if self.is_changed("answer_at") and self.answer_after is None and self.answer_pattern is None:
             what = "the whole text is the answer: it has no first or last place"
             yield Problem(

@@ -115,7 +115,7 @@ def test_an_answer_is_found_and_written_as_it_is_compared(fields: dict[str, Any]
         ({"kind": "label_likelihood", "max_new_tokens": 8}, ["task.max_new_tokens: 8", "belongs to kind: exact_match"]),
     ],
 )
-def test_a_task_that_cannot_be_is_refused_with_key_and_remedy(task: dict[str, Any], parts: list[str]) -> None:
+def test_an_impossible_task_is_refused_with_key_and_remedy(task: dict[str, Any], parts: list[str]) -> None:
     with pytest.raises(ExperimentError) as caught:
         with_task(task)
     for part in ["small.yaml: ", *parts]:
@@ -130,13 +130,13 @@ def test_a_task_that_cannot_be_is_refused_with_key_and_remedy(task: dict[str, An
         ({"data": {"name": "d", "columns": {"text": "body"}}}, "data.columns"),
     ],
 )
-def test_rows_without_a_prompt_are_refused_where_the_file_shows_it(sections: dict[str, Any], key: str) -> None:
+def test_a_task_without_prompts_is_refused_in_the_file(sections: dict[str, Any], key: str) -> None:
     with pytest.raises(ExperimentError, match=rf"{key}: .*no task"):
         with_task({"kind": "exact_match"}, **sections)
     with_task(None, **sections)
 
 
-def test_another_task_makes_another_trial_and_looking_more_often_does_not() -> None:
+def test_the_task_but_not_its_schedule_identifies_a_trial() -> None:
     def trial(task: Mapping[str, Any] | None) -> Any:
         (only,) = expand(with_task(task))
         return only
@@ -150,6 +150,27 @@ def test_another_task_makes_another_trial_and_looking_more_often_does_not() -> N
     assert trial(plain | {"every": 5}).trial_id == trial(plain | {"base": False}).trial_id == trial(plain).trial_id
     assert sharing_key(trial(plain)) != sharing_key(trial(plain | {"every": 5}))
     assert sharing_key(trial(plain)) == sharing_key(trial(plain))
+
+
+@pytest.mark.parametrize(
+    ("task", "trial_id"),
+    [
+        ({"kind": "exact_match", "answer_after": "####", "normalise": "number"}, "lora-67faa5c2"),
+        ({"kind": "exact_match", "temperature": 0.7, "top_p": 0.9, "seed": 3, "every": 5}, "lora-755516ba"),
+        ({"kind": "label_likelihood"}, "lora-5684b78d"),
+        ({"kind": "label_likelihood", "labels": ["yes", "no"], "likelihood": "per_token"}, "lora-dcf35ab2"),
+    ],
+)
+def test_ids_from_before_kinds_had_own_keys_stay(task: dict[str, Any], trial_id: str) -> None:
+    (trial,) = expand(with_task(task))
+    assert trial.trial_id == trial_id
+
+
+def test_a_dump_from_before_kinds_had_own_keys_loads() -> None:
+    foreign = {"answer_after": None, "answer_at": "last", "max_new_tokens": 256, "seed": 0, "temperature": None}
+    assert with_task({"kind": "label_likelihood"} | foreign) == with_task({"kind": "label_likelihood"})
+    with pytest.raises(ExperimentError, match=r"task\.seed: 1: belongs to kind: exact_match"):
+        with_task({"kind": "label_likelihood"} | foreign | {"seed": 1})
 
 
 def test_the_decoding_in_effect_is_a_part_of_the_record() -> None:
@@ -167,7 +188,7 @@ def test_the_decoding_in_effect_is_a_part_of_the_record() -> None:
     assert not any(key.startswith("task.") for key in none.parameters())
 
 
-def test_an_experiment_with_a_task_reads_back_from_what_it_dumps() -> None:
+def test_an_experiment_with_a_task_survives_a_round_trip() -> None:
     for task in ({"kind": "exact_match"}, {"kind": "label_likelihood", "labels": ["a", "b"]}):
         experiment = with_task(task)
         assert experiment_from_mapping(experiment.model_dump(), source="dump") == experiment
@@ -186,9 +207,7 @@ def test_the_prompt_is_what_precedes_the_completion(load: Any, tokenizer: PreTra
     assert [question.key for question in questions_of(data.test)] == data.test.digests()
 
 
-def test_the_question_of_a_chat_is_all_before_the_assistants_last_turn(
-    load: Any, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_a_chats_question_ends_before_the_last_assistant_turn(load: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     roles = ("user", "assistant", "user", "assistant")
     turns = [
         [{"role": role, "content": f"{role} {turn} {row}"} for turn, role in enumerate(roles)] for row in range(12)
@@ -255,7 +274,7 @@ def test_the_question_of_a_chat_is_all_before_the_assistants_last_turn(
         (PAIRS, {}, {"kind": "label_likelihood"}, 8, r"task\.kind: label_likelihood: the longest prompt has"),
     ],
 )
-def test_rows_that_a_task_cannot_score_are_refused_with_key_and_remedy(
+def test_unscorable_rows_are_refused_with_key_and_remedy(
     load: Any,
     tokenizer: PreTrainedTokenizerBase,
     rows: list[Any],
@@ -269,9 +288,7 @@ def test_rows_that_a_task_cannot_score_are_refused_with_key_and_remedy(
         TaskScorer(read_task(task), tokenizer, data, context)
 
 
-def test_an_answer_ends_at_the_end_token_and_at_the_one_that_the_references_end_with(
-    load: Any, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_an_answer_ends_at_the_references_end_token_too(load: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     assert TaskScorer(exact(), tokenizer, load(PAIRS), None).end_token_ids == (tokenizer.eos_token_id,)
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|turn|>"]})
     tokenizer.chat_template = (
