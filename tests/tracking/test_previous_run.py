@@ -40,8 +40,7 @@ def test_a_sweep_whose_driver_died_between_the_last_trials_end_and_its_own_is_en
         recorder.end_trial(trial.trial_id, "FINISHED")
         store.mark_ended(trial.trial_id)
     assert recorder.deliver()
-    assert recorder._spool is not None
-    recorder._spool.close()  # as the system does where a program is killed
+    recorder._outbox.spool.close()  # as the system does where a program is killed
     result = lg.run(experiment, resume=True)
     assert result.succeeded
     assert MlflowClient(tracking_uri=result.tracking_uri).get_run(run_id).info.status == "FINISHED"

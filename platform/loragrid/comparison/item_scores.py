@@ -10,7 +10,7 @@ import pandas as pd
 from mlflow import MlflowClient
 
 from loragrid.comparison.table import Comparison
-from loragrid.tracking.store_uri import quiet_store
+from loragrid.tracking.mlflow_internals import quiet_store
 
 SCORES_ARTIFACT = "scores/test.csv"
 SCORE_COLUMNS = ("trial_id", "row", "num_labels", "loss")

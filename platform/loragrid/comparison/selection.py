@@ -15,7 +15,6 @@ from loragrid.comparison.settings import (
     TASK_SECTIONS,
     Row,
     Setting,
-    plain_value,
     rows_by_setting,
     seed_of,
     setting_of,
@@ -23,7 +22,7 @@ from loragrid.comparison.settings import (
     varying_within,
 )
 from loragrid.comparison.statistics import Interval, PairedTest, t_interval
-from loragrid.comparison.table import Comparison
+from loragrid.comparison.table import Comparison, plain_value
 from loragrid.comparison.tuning import default_setting, edge_sides, ladder_axes
 from loragrid.formatting import format_value, is_missing
 from loragrid.tracking.store_uri import Scalar

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from loragrid.comparison.table import Comparison
+from loragrid.comparison.table import Comparison, plain_value
 from loragrid.formatting import format_value, is_missing
 from loragrid.tracking.store_uri import Scalar
 
@@ -89,10 +89,3 @@ def seed_of(comparison: Comparison, row: Row) -> int:
     """The trial's seed; 0 where the sweep has one seed alone, which its table does not tell."""
     name = next((name for name, path in comparison.axes.items() if path == "seed"), None)
     return 0 if name is None or is_missing(row[name]) else int(row[name])
-
-
-def plain_value(value: Any) -> Any:
-    """A cell as a dictionary key: numpy's numbers as Python's, everything missing as None."""
-    if is_missing(value):
-        return None
-    return value.item() if hasattr(value, "item") else value

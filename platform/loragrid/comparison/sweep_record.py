@@ -12,8 +12,9 @@ from mlflow.exceptions import MlflowException
 
 from loragrid.comparison.experiment_file import EXPERIMENT_FILE, rebuild_experiment
 from loragrid.comparison.item_scores import no_progress_bars
-from loragrid.comparison.table import Comparison, search_runs
-from loragrid.tracking.store_uri import quiet_store
+from loragrid.comparison.table import Comparison
+from loragrid.tracking.mlflow_internals import quiet_store
+from loragrid.tracking.search import EARLIEST_FIRST, search_runs
 from loragrid.trials.tags import METHOD_TAG, PARENT_TAG
 
 CARD_PREFIX = "loragrid.card."
@@ -67,7 +68,7 @@ def load_record(comparison: Comparison) -> SweepRecord:
         client = MlflowClient(tracking_uri=comparison.tracking_uri)
         parent = client.get_run(comparison.sweep_run_id)
         children = f"tags.`{PARENT_TAG}` = '{comparison.sweep_run_id}'"
-        found = search_runs(client, comparison.experiment_id, children, "attributes.start_time ASC")
+        found = search_runs(client, comparison.experiment_id, children, EARLIEST_FIRST)
         runs = {run.info.run_id: run for run in found}
         trials = {
             str(trial_id): _trial_run(runs[run_id])

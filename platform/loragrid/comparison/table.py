@@ -10,18 +10,19 @@ from typing import Any
 
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, Metric, Run, ViewType
+from mlflow.entities import Experiment, Metric, Run
 
 from loragrid.comparison.axes import varying_axes
 from loragrid.formatting import is_missing
-from loragrid.tracking.store_uri import Scalar, parse_parameter, quiet_store, sqlite_path
+from loragrid.tracking.mlflow_internals import quiet_store
+from loragrid.tracking.search import EARLIEST_FIRST, search_experiments, search_runs
+from loragrid.tracking.store_uri import Scalar, parse_parameter, sqlite_path
 from loragrid.trials.metrics import CURVE_METRICS, CURVES_OF_TASKS, SUMMARY_METRICS
 from loragrid.trials.outcome import STOPPED_EARLY
 from loragrid.trials.tags import KIND_TAG, LABEL_TAG, METHOD_TAG, PARENT_TAG, QUESTION_TAG, REASON_TAG, TRIAL_TAG
 
 IDENTITY_COLUMNS = ("trial_id", "status", "method")
 CLOSING_COLUMNS = ("reason", "run_id")
-PAGE_SIZE = 1000
 NO_CURVES = pd.DataFrame(columns=["trial_id", "method", "step", "key", "value"])
 
 
@@ -67,7 +68,7 @@ class Comparison:
 
     def to_json(self, curves: bool = False) -> str:
         """The table as JSON text (`null` where nothing was measured), with every trial's curves if asked for."""
-        trials = [{str(key): _plain(value) for key, value in row.items()} for row in self.table.to_dict("records")]
+        trials = [{str(key): plain_value(value) for key, value in row.items()} for row in self.table.to_dict("records")]
         if curves:
             for trial in trials:
                 points = self.curves[self.curves["trial_id"] == trial["trial_id"]]
@@ -103,7 +104,7 @@ def load_comparison(
         experiment = _find_experiment(client, experiment_name, tracking_uri)
         parent = _find_sweep(client, experiment, sweep)
     children = f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'"
-    runs = search_runs(client, experiment.experiment_id, children, "attributes.start_time ASC")
+    runs = list(search_runs(client, experiment.experiment_id, children, EARLIEST_FIRST))
     axes = varying_axes([_parameters(run) for run in runs], [*IDENTITY_COLUMNS, *CLOSING_COLUMNS])
     return Comparison(
         experiment_name=experiment_name,
@@ -125,14 +126,13 @@ def load_comparison(
 def _find_experiment(client: MlflowClient, name: str, tracking_uri: str) -> Experiment:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        pages = _pages(lambda token: client.search_experiments(max_results=PAGE_SIZE, page_token=token))
-        names = sorted(other.name for other in pages if other.name != "Default")
+        names = sorted(other.name for other in search_experiments(client) if other.name != "Default")
         raise ValueError(f"experiment {name!r} is not in {tracking_uri}; there: {', '.join(names) or 'none'}")
     return experiment
 
 
 def _find_sweep(client: MlflowClient, experiment: Experiment, sweep: str | None) -> Run:
-    runs = search_runs(client, experiment.experiment_id, f"tags.`{KIND_TAG}` = 'sweep'", "attributes.start_time DESC")
+    runs = list(search_runs(client, experiment.experiment_id, f"tags.`{KIND_TAG}` = 'sweep'"))
     if not runs:
         raise ValueError(f"experiment {experiment.name!r} holds no sweep yet")
     for run in runs:
@@ -140,27 +140,6 @@ def _find_sweep(client: MlflowClient, experiment: Experiment, sweep: str | None)
             return run
     names = ", ".join(dict.fromkeys(str(run.info.run_name) for run in runs))
     raise ValueError(f"sweep {sweep!r} is not in experiment {experiment.name!r}; there: {names}")
-
-
-def search_runs(client: MlflowClient, experiment_id: str, condition: str, order: str) -> list[Run]:
-    """All runs of an experiment that meet a condition of MLflow's search, page by page."""
-    return list(
-        _pages(
-            lambda token: client.search_runs(
-                [experiment_id], condition, ViewType.ACTIVE_ONLY, PAGE_SIZE, [order], page_token=token
-            )
-        )
-    )
-
-
-def _pages(search: Any) -> Iterable[Any]:
-    token: str | None = None
-    while True:
-        page = search(token)
-        yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def _parameters(run: Run) -> dict[str, Scalar]:
@@ -219,8 +198,8 @@ def _last_value_per_step(history: Iterable[Metric]) -> list[tuple[int, float]]:
     return list({int(point.step): float(point.value) for point in ordered}.items())
 
 
-def _plain(value: Any) -> Any:
-    """A cell as JSON can hold it: no numpy scalars, no NaN."""
+def plain_value(value: Any) -> Any:
+    """A cell as a plain Python value: numpy's numbers as Python's, every missing value as None."""
     if is_missing(value):
         return None
     return value.item() if hasattr(value, "item") else value

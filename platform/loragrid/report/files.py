@@ -23,7 +23,7 @@ from loragrid.formatting import count_of
 from loragrid.report.html_page import Part, load_parts, render_page
 from loragrid.report.peft_results import write_peft_results
 from loragrid.report.tables import PageTable, choice_table, contrast_table, unfinished_table
-from loragrid.tracking.store_uri import quiet_store
+from loragrid.tracking.mlflow_internals import quiet_store
 
 ReportFormat = Literal["html", "md", "csv", "json", "peft"]
 REPORT_ARTIFACT = "report"

@@ -17,10 +17,13 @@ ADAPTER_ARTIFACT = "adapter"
 
 
 def export_run(run_id: str, tracking_uri: str, folder: Path, *, merged: bool) -> None:
-    """Write the adapter of an MLflow run (given by run id or trial id) into `folder`, or the model merged with it.
+    """Write the adapter of a trial into `folder`, or with `merged` the base model with the adapter merged into it.
+
+    run_id: MLflow's run id, or a trial id; of several runs of one trial the latest is taken. An adapter without PEFT
+    config is written as it is, also with `merged`.
 
     Raises:
-        ValueError: no such run, a run without an adapter, or a folder that exists.
+        ValueError: there is no such run, the run has no adapter, or the folder exists.
     """
     if folder.exists():
         raise ValueError(f"--to {folder}: exists already; give a folder that does not")
@@ -48,7 +51,7 @@ def _find_run(client: MlflowClient, run_id: str, tracking_uri: str) -> Run:
     except MlflowException:
         pass
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    # A trial id has no character that could end the quotes; anything else finds nothing.
+    # Trial ids consist of these characters; others could end the quotes in the search condition.
     trial_id = "".join(character for character in run_id if character.isalnum() or character in "-_.")
     runs = client.search_runs(
         experiments, f"tags.`{TRIAL_TAG}` = '{trial_id}'", order_by=["attributes.start_time DESC"]
