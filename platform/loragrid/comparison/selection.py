@@ -229,18 +229,10 @@ def _choose_one(
         warnings.append(
             f"{name}: no setting has finished on all {num_seeds} seeds; chosen among those with {num_finished}"
         )
-    for candidate in candidates:
-        if candidate.figures and candidate.order(metric) < best.order(metric):
-            fault = f"a trial of it {candidate.fault}" if candidate.fault else "the others are missing"
-            warnings.append(
-                f"{name}: {show_setting(candidate.setting)} looks better on {len(candidate.figures)} of "
-                f"{len(candidate.seeds | best.seeds)} seeds, but {fault}: it is not chosen"
-            )
+    warnings += _passed_over(name, candidates, best, metric)
     tried = [candidate.setting for candidate in candidates if candidate.figures or candidate.fault]
     sides = edge_sides(best.setting, tried, ladder_axes(comparison, method))
-    settings = [candidate.setting for candidate in candidates]
-    wanted = default_setting(settings, best.setting, comparison.axes, comparison.methods.get(method, method))
-    default = next((candidate for candidate in candidates if candidate.setting == wanted), None)
+    default = _default_of(comparison, candidates, best)
     fault = ""
     if default is not None and (default.fault or not default.figures):
         fault = f"a trial of it {default.fault}" if default.fault else "no trial of it has finished"
@@ -252,11 +244,37 @@ def _choose_one(
         default=_as_choice(default, apart, metric, reported, len(candidates)) if default and default.figures else None,
         default_fault=fault,
     )
+    return choice, [*warnings, *_missing_tests(choice, reported)]
+
+
+def _passed_over(name: str, candidates: Sequence[_Candidate], best: _Candidate, metric: str) -> list[str]:
+    """A warning for every setting that looks better than the best one but may not win."""
+    warnings = []
+    for candidate in candidates:
+        if candidate.figures and candidate.order(metric) < best.order(metric):
+            fault = f"a trial of it {candidate.fault}" if candidate.fault else "the others are missing"
+            warnings.append(
+                f"{name}: {show_setting(candidate.setting)} looks better on {len(candidate.figures)} of "
+                f"{len(candidate.seeds | best.seeds)} seeds, but {fault}: it is not chosen"
+            )
+    return warnings
+
+
+def _default_of(comparison: Comparison, candidates: Sequence[_Candidate], best: _Candidate) -> _Candidate | None:
+    """The candidate with the method's default setting; None if it is not among them."""
+    method = best.setting.method
+    settings = [candidate.setting for candidate in candidates]
+    wanted = default_setting(settings, best.setting, comparison.axes, comparison.methods.get(method, method))
+    return next((candidate for candidate in candidates if candidate.setting == wanted), None)
+
+
+def _missing_tests(choice: Choice, reported: str) -> list[str]:
+    """A warning if some or all of the choice's trials lack the reported test figure."""
     if choice.test is not None and choice.test.num < choice.validation.num:
-        warnings.append(f"{name}: {choice.test.num} of its {choice.validation.num} trials have a {reported}")
+        return [f"{choice.name}: {choice.test.num} of its {choice.validation.num} trials have a {reported}"]
     if choice.test is None and reported in TEST_METRICS:
-        warnings.append(f"{name}: its trials have no {reported}: it is out of the contest")
-    return choice, warnings
+        return [f"{choice.name}: its trials have no {reported}: it is out of the contest"]
+    return []
 
 
 def _as_choice(

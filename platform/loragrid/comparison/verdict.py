@@ -1,7 +1,7 @@
 """Says what a sweep shows and what it does not: every pair of choices tested over seeds and over test rows."""
 
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -36,22 +36,9 @@ def judge(comparison: Comparison, scores: pd.DataFrame | None = None, apart: Col
     figures = {choice.name: _figures_by_seed(comparison, choice, selection.reported) for choice in choices}
     contrasts: list[Contrast] = []
     for first, second in itertools.combinations(choices, 2):
-        shared = sorted(figures[first.name].keys() & figures[second.name].keys())
-        values = [[figures[choice.name][seed] for seed in shared] for choice in (first, second)]
-        over_items = None
-        if scores is not None and shared:
-            trials = [[choice.setting.trial_ids[seed] for seed in shared] for choice in (first, second)]
-            over_items, words = _over_items(scores, trials[0], trials[1], selection.reported)
-            warnings += [f"{first.name} and {second.name}: {word}" for word in words]
-        contrasts.append(
-            Contrast(
-                first=first.name,
-                second=second.name,
-                metric=selection.reported,
-                over_seeds=paired_t(values[0], values[1]) if len(shared) > 1 else None,
-                over_items=over_items,
-            )
-        )
+        contrast, words = _contrast(first, second, figures, scores, selection.reported)
+        contrasts.append(contrast)
+        warnings += [f"{first.name} and {second.name}: {word}" for word in words]
     corrected = _corrected(contrasts)
     return Verdict(
         metric=selection.reported,
@@ -87,6 +74,30 @@ def _figures_by_seed(comparison: Comparison, choice: Choice, metric: str) -> dic
         return {}
     found = {seed: column.loc[trial_id] for seed, trial_id in choice.setting.trial_ids.items()}
     return {seed: float(value) for seed, value in found.items() if not is_missing(value)}
+
+
+def _contrast(
+    first: Choice,
+    second: Choice,
+    figures: Mapping[str, Mapping[int, float]],
+    scores: pd.DataFrame | None,
+    metric: str,
+) -> tuple[Contrast, list[str]]:
+    """The tests of one pair, not yet corrected, and warnings about their rows. figures: choice -> seed -> figure."""
+    shared = sorted(figures[first.name].keys() & figures[second.name].keys())
+    values = [[figures[choice.name][seed] for seed in shared] for choice in (first, second)]
+    over_items, warnings = None, list[str]()
+    if scores is not None and shared:
+        trials = [[choice.setting.trial_ids[seed] for seed in shared] for choice in (first, second)]
+        over_items, warnings = _over_items(scores, trials[0], trials[1], metric)
+    contrast = Contrast(
+        first=first.name,
+        second=second.name,
+        metric=metric,
+        over_seeds=paired_t(values[0], values[1]) if len(shared) > 1 else None,
+        over_items=over_items,
+    )
+    return contrast, warnings
 
 
 def _over_items(

@@ -126,6 +126,39 @@ def _inline(drawing: str, title: str, description: str) -> Markup:
     )
 
 
+def draw_line(
+    panel: "Axes",
+    xs: Sequence[float],
+    ys: Sequence[float],
+    style: MethodStyle,
+    *,
+    label: str,
+    linewidth: float,
+    markersize: float,
+    markevery: int = 1,
+) -> None:
+    """Draw one method's line with its markers."""
+    panel.plot(
+        xs,
+        ys,
+        color=style.colour,
+        linestyle=style.line_style,
+        linewidth=linewidth,
+        marker=style.marker,
+        markersize=markersize,
+        markeredgecolor="white",
+        markeredgewidth=0.6,
+        markevery=markevery,
+        label=label,
+    )
+
+
+def draw_grid(panel: "Axes") -> None:
+    """Draw a pale grid behind the lines."""
+    panel.grid(color="#e4e4e4", linewidth=0.6)
+    panel.set_axisbelow(True)
+
+
 def legend_above(panel: "Axes", most_columns: int = 3) -> None:
     """The legend over the axes, where it hides no line, in as many columns as there is room for."""
     labels = panel.get_legend_handles_labels()[1]

@@ -10,7 +10,7 @@ import pandas as pd
 from loragrid.comparison.ranking import is_higher_better
 from loragrid.comparison.sweep_record import SweepRecord
 from loragrid.comparison.table import Comparison
-from loragrid.report.charts import Chart, MethodStyle, draw, legend_above, thin_out
+from loragrid.report.charts import Chart, MethodStyle, draw, draw_grid, draw_line, legend_above, thin_out
 from loragrid.report.metric_text import format_metric
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Trials that are equal in these train on the same rows in the same order: as many tokens per step.
 _ROW_PARAMETERS = ("model.name", "data.", "training.batch_size", "workers.")
 
-Point = tuple[float, float, float, float]
+CurvePoint = tuple[float, float, float, float]
 """Of a line: (place, mean, lowest, highest)."""
 
 # This first part of a curve may leave the frame at the top.
@@ -99,7 +99,7 @@ def _chart(
     name: str,
     label: str,
     caption: str,
-    drawn: Mapping[str, Sequence[Point]],
+    drawn: Mapping[str, Sequence[CurvePoint]],
     styles: Mapping[str, MethodStyle],
 ) -> Chart:
     ends = ", ".join(f"{line} {format_metric(curve.metric, points[-1][1])}" for line, points in drawn.items())
@@ -111,7 +111,7 @@ def _chart(
     )
 
 
-def _steps_caption(shown: str, lines: Sequence[Line], curve: Curve, drawn: Mapping[str, Sequence[Point]]) -> str:
+def _steps_caption(shown: str, lines: Sequence[Line], curve: Curve, drawn: Mapping[str, Sequence[CurvePoint]]) -> str:
     has_band = any(len(line.trial_ids) > 1 for line in lines if line.label in drawn)
     band = "; the band spans the lowest and the highest of them" if has_band else ""
     cut = " The axis leaves out the steep start." if _frame(curve, list(drawn.values())) else ""
@@ -146,7 +146,7 @@ def seconds_per_step(comparison: Comparison) -> dict[str, float]:
     return {trial_id: float(seconds) for trial_id, seconds in pairs if pd.notna(seconds)}
 
 
-def _points(curves: pd.DataFrame, line: Line, scale: Mapping[str, float]) -> list[Point]:
+def _points(curves: pd.DataFrame, line: Line, scale: Mapping[str, float]) -> list[CurvePoint]:
     """The line's mean over its trials; a place is the step times the trials' mean scale."""
     trial_ids = [trial_id for trial_id in line.trial_ids if trial_id in scale]
     own = curves[curves["trial_id"].isin(trial_ids)]
@@ -167,7 +167,7 @@ def _points(curves: pd.DataFrame, line: Line, scale: Mapping[str, float]) -> lis
 def _paint(
     panel: "Axes",
     curve: Curve,
-    drawn: Mapping[str, Sequence[Point]],
+    drawn: Mapping[str, Sequence[CurvePoint]],
     styles: Mapping[str, MethodStyle],
     label: str,
 ) -> None:
@@ -178,19 +178,8 @@ def _paint(
         places, means, low, high = zip(*points, strict=True)
         if low != high:
             panel.fill_between(places, low, high, color=style.colour, alpha=0.14, linewidth=0)
-        panel.plot(
-            places,
-            means,
-            color=style.colour,
-            linestyle=style.line_style,
-            linewidth=1.6,
-            marker=style.marker,
-            markersize=4.5,
-            markeredgecolor="white",
-            markeredgewidth=0.6,
-            markevery=max(1, len(means) // 6),
-            label=line,
-        )
+        markevery = max(1, len(means) // 6)
+        draw_line(panel, places, means, style, label=line, linewidth=1.6, markersize=4.5, markevery=markevery)
     panel.set_xlabel(label)
     panel.set_ylabel(curve.unit)
     panel.set_xlim(left=0)
@@ -202,12 +191,11 @@ def _paint(
         bottom, top = panel.get_ylim()
         panel.set_ylim(max(bottom, -0.01), min(top, 1.01))  # no share lies outside
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
-    panel.grid(color="#e4e4e4", linewidth=0.6)
-    panel.set_axisbelow(True)
+    draw_grid(panel)
     legend_above(panel)
 
 
-def _frame(curve: Curve, lines: Sequence[Sequence[Point]]) -> tuple[float, float] | None:
+def _frame(curve: Curve, lines: Sequence[Sequence[CurvePoint]]) -> tuple[float, float] | None:
     """Limits that let the fast fall of the loss at the start, which all methods share, leave the frame.
 
     None: everything is shown. An accuracy is: where it starts, with the bare base, is what it is held against.

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from loragrid.formatting import format_value
@@ -67,67 +68,66 @@ def _heat_map(
     metric: str,
     higher_is_better: bool,
 ) -> Chart:
-    levels, places = list(grid), list(next(iter(grid.values())))
-    numbers = [
-        [math.nan if grid[level][place] is None else float(grid[level][place] or 0.0) for place in places]
-        for level in levels
-    ]
-    present = [number for line in numbers for number in line if not math.isnan(number)]
-    best = (max if higher_is_better else min)(present, default=math.nan)
     what = f"{metric_name(metric)} over {pair[0]} × {pair[1]}"
     cells = "; ".join(
-        f"{pair[1]} {format_value(level)}, {pair[0]} {format_value(place)}: {format_metric(metric, grid[level][place])}"
-        for level in levels
-        for place in places
+        f"{pair[1]} {format_value(level)}, {pair[0]} {format_value(place)}: {format_metric(metric, figure)}"
+        for level, line in grid.items()
+        for place, figure in line.items()
     )
-
-    def paint(panel: "Axes") -> None:
-        from matplotlib import colormaps
-        from matplotlib.colors import Normalize
-        from matplotlib.patches import Rectangle
-
-        # Dark is good in both directions, and stays so in print.
-        colours = "Blues" if higher_is_better else "Blues_r"
-        # One setting that failed to learn must not make all others look alike: see `limits_of`.
-        limits = limits_of(present, higher_is_better)
-        colour_map, scale = colormaps[colours], Normalize(*limits, clip=True)
-        panel.set_xlim(-0.5, len(places) - 0.5)
-        panel.set_ylim(len(levels) - 0.5, -0.5)
-        for y, line in enumerate(numbers):
-            for x, number in enumerate(line):
-                share = 0.0 if math.isnan(number) else (number - limits[0]) / ((limits[1] - limits[0]) or 1.0)
-                dark = not math.isnan(number) and (share > 0.55 if higher_is_better else share < 0.45)
-                text = "–" if math.isnan(number) else format_metric(metric, number)
-                weight = "bold" if number == best else "normal"
-                fill = "#f1f1f1" if math.isnan(number) else (*colour_map(scale(number))[:3], 0.85)
-                panel.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=fill, edgecolor="white", lw=1))
-                panel.text(
-                    x,
-                    y,
-                    text,
-                    ha="center",
-                    va="center",
-                    fontsize=8.5,
-                    weight=weight,
-                    color="white" if dark else "#222222",
-                )
-                if number == best:
-                    panel.add_patch(Rectangle((x - 0.47, y - 0.46), 0.94, 0.92, fill=False, edgecolor="#D55E00", lw=2))
-        panel.set_xticks(range(len(places)), [format_value(place) for place in places])
-        panel.set_yticks(range(len(levels)), [format_value(level) for level in levels])
-        panel.set_xlabel(pair[0])
-        panel.set_ylabel(pair[1])
-        panel.tick_params(length=0)
-        for spine in panel.spines.values():
-            spine.set_visible(False)
-
     return draw(
         f"{method}: {what}",
         cells,
         "Mean over seeds, the best over all other axes. Framed: the best cell; –: no setting with all seeds.",
-        paint,
-        (4.6, 1.1 + 0.42 * len(levels)),
+        partial(_paint, pair=pair, grid=grid, metric=metric, higher_is_better=higher_is_better),
+        (4.6, 1.1 + 0.42 * len(grid)),
     )
+
+
+def _paint(
+    panel: "Axes",
+    pair: tuple[str, str],
+    grid: Mapping[float, Mapping[float, float | None]],
+    metric: str,
+    higher_is_better: bool,
+) -> None:
+    levels, places = list(grid), list(next(iter(grid.values())))
+    panel.set_xlim(-0.5, len(places) - 0.5)
+    panel.set_ylim(len(levels) - 0.5, -0.5)
+    numbers = [[math.nan if (figure := grid[y][x]) is None else float(figure) for x in places] for y in levels]
+    _paint_cells(panel, numbers, metric, higher_is_better)
+    panel.set_xticks(range(len(places)), [format_value(place) for place in places])
+    panel.set_yticks(range(len(levels)), [format_value(level) for level in levels])
+    panel.set_xlabel(pair[0])
+    panel.set_ylabel(pair[1])
+    panel.tick_params(length=0)
+    for spine in panel.spines.values():
+        spine.set_visible(False)
+
+
+def _paint_cells(panel: "Axes", numbers: Sequence[Sequence[float]], metric: str, higher_is_better: bool) -> None:
+    """Draw a coloured cell with its figure for every number; NaN: no figure."""
+    from matplotlib import colormaps
+    from matplotlib.colors import Normalize
+    from matplotlib.patches import Rectangle
+
+    present = [number for line in numbers for number in line if not math.isnan(number)]
+    best = (max if higher_is_better else min)(present, default=math.nan)
+    # Dark cells are good for losses and for accuracies; this stays visible in a black-and-white print.
+    colours = "Blues" if higher_is_better else "Blues_r"
+    limits = limits_of(present, higher_is_better)
+    colour_map, scale = colormaps[colours], Normalize(*limits, clip=True)
+    for y, line in enumerate(numbers):
+        for x, number in enumerate(line):
+            share = 0.0 if math.isnan(number) else (number - limits[0]) / ((limits[1] - limits[0]) or 1.0)
+            dark = not math.isnan(number) and (share > 0.55 if higher_is_better else share < 0.45)
+            text = "–" if math.isnan(number) else format_metric(metric, number)
+            weight = "bold" if number == best else "normal"
+            fill = "#f1f1f1" if math.isnan(number) else (*colour_map(scale(number))[:3], 0.85)
+            panel.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=fill, edgecolor="white", lw=1))
+            colour = "white" if dark else "#222222"
+            panel.text(x, y, text, ha="center", va="center", fontsize=8.5, weight=weight, color=colour)
+            if number == best:
+                panel.add_patch(Rectangle((x - 0.47, y - 0.46), 0.94, 0.92, fill=False, edgecolor="#D55E00", lw=2))
 
 
 def limits_of(values: Sequence[float], higher_is_better: bool) -> tuple[float, float]:

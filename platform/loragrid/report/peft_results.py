@@ -65,22 +65,6 @@ def peft_result(record: SweepRecord, trial_id: str, row: Mapping[Any, Any]) -> d
     steps, batch_size = int(parameters["training.steps"] or 0), int(parameters["training.batch_size"] or 0)
     train_time = steps * float(row["time/step_seconds"])
     peak = int(row["memory/peak_reserved_bytes"])
-    samples, tokens = steps * batch_size, round(train_time * float(row["throughput/tokens_per_second"]))
-    train_loss = _last(record, trial_id, "train/loss")
-    evaluations = _curve(record, trial_id, "eval/accuracy")
-    metrics: list[dict[str, float | None]] = [
-        {"step": step, "valid accuracy": value, "train samples": step * batch_size} for step, value in evaluations
-    ]
-    metrics.append(
-        {
-            "step": steps,
-            "test accuracy": _number(row.get("test/accuracy")),
-            "test loss": _number(row.get("test/loss")),
-            "train loss": train_loss,
-            "train samples": samples,
-            "train total tokens": tokens,
-        }
-    )
     return {
         "run_info": {
             # The app asks every file for it: null, which it takes for a date unknown, where MLflow has none.
@@ -101,25 +85,50 @@ def peft_result(record: SweepRecord, trial_id: str, row: Mapping[Any, Any]) -> d
             "num_trainable_params": int(row["parameters/trainable"]),
             "num_total_params": None,
             "status": "success",
-            "metrics": metrics,
+            "metrics": _metrics(record, trial_id, row, steps=steps, batch_size=batch_size, train_seconds=train_time),
         },
-        "meta_info": {
-            "model_info": {"sha": parameters.get("model.revision"), "created_at": None},
-            "dataset_info": {
-                str(parameters.get("data.name")): {"sha": parameters.get("data.revision"), "created_at": None}
-            },
-            "package_info": _package_info(run),
-            "system_info": {
-                "system": run.tags.get("loragrid.system", ""),
-                "accelerator": run.tags.get("loragrid.gpu", ""),
-            },
-            "pytorch_info": "",
-            "loragrid": {
-                "version": run.tags.get("loragrid.version.loragrid"),
-                "commit": run.tags.get("mlflow.source.git.commit"),
-                "mlflow_run_id": run.run_id,
-                "notes": _NOTES,
-            },
+        "meta_info": _meta_info(run, parameters),
+    }
+
+
+def _metrics(
+    record: SweepRecord, trial_id: str, row: Mapping[Any, Any], *, steps: int, batch_size: int, train_seconds: float
+) -> list[dict[str, float | None]]:
+    """One entry per evaluation, then one for the end of the training."""
+    metrics: list[dict[str, float | None]] = [
+        {"step": step, "valid accuracy": value, "train samples": step * batch_size}
+        for step, value in _curve(record, trial_id, "eval/accuracy")
+    ]
+    metrics.append(
+        {
+            "step": steps,
+            "test accuracy": _number(row.get("test/accuracy")),
+            "test loss": _number(row.get("test/loss")),
+            "train loss": _last(record, trial_id, "train/loss"),
+            "train samples": steps * batch_size,
+            "train total tokens": round(train_seconds * float(row["throughput/tokens_per_second"])),
+        }
+    )
+    return metrics
+
+
+def _meta_info(run: TrialRun, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "model_info": {"sha": parameters.get("model.revision"), "created_at": None},
+        "dataset_info": {
+            str(parameters.get("data.name")): {"sha": parameters.get("data.revision"), "created_at": None}
+        },
+        "package_info": _package_info(run),
+        "system_info": {
+            "system": run.tags.get("loragrid.system", ""),
+            "accelerator": run.tags.get("loragrid.gpu", ""),
+        },
+        "pytorch_info": "",
+        "loragrid": {
+            "version": run.tags.get("loragrid.version.loragrid"),
+            "commit": run.tags.get("mlflow.source.git.commit"),
+            "mlflow_run_id": run.run_id,
+            "notes": _NOTES,
         },
     }
 

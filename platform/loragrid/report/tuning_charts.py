@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from loragrid.comparison.ranking import is_higher_better
 from loragrid.formatting import count_of, format_value
-from loragrid.report.charts import Chart, MethodStyle, draw, legend_above
+from loragrid.report.charts import Chart, MethodStyle, draw, draw_grid, draw_line, legend_above
 from loragrid.report.heat_maps import SettingFigures, column_of, limits_of
 from loragrid.report.metric_text import format_metric, metric_name
 from loragrid.tracking.store_uri import Scalar
@@ -23,7 +23,7 @@ MIN_VALUES, MAX_VALUES = 3, 40
 """Of fewer there is no course to be seen, and more are samples that went where it was good."""
 MAX_TICKS, MIN_TICK_RATIO = 8, 1.3
 
-Line = Sequence[tuple[float, float]]
+AxisLine = Sequence[tuple[float, float]]
 """(Value of the axis, figure) by rising value."""
 
 
@@ -66,7 +66,7 @@ def line_of(figures: SettingFigures, column: str, metric: str) -> list[tuple[flo
     return sorted(found.items())
 
 
-def ticks_of(lines: Sequence[Line]) -> list[float] | None:
+def ticks_of(lines: Sequence[AxisLine]) -> list[float] | None:
     """The values that were tried, where their names have room beside each other; None for round ones."""
     places = sorted({place for line in lines for place, _ in line})
     apart = all(high >= MIN_TICK_RATIO * low for low, high in itertools.pairwise(places))
@@ -75,7 +75,7 @@ def ticks_of(lines: Sequence[Line]) -> list[float] | None:
 
 def _chart(
     axis: str,
-    lines: Mapping[str, Line],
+    lines: Mapping[str, AxisLine],
     chosen: Mapping[str, Scalar],
     lacking: int,
     metric: str,
@@ -100,7 +100,7 @@ def _chart(
     )
 
 
-def _frame(lines: Mapping[str, Line], metric: str) -> tuple[float, float]:
+def _frame(lines: Mapping[str, AxisLine], metric: str) -> tuple[float, float]:
     """Settings that failed to learn leave the frame, so that the others are seen apart."""
     low, high = limits_of([figure for line in lines.values() for _, figure in line], is_higher_better(metric))
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
@@ -110,7 +110,7 @@ def _frame(lines: Mapping[str, Line], metric: str) -> tuple[float, float]:
 def _paint(
     panel: "Axes",
     axis: str,
-    lines: Mapping[str, Line],
+    lines: Mapping[str, AxisLine],
     chosen: Mapping[str, Scalar],
     metric: str,
     styles: Mapping[str, MethodStyle],
@@ -120,17 +120,8 @@ def _paint(
 
     for name, line in lines.items():
         style = styles[name]
-        panel.plot(
-            *zip(*line, strict=True),
-            color=style.colour,
-            linestyle=style.line_style,
-            linewidth=1.4,
-            marker=style.marker,
-            markersize=4,
-            markeredgecolor="white",
-            markeredgewidth=0.6,
-            label=name,
-        )
+        xs, ys = zip(*line, strict=True)
+        draw_line(panel, xs, ys, style, label=name, linewidth=1.4, markersize=4)
         for place, figure in line:
             if place == chosen[name]:
                 panel.plot(
@@ -157,6 +148,5 @@ def _paint(
     panel.set_xlabel(axis)
     panel.set_ylabel(metric_name(metric))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_metric(metric, value)))
-    panel.grid(color="#e4e4e4", linewidth=0.6)
-    panel.set_axisbelow(True)
+    draw_grid(panel)
     legend_above(panel)

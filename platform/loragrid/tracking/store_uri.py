@@ -88,7 +88,7 @@ def parse_parameter(text: str) -> Scalar:
 def artifact_location(artifact_root: str | None, store: Path | None) -> str | None:
     """The folder for the artifacts of a new experiment, as a URI.
 
-    It is `artifact_root` if given, else the folder `artifacts` beside an SQLite file (`store`); None: the server decides.
+    It is `artifact_root` if given, else the folder `artifacts` beside an SQLite file (`store`). None: MLflow decides.
     """
     if artifact_root is not None:
         return artifact_root if "://" in artifact_root else Path(artifact_root).expanduser().resolve().as_uri()
