@@ -151,7 +151,7 @@ def test_a_dirty_working_tree_is_warned_of_even_where_all_share_it(store: Path) 
     dirty = {"loragrid.git.dirty": "true", "loragrid.git.changes": "sha256:" + "5" * 64}
     comparison = record(store, "dirty", [dirty, dirty])
     assert fingerprint_of(comparison).marked == {}
-    assert "dirty working tree: all trials ran code that no commit holds" in one_line(text_of(comparison))
+    assert "dirty working tree: all trials ran code that is not committed" in one_line(text_of(comparison))
 
 
 def test_a_trial_that_no_worker_began_has_no_fingerprint(store: Path) -> None:

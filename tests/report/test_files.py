@@ -204,7 +204,7 @@ def test_the_markdown_has_verdict_and_tables_and_its_text_stays_text(small: Comp
     assert all(line.count(" | ") == header.count(" | ") for line in body)
     assert "n = 2" in body[0]
     assert "## Every method at its best setting" in lines
-    assert any("take test rows for independent" in line for line in lines)
+    assert any("assume that test rows are independent" in line for line in lines)
 
 
 def test_the_format_is_asked_for_or_told_by_the_suffix() -> None:

@@ -266,7 +266,7 @@ def test_captions_say_that_settings_were_chosen_and_by_what(maths: Page) -> None
 
 
 def test_a_test_over_rows_says_what_it_takes_for_granted(maths: Page, tmp_path: Path) -> None:
-    caveat = "The tests over rows take test rows for independent"
+    caveat = "The tests over rows assume that test rows are independent"
     assert caveat in maths.text
     uri = default_tracking_uri(str(tmp_path), None)
     record_small(uri, "rowless", {"lora": 2.0, "vera": 2.5})
@@ -282,7 +282,7 @@ def test_where_nothing_could_be_chosen_the_captions_say_that_all_trials_are_show
         recorder.log_records(f"lora-{lr:g}", [{"step": step, "eval/loss": 3.0 - lr * step} for step in (0, 5)])
     recorder.end_sweep("KILLED")
     text = page_of(uri, "halfway", tmp_path).text
-    caption = "All trials of every method, for none had a figure to choose a setting by: mean over them"
+    caption = "All trials of every method, because none has a figure to choose a setting by: mean over them"
     assert f"{caption}; the band spans the lowest and the highest of them." in text
     assert "chosen setting" not in text
 

@@ -1,4 +1,4 @@
-"""Reads a sweep back from MLflow, and from MLflow alone, as one table of trials and one table of their curves."""
+"""Reads a sweep from MLflow, without any other source, as a table of trials and a table of their curves."""
 
 import io
 import json
@@ -30,12 +30,12 @@ NO_CURVES = pd.DataFrame(columns=["trial_id", "method", "step", "key", "value"])
 class Comparison:
     """One sweep, read from MLflow.
 
-    `table` has one row per trial, in the order in which they were started: trial_id, status, method, every axis that
-    varies, every metric of the sweep by its MLflow key, reason, run_id. What was not measured is missing. A method
-    stands there under its label, where the experiment gives it one.
-    `curves` has one row per point: trial_id, method, step, key, value.
-    `axes` maps the names of the table's axis columns to the dotted paths of the YAML file, `methods` what stands in the
-    table's method column to the method's name.
+    table: one row per trial, in the order of their starts. Its columns are trial_id, status, method (the label, if the
+    experiment has one for the method), every axis that varies, every metric of the sweep by its MLflow key, reason and
+    run_id. Values that were not measured are missing.
+    curves: one row per point, with the columns trial_id, method, step, key and value.
+    axes: axis column of the table -> dotted path in the YAML file.
+    methods: entry of the table's method column -> the method's name.
     """
 
     experiment_name: str
@@ -51,9 +51,9 @@ class Comparison:
     tags: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Trial id -> all tags of its run, from which `fingerprint_of` reads what it ran on."""
     sweep_parameters: Mapping[str, str] = field(default_factory=dict)
-    """The experiment as the sweep's own run holds it, by dotted path."""
+    """The parameters of the sweep's own run: dotted path -> text."""
     sweep_metrics: Mapping[str, float] = field(default_factory=dict)
-    """The sweep's own metrics, by MLflow key: how its trials ended, what it cost, what it was estimated to take."""
+    """The metrics of the sweep's own run by MLflow key: how its trials ended, its cost and its estimated time."""
 
     @cached_property
     def metric_keys(self) -> list[str]:
@@ -61,13 +61,13 @@ class Comparison:
         return [column for column in self.table.columns if column not in outside]
 
     def to_csv(self) -> str:
-        """The table as CSV text; what was not measured is an empty cell."""
+        """The table as CSV text; a value that was not measured is an empty cell."""
         text = io.StringIO()
         self.table.to_csv(text, index=False, lineterminator="\n")
         return text.getvalue()
 
     def to_json(self, curves: bool = False) -> str:
-        """The table as JSON text (`null` where nothing was measured), with every trial's curves if asked for."""
+        """The table as JSON text; a value that was not measured is `null`. curves: include every trial's curves."""
         trials = [{str(key): plain_value(value) for key, value in row.items()} for row in self.table.to_dict("records")]
         if curves:
             for trial in trials:
@@ -89,15 +89,16 @@ class Comparison:
 def load_comparison(
     experiment_name: str, tracking_uri: str, sweep: str | None = None, *, curves: pd.DataFrame | None = None
 ) -> Comparison:
-    """Reads one sweep of an experiment: the newest, or the newest with the given name or run id.
+    """Read one sweep of an experiment: the newest, or the newest with the given name or run id.
 
-    curves: the sweep's, where they are known already; they are most of what is read. `NO_CURVES` for none.
+    curves: the sweep's curves if they are known, which saves most of the time; `NO_CURVES` leaves them out.
 
-    ValueError: there is no such store, experiment or sweep; the message lists those that exist.
+    Raises:
+        ValueError: there is no such store, experiment or sweep; the message lists those that exist.
     """
     path = sqlite_path(tracking_uri)
     if path is not None and not path.exists():
-        # MLflow would create an empty store, which then looks as if the results were lost.
+        # MLflow would create an empty store, and the results would seem to be lost.
         raise ValueError(f"there is no MLflow store at {path}; allowed: the tracking URI that `loragrid run` printed")
     with quiet_store():
         client = MlflowClient(tracking_uri=tracking_uri)
@@ -169,7 +170,7 @@ def _build_table(runs: Sequence[Run], axes: Mapping[str, str]) -> pd.DataFrame:
 
 
 def _column(name: str, values: Sequence[Any]) -> "pd.Series[Any]":
-    """Whole numbers stay whole where a value is missing; metrics that count bytes, steps or parameters are whole."""
+    """A column whose integers stay integers if a value is missing. Bytes, steps and parameters are integers."""
     present = [value for value in values if value is not None]
     if name.startswith("parameters/") or name.endswith("_bytes") or "/steps_" in name:
         values = [None if value is None else round(value) for value in values]
@@ -194,7 +195,7 @@ def _build_curves(client: MlflowClient, runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def _last_value_per_step(history: Iterable[Metric]) -> list[tuple[int, float]]:
-    """A pack that went on from a checkpoint logs the steps after it again: the later value counts."""
+    """(Step, value) by step. A pack that continues from a checkpoint logs some steps twice: the later value counts."""
     ordered = sorted(history, key=lambda point: (point.step, point.timestamp))
     return list({int(point.step): float(point.value) for point in ordered}.items())
 
@@ -207,7 +208,7 @@ def plain_value(value: Any) -> Any:
 
 
 def sort_by_final_loss(table: pd.DataFrame) -> pd.DataFrame:
-    """Finished trials by final evaluation loss, then the finished without one, then the others."""
+    """Finished trials by final evaluation loss, then finished trials without one, then the others."""
     loss = table["eval/final_loss"] if "eval/final_loss" in table else pd.Series(math.nan, index=table.index)
     finished = table["status"] == "FINISHED"
     order = pd.DataFrame({"other": ~finished, "loss": loss.where(finished)})
@@ -215,5 +216,5 @@ def sort_by_final_loss(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def is_stopped_early(row: Mapping[Any, Any]) -> bool:
-    """Whether the trial of a table's row fell behind and was stopped, as its experiment asks."""
+    """Whether early stopping ended the trial of this row of the table."""
     return row["status"] == "KILLED" and str(row["reason"] or "").startswith(STOPPED_EARLY)

@@ -1,4 +1,4 @@
-"""Says what a sweep shows and what it does not: every pair of choices tested over seeds and over test rows."""
+"""Judges a sweep: tests every pair of choices over seeds and over test rows, and writes down what this shows."""
 
 import itertools
 from collections.abc import Collection, Mapping, Sequence
@@ -18,19 +18,20 @@ from loragrid.tasks.discovery import figure_of
 
 
 def judge(comparison: Comparison, scores: pd.DataFrame | None = None, apart: Collection[str] = ()) -> Verdict:
-    """Every method's choice against every other's: paired t over the seeds they share, paired tests over test rows.
+    """Compare every method's choice with every other: paired t test over shared seeds, paired tests over test rows.
 
-    scores: what `load_scores` gives; without it nothing is tested over rows. Over rows, losses and accuracies are
-    averaged over the shared seeds and bootstrapped; correctness of one seed takes McNemar's exact test. Both families,
-    over seeds and over rows, are corrected by Holm's method over all pairs. apart: see `choose`.
+    scores: the result of `load_scores`; None: nothing is tested over rows. Over rows, losses and accuracies are
+    averaged over the shared seeds and bootstrapped; for the correctness of one seed McNemar's exact test is used.
+    Holm's correction is applied over all pairs, separately over seeds and over rows. apart: see `choose`.
 
-    A sweep over several models or data sets has no verdict of its own: `tasks_of` gives the parts that have.
+    A sweep over several models or data sets has no common verdict; judge its parts, see `tasks_of`.
 
-    ValueError: `apart` names no axis.
+    Raises:
+        ValueError: `apart` names no axis.
     """
     tasks = tasks_of(comparison)
     if len(tasks) > 1:
-        warning = f"several tasks ({'; '.join(tasks)}): their figures are not of one contest, and each is judged apart"
+        warning = f"several tasks ({'; '.join(tasks)}): their figures cannot be compared, so each is judged separately"
         return _without_choices(warning)
     selection = choose(comparison, apart)
     warnings = [*selection.warnings, *_edge_warnings(selection)]
@@ -54,9 +55,10 @@ def judge(comparison: Comparison, scores: pd.DataFrame | None = None, apart: Col
 
 
 def load_verdict(comparison: Comparison, apart: Collection[str] = ()) -> Verdict:
-    """The verdict with tests over test rows: reads the scores of the chosen trials, and theirs alone, from MLflow.
+    """The verdict with tests over test rows; reads the scores of the chosen trials from MLflow.
 
-    ValueError: `apart` names no axis.
+    Raises:
+        ValueError: `apart` names no axis.
     """
     if len(tasks_of(comparison)) > 1:
         return judge(comparison, apart=apart)
@@ -105,7 +107,7 @@ def _contrast(
 def _over_items(
     scores: pd.DataFrame, first: Sequence[str], second: Sequence[str], metric: str
 ) -> tuple[PairedTest | None, list[str]]:
-    """The test over the rows that all these trials have scored, and what is wrong with them."""
+    """The test over the rows that all these trials have scored, and warnings about rows that are missing."""
     figure = figure_of(metric)
     column = figure.column if figure is not None else {TEST_LOSS: "loss"}.get(metric)
     if column is None or column not in scores:
@@ -113,7 +115,7 @@ def _over_items(
     own = scores[scores["trial_id"].isin([*first, *second])]
     if set(own["trial_id"]) != {*first, *second}:
         return None, []
-    # A row that is in the data twice has the same digits twice: its first occurrence is paired with the first.
+    # A row that is in the data twice has the same digits twice; occurrences are paired in their order.
     keys = [own["row"], own.groupby(["trial_id", "row"]).cumcount()]
     own = own.set_index(keys)
     values = own.pivot(columns="trial_id", values=column)
@@ -133,7 +135,7 @@ def _over_items(
 
 
 def _mean(items: pd.DataFrame, trials: Sequence[str]) -> "pd.Series[float]":
-    """Every row's mean over these trials: those of one setting, one per seed."""
+    """Every row's mean over the trials of one setting (one per seed)."""
     return items[list(trials)].mean(axis="columns")
 
 
@@ -151,7 +153,7 @@ def _corrected(contrasts: Sequence[Contrast]) -> tuple[Contrast, ...]:
 
 
 def _edge_warnings(selection: Selection) -> list[str]:
-    """One for every axis and end, however many methods are best there."""
+    """One warning for every axis and end of its ladder, which names all methods that are best there."""
     found: dict[tuple[str, str], list[Choice]] = {}
     for choice in selection.choices:
         for axis, side in choice.edge_sides.items():

@@ -1,4 +1,4 @@
-"""What a figure costs: Pareto fronts over parameters, memory and time, and bars of memory and time by part."""
+"""Draws costs: Pareto fronts over parameters, memory and time, and bars of memory and time by part."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from loragrid.report.metric_text import format_metric, metric_name
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# What a front is drawn over: heading, keys of which the first that was measured is taken, writing.
+# The costs with a front: (heading, (key, axis label) pairs of which the first measured key is used, formatter).
 COSTS: tuple[tuple[str, tuple[tuple[str, str], ...], Callable[[float], str]], ...] = (
     ("trained parameters", (("parameters/trainable", "trained parameters"),), format_count),
     (
@@ -65,9 +65,10 @@ PART_HATCHES = ("", "///", "", "\\\\\\", "", "///", "", "///", "", "\\\\\\")
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One setting: its figure (mean over seeds) and its costs by metric key; `is_chosen`: its method's best.
+    """One setting as a point of a Pareto chart.
 
-    name: of its style, and what it is called where it is chosen. label: with its values.
+    name: the key of its style, and its name in the chart if it is chosen. label: its name with its values.
+    figure: mean over seeds. costs: metric key -> mean over seeds. is_chosen: whether it is its method's best setting.
     """
 
     name: str
@@ -79,7 +80,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """One method's parts by metric key; a part that was not measured is not in it."""
+    """One method's bar. parts: metric key -> value; parts that were not measured are left out."""
 
     label: str
     parts: Mapping[str, float]
@@ -88,7 +89,7 @@ class Bar:
 def pareto_charts(
     points: Sequence[Point], metric: str, higher_is_better: bool, styles: Mapping[str, MethodStyle]
 ) -> tuple[list[Chart], list[str]]:
-    """A chart per cost that was measured, and a sentence for each that was not."""
+    """A chart for every cost that was measured, and a sentence for every cost that was not."""
     charts: list[Chart] = []
     missing: list[str] = []
     for name, keys, write in COSTS:
@@ -108,7 +109,7 @@ def pareto_charts(
         charts.append(
             draw(
                 f"{metric_name(metric).capitalize()} against {name}",
-                f"{count_of(len(with_cost), 'setting')}. Not beaten in both: {on_it}.",
+                f"{count_of(len(with_cost), 'setting')}. On the front: {on_it}.",
                 f"On the front: {on_it}." + _outside(with_cost),
                 partial(
                     _paint_front,
@@ -197,7 +198,10 @@ def _scale_costs(panel: "Axes", costs: Sequence[float], key: str, write: Callabl
 
 
 def figure_limits(points: Sequence[Point]) -> tuple[float, float]:
-    """The frame around the chosen settings and what lies near: what failed to learn must not press them flat."""
+    """Limits of the axis of figures: the chosen settings and those near them.
+
+    Settings that failed to learn lie outside, because the others could not be told apart otherwise.
+    """
     all_figures = [point.figure for point in points]
     chosen = [point.figure for point in points if point.is_chosen] or all_figures
     low, high = min(chosen), max(chosen)
@@ -208,7 +212,7 @@ def figure_limits(points: Sequence[Point]) -> tuple[float, float]:
 
 
 def _in_one_unit(key: str, write: Callable[[float], str], largest: float) -> Callable[[float], str]:
-    """Writes bytes of one chart alike: of 983 MiB and 0.982 GiB, which is more?"""
+    """A formatter that writes all byte counts of a chart in one unit, so that readers can compare them."""
     return partial(format_bytes, like=largest) if key.endswith("_bytes") else write
 
 
@@ -219,7 +223,7 @@ def _base_of(key: str) -> float:
 def bar_chart(
     title: str, bars: Sequence[Bar], parts: Mapping[str, str], write: Callable[[float], str], caption: str
 ) -> Chart | None:
-    """Stacked bars, one per method; None where nothing of it was measured."""
+    """Stacked bars, one per method; None if no part was measured. parts: metric key -> name."""
     known = [key for key in parts if any(bar.parts.get(key) is not None for bar in bars)]
     shown = [bar for bar in bars if any(key in bar.parts for key in known)]
     if not shown:

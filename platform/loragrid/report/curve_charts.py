@@ -1,4 +1,4 @@
-"""Curves of what stands for each method: evaluation loss and accuracy over steps, over tokens and over seconds."""
+"""Draws the curves of each method's chosen setting: evaluation figures over steps, over tokens and over seconds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ from loragrid.tasks.discovery import task_figures
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Trials that are equal in these train on the same rows in the same order: as many tokens per step.
+# Trials that agree in these parameters train on the same rows in the same order, with equal tokens per step.
 _ROW_PARAMETERS = ("model.name", "data.", "training.batch_size", "workers.")
 
 CurvePoint = tuple[float, float, float, float]
-"""Of a line: (place, mean, lowest, highest)."""
+"""One point of a line: (x, mean, lowest, highest)."""
 
-# This first part of a curve may leave the frame at the top.
+# The fraction of a curve at its start that may leave the frame at the top.
 START_SHARE = 0.15
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One line of a chart: a method's setting, over its seeds; `label` is also the name of its style."""
+    """One line of a chart: a setting over its seeds. label: also the key of its style."""
 
     label: str
     trial_ids: tuple[str, ...]
@@ -37,7 +37,11 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """What a row of charts draws: `metric` writes it, `unit` labels the axis. in_words: what its numbers are."""
+    """The curve that a row of charts draws.
+
+    key: of the curve. metric: decides how its figures are written. unit: the label of the axis. in_words: the unit in a
+    sentence.
+    """
 
     key: str
     title: str
@@ -72,9 +76,10 @@ def curves_of_tasks() -> list[Curve]:
 def curve_charts(
     record: SweepRecord, curves: pd.DataFrame, lines: Sequence[Line], styles: Mapping[str, MethodStyle], shown: str
 ) -> tuple[list[list[Chart]], list[str]]:
-    """A row of charts per curve in `curves` (as `Comparison.curves`), and a sentence for each that cannot be drawn.
+    """A row of charts for every curve, and a sentence for every chart that cannot be drawn.
 
-    shown: what the lines are, see `what_is_shown`. A figure of a task is drawn where it was recorded.
+    curves: see `Comparison`. shown: describes the lines, see `what_is_shown`. A task's figure is drawn if it was
+    recorded.
     """
     if curves[curves["key"] == LOSS.key].empty:
         missing = ["No evaluation loss was recorded: there is no curve to draw."]
@@ -127,9 +132,9 @@ def _steps_caption(shown: str, lines: Sequence[Line], curve: Curve, drawn: Mappi
 
 
 def tokens_per_step(record: SweepRecord) -> dict[str, float]:
-    """Trial id -> non-padding tokens of one step: tokens per second times seconds per step, as measured alone.
+    """Trial id -> non-padding tokens of one step: tokens per second times seconds per step of the solo measurement.
 
-    The median over all trials that train on the same rows, for they differ in the noise of the measurement only.
+    The value is the median over all trials that train on the same rows, because these differ only by measurement noise.
     """
     table = record.comparison.table
     if not {"throughput/tokens_per_second", "time/step_seconds"} <= set(table.columns):
@@ -146,7 +151,7 @@ def tokens_per_step(record: SweepRecord) -> dict[str, float]:
 
 
 def seconds_per_step(comparison: Comparison) -> dict[str, float]:
-    """Trial id -> seconds of one optimizer step, measured on the trial alone."""
+    """Trial id -> seconds of one optimizer step, from the solo measurement."""
     table = comparison.table
     if "time/step_seconds" not in table:
         return {}
@@ -155,7 +160,7 @@ def seconds_per_step(comparison: Comparison) -> dict[str, float]:
 
 
 def _points(curves: pd.DataFrame, line: Line, scale: Mapping[str, float]) -> list[CurvePoint]:
-    """The line's mean over its trials; a place is the step times the trials' mean scale."""
+    """The line's mean over its trials. x is the step times the mean of the trials' `scale`."""
     trial_ids = [trial_id for trial_id in line.trial_ids if trial_id in scale]
     own = curves[curves["trial_id"].isin(trial_ids)]
     if own.empty:
@@ -204,9 +209,9 @@ def _paint(
 
 
 def _frame(curve: Curve, lines: Sequence[Sequence[CurvePoint]]) -> tuple[float, float] | None:
-    """Limits that let the fast fall of the loss at the start, which all methods share, leave the frame.
+    """Limits of the loss axis that leave out the steep start, which all methods share.
 
-    None: everything is shown, as of a task's figures, whose first value is that of the bare base.
+    None: everything is shown. This holds for a task's figures, because their first value is that of the bare base.
     """
     if curve.key != LOSS.key:
         return None
@@ -237,7 +242,7 @@ _SECONDS_CAPTION = (
     "evaluation and checkpoints, and without what sharing a pack saves."
 )
 _ABSENT = {
-    "steps": "no trial that stands for a method has one",
+    "steps": "no trial of a chosen setting has one",
     "tokens": "no throughput was measured",
     "seconds": "no step time was measured",
 }

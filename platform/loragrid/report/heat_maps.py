@@ -1,4 +1,4 @@
-"""Heat maps of a method's figure over two of its axes: where the best values lie, and whether at an edge."""
+"""Draws heat maps of a method's figure over two of its axes; they show whether the best values lie at an edge."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 PAIRS = (("lr", "rank"), ("lr", "lr_ratio"))
 
 SettingFigures = Sequence[tuple[Mapping[str, Scalar], float | None]]
-"""A method's settings: values of its axes, and the mean figure over seeds (None: it lacks seeds that others have)."""
+"""A method's settings: (values by axis, mean figure over seeds); None: the setting lacks seeds that others have."""
 
 
 def heat_maps(
     settings: Mapping[str, SettingFigures], axes: Mapping[str, str], metric: str, higher_is_better: bool
 ) -> list[Chart]:
-    """A map per method and pair of axes that both vary within the method; `axes` as `Comparison.axes`."""
+    """A map for every method and every pair of axes that both vary within the method. axes: see `Comparison`."""
     charts = []
     for method, figures in sorted(settings.items()):
         for pair in PAIRS:
@@ -39,7 +39,7 @@ def heat_maps(
 def grid_of(
     figures: SettingFigures, column: str, row: str, higher_is_better: bool
 ) -> dict[float, dict[float, float | None]]:
-    """Row value -> column value -> the best figure there over all other axes, None where there is none."""
+    """Row value -> column value -> the best figure over all other axes; None if there is none."""
     known = [
         (float(level), float(place), figure)
         for values, figure in figures
@@ -57,7 +57,7 @@ def grid_of(
 
 
 def column_of(axes: Mapping[str, str], name: str) -> str | None:
-    """The table's column of the axis whose path ends in `name`."""
+    """The column of the axis whose path ends in `name`."""
     return next((column for column, path in axes.items() if path.rpartition(".")[2] == name), None)
 
 
@@ -131,7 +131,11 @@ def _paint_cells(panel: "Axes", numbers: Sequence[Sequence[float]], metric: str,
 
 
 def limits_of(values: Sequence[float], higher_is_better: bool) -> tuple[float, float]:
-    """From the best value to the worst, but no farther than three times the way to the middle one."""
+    """Limits of the colours: the best and the worst value.
+
+    The worst value is cut at three times the distance between the best and the median value, because otherwise a
+    setting that failed to learn would make all others look alike.
+    """
     low, high = min(values, default=0.0), max(values, default=1.0)
     ordered = sorted(values, reverse=higher_is_better)
     middle = ordered[len(ordered) // 2] if ordered else low

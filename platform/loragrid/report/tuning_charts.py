@@ -1,4 +1,4 @@
-"""Charts of a figure over one axis: how each method takes to its learning rates, and whether its best lies inside."""
+"""Draws each method's figure over one axis, such as its learning rates; shows whether the best value is inside."""
 
 import itertools
 import math
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 AXES = ("lr", "lr_ratio", "rank")
 INCHES = (7.2, 4.2)
 MIN_VALUES, MAX_VALUES = 3, 40
-"""Of fewer there is no course to be seen, and more are samples that went where it was good."""
+"""Fewer values show no trend. More values come from a search that samples good regions more often."""
 MAX_TICKS, MIN_TICK_RATIO = 8, 1.3
 
 AxisLine = Sequence[tuple[float, float]]
-"""(Value of the axis, figure) by rising value."""
+"""(Value of the axis, figure), by rising value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """A contestant of the verdict: its settings with their figures, and the values of the chosen one."""
+    """A contestant of the verdict. settings: with their figures. chosen: the values of the chosen setting."""
 
     name: str
     settings: SettingFigures
@@ -39,7 +39,7 @@ class Course:
 def tuning_charts(
     courses: Sequence[Course], axes: Mapping[str, str], metric: str, styles: Mapping[str, MethodStyle]
 ) -> list[Chart]:
-    """A chart per axis of `AXES` of which a contestant has tried three values; `axes` as `Comparison.axes`."""
+    """A chart for every axis in `AXES` of which a contestant has tried three values. axes: see `Comparison`."""
     charts = []
     for name in AXES:
         column = column_of(axes, name)
@@ -56,7 +56,7 @@ def tuning_charts(
 
 
 def line_of(figures: SettingFigures, column: str, metric: str) -> list[tuple[float, float]]:
-    """The best figure over all other axes at each value of one; what a logarithmic axis cannot show is left out."""
+    """The best figure over all other axes at each positive value of `column`; other values are left out."""
     best = max if is_higher_better(metric) else min
     found: dict[float, float] = {}
     for values, figure in figures:
@@ -67,7 +67,7 @@ def line_of(figures: SettingFigures, column: str, metric: str) -> list[tuple[flo
 
 
 def ticks_of(lines: Sequence[AxisLine]) -> list[float] | None:
-    """The values that were tried, where their names have room beside each other; None for round ones."""
+    """The values that were tried, if their labels fit beside each other; None: use round values."""
     places = sorted({place for line in lines for place, _ in line})
     apart = all(high >= MIN_TICK_RATIO * low for low, high in itertools.pairwise(places))
     return places if len(places) <= MAX_TICKS and apart else None
@@ -101,7 +101,7 @@ def _chart(
 
 
 def _frame(lines: Mapping[str, AxisLine], metric: str) -> tuple[float, float]:
-    """Settings that failed to learn leave the frame, so that the others are seen apart."""
+    """Limits of the axis of figures. Settings that failed to learn lie outside, see `limits_of`."""
     low, high = limits_of([figure for line in lines.values() for _, figure in line], is_higher_better(metric))
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
     return low - margin, high + margin
