@@ -12,19 +12,20 @@ from loragrid.config.experiment import ModelConfig
 from loragrid.tracking.store_uri import parse_parameter
 from loragrid.trials.tags import REASON_TAG, TRIAL_TAG
 from loragrid.worker.export import ADAPTER_CONFIG, export_merged
+from loragrid_methods import get_method
 
 ADAPTER_ARTIFACT = "adapter"
 
 
-def export_run(run_id: str, tracking_uri: str, folder: Path, *, merged: bool) -> None:
-    """Write the adapter of a trial into `folder`, or with `merged` the base model with the adapter merged into it.
+def export_run(run_id: str, tracking_uri: str, folder: str | Path, *, merged: bool = False) -> None:
+    """Write a trial's adapter into `folder` in PEFT's format, or with `merged` the base with the adapter merged in.
 
-    run_id: MLflow's run id, or a trial id; of several runs of one trial the latest is taken. An adapter without PEFT
-    config is written as it is, also with `merged`.
+    run_id: the trial's MLflow run id, or its trial id; of several runs of one trial the latest is taken.
 
     Raises:
         ValueError: there is no such run, the run has no adapter, or the folder exists.
     """
+    folder = Path(folder)
     if folder.exists():
         raise ValueError(f"--to {folder}: exists already; give a folder that does not")
     client = MlflowClient(tracking_uri=tracking_uri)
@@ -40,7 +41,8 @@ def export_run(run_id: str, tracking_uri: str, folder: Path, *, merged: bool) ->
                 for key, value in run.data.params.items()
                 if key.startswith("model.")
             }
-            export_merged(ModelConfig.model_validate(fields), adapter, folder)
+            method = get_method(run.data.params["method.name"])
+            export_merged(ModelConfig.model_validate(fields), adapter, method, folder)
         else:
             shutil.copytree(adapter, folder)
 

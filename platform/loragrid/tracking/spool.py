@@ -12,6 +12,9 @@ from filelock import FileLock, Timeout
 Operation = Mapping[str, Any]
 """One thing to record, as JSON can hold it. `StoreWriter` describes the operations."""
 
+SPOOL_FOLDER = "spool"
+"""The folder, below a storage folder, that holds the spools of its sweeps."""
+
 MAX_DELIVERED_BYTES = 2**24
 """A larger file of operations is emptied as soon as all of them are delivered."""
 

@@ -4,7 +4,21 @@ from pathlib import Path
 
 from loragrid.tracking.delivery import deliver_all
 from loragrid.tracking.mlflow_experiment import MlflowExperiment
-from loragrid.tracking.spool import Spool, read_head, spools_in
+from loragrid.tracking.spool import SPOOL_FOLDER, Spool, read_head, spools_in
+
+
+def sync_storage(storage: str | Path) -> dict[str, int]:
+    """Deliver the records that sweeps left in a storage folder; return sweep -> number of delivered operations.
+
+    storage: the `storage.path` of the experiment. The result is empty if everything was delivered before.
+
+    Raises:
+        ValueError: there is no such folder, a sweep is still running, or MLflow does not accept the record.
+    """
+    folder = Path(storage).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"--storage {storage}: no such folder; allowed: the `storage.path` of a sweep that was run")
+    return sync(folder.resolve() / SPOOL_FOLDER)
 
 
 def sync(folder: Path, experiment_name: str | None = None) -> dict[str, int]:
