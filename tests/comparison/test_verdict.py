@@ -224,13 +224,13 @@ def test_one_seed_says_nothing_about_seeds_and_two_say_little() -> None:
     one = comparison_of({("lora", 1e-3): [2.3], ("vera", 1e-3): [2.4]})
     text = " ".join(judge(one).sentences)
     assert "lora has the lowest test loss: 2.3000 (n = 1 seed)." in text
-    assert "One seed: nothing can be said about seeds, which may turn any of this; no pair was tested." in text
+    assert "One seed: nothing is known about other seeds, which may reverse any of this; no pair was tested." in text
     assert "lora against vera" not in text
     with_rows = " ".join(judge(one, scores_of(one)).sentences)
     assert "lora against vera: better by 0.0973 over 60 test rows (95 % interval 0.0" in with_rows
-    assert "the tests over rows are of these trained adapters alone" in with_rows
+    assert "the tests over rows hold only for these trained adapters" in with_rows
     two = comparison_of({("lora", 1e-3): [2.3, 2.35], ("vera", 1e-3): [2.4, 2.41]})
-    assert "Two seeds: over them, only a difference many times its own scatter" in " ".join(judge(two).sentences)
+    assert "Two seeds: over them, only a difference much larger than" in " ".join(judge(two).sentences)
 
 
 def test_evidence_only_over_rows_is_limited_to_these_adapters() -> None:
@@ -240,7 +240,7 @@ def test_evidence_only_over_rows_is_limited_to_these_adapters() -> None:
     assert "no difference shown over 3 seeds" in sentence
     assert "; better by 0.1" in sentence
     assert (
-        "What is shown over test rows alone is of these trained adapters: other seeds might turn it."
+        "A difference shown only over test rows holds for these trained adapters: other seeds might reverse it."
         in verdict.sentences
     )
 

@@ -20,7 +20,7 @@ from loragrid.report.curve_charts import seconds_per_step, tokens_per_step
 from loragrid.report.heat_maps import grid_of, heat_maps
 from loragrid.report.metric_text import format_difference, format_metric, format_p
 from loragrid.report.tables import write_figure
-from loragrid.report.tuning_charts import Course, line_of, ticks_of, tuning_charts
+from loragrid.report.tuning_charts import TuningCurve, line_of, ticks_of, tuning_charts
 
 
 def test_a_front_holds_what_nothing_beats_in_both() -> None:
@@ -212,7 +212,7 @@ def test_figures_are_written_for_readers(text: str, wanted: str) -> None:
 
 
 TUNED = (
-    Course(
+    TuningCurve(
         name="lora",
         settings=[
             ({"lr": 1e-3, "rank": 8}, 0.70),
@@ -226,7 +226,7 @@ TUNED = (
         ],
         chosen={"lr": 1e-2, "rank": 8},
     ),
-    Course(
+    TuningCurve(
         name="vera", settings=[({"lr": 1e-3, "rank": 256}, 0.9), ({"lr": 1e-2, "rank": 256}, 0.8)], chosen={"lr": 1e-2}
     ),
 )
@@ -244,15 +244,15 @@ def test_a_tuning_curve_is_the_best_over_other_axes() -> None:
     assert "1 worse point lies outside the frame. Not drawn: 1 setting without all seeds." in chart.caption
     assert tuning_charts([vera], AXIS_PATHS, "eval/final_loss", styles) == []
     assert tuning_charts(TUNED, {"rank": "method.rank"}, "eval/final_loss", styles) == []
-    samples = Course(name="lora", settings=[({"lr": 1e-5 * n}, 1.0) for n in range(1, 42)], chosen={})
+    samples = TuningCurve(name="lora", settings=[({"lr": 1e-5 * n}, 1.0) for n in range(1, 42)], chosen={})
     assert tuning_charts([samples], AXIS_PATHS, "eval/final_loss", styles) == [], "samples are no ladder"
 
 
 def test_a_large_mark_is_only_at_the_chosen_value() -> None:
     def marks(chosen: float | None) -> list[str]:
         settings = [({"lr": lr}, 0.5) for lr in (1e-4, 1e-3, 1e-2)]
-        course = Course(name="lora", settings=settings, chosen={"lr": chosen})
-        (chart,) = tuning_charts([course], AXIS_PATHS, "eval/accuracy", method_styles(["lora"]))
+        curve = TuningCurve(name="lora", settings=settings, chosen={"lr": chosen})
+        (chart,) = tuning_charts([curve], AXIS_PATHS, "eval/accuracy", method_styles(["lora"]))
         return re.findall(r'<use href="#[^"]+" x="([0-9.]+)"[^>]*stroke: #ffffff; stroke-width: 0.8', chart.svg)
 
     (low,), (high,) = marks(1e-4), marks(1e-2)

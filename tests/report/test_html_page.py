@@ -242,13 +242,13 @@ def test_every_chart_has_a_title_and_a_description_in_words(maths: Page) -> None
 
 
 def test_every_apart_value_has_its_own_tuning_curve(maths_uri: str, tmp_path: Path) -> None:
-    def courses(*apart: str) -> dict[str, str]:
+    def curves(*apart: str) -> dict[str, str]:
         write_report(load_comparison("maths", maths_uri), tmp_path / "report.html", apart=apart)
         page = (tmp_path / "report.html").read_text(encoding="utf-8")
         (words,) = re.findall(r"Evaluation loss over lr</title><desc[^>]*>([^<]*)<", page)
-        return dict(course.split(": ") for course in words.split("; "))
+        return dict(curve.split(": ") for curve in words.split("; "))
 
-    together, by_rank = courses(), courses("rank")
+    together, by_rank = curves(), curves("rank")
     assert "lora" in together.keys() <= set(METHODS)
     assert "lora" not in by_rank
     assert by_rank["lora rank 8"] != by_rank["lora rank 16"]

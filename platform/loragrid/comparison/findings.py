@@ -26,7 +26,7 @@ def was_chosen(verdict: Verdict) -> bool:
     return any(choice.num_settings > 1 for choice in (*verdict.choices, *verdict.references))
 
 
-def what_is_shown(verdict: Verdict) -> str:
+def trials_caption(verdict: Verdict) -> str:
     """The first half of a chart's caption: which trials represent each method, and that they are averaged."""
     everyone = (*verdict.choices, *verdict.references)
     who = "contestant" if any(choice.apart for choice in everyone) else "method"
@@ -57,9 +57,11 @@ def sentences_of(selection: Selection, contrasts: Sequence[Contrast]) -> list[st
     sentences += [pair_words(contrast) for contrast in with_best]
     sentences += _rest_words([contrast for contrast in tested if contrast not in with_best])
     if len(tested) > 1:
-        sentences.append(f"The p-values are Holm's over all {len(tested)} pairs; the intervals are of each pair alone.")
+        sentences.append(
+            f"The p-values are Holm's over all {len(tested)} pairs; the intervals are not corrected for their number."
+        )
     if any(not is_shown(test) for contrast in tested for test in (contrast.over_seeds, contrast.over_items) if test):
-        sentences.append('"No difference shown" is not "equal": the interval says how large a difference may remain.')
+        sentences.append('"No difference shown" is not "equal": the interval shows how large a difference may remain.')
     return sentences + _limits(ranked, contrasts)
 
 
@@ -164,12 +166,14 @@ def _limits(ranked: Sequence[Choice], contrasts: Sequence[Contrast]) -> list[str
     limits: list[str] = []
     if not shared:
         one = "One seed" if max(len(c.setting.trial_ids) for c in ranked) == 1 else "No two seeds in common"
-        scope = "the tests over rows are of these trained adapters alone" if over_items else "no pair was tested"
-        limits.append(f"{one}: nothing can be said about seeds, which may turn any of this; {scope}.")
+        scope = "the tests over rows hold only for these trained adapters" if over_items else "no pair was tested"
+        limits.append(f"{one}: nothing is known about other seeds, which may reverse any of this; {scope}.")
     elif any(is_shown(c.over_items) and c.over_seeds is not None and not is_shown(c.over_seeds) for c in contrasts):
-        limits.append("What is shown over test rows alone is of these trained adapters: other seeds might turn it.")
+        limits.append(
+            "A difference shown only over test rows holds for these trained adapters: other seeds might reverse it."
+        )
     if shared and min(shared) == 2:
-        limits.append("Two seeds: over them, only a difference many times its own scatter can be shown.")
+        limits.append("Two seeds: over them, only a difference much larger than its own variation can be shown.")
     return limits
 
 

@@ -106,11 +106,13 @@ class FingerprintReport:
     @property
     def marked(self) -> dict[str, str]:
         """Trial id -> how it differs from most others: "ran with torch 2.11, the others with 2.13"."""
-        told: dict[str, list[str]] = {}
+        differences: dict[str, list[str]] = {}
         for row in self.mixed:
             for trial_id, (own, others) in row.minority.items():
-                told.setdefault(trial_id, []).append(f"{row.part.name} {_short(own)}, the others with {_short(others)}")
-        return {trial_id: f"ran with {'; with '.join(parts)}" for trial_id, parts in told.items()}
+                differences.setdefault(trial_id, []).append(
+                    f"{row.part.name} {_short(own)}, the others with {_short(others)}"
+                )
+        return {trial_id: f"ran with {'; with '.join(parts)}" for trial_id, parts in differences.items()}
 
     def marked_together(self) -> dict[str, tuple[str, ...]]:
         """The sentences of `marked` -> the trials that share them."""
@@ -188,9 +190,9 @@ def refuse_mixed(report: FingerprintReport) -> None:
     """
     if not report.mixed:
         return
-    told = "; ".join(f"{trial_id} {what}" for trial_id, what in report.marked.items())
+    marked = "; ".join(f"{trial_id} {what}" for trial_id, what in report.marked.items())
     raise ValueError(
-        f"--strict: the sweep mixes fingerprints: {told}; allowed: a sweep whose trials agree in "
+        f"--strict: the sweep mixes fingerprints: {marked}; allowed: a sweep whose trials agree in "
         f"{', '.join(row.part.name for row in report.mixed)} (train these trials again), or no --strict"
     )
 

@@ -17,7 +17,7 @@ SCORE_COLUMNS = ("trial_id", "row", "num_labels", "loss")
 
 
 def load_scores(comparison: Comparison, trial_ids: Collection[str] | None = None) -> pd.DataFrame:
-    """One line per trial and test row: trial_id, row, num_labels, loss, and `correct` where the task has an accuracy.
+    """One line per trial and test row: trial_id, row, num_labels, loss, and `correct` if the task has an accuracy.
 
     row: 16 hex digits that identify the row by its content. loss: nats, summed over the row's `num_labels` labels.
     correct: 0 or 1. Only finished trials are read, and only those in `trial_ids` if given. Trials without scores are

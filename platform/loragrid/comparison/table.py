@@ -153,7 +153,7 @@ def _label(run: Run) -> str:
 
 def _build_table(runs: Sequence[Run], axes: Mapping[str, str]) -> pd.DataFrame:
     found = dict.fromkeys(key for run in runs for key in run.data.metrics if key not in CURVE_METRICS)
-    # The known metrics keep the glossary's order; what a newer or own program logged stands behind them.
+    # Known metrics keep the order of `summary_metrics`; metrics that other programs logged follow them.
     known = summary_metrics()
     metric_keys = [key for key in known if key in found] + sorted(set(found) - set(known))
     parameters = [_parameters(run) for run in runs]

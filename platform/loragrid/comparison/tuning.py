@@ -1,4 +1,4 @@
-"""Compares a chosen setting with the others that were tried: is it at the end of a ladder, and what is the default?"""
+"""Finds out whether a chosen setting is at the end of a ladder of tried values, and which setting is the default."""
 
 import dataclasses
 import json

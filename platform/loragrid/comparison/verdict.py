@@ -1,4 +1,4 @@
-"""Judges a sweep: tests every pair of choices over seeds and over test rows, and writes down what this shows."""
+"""Judges a sweep: tests every pair of choices over seeds and over test rows, and writes the findings."""
 
 import itertools
 from collections.abc import Collection, Mapping, Sequence

@@ -78,7 +78,7 @@ def curve_charts(
 ) -> tuple[list[list[Chart]], list[str]]:
     """A row of charts for every curve, and a sentence for every chart that cannot be drawn.
 
-    curves: see `Comparison`. shown: describes the lines, see `what_is_shown`. A task's figure is drawn if it was
+    curves: see `Comparison`. shown: describes the lines, see `trials_caption`. A task's figure is drawn if it was
     recorded.
     """
     if curves[curves["key"] == LOSS.key].empty:
@@ -202,7 +202,7 @@ def _paint(
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
     if is_proportion(curve.metric):
         bottom, top = panel.get_ylim()
-        panel.set_ylim(max(bottom, -0.01), min(top, 1.01))  # no share lies outside
+        panel.set_ylim(max(bottom, -0.01), min(top, 1.01))  # shares are between 0 and 1
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
     draw_grid(panel)
     legend_above(panel)
@@ -239,7 +239,7 @@ _TOKENS_CAPTION = (
 )
 _SECONDS_CAPTION = (
     "Seconds are steps times the step time of the trial measured alone: training only, without set-up, compiling, "
-    "evaluation and checkpoints, and without what sharing a pack saves."
+    "evaluation and checkpoints, and without the time that sharing a pack saves."
 )
 _ABSENT = {
     "steps": "no trial of a chosen setting has one",

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from loragrid.comparison.findings import ROWS_CAVEAT, heading_of_choices, was_chosen, what_is_shown
+from loragrid.comparison.findings import ROWS_CAVEAT, heading_of_choices, trials_caption, was_chosen
 from loragrid.comparison.fingerprint import fingerprint_of
 from loragrid.comparison.ranking import VALIDATION_LOSS, is_higher_better
 from loragrid.comparison.selection import Verdict
@@ -32,7 +32,7 @@ from loragrid.report.tables import (
     trial_table,
     unfinished_table,
 )
-from loragrid.report.tuning_charts import Course, tuning_charts
+from loragrid.report.tuning_charts import TuningCurve, tuning_charts
 from loragrid.tracking.store_uri import Scalar
 
 MEMORY_PEAKS = {
@@ -105,7 +105,7 @@ def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
     comparison, verdict = part.comparison, part.verdict
     styles = method_styles(record.comparison.table["method"], [*verdict.choices, *verdict.references])
     chosen = _lines(comparison, verdict)
-    shown = what_is_shown(verdict)
+    shown = trials_caption(verdict)
     curves, missing_curves = curve_charts(record, comparison.curves, chosen, styles, shown)
     points, metric = setting_points(part), validation_metric(verdict)
     # The verdict's own direction can differ: settings may be chosen by accuracy and reported by loss.
@@ -129,7 +129,7 @@ def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
         "missing_curves": missing_curves,
         "fronts": fronts,
         "missing_fronts": missing_fronts if points else [],
-        "tuning": tuning_charts(_courses(verdict, figures), comparison.axes, metric, styles),
+        "tuning": tuning_charts(_tuning_curves(verdict, figures), comparison.axes, metric, styles),
         "heat_maps": heat_maps(figures, comparison.axes, metric, higher_is_better),
         "memory_chart": bar_chart(
             "Memory by part",
@@ -222,10 +222,10 @@ def figures_by_method(part: Part, metric: str) -> Mapping[str, SettingFigures]:
     return figures
 
 
-def _courses(verdict: Verdict, figures: Mapping[str, SettingFigures]) -> list[Course]:
+def _tuning_curves(verdict: Verdict, figures: Mapping[str, SettingFigures]) -> list[TuningCurve]:
     """Every contestant with the settings of its method that have the contestant's values of the axes in `apart`."""
     return [
-        Course(
+        TuningCurve(
             name=choice.name,
             settings=[
                 (values, figure)

@@ -122,8 +122,8 @@ def group_by_setting(comparison: Comparison) -> list[LossCurve]:
         markers[alike] = markers.get(alike, -1) + 1
         loss = _mean_final_loss(rows)
         # Only axes that vary within the method: a learning rate that all LoRA trials share does not tell lines apart.
-        told = [name for name in names if name == "rank" or table[table["method"] == method][name].nunique() > 1]
-        values = [f"{name} {format_value(rows[0][name])}" for name in told if not is_missing(rows[0][name])]
+        shown = [name for name in names if name == "rank" or table[table["method"] == method][name].nunique() > 1]
+        values = [f"{name} {format_value(rows[0][name])}" for name in shown if not is_missing(rows[0][name])]
         start = rows[0]["status"].lower() if math.isinf(loss) else f"{loss:.3f}"
         line = LossCurve(
             label=f"{start}  {method}  {', '.join(values)}".rstrip(),

@@ -144,7 +144,7 @@ def _contrast_row(contrast: Contrast, test: PairedTest, pairs: str, higher_is_be
     low, high = (format_difference(contrast.metric, bound) for bound in (test.low, test.high))
     return (
         Cell(text=f"{contrast.first} − {contrast.second}", notes=(test.test,)),
-        Cell(text=what_it_shows(contrast, test, higher_is_better)),
+        Cell(text=conclusion(contrast, test, higher_is_better)),
         Cell(text=format_difference(contrast.metric, test.difference), is_number=True),
         Cell(text=MISSING if test.low is None or test.high is None else f"{low} to {high}", is_number=True),
         Cell(text=format_p(test.p_adjusted), is_number=True),
@@ -152,7 +152,7 @@ def _contrast_row(contrast: Contrast, test: PairedTest, pairs: str, higher_is_be
     )
 
 
-def what_it_shows(contrast: Contrast, test: PairedTest, higher_is_better: bool) -> str:
+def conclusion(contrast: Contrast, test: PairedTest, higher_is_better: bool) -> str:
     """In words which of the two is better, if the corrected test shows a difference."""
     if test.p_adjusted is None:
         return "cannot be tested"

@@ -28,8 +28,8 @@ AxisLine = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
-    """A contestant of the verdict. settings: with their figures. chosen: the values of the chosen setting."""
+class TuningCurve:
+    """The tuning of one contestant. settings: with their figures. chosen: the values of the chosen setting."""
 
     name: str
     settings: SettingFigures
@@ -37,7 +37,7 @@ class Course:
 
 
 def tuning_charts(
-    courses: Sequence[Course], axes: Mapping[str, str], metric: str, styles: Mapping[str, MethodStyle]
+    curves: Sequence[TuningCurve], axes: Mapping[str, str], metric: str, styles: Mapping[str, MethodStyle]
 ) -> list[Chart]:
     """A chart for every axis in `AXES` of which a contestant has tried three values. axes: see `Comparison`."""
     charts = []
@@ -45,12 +45,12 @@ def tuning_charts(
         column = column_of(axes, name)
         if column is None:
             continue
-        lines = {course.name: line_of(course.settings, column, metric) for course in courses}
-        lines = {course: line for course, line in lines.items() if MIN_VALUES <= len(line) <= MAX_VALUES}
-        drawn = [course for course in courses if course.name in lines]
+        lines = {curve.name: line_of(curve.settings, column, metric) for curve in curves}
+        lines = {curve: line for curve, line in lines.items() if MIN_VALUES <= len(line) <= MAX_VALUES}
+        drawn = [curve for curve in curves if curve.name in lines]
         if drawn:
-            lacking = sum(figure is None for course in drawn for _, figure in course.settings)
-            chosen = {course.name: course.chosen.get(column) for course in drawn}
+            lacking = sum(figure is None for curve in drawn for _, figure in curve.settings)
+            chosen = {curve.name: curve.chosen.get(column) for curve in drawn}
             charts.append(_chart(name, lines, chosen, lacking, metric, styles))
     return charts
 

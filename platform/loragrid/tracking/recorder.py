@@ -111,7 +111,7 @@ class Recorder:
     def start_trial(
         self, trial_id: str, parameters: Mapping[str, Scalar], tags: Mapping[str, str], *, name: str = ""
     ) -> None:
-        """Open the trial's child run. name: what MLflow's pages call it; "": its id."""
+        """Open the trial's child run. name: the run's name on MLflow's pages; "": the trial id."""
         outbox = self._outbox
         self._trials.add(trial_id)
         own = {
