@@ -188,7 +188,7 @@ for step in range({NUM_STEPS}):
 recorder.log_artifacts("lora-1", Path({str(artifact)!r}), "adapter")
 assert recorder.deliver()
 recorder.end_trial("lora-1", "FAILED", "on purpose")
-recorder._outbox.end_run("", "FINISHED", recorder._now())
+recorder._outbox.end_run("", "FINISHED", recorder._clock.now())
 os.kill(os.getpid(), 9)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

@@ -109,9 +109,8 @@ class FingerprintReport:
         differences: dict[str, list[str]] = {}
         for row in self.mixed:
             for trial_id, (own, others) in row.minority.items():
-                differences.setdefault(trial_id, []).append(
-                    f"{row.part.name} {_short(own)}, the others with {_short(others)}"
-                )
+                difference = f"{row.part.name} {_short(own)}, the others with {_short(others)}"
+                differences.setdefault(trial_id, []).append(difference)
         return {trial_id: f"ran with {'; with '.join(parts)}" for trial_id, parts in differences.items()}
 
     def marked_together(self) -> dict[str, tuple[str, ...]]:

@@ -10,8 +10,8 @@ from loragrid.tracking.mlflow_experiment import MlflowExperiment
 from loragrid.tracking.mlflow_writer import SWEEP_ITSELF
 from loragrid.tracking.outbox import Outbox, Point
 from loragrid.tracking.pages import trials_page
-from loragrid.tracking.spool import spools_in
 from loragrid.tracking.store_uri import RunStatus, Scalar
+from loragrid.tracking.sweep_names import SweepNames
 from loragrid.trials.metrics import sweep_note
 from loragrid.trials.tags import KIND_TAG, METHOD_TAG, NOTE_TAG, QUESTION_TAG, REASON_TAG, SWEEP_TAG, TRIAL_TAG
 
@@ -49,8 +49,8 @@ class Recorder:
         """The sweep that is being recorded, or was recorded last; "" before the first."""
         self._experiment = MlflowExperiment(experiment_name, tracking_uri, artifact_root)
         self.experiment_id = self._experiment.experiment_id
-        self._clock, self._notify = clock, notify
-        self._last_start = 0
+        self._names = SweepNames(self._experiment, spool_folder)
+        self._clock, self._notify = _RunClock(clock), notify
         self._trials = _TrialRegister()
         self._open_outbox: Outbox | None = None
 
@@ -81,7 +81,7 @@ class Recorder:
 
     def next_sweep_name(self) -> str:
         """The experiment's name with the next free number: the first sweep is `<experiment>-1`."""
-        return next(name for name in self._experiment.free_sweep_names() if not self._is_spooled(name))
+        return self._names.next_free()
 
     def start_sweep(self, name: str, parameters: Mapping[str, object], tags: Mapping[str, str]) -> None:
         """Open the parent run. The tag `QUESTION_TAG` holds the experiment's question.
@@ -90,7 +90,7 @@ class Recorder:
             ValueError: the experiment has a sweep of that name, another is open, or another program records this one.
         """
         if self._open_outbox is None:
-            self._check_unused(name)
+            self._names.check_free(name)
         self._open(name)
         note = sweep_note(
             tags.get(QUESTION_TAG, ""),
@@ -98,8 +98,8 @@ class Recorder:
             trials=trials_page(".", self.experiment_id, name),
             charts=trials_page(".", self.experiment_id, name, charts=True),
         )
-        own = {KIND_TAG: "sweep", SWEEP_TAG: name}
-        self._outbox.start_run(SWEEP_ITSELF, name, self._next_start(), parameters, {NOTE_TAG: note, **tags, **own})
+        all_tags = {NOTE_TAG: note, **tags, KIND_TAG: "sweep", SWEEP_TAG: name}
+        self._outbox.start_run(SWEEP_ITSELF, name, self._clock.next_start(), parameters, all_tags)
 
     def resume_sweep(self, name: str, tags: Mapping[str, str]) -> None:
         """Continue the record of a sweep that has ended, or whose program died."""
@@ -120,7 +120,7 @@ class Recorder:
             TRIAL_TAG: trial_id,
             METHOD_TAG: str(parameters.get("method.name", "")),
         }
-        outbox.start_run(trial_id, name or trial_id, self._next_start(), parameters, {**tags, **own})
+        outbox.start_run(trial_id, name or trial_id, self._clock.next_start(), parameters, {**tags, **own})
 
     def resume_trial(self, trial_id: str, tags: Mapping[str, str]) -> None:
         """Continue the run of a trial that did not finish."""
@@ -136,7 +136,7 @@ class Recorder:
         1.8e308.
         """
         self._trials.check_started(trial_id)
-        self._outbox.log_points(trial_id, _points(records, self._clock()))
+        self._outbox.log_points(trial_id, _points(records, self._clock.seconds()))
 
     def log_summary(self, trial_id: str, metrics: Mapping[str, float | None]) -> None:
         """Log metrics that a trial has once; None and NaN are left out."""
@@ -154,7 +154,7 @@ class Recorder:
 
     def log_sweep_summary(self, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
         """Log metrics and tags of the sweep's own run; values that are not finite are left out."""
-        self._outbox.log_points(SWEEP_ITSELF, _points([{**metrics, "step": 0}], self._clock()))
+        self._outbox.log_points(SWEEP_ITSELF, _points([{**metrics, "step": 0}], self._clock.seconds()))
         if tags:
             self._outbox.set_tags(SWEEP_ITSELF, tags)
 
@@ -169,13 +169,13 @@ class Recorder:
         self._trials.end(trial_id)
         if reason:
             self._outbox.set_tags(trial_id, {REASON_TAG: reason, NOTE_TAG: f"**{status.lower()}**: {reason}"})
-        self._outbox.end_run(trial_id, status, self._now())
+        self._outbox.end_run(trial_id, status, self._clock.now())
 
     def end_sweep(self, status: RunStatus) -> None:
         """Close the parent run, and every trial that is still open as KILLED; then wait until MLflow has everything."""
         for trial_id in self._trials.open_trials():
             self.end_trial(trial_id, "KILLED", "the sweep ended before this trial")
-        self._outbox.end_run(SWEEP_ITSELF, status, self._now())
+        self._outbox.end_run(SWEEP_ITSELF, status, self._clock.now())
         self.is_delivered = self._outbox.close(PATIENCE_SECONDS)
         self._open_outbox = None
 
@@ -194,29 +194,21 @@ class Recorder:
         self.sweep_name = name
         self._trials = _TrialRegister()
 
-    def _check_unused(self, name: str) -> None:
-        if self._is_spooled(name):
-            raise ValueError(
-                f"--name: the record of a sweep {name!r} waits in {self.spool_folder} for MLflow; allowed: `loragrid "
-                "sync` and then --resume, or another name"
-            )
-        if self._experiment.has_sweep(name):
-            raise ValueError(
-                f"--name: experiment {self.experiment_name!r} has a sweep {name!r} already; allowed: --resume to "
-                "continue it, or another name"
-            )
 
-    def _is_spooled(self, name: str) -> bool:
-        """Whether operations of a sweep are in the spool folder; MLflow may not have that sweep yet."""
-        return self.spool_folder is not None and self.spool_folder / name in spools_in(self.spool_folder)
+class _RunClock:
+    """The times of runs in milliseconds since 1970. seconds: returns seconds since 1970."""
 
-    def _next_start(self) -> int:
+    def __init__(self, seconds: Callable[[], float]) -> None:
+        self.seconds = seconds
+        self._last_start = 0
+
+    def now(self) -> int:
+        return round(1000 * self.seconds())
+
+    def next_start(self) -> int:
         """The present time, but later than every start before, because runs are listed by their start times."""
-        self._last_start = max(self._now(), self._last_start + 1)
+        self._last_start = max(self.now(), self._last_start + 1)
         return self._last_start
-
-    def _now(self) -> int:
-        return round(1000 * self._clock())
 
 
 class _TrialRegister:

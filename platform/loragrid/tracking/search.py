@@ -7,7 +7,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run, ViewType
 
 PAGE_SIZE = 1000
-"""MLflow's own limit is 50,000 runs; smaller pages keep each answer short."""
+"""Runs or experiments per page."""
 
 LATEST_FIRST = "attributes.start_time DESC"
 EARLIEST_FIRST = "attributes.start_time ASC"
