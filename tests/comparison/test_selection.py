@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import pandas as pd
 import pytest
 
 from loragrid.comparison.selection import Choice, choose
@@ -18,6 +17,7 @@ from loragrid.report.tables import Cell, choice_table
 from loragrid.sweep.run import sweep_parameters
 from loragrid.tracking.store_uri import format_parameter
 from loragrid.trials.load import experiment_from_mapping
+from tests.support.comparisons import made_up_comparison
 
 AXES = {
     "rank": "method.rank",
@@ -34,25 +34,7 @@ LOST = {"status": "FAILED", "reason": "the worker died", "eval/final_loss": None
 
 
 def comparison_of(rows: Sequence[Mapping[str, Any]]) -> Comparison:
-    filled = [
-        {"trial_id": f"{row['method']}-{i}", "status": "FINISHED", "reason": "", "run_id": f"r{i}", **row}
-        for i, row in enumerate(rows)
-    ]
-    table = pd.DataFrame(filled)
-    for name in ("rank", "steps", "seed"):
-        if name in table:
-            table[name] = table[name].astype("Int64")
-    return Comparison(
-        experiment_name="tuned",
-        sweep="only",
-        question="",
-        tracking_uri="sqlite:////nowhere.db",
-        experiment_id="1",
-        sweep_run_id="p",
-        axes={name: path for name, path in AXES.items() if name in table},
-        table=table,
-        curves=pd.DataFrame(columns=["trial_id", "method", "step", "key", "value"]),
-    )
+    return made_up_comparison(rows, AXES, experiment_name="tuned")
 
 
 def trials(method: str, losses: Sequence[float], test: float | None = None, **values: Any) -> list[dict[str, Any]]:

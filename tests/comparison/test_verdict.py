@@ -23,6 +23,7 @@ from loragrid.comparison.verdict import judge, load_verdict
 from loragrid.report.verdict_table import render_verdict
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.store_uri import Scalar, default_tracking_uri
+from tests.support.comparisons import made_up_comparison
 
 NUM_ROWS = 60
 LABELS = [5 + i % 17 for i in range(NUM_ROWS - 1)] + [5 + (NUM_ROWS - 2) % 17]
@@ -48,18 +49,7 @@ def comparison_of(figures: Mapping[tuple[str, float], Sequence[float]], key: str
         for (method, lr), values in figures.items()
         for seed, figure in enumerate(values)
     ]
-    table = pd.DataFrame(rows)
-    return Comparison(
-        experiment_name="judged",
-        sweep="only",
-        question="",
-        tracking_uri="sqlite:////nowhere.db",
-        experiment_id="1",
-        sweep_run_id="p",
-        axes={"lr": "training.lr", "seed": "seed"},
-        table=table,
-        curves=pd.DataFrame(columns=["trial_id", "method", "step", "key", "value"]),
-    )
+    return made_up_comparison(rows, {"lr": "training.lr", "seed": "seed"}, experiment_name="judged")
 
 
 THREE_SEEDS: dict[tuple[str, float], Sequence[float]] = {

@@ -115,7 +115,7 @@ def test_packs_are_few_full_and_nearly_equal_in_size(num_trials: int, most: int)
     ("batch_size", "max_length", "most"),
     [(4, 64, TOKENS_AT_ONCE // 256), (8, 512, TOKENS_AT_ONCE // 4096), (64, 4096, 1)],
 )
-def test_auto_fills_a_step_with_tokens_but_at_least_one_trial(batch_size: int, max_length: int, most: int) -> None:
+def test_auto_fills_a_step_with_at_least_one_trial(batch_size: int, max_length: int, most: int) -> None:
     asked = experiment(
         ["lora"],
         {"seed": list(range(2 * most))},

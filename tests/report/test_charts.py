@@ -4,7 +4,6 @@ import math
 import random
 import re
 
-import pandas as pd
 import pytest
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -12,7 +11,6 @@ from matplotlib.figure import Figure
 
 from loragrid.comparison.pareto import pareto_front
 from loragrid.comparison.sweep_record import SweepRecord, TrialRun
-from loragrid.comparison.table import Comparison
 from loragrid.formatting import format_bytes
 from loragrid.report.charts import CHART_INCHES, draw, legend_above, method_styles, thin_out, ticks_between
 from loragrid.report.cost_charts import Bar, Point, bar_chart, figure_limits, pareto_charts
@@ -21,6 +19,7 @@ from loragrid.report.heat_maps import grid_of, heat_maps
 from loragrid.report.metric_text import format_difference, format_metric, format_p
 from loragrid.report.tables import write_figure
 from loragrid.report.tuning_charts import TuningCurve, line_of, ticks_of, tuning_charts
+from tests.support.comparisons import made_up_comparison
 
 
 def test_a_front_holds_what_nothing_beats_in_both() -> None:
@@ -58,17 +57,7 @@ def test_a_heat_map_cell_is_the_best_over_other_axes() -> None:
 
 
 def record_of(rows: list[dict[str, object]], parameters: dict[str, dict[str, str]]) -> SweepRecord:
-    comparison = Comparison(
-        experiment_name="e",
-        sweep="s",
-        question="",
-        tracking_uri="",
-        experiment_id="1",
-        sweep_run_id="p",
-        axes={},
-        table=pd.DataFrame(rows),
-        curves=pd.DataFrame(columns=["trial_id", "method", "step", "key", "value"]),
-    )
+    comparison = made_up_comparison(rows, {})
     trials = {
         trial_id: TrialRun(run_id=trial_id, parameters=own, tags={}, started=None, ended=None)
         for trial_id, own in parameters.items()

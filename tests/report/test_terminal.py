@@ -1,5 +1,6 @@
 """The terminal's table and the picture, from comparisons with known values."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,15 @@ from rich.console import Console
 
 from loragrid.comparison.table import Comparison
 from loragrid.formatting import format_bytes, format_count, format_seconds, format_value
-from loragrid.report.loss_curves import COLOURS, PALE, _limit_height, group_by_setting, has_losses
-from loragrid.report.terminal import plot_loss_curves, render_table
+from loragrid.report.loss_curves import COLOURS, PALE, _limit_height, group_by_setting, has_losses, plot_loss_curves
+from loragrid.report.terminal import render_table
+from tests.support.comparisons import Point, made_up_comparison
 
 
-def comparison_of(rows: list[dict[str, Any]], curves: list[tuple[str, str, int, str, float]] = ()) -> Comparison:  # type: ignore[assignment]
+def comparison_of(rows: Sequence[Mapping[str, Any]], curves: Sequence[Point] = ()) -> Comparison:
     axes = {"rank": "method.rank", "lr_ratio": "method.lr_ratio", "seed": "seed"}
-    table = pd.DataFrame([{"status": "FINISHED", "reason": "", "run_id": "r", **row} for row in rows])
-    table["rank"] = table["rank"].astype("Int64")
-    return Comparison(
-        experiment_name="quickstart",
-        sweep="first",
-        question="Which is best?",
-        tracking_uri="sqlite:////nowhere.db",
-        experiment_id="1",
-        sweep_run_id="p",
-        axes={name: path for name, path in axes.items() if name in table},
-        table=table,
-        curves=pd.DataFrame(list(curves), columns=["trial_id", "method", "step", "key", "value"]),
-    )
+    question = "Which is best?"
+    return made_up_comparison(rows, axes, curves, experiment_name="quickstart", sweep="first", question=question)
 
 
 ROWS: list[dict[str, Any]] = [

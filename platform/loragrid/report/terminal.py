@@ -15,11 +15,8 @@ from loragrid.comparison.ranking import best_trial, ranking_metric, sort_best_fi
 from loragrid.comparison.settings import tasks_of
 from loragrid.comparison.table import Comparison, is_stopped_early
 from loragrid.formatting import count_of, format_bytes, format_count, format_seconds, format_value, is_missing
-from loragrid.report.loss_curves import plot_loss_curves
 from loragrid.report.metric_text import format_metric, metric_name
 from loragrid.tasks.discovery import figure_of, task_figures
-
-__all__ = ["plot_loss_curves", "render_table"]
 
 MARK = "†"
 """Follows the method of a trial whose fingerprint differs from that of most others."""
