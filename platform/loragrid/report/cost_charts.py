@@ -6,10 +6,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from loragrid.comparison.pareto import pareto_front
-from loragrid.comparison.ranking import is_higher_better
+from loragrid.comparison.ranking import is_higher_better, metric_words
 from loragrid.formatting import count_of, format_bytes, format_count, format_seconds
 from loragrid.report.charts import Chart, MethodStyle, draw, draw_grid, labels_beside, legend_above, ticks_between
-from loragrid.report.metric_text import format_metric, metric_name
+from loragrid.report.metric_text import format_metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,7 +108,7 @@ def pareto_charts(
         )
         charts.append(
             draw(
-                f"{metric_name(metric).capitalize()} against {name}",
+                f"{metric_words(metric).capitalize()} against {name}",
                 f"{count_of(len(with_cost), 'setting')}. On the front: {on_it}.",
                 f"On the front: {on_it}." + _outside(with_cost),
                 partial(
@@ -172,7 +172,7 @@ def _paint_front(
     low, high = figure_limits(points)
     panel.set_ylim(low, high)
     panel.set_xlabel(label)
-    panel.set_ylabel(metric_name(metric))
+    panel.set_ylabel(metric_words(metric))
     if is_higher_better(metric):
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_metric(metric, value)))
     draw_grid(panel)

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from loragrid.comparison.ranking import metric_words
 from loragrid.formatting import format_value
 from loragrid.report.charts import Chart, draw
-from loragrid.report.metric_text import format_metric, metric_name
+from loragrid.report.metric_text import format_metric
 from loragrid.tracking.store_uri import Scalar
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def _heat_map(
     metric: str,
     higher_is_better: bool,
 ) -> Chart:
-    what = f"{metric_name(metric)} over {pair[0]} × {pair[1]}"
+    what = f"{metric_words(metric)} over {pair[0]} × {pair[1]}"
     cells = "; ".join(
         f"{pair[1]} {format_value(level)}, {pair[0]} {format_value(place)}: {format_metric(metric, figure)}"
         for level, line in grid.items()

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from loragrid.comparison.findings import ROWS_CAVEAT, heading_of_choices, trials_caption, was_chosen
 from loragrid.comparison.fingerprint import fingerprint_of
-from loragrid.comparison.ranking import VALIDATION_LOSS, is_higher_better
+from loragrid.comparison.ranking import VALIDATION_LOSS, is_higher_better, metric_words
 from loragrid.comparison.selection import Verdict
 from loragrid.comparison.settings import Setting, settings_of, show_setting, tasks_of
 from loragrid.comparison.sweep_record import SweepRecord
@@ -21,7 +21,6 @@ from loragrid.report.charts import method_styles
 from loragrid.report.cost_charts import COSTS, MEMORY_PARTS, TIME_PARTS, Bar, Point, bar_chart, pareto_charts
 from loragrid.report.curve_charts import Line, curve_charts
 from loragrid.report.heat_maps import SettingFigures, heat_maps
-from loragrid.report.metric_text import metric_name
 from loragrid.report.tables import (
     choice_table,
     contrast_tables,
@@ -120,7 +119,7 @@ def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
         "heading": heading_of_choices(verdict),
         "choices": choice_table(verdict, comparison),
         "was_chosen": was_chosen(verdict),
-        "chosen_by": metric_name(metric),
+        "chosen_by": metric_words(metric),
         "contrasts": contrasts,
         "other_contrasts": other_contrasts,
         "rows_caveat": ROWS_CAVEAT if any(contrast.over_items for contrast in verdict.contrasts) else "",

@@ -1,7 +1,7 @@
 """Writes a compared figure for a reader: losses in nats, accuracies in per cent, with interval and number of seeds."""
 
 from loragrid.comparison.findings import LEVEL
-from loragrid.comparison.ranking import is_proportion, metric_words
+from loragrid.comparison.ranking import is_proportion
 from loragrid.comparison.statistics import Interval
 
 MISSING = "–"
@@ -27,11 +27,6 @@ def format_range(metric: str, interval: Interval | None) -> str:
     if interval is None or interval.low is None or interval.high is None:
         return MISSING
     return f"{format_metric(metric, interval.low)} to {format_metric(metric, interval.high)}"
-
-
-def metric_name(metric: str) -> str:
-    """`test/loss` as a reader calls it."""
-    return metric_words(metric)
 
 
 def format_p(value: float | None) -> str:

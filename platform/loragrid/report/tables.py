@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loragrid.comparison.findings import is_shown, was_chosen
-from loragrid.comparison.ranking import sort_best_first
+from loragrid.comparison.ranking import metric_words, sort_best_first
 from loragrid.comparison.selection import Choice, Contrast, Verdict, reported_interval
 from loragrid.comparison.settings import show_setting
 from loragrid.comparison.statistics import Interval, PairedTest
@@ -18,7 +18,6 @@ from loragrid.report.metric_text import (
     format_metric,
     format_p,
     format_range,
-    metric_name,
 )
 from loragrid.tasks.discovery import figure_of
 from loragrid.trials.outcome import OUT_OF_MEMORY
@@ -62,8 +61,8 @@ def choice_table(verdict: Verdict, comparison: Comparison) -> PageTable:
     """One row per choice, best first, with the figure of its untuned default; then one per reference."""
     everyone = [*verdict.choices, *verdict.references]
     has_test = any(choice.test is not None for choice in everyone)
-    heads = ([metric_name(verdict.metric)] if has_test else []) + [
-        metric_name(choice.metric) for choice in everyone[:1]
+    heads = ([metric_words(verdict.metric)] if has_test else []) + [
+        metric_words(choice.metric) for choice in everyone[:1]
     ]
     rows = []
     for choice in everyone:
@@ -102,8 +101,8 @@ def _side(choice: Choice, axis: str) -> str:
 def _default_cell(choice: Choice, metric: str) -> Cell:
     default = choice.default
     if default is None:
-        untold = "nothing was chosen" if choice.num_settings == 1 else "not in the sweep"
-        return Cell(text=MISSING, notes=(choice.default_fault or untold,), is_number=True)
+        reason = "nothing was chosen" if choice.num_settings == 1 else "not in the sweep"
+        return Cell(text=MISSING, notes=(choice.default_fault or reason,), is_number=True)
     if default.setting.values == choice.setting.values:
         return Cell(text="the same", is_number=True)
     # A missing test figure is not replaced by the validation figure, which must not be compared with test figures.

@@ -11,11 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from loragrid.comparison.fingerprint import FingerprintReport, fingerprint_of
-from loragrid.comparison.ranking import best_trial, ranking_metric, sort_best_first
+from loragrid.comparison.ranking import best_trial, metric_words, ranking_metric, sort_best_first
 from loragrid.comparison.settings import tasks_of
 from loragrid.comparison.table import Comparison, is_stopped_early
 from loragrid.formatting import count_of, format_bytes, format_count, format_seconds, format_value, is_missing
-from loragrid.report.metric_text import format_metric, metric_name
+from loragrid.report.metric_text import format_metric
 from loragrid.tasks.discovery import figure_of, task_figures
 
 MARK = "†"
@@ -145,7 +145,7 @@ def _caption(comparison: Comparison, left_out: Sequence[Column], fingerprint: Fi
     best, metric = best_trial(comparison), ranking_metric(comparison.table)
     if best and len(comparison.table) > 1 and len(tasks_of(comparison)) == 1:
         figure = format_metric(metric, sort_best_first(comparison.table).iloc[0][metric])
-        caption.append(f"best trial by {metric_name(metric)}: {best} ({figure})\n")
+        caption.append(f"best trial by {metric_words(metric)}: {best} ({figure})\n")
     for key, name in (("eval/loss", "loss"), *((f"eval/{figure.name}", figure.words) for figure in task_figures())):
         start = comparison.curves.query("key == @key and step == 0")["value"]
         if not start.empty:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from loragrid.comparison.ranking import is_higher_better
+from loragrid.comparison.ranking import is_higher_better, metric_words
 from loragrid.formatting import count_of, format_value
 from loragrid.report.charts import Chart, MethodStyle, draw, draw_grid, draw_line, legend_above
 from loragrid.report.heat_maps import SettingFigures, column_of, limits_of
-from loragrid.report.metric_text import format_metric, metric_name
+from loragrid.report.metric_text import format_metric
 from loragrid.tracking.store_uri import Scalar
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _chart(
     if lacking:
         caption += f" Not drawn: {count_of(lacking, 'setting')} without all seeds."
     return draw(
-        f"{metric_name(metric).capitalize()} over {axis}",
+        f"{metric_words(metric).capitalize()} over {axis}",
         "; ".join(
             f"{name}: {', '.join(f'{format_value(x)} {format_metric(metric, y)}' for x, y in line)}"
             for name, line in lines.items()
@@ -146,7 +146,7 @@ def _paint(
     panel.xaxis.set_minor_formatter(NullFormatter())
     panel.set_ylim(*frame)
     panel.set_xlabel(axis)
-    panel.set_ylabel(metric_name(metric))
+    panel.set_ylabel(metric_words(metric))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_metric(metric, value)))
     draw_grid(panel)
     legend_above(panel)
