@@ -1,4 +1,4 @@
-"""A table that mixes fingerprints says so, marks the rows that differ from most, and is refused where asked to be."""
+"""Mixed fingerprints are announced, their trials are marked, and --strict refuses them."""
 
 import importlib.metadata
 import os
@@ -48,7 +48,7 @@ TAGS = {
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The storage folder that the tests share; every test has an experiment of its own."""
+    """One storage folder for all tests; every test has its own experiment."""
     return tmp_path_factory.mktemp("store")
 
 
@@ -58,7 +58,7 @@ def record(
     changes: Sequence[Mapping[str, str]],
     parameters: Sequence[Mapping[str, Scalar]] | None = None,
 ) -> Comparison:
-    """A sweep of finished trials `lora-0`, ... with `TAGS` changed as told; "" takes a tag away."""
+    """A sweep of finished trials `lora-0`, ... with `TAGS` and the given changes; "" removes a tag."""
     recorder = Recorder(name, default_tracking_uri(str(store), None))
     recorder.start_sweep("only", {}, {})
     for index, changed in enumerate(changes):
@@ -110,7 +110,7 @@ def test_one_fingerprint_is_said_by_silence(store: Path) -> None:
         ("loragrid.version.torch", "", "torch not recorded, the others with 2.13.0"),
     ],
 )
-def test_what_changes_numbers_is_said_in_the_head_marked_in_the_rows_and_refused_by_strict(
+def test_mixed_fingerprints_are_announced_marked_and_refused_by_strict(
     store: Path, tag: str, value: str, told: str
 ) -> None:
     comparison = record(store, f"mixed-{tag}-{value[:9]}", [{}, {tag: value}, {}])
@@ -148,11 +148,11 @@ def test_what_an_axis_changes_on_purpose_is_no_difference(store: Path) -> None:
     assert list(fingerprint_of(within).marked) == ["lora-2"]
 
 
-def test_a_dirty_working_tree_is_warned_of_even_where_all_share_it(store: Path) -> None:
+def test_a_dirty_working_tree_shared_by_all_is_announced(store: Path) -> None:
     dirty = {"loragrid.git.dirty": "true", "loragrid.git.changes": "sha256:" + "5" * 64}
     comparison = record(store, "dirty", [dirty, dirty])
     assert fingerprint_of(comparison).marked == {}
-    assert "dirty working tree: all trials ran code that no commit holds" in one_line(text_of(comparison))
+    assert "dirty working tree: all trials ran code that is not committed" in one_line(text_of(comparison))
 
 
 def test_a_trial_that_no_worker_began_has_no_fingerprint(store: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_trial_that_no_worker_began_has_no_fingerprint(store: Path) -> None:
     assert report.marked == {}
 
 
-def test_a_resumed_sweep_shows_who_went_on_elsewhere_and_who_was_trained_there_whole(store: Path) -> None:
+def test_a_resumed_sweep_shows_trials_that_changed_machines(store: Path) -> None:
     uri = default_tracking_uri(str(store), None)
     recorder = Recorder("resumed", uri)
     recorder.start_sweep("resumed-1", {}, {})
@@ -192,7 +192,7 @@ def test_a_resumed_sweep_shows_who_went_on_elsewhere_and_who_was_trained_there_w
     }
 
 
-def test_what_the_driver_said_before_any_worker_began_is_no_change_on_the_way() -> None:
+def test_driver_tags_before_the_first_worker_are_no_change() -> None:
     driver = {"loragrid.version.torch": "2.11.0"}
     assert changes_on_the_way(driver, TAGS) == {}
     twice = TAGS | changes_on_the_way(TAGS, {"loragrid.device": "NVIDIA H100"}) | {"loragrid.device": "NVIDIA H100"}
@@ -220,7 +220,7 @@ def test_compare_strict_ends_with_code_two_and_names_what_differs(
     assert not streams.out
 
 
-def test_a_worker_says_what_computes_and_on_which_weights_and_rows(tiny_llama_dir: Path, chat_jsonl: Path) -> None:
+def test_a_worker_reports_its_hardware_weights_and_rows(tiny_llama_dir: Path, chat_jsonl: Path) -> None:
     setup = make_setup(tiny_llama_dir, chat_jsonl, "float32")
     tags = WorkerEnvironment(torch.device("cpu"), 2)(setup.trial("lora"), setup.rows)
     assert tags["loragrid.data.digest"] == setup.rows.digest
@@ -237,9 +237,7 @@ def test_a_worker_says_what_computes_and_on_which_weights_and_rows(tiny_llama_di
         torch.set_float32_matmul_precision("highest")
 
 
-def test_what_a_worker_says_reaches_every_trial_it_trains_and_those_that_fail(
-    tiny_llama_dir: Path, chat_jsonl: Path, tmp_path: Path
-) -> None:
+def test_a_workers_fingerprint_reaches_all_its_trials(tiny_llama_dir: Path, chat_jsonl: Path, tmp_path: Path) -> None:
     setup = make_setup(tiny_llama_dir, chat_jsonl, "float32")
     told: dict[str, dict[str, str]] = {}
 
@@ -266,9 +264,7 @@ def test_what_a_worker_says_reaches_every_trial_it_trains_and_those_that_fail(
     assert SHAPE_TAG not in told[bad.trial_id], "it has no time"
 
 
-def test_a_trial_that_goes_on_under_another_fingerprint_keeps_the_one_it_began_with(
-    tiny_llama_dir: Path, chat_jsonl: Path, tmp_path: Path
-) -> None:
+def test_a_continued_trial_keeps_its_first_fingerprint(tiny_llama_dir: Path, chat_jsonl: Path, tmp_path: Path) -> None:
     setup = make_setup(tiny_llama_dir, chat_jsonl, "float32")
     trial = setup.trial("lora")
     queue = PackQueue(queue_id="queue-0", packs=(Pack(pack_id="pack-000", trials=(trial,)),))
@@ -300,7 +296,7 @@ def test_the_revision_of_a_hub_model_is_its_commit() -> None:
     assert "loragrid.model.revision" not in input_tags("sha256:" + "1" * 64, "sha256:rows")
 
 
-def test_a_large_file_is_read_once_and_again_when_it_has_changed(tmp_path: Path) -> None:
+def test_a_large_file_is_hashed_once_until_it_changes(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"one")
     remembered_sha256(file)

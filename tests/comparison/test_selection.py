@@ -1,11 +1,10 @@
-"""Which setting is chosen for a method, from comparisons with known values: by validation rows, never by luck."""
+"""The choice of a method's setting, by validation rows and without luck, from comparisons with known values."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import pandas as pd
 import pytest
 
 from loragrid.comparison.selection import Choice, choose
@@ -18,6 +17,7 @@ from loragrid.report.tables import Cell, choice_table
 from loragrid.sweep.record import sweep_parameters
 from loragrid.tracking.store_uri import format_parameter
 from loragrid.trials.load import experiment_from_mapping
+from tests.support.comparisons import made_up_comparison
 
 AXES = {
     "rank": "method.rank",
@@ -34,29 +34,11 @@ LOST = {"status": "FAILED", "reason": "the worker died", "eval/final_loss": None
 
 
 def comparison_of(rows: Sequence[Mapping[str, Any]]) -> Comparison:
-    filled = [
-        {"trial_id": f"{row['method']}-{i}", "status": "FINISHED", "reason": "", "run_id": f"r{i}", **row}
-        for i, row in enumerate(rows)
-    ]
-    table = pd.DataFrame(filled)
-    for name in ("rank", "steps", "seed"):
-        if name in table:
-            table[name] = table[name].astype("Int64")
-    return Comparison(
-        experiment_name="tuned",
-        sweep="only",
-        question="",
-        tracking_uri="sqlite:////nowhere.db",
-        experiment_id="1",
-        sweep_run_id="p",
-        axes={name: path for name, path in AXES.items() if name in table},
-        table=table,
-        curves=pd.DataFrame(columns=["trial_id", "method", "step", "key", "value"]),
-    )
+    return made_up_comparison(rows, AXES, experiment_name="tuned")
 
 
 def trials(method: str, losses: Sequence[float], test: float | None = None, **values: Any) -> list[dict[str, Any]]:
-    """One trial per loss, on seeds 0, 1, ...; their test losses are that of `test` plus a hundredth per seed."""
+    """One trial per loss, on seeds 0, 1, ...; the test loss of a seed is `test` plus 0.01 times the seed."""
     return [
         {
             "method": method,
@@ -80,7 +62,7 @@ def only_choice(comparison: Comparison) -> Choice:
     return choice
 
 
-def test_a_setting_is_a_method_with_the_values_that_vary_within_it_over_all_seeds() -> None:
+def test_a_setting_has_its_methods_varying_values_and_all_seeds() -> None:
     rows = [
         *trials("lora", [2.0, 2.1], rank=8, lr=1e-3),
         *trials("lora", [2.2, 2.3], rank=8, lr=1e-2),
@@ -99,12 +81,12 @@ def test_a_setting_is_a_method_with_the_values_that_vary_within_it_over_all_seed
     assert settings[1].trial_ids == {0: "lora-2"}
 
 
-def test_a_value_that_some_trials_of_a_method_lack_tells_them_apart() -> None:
+def test_a_missing_value_separates_settings() -> None:
     rows = [*trials("lora", [2.0], rank=8, lr=0.5), *trials("lora", [2.0], rank=8, lr=None)]
     assert [dict(s.values) for s in settings_of(comparison_of(rows))] == [{"lr": 0.5}, {"lr": None}]
 
 
-def test_the_setting_with_the_lowest_mean_validation_loss_is_chosen_and_reported_on_test_rows() -> None:
+def test_the_lowest_mean_validation_loss_is_chosen_and_tested() -> None:
     rows = [
         *trials("lora", [2.0, 2.4], test=2.30, lr=1e-4),
         *trials("lora", [2.1, 2.1], test=2.25, lr=1e-3),
@@ -122,8 +104,8 @@ def test_the_setting_with_the_lowest_mean_validation_loss_is_chosen_and_reported
     assert selection.warnings == ()
 
 
-def test_a_setting_that_wins_the_validation_rows_by_luck_is_reported_with_its_test_figure() -> None:
-    """The test rows neither choose nor are replaced by the flattering validation figure."""
+def test_a_lucky_choice_is_reported_with_its_test_figure() -> None:
+    """Test rows do not decide the choice, and the flattering validation figure does not replace the test figure."""
     rows = [*trials("lora", [1.5, 1.5], test=2.6, lr=1e-4), *trials("lora", [2.1, 2.1], test=2.2, lr=1e-3)]
     choice = only_choice(comparison_of(rows))
     assert choice.setting.values == {"lr": 1e-4}
@@ -149,7 +131,7 @@ def test_equal_accuracies_are_told_apart_by_loss() -> None:
     assert only_choice(comparison_of(rows)).setting.values == {"lr": 1e-3}
 
 
-def test_without_test_rows_a_choice_is_said_to_be_flattered_and_nothing_is_where_nothing_was_chosen() -> None:
+def test_choices_without_test_rows_are_called_flattered() -> None:
     chosen = choose(comparison_of([*trials("lora", [2.0], lr=1e-4), *trials("lora", [1.9], lr=1e-3)]))
     assert chosen.reported == "eval/final_loss"
     assert chosen.choices[0].test is None
@@ -168,7 +150,7 @@ def test_a_setting_does_not_win_by_the_seeds_that_survived(fault: dict[str, Any]
     assert word in warning
 
 
-def test_a_method_whose_every_setting_has_a_diverged_seed_is_not_in_the_contest() -> None:
+def test_a_method_with_only_diverged_settings_has_no_choice() -> None:
     rows = [*trials("lora", [2.0, 2.0], lr=1e-2), *trials("vera", [2.5, 2.5], lr=1e-2)]
     rows[0] |= DIVERGED
     selection = choose(comparison_of(rows))
@@ -176,17 +158,17 @@ def test_a_method_whose_every_setting_has_a_diverged_seed_is_not_in_the_contest(
     assert "lora: no setting can be chosen: each of its settings has a trial that diverged" in selection.warnings
 
 
-def test_a_setting_that_lacks_a_seed_is_not_preferred_to_one_that_has_them_all() -> None:
+def test_an_incomplete_setting_cannot_beat_a_complete_one() -> None:
     rows = [*trials("lora", [1.5, 1.5, 1.5], lr=1e-2), *trials("lora", [2.0, 2.0, 2.0], lr=1e-3)]
     rows[2] |= LOST
     selection = choose(comparison_of(rows))
     assert selection.choices[0].setting.values == {"lr": 1e-3}
     assert any("looks better on 2 of 3 seeds, but the others are missing" in warning for warning in selection.warnings)
-    # The same where the third seed was never run.
+    # The same if the third seed was never run.
     assert only_choice(comparison_of([*rows[:2], *rows[3:]])).setting.values == {"lr": 1e-3}
 
 
-def test_where_no_setting_has_all_seeds_those_with_most_are_chosen_among_and_it_is_said() -> None:
+def test_the_most_complete_settings_compete_if_none_is_complete() -> None:
     rows = [*trials("lora", [1.5, 1.5, 1.5], lr=1e-2), *trials("lora", [2.0, 2.0, 2.0], lr=1e-3)]
     for i in (0, 1, 5):
         rows[i] |= LOST
@@ -196,7 +178,7 @@ def test_where_no_setting_has_all_seeds_those_with_most_are_chosen_among_and_it_
     assert "lora: no setting has finished on all 3 seeds; chosen among those with 2" in selection.warnings
 
 
-def test_a_method_of_which_nothing_has_finished_is_named_and_a_sweep_of_nothing_gives_nothing() -> None:
+def test_unfinished_methods_are_named_and_empty_sweeps_are_empty() -> None:
     rows = [{**trial, "status": "RUNNING", "eval/final_loss": None} for trial in trials("lora", [2.0])]
     selection = choose(comparison_of([*rows, *trials("vera", [2.0])]))
     assert "lora: no setting can be chosen: no trial of it has finished" in selection.warnings
@@ -210,7 +192,7 @@ def test_a_method_of_which_nothing_has_finished_is_named_and_a_sweep_of_nothing_
     ("losses", "side"),
     [([1.9, 2.0, 2.1], "lowest"), ([2.0, 1.9, 2.1], None), ([2.1, 2.0, 1.9], "highest"), ([2.0, 1.9], "highest")],
 )
-def test_a_best_learning_rate_at_the_end_of_its_ladder_is_marked(losses: list[float], side: str | None) -> None:
+def test_a_best_learning_rate_at_a_ladders_end_is_marked(losses: list[float], side: str | None) -> None:
     rows = [
         trial for lr, loss in zip((1e-4, 1e-3, 1e-2), losses, strict=False) for trial in trials("lora", [loss], lr=lr)
     ]
@@ -219,8 +201,8 @@ def test_a_best_learning_rate_at_the_end_of_its_ladder_is_marked(losses: list[fl
     assert choice.edges == ({} if side is None else {"lr": choice.setting.values["lr"]})
 
 
-def test_a_ladder_is_what_was_tried_at_the_chosen_other_values() -> None:
-    """At rank 8 the best lr has neighbours on both sides; rank 64, tried with one of them alone, does not count."""
+def test_a_ladder_holds_only_settings_with_equal_other_values() -> None:
+    """At rank 8 the best lr has neighbours on both sides; rank 64, which has one lr, does not count."""
     rows = [
         trial
         for rank, lr, loss in [(8, 1e-4, 2.1), (8, 1e-3, 1.9), (8, 1e-2, 2.0), (64, 1e-2, 2.2), (64, 1e-1, 2.3)]
@@ -231,7 +213,7 @@ def test_a_ladder_is_what_was_tried_at_the_chosen_other_values() -> None:
     assert only_choice(comparison_of(rows)).edge_sides == {"lr": "lowest"}
 
 
-def test_a_neighbour_that_diverged_bounds_the_ladder_and_one_that_is_missing_does_not() -> None:
+def test_a_diverged_neighbour_bounds_a_ladder_a_missing_does_not() -> None:
     rows = [*trials("lora", [2.0], lr=1e-4), *trials("lora", [1.9], lr=1e-3), *trials("lora", [9.0], lr=1e-2)]
     rows[2] |= DIVERGED
     assert only_choice(comparison_of(rows)).edges == {}
@@ -258,7 +240,7 @@ def test_a_ladder_of_whole_learning_rates_is_one() -> None:
 
 
 def experiment_over_ranks(ranks: object, **method: object) -> dict[str, str]:
-    """What a sweep over these ranks records of its experiment."""
+    """The recorded parameters of a sweep over these ranks."""
     experiment = experiment_from_mapping(
         {
             "name": "ranks",
@@ -287,9 +269,7 @@ LADDER = {"ladder": [4, 64], "points": 3}
         ([8, 16], {"grid": {"rank": LADDER}, "label": "other"}, False),
     ],
 )
-def test_ranks_have_an_edge_where_they_were_written_as_a_ladder_and_not_as_a_list(
-    ranks: object, block: dict[str, object], is_ladder: bool
-) -> None:
+def test_ranks_have_edges_only_if_written_as_ladder(ranks: object, block: dict[str, object], is_ladder: bool) -> None:
     label = "twin" if block.get("label") == "twin" else "lora"
     rows = [trial for rank, loss in [(4, 2.1), (16, 2.0), (64, 1.9)] for trial in trials(label, [loss], rank=rank)]
     comparison = replace(comparison_of(rows), sweep_parameters=experiment_over_ranks(ranks, **block))
@@ -298,7 +278,7 @@ def test_ranks_have_an_edge_where_they_were_written_as_a_ladder_and_not_as_a_lis
     assert only_choice(best_inside).edge_sides == {}
 
 
-def test_an_experiment_that_was_too_long_to_be_recorded_has_no_ladders_of_its_own() -> None:
+def test_an_experiment_with_cut_parameters_has_no_own_ladders() -> None:
     rows = [trial for rank, loss in [(4, 2.1), (64, 1.9)] for trial in trials("lora", [loss], rank=rank)]
     parameters = {"methods": '[{"name": "lora", "grid": {"rank": {"lad…', "grid.method.rank": '{"ladder": [4, 6…'}
     assert only_choice(replace(comparison_of(rows), sweep_parameters=parameters)).edge_sides == {}
@@ -324,7 +304,7 @@ def test_the_untuned_default_stands_beside_the_choice() -> None:
     assert default.setting.values == {"lr_ratio": 16.0}
 
 
-def test_an_axis_without_a_default_keeps_the_chosen_value_and_a_method_that_is_gone_has_none() -> None:
+def test_axes_without_default_keep_the_chosen_value() -> None:
     rows = [
         trial
         for steps, lr, loss in [(10, 1e-3, 2.2), (10, 1e-2, 2.1), (20, 1e-3, 2.0), (20, 1e-2, 1.9)]
@@ -340,7 +320,7 @@ def test_an_axis_without_a_default_keeps_the_chosen_value_and_a_method_that_is_g
 def test_a_labelled_methods_default_is_that_of_the_method() -> None:
     rows = [row for rank in (4, 8) for row in trials("rsLoRA", [2.0 + rank], test=2.0, rank=rank)]
     comparison = comparison_of(rows)
-    chosen = only_choice(comparison).default  # no method is called so: its rank has no default
+    chosen = only_choice(comparison).default  # there is no such method, so its rank has no default
     assert chosen is not None
     assert chosen.setting.values == {"rank": 4}
     default = only_choice(replace(comparison, methods={"rsLoRA": "lora"})).default
@@ -357,19 +337,19 @@ def test_a_default_that_diverged_is_told() -> None:
     assert default_cell_of(comparison_of(rows)) == Cell(text="–", notes=("a trial of it diverged",), is_number=True)
 
 
-def test_a_default_without_a_test_figure_shows_none_and_never_one_of_the_validation_rows() -> None:
+def test_a_default_never_shows_validation_as_test_figure() -> None:
     rows = [*trials("lora", [1.9], test=1.95, lr=1e-4), *trials("lora", [2.0], lr=1e-3)]
     cell = default_cell_of(comparison_of(rows))
     assert (cell.text, cell.notes) == ("–", ("lr 0.001",))
 
 
-def test_a_default_is_not_said_to_be_missing_where_nothing_was_chosen() -> None:
+def test_no_default_is_missed_if_nothing_was_chosen() -> None:
     assert default_cell_of(comparison_of(trials("lora", [2.0], lr=1e-3))).notes == ("nothing was chosen",)
     others = [*trials("lora", [2.0], lr=1e-4), *trials("lora", [1.9], lr=1e-2)]
     assert default_cell_of(comparison_of(others)).notes == ("not in the sweep",)
 
 
-def test_a_method_that_trains_nothing_is_a_reference_and_not_in_the_contest() -> None:
+def test_a_method_that_trains_nothing_is_a_reference() -> None:
     rows = [*trials("frozen", [1.0]), *trials("lora", [2.0]), *trials("of_my_own", [2.5])]
     for row, count in zip(rows, (0, 1000, 0), strict=True):
         row["parameters/trainable"] = count
@@ -395,7 +375,7 @@ def test_axes_asked_to_stay_apart_make_contestants_of_their_own() -> None:
         choose(comparison_of(rows), apart=["alpha"])
 
 
-def test_several_tasks_are_not_one_contest_and_each_can_be_judged_alone() -> None:
+def test_several_tasks_are_refused_and_judged_one_by_one() -> None:
     rows = [
         {**trial, "model.name": model}
         for model, loss in (("small", 3.0), ("large", 2.0))
@@ -416,7 +396,7 @@ def part_of(comparison: Comparison, apart: Sequence[str] = ()) -> Part:
     )
 
 
-def test_the_charts_of_a_report_show_no_setting_by_the_seeds_it_has_left() -> None:
+def test_charts_leave_out_settings_that_lack_seeds() -> None:
     rows = [*trials("lora", [2.0, 2.1], lr=1e-4), *trials("lora", [1.0, 9.0], lr=1e-3)]
     rows[3] |= DIVERGED
     part = part_of(comparison_of(rows))
@@ -430,7 +410,7 @@ def test_the_charts_of_a_report_show_no_setting_by_the_seeds_it_has_left() -> No
     assert [(point.name, point.is_chosen) for point in points] == [("lora rank 8", True), ("lora rank 16", True)]
 
 
-def test_charts_of_accuracies_point_upwards_though_methods_are_reported_by_loss() -> None:
+def test_accuracy_charts_prefer_higher_even_if_loss_is_reported() -> None:
     rows = [*trials("lora", [2.0], test=2.0), *trials("vera", [2.0], test=2.1)]
     for row, accuracy, size in zip(rows, (0.4, 0.3), (100, 100), strict=True):
         row |= {"eval/accuracy": accuracy, "parameters/trainable": size}

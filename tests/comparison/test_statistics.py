@@ -1,4 +1,4 @@
-"""Intervals and tests against scipy, closed forms and simulation: they are as often wrong as they say."""
+"""Intervals and tests against scipy, closed forms and simulations of their error rates."""
 
 import itertools
 import math
@@ -20,7 +20,7 @@ def no_warnings() -> Iterator[None]:
 
 
 def tolerance(share: float, num_simulations: int) -> float:
-    """Three and a third standard errors of a simulated share: a true one is outside once in a thousand runs."""
+    """3.3 standard errors of a simulated share; a correct share is farther away once in a thousand runs."""
     return 3.3 * math.sqrt(share * (1 - share) / num_simulations)
 
 
@@ -32,7 +32,7 @@ def test_the_t_interval_is_scipys() -> None:
     assert interval.mean == pytest.approx(2.3375)
     assert interval.std == pytest.approx(np.std(values, ddof=1))
     assert interval.num == 4
-    # Two values in closed form: t of one degree of freedom is Cauchy, tan(0.475 pi) of half their distance.
+    # Closed form for two values: t with one degree of freedom is Cauchy, tan(0.475 pi) times half their distance.
     pair = t_interval([1.0, 3.0])
     assert pair.high == pytest.approx(2 + math.tan(0.475 * math.pi))
     narrow = t_interval(values, confidence=0.5)
@@ -46,13 +46,13 @@ def test_one_value_has_a_mean_and_nothing_else() -> None:
     assert (interval.mean, interval.std, interval.low, interval.high, interval.num) == (2.5, None, None, None, 1)
 
 
-def test_values_that_are_all_the_same_have_an_interval_without_width() -> None:
+def test_equal_values_have_an_interval_of_width_zero() -> None:
     interval = t_interval([0.1, 0.1, 0.1])
     assert (interval.mean, interval.std, interval.low, interval.high, interval.num) == (0.1, 0.0, 0.1, 0.1, 3)
 
 
 @pytest.mark.parametrize("values", [[], [math.nan], [1.0, math.nan], [1.0, math.inf, -math.inf]])
-def test_no_values_and_values_that_are_not_finite_give_no_mean(values: list[float]) -> None:
+def test_missing_or_infinite_values_have_no_mean(values: list[float]) -> None:
     interval = t_interval(values)
     assert math.isnan(interval.mean)
     assert (interval.std, interval.low, interval.high, interval.num) == (None, None, None, len(values))
@@ -72,7 +72,7 @@ def test_the_paired_t_test_is_scipys() -> None:
     assert opposite.p_value == pytest.approx(test.p_value)
 
 
-def test_two_methods_that_do_the_same_differ_by_nothing_with_p_1() -> None:
+def test_equal_methods_differ_by_zero_with_p_1() -> None:
     for test in (
         paired_t([2.0, 3.0], [2.0, 3.0]),
         paired_bootstrap([2.0, 3.0, 1.0], [2.0, 3.0, 1.0], [5, 1, 2]),
@@ -83,7 +83,7 @@ def test_two_methods_that_do_the_same_differ_by_nothing_with_p_1() -> None:
 
 
 def test_differences_that_never_vary_are_told_but_not_tested() -> None:
-    # 2.3 - 2.2 and 1.3 - 1.2 are not the same in floating point: rounding is no scatter.
+    # 2.3 - 2.2 and 1.3 - 1.2 differ in floating point; this rounding must not count as a deviation.
     for test in (
         paired_t([2.3, 1.3, 0.3], [2.2, 1.2, 0.2]),
         paired_bootstrap([2.3, 1.3, 0.3], [2.2, 1.2, 0.2], [1, 1, 1]),
@@ -92,7 +92,7 @@ def test_differences_that_never_vary_are_told_but_not_tested() -> None:
         assert (test.low, test.high, test.p_value, test.num) == (None, None, None, 3)
 
 
-def test_one_pair_is_told_but_not_tested_and_none_gives_nothing() -> None:
+def test_one_pair_is_reported_without_a_test() -> None:
     for test in (paired_t([2.0], [1.5]), paired_bootstrap([2.0], [1.5], [7])):
         assert (test.difference, test.low, test.high, test.p_value, test.num) == (0.5, None, None, None, 1)
     for test in (paired_t([], []), paired_bootstrap([], [], []), mcnemar([], [])):
@@ -132,7 +132,7 @@ def test_the_bootstrap_weights_items_by_their_labels() -> None:
     assert with_unlabelled == test
 
 
-def test_the_bootstrap_of_many_equal_weights_is_close_to_the_t_test() -> None:
+def test_the_bootstrap_with_equal_weights_approximates_the_t_test() -> None:
     generator = np.random.default_rng(3)
     first = generator.normal(0.03, 1.0, 400)
     second = first + generator.normal(0.0, 0.2, 400) - 0.02
@@ -144,7 +144,7 @@ def test_the_bootstrap_of_many_equal_weights_is_close_to_the_t_test() -> None:
     assert bootstrap.p_value == pytest.approx(t.p_value, rel=0.2)
 
 
-def test_the_bootstrap_is_the_same_for_the_same_seed_and_turns_with_the_pair() -> None:
+def test_the_bootstrap_is_deterministic_and_antisymmetric() -> None:
     generator = np.random.default_rng(4)
     first, second = generator.normal(size=(2, 50)).tolist()
     weights = generator.integers(1, 9, 50).tolist()
@@ -157,7 +157,7 @@ def test_the_bootstrap_is_the_same_for_the_same_seed_and_turns_with_the_pair() -
     assert opposite.p_value == pytest.approx(test.p_value)
 
 
-def test_the_bootstraps_p_value_is_below_the_level_where_its_interval_leaves_zero_out_and_only_there() -> None:
+def test_bootstrap_p_and_interval_always_agree() -> None:
     seen = set()
     for shift in np.linspace(-0.6, 0.6, 41):
         generator = np.random.default_rng(7)
@@ -167,18 +167,18 @@ def test_the_bootstraps_p_value_is_below_the_level_where_its_interval_leaves_zer
         assert test.high is not None
         assert test.p_value is not None
         outside = test.low > 0 or test.high < 0
-        if abs(test.p_value - 0.05) > 0.003:  # a resample more or less decides here
+        if abs(test.p_value - 0.05) > 0.003:  # a single resample decides here
             assert outside == (test.p_value < 0.05), (shift, test)
             seen.add(outside)
     assert seen == {True, False}
 
 
-def test_so_few_items_that_no_resample_reaches_the_percentile_are_not_tested() -> None:
+def test_too_few_items_are_not_tested() -> None:
     assert paired_bootstrap([1.0, 2.0, 3.0, 2.0], [0.0] * 4, [1] * 4).p_value is None
     assert paired_bootstrap([1.0, 2.0, 3.0, 2.0, 2.5, 2.0], [0.0] * 6, [1] * 6).p_value is not None
 
 
-def test_mcnemars_p_is_the_binomial_tail_of_the_items_that_differ() -> None:
+def test_mcnemars_p_is_the_binomial_tail_of_discordant_items() -> None:
     first = [1] * 30 + [1] * 9 + [0] * 2 + [0] * 9
     second = [1] * 30 + [0] * 9 + [1] * 2 + [0] * 9
     test = mcnemar(first, second)  # type: ignore[arg-type]
@@ -191,9 +191,7 @@ def test_mcnemars_p_is_the_binomial_tail_of_the_items_that_differ() -> None:
 
 
 @pytest.mark.parametrize(("only_first", "only_second", "num"), [(12, 2, 50), (3, 7, 40), (6, 0, 30), (1, 1, 9)])
-def test_the_interval_of_two_accuracies_ends_where_the_score_statistic_is_z(
-    only_first: int, only_second: int, num: int
-) -> None:
+def test_the_accuracy_interval_ends_at_score_statistic_z(only_first: int, only_second: int, num: int) -> None:
     first = [1] * only_first + [0] * (num - only_first)
     second = [0] * only_first + [1] * only_second + [0] * (num - only_first - only_second)
     test = mcnemar(first, second)  # type: ignore[arg-type]
@@ -205,7 +203,7 @@ def test_the_interval_of_two_accuracies_ends_where_the_score_statistic_is_z(
             shares = (share + delta, share, 1 - 2 * share - delta)
             return -sum(k * math.log(p) for k, p in zip(counts, shares, strict=True) if k)
 
-        # The most likely share under the constraint, found numerically instead of by Tango's quadratic equation.
+        # The maximum likelihood share under the constraint, found numerically instead of by Tango's quadratic equation.
         bounds = (max(0.0, -end) + 1e-12, (1 - end) / 2 - 1e-12)
         share = optimize.minimize_scalar(
             minus_log_likelihood, bounds=bounds, method="bounded", options={"xatol": 1e-12}
@@ -214,7 +212,7 @@ def test_the_interval_of_two_accuracies_ends_where_the_score_statistic_is_z(
         assert abs(test.difference - end) / error == pytest.approx(stats.norm.ppf(0.975), rel=1e-3)
 
 
-def test_methods_that_agree_on_every_item_may_still_differ_by_what_so_few_items_hide() -> None:
+def test_full_agreement_on_few_items_leaves_a_wide_interval() -> None:
     test = mcnemar([True] * 20, [True] * 20)
     z_squared = stats.norm.ppf(0.975) ** 2
     assert test.high == pytest.approx(z_squared / (20 + z_squared))
@@ -225,12 +223,12 @@ def test_holm_is_the_closure_of_bonferroni() -> None:
     p_values = [0.03, 0.001, 0.2, 0.012, 0.04]
     indices = range(len(p_values))
     subsets = [s for size in range(1, 6) for s in itertools.combinations(indices, size)]
-    # A hypothesis falls at a level if every intersection it is part of does, each by Bonferroni over its own size.
+    # A hypothesis is rejected if every intersection that contains it is rejected by Bonferroni over its own size.
     closed = [max(min(1.0, len(s) * min(p_values[i] for i in s)) for s in subsets if own in s) for own in indices]
     assert holm(p_values) == pytest.approx(closed)
 
 
-def test_holm_leaves_out_what_was_not_tested_and_bounds_by_one() -> None:
+def test_holm_ignores_untested_pairs_and_stays_below_one() -> None:
     assert holm([0.02, None, 0.5, math.nan, 0.9]) == [pytest.approx(0.06), None, 1.0, None, 1.0]
     assert holm([0.02, 0.02]) == [0.04, 0.04]
     assert holm([]) == []
@@ -238,7 +236,7 @@ def test_holm_leaves_out_what_was_not_tested_and_bounds_by_one() -> None:
 
 
 @pytest.mark.parametrize("num", [2, 3, 5])
-def test_the_t_interval_covers_the_true_mean_in_95_of_100_sweeps(num: int) -> None:
+def test_the_t_interval_covers_95_percent_of_true_means(num: int) -> None:
     simulations = 2000
     samples = np.random.default_rng(11).normal(2.3, 0.02, (simulations, num))
     intervals = [t_interval(sample) for sample in samples]
@@ -247,11 +245,11 @@ def test_the_t_interval_covers_the_true_mean_in_95_of_100_sweeps(num: int) -> No
 
 
 @pytest.mark.parametrize("num", [8, 64])
-def test_the_bootstraps_interval_covers_the_true_difference_and_its_test_seldom_errs(num: int) -> None:
-    """Rows of very different lengths, whose scatter falls with their length; the difficulty is both methods' alike.
+def test_the_bootstrap_has_nominal_coverage_and_error_rate(num: int) -> None:
+    """Rows of very different lengths, whose noise falls with their length; a row is equally hard for both methods.
 
-    The bootstrap is no exact test: at eight rows its interval covers 0.93 (of 3,000), for which two points are added
-    to the tolerance. Plain percentiles cover 0.88 there, and fail.
+    The bootstrap is not exact: with eight rows its interval covers 0.93 (of 3,000), so 0.02 is added to the tolerance.
+    Plain percentiles cover 0.88 there and fail.
     """
     simulations, shift = 1000 if num == 8 else 500, 0.05
     generator = np.random.default_rng(12)
@@ -272,7 +270,7 @@ def test_the_bootstraps_interval_covers_the_true_difference_and_its_test_seldom_
     assert false_positives / simulations == pytest.approx(0.05, abs=tolerance(0.05, simulations) + 0.02)
 
 
-def test_the_paired_t_test_errs_in_5_of_100_sweeps_however_much_the_seeds_differ() -> None:
+def test_the_paired_t_test_errs_in_5_percent_of_sweeps() -> None:
     simulations = 2000
     generator = np.random.default_rng(13)
     seeds = generator.normal(0.0, 1.0, (simulations, 3))
@@ -282,8 +280,8 @@ def test_the_paired_t_test_errs_in_5_of_100_sweeps_however_much_the_seeds_differ
     assert share == pytest.approx(0.05, abs=tolerance(0.05, simulations))
 
 
-def test_mcnemar_errs_in_at_most_5_of_100_sweeps_and_its_interval_covers() -> None:
-    """Exact tests of counts err less often than the level allows; the interval stays within two points of 0.95."""
+def test_mcnemar_errs_in_at_most_5_percent_of_sweeps() -> None:
+    """Exact tests of counts err less often than their level; the interval's coverage is within 0.02 of 0.95."""
     simulations, num = 2000, 60
     generator = np.random.default_rng(14)
     false_positives = covered = 0
@@ -302,8 +300,8 @@ def test_mcnemar_errs_in_at_most_5_of_100_sweeps_and_its_interval_covers() -> No
     assert covered / simulations == pytest.approx(0.95, abs=tolerance(0.95, simulations) + 0.02)
 
 
-def test_no_family_of_pairs_errs_more_often_than_a_single_test() -> None:
-    """Four methods that are all the same, five seeds, six pairs: uncorrected, one in six families would err."""
+def test_holm_keeps_the_family_error_rate_of_one_test() -> None:
+    """Four equal methods, five seeds, six pairs: without correction, one in six families would err."""
     simulations = 600
     generator = np.random.default_rng(15)
     uncorrected = corrected = 0

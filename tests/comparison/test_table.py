@@ -1,4 +1,4 @@
-"""The comparison is what MLflow holds, and nothing else."""
+"""The comparison contains what MLflow holds, and nothing else."""
 
 import io
 import json
@@ -54,7 +54,7 @@ def record_quickstart(uri: str) -> None:
     recorder.end_sweep("FINISHED")
 
 
-def test_the_table_has_one_row_per_trial_in_the_order_of_the_sweep(uri: str) -> None:
+def test_the_table_has_one_row_per_trial_in_order(uri: str) -> None:
     table = load_comparison("quickstart", uri).table
     assert list(table["trial_id"]) == ["lora-a", "lora_plus-b", "lora_plus-c", "full-d"]
     assert list(table["method"]) == ["lora", "lora_plus", "lora_plus", "full"]
@@ -97,7 +97,7 @@ def test_the_curves_hold_every_point_of_every_trial(uri: str) -> None:
     assert list(failed["value"]) == [3.0]
 
 
-def test_an_accuracy_has_its_last_value_in_the_table_and_every_one_in_the_curves(tmp_path: Path) -> None:
+def test_tables_hold_the_last_accuracy_and_curves_hold_all(tmp_path: Path) -> None:
     recorder = Recorder("task", default_tracking_uri(str(tmp_path), None))
     recorder.start_sweep("only", {}, {})
     recorder.start_trial("lora-a", {"method.name": "lora"}, {})
@@ -172,7 +172,7 @@ def test_an_unknown_experiment_is_answered_with_those_there_are(uri: str) -> Non
         load_comparison("quickstrat", uri)
 
 
-def test_a_store_that_is_not_there_is_refused_and_not_made(tmp_path: Path) -> None:
+def test_a_missing_store_is_refused_and_not_created(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no MLflow store at .*mlflow\.db"):
         load_comparison("quickstart", default_tracking_uri(str(tmp_path / "absent"), None))
     assert not list(tmp_path.iterdir())
@@ -192,7 +192,7 @@ def test_csv_and_json_say_what_the_table_says(uri: str) -> None:
     assert "curves" not in json.loads(comparison.to_json())["trials"][0]
 
 
-def test_sorting_puts_the_lowest_loss_first_then_the_finished_without_one_then_the_others() -> None:
+def test_trials_are_sorted_by_loss_then_by_status() -> None:
     rows = [
         ("failed-low", "FAILED", 0.5),
         ("none", "FINISHED", None),
@@ -206,7 +206,7 @@ def test_sorting_puts_the_lowest_loss_first_then_the_finished_without_one_then_t
     assert list(sort_by_final_loss(without_losses)["trial_id"]) == ["none", "high", "low", "failed-low", "killed"]
 
 
-def test_a_method_stands_in_the_table_and_the_curves_under_its_label(tmp_path: Path) -> None:
+def test_table_and_curves_call_a_method_by_its_label(tmp_path: Path) -> None:
     uri = default_tracking_uri(str(tmp_path), None)
     recorder = Recorder("labels", uri)
     recorder.start_sweep("only", {}, {})

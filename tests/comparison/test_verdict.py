@@ -1,4 +1,4 @@
-"""What a sweep shows, pair by pair, with scores per test row read back from a real store, and how it is said."""
+"""The verdict: tests of every pair, with scores per test row from a real store, and the sentences."""
 
 import itertools
 import sys
@@ -23,15 +23,16 @@ from loragrid.comparison.verdict import judge, load_verdict
 from loragrid.report.verdict_table import render_verdict
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.store_uri import Scalar, default_tracking_uri
+from tests.support.comparisons import made_up_comparison
 
 NUM_ROWS = 60
 LABELS = [5 + i % 17 for i in range(NUM_ROWS - 1)] + [5 + (NUM_ROWS - 2) % 17]
-# Sixteen hex digits can look like a number, whole or with an exponent; two rows have the same content.
+# Sixteen hex digits can look like an integer or like a number with an exponent; two rows have the same content.
 ROW_IDS = [f"{i:016d}" for i in range(NUM_ROWS - 3)] + ["12345678901e2345", "0000000098765432", "0000000098765432"]
 
 
 def comparison_of(figures: Mapping[tuple[str, float], Sequence[float]], key: str = "test/loss") -> Comparison:
-    """(method, lr) -> figure of every seed, on validation and test rows alike."""
+    """(method, lr) -> one figure per seed, used for validation and for test rows."""
     rows = [
         {
             "trial_id": f"{method}-{lr:g}-{seed}",
@@ -48,18 +49,7 @@ def comparison_of(figures: Mapping[tuple[str, float], Sequence[float]], key: str
         for (method, lr), values in figures.items()
         for seed, figure in enumerate(values)
     ]
-    table = pd.DataFrame(rows)
-    return Comparison(
-        experiment_name="judged",
-        sweep="only",
-        question="",
-        tracking_uri="sqlite:////nowhere.db",
-        experiment_id="1",
-        sweep_run_id="p",
-        axes={"lr": "training.lr", "seed": "seed"},
-        table=table,
-        curves=pd.DataFrame(columns=["trial_id", "method", "step", "key", "value"]),
-    )
+    return made_up_comparison(rows, {"lr": "training.lr", "seed": "seed"}, experiment_name="judged")
 
 
 THREE_SEEDS: dict[tuple[str, float], Sequence[float]] = {
@@ -73,7 +63,7 @@ THREE_SEEDS: dict[tuple[str, float], Sequence[float]] = {
 
 
 def scores_of(comparison: Comparison, seed: int = 0, correct: bool = False) -> pd.DataFrame:
-    """Every trial's loss on each row: its own mean, the row's difficulty, and a little noise."""
+    """Every trial's loss on each row: the trial's mean plus the row's difficulty plus a little noise."""
     generator = np.random.default_rng(seed)
     difficulty = generator.normal(0.0, 0.5, NUM_ROWS)
     difficulty[-1] = difficulty[-2]
@@ -96,7 +86,7 @@ def text_of(verdict: Verdict, width: int = 120) -> list[str]:
     return [line.rstrip() for line in capture.get().splitlines()]
 
 
-def test_every_pair_of_choices_is_tested_over_the_seeds_it_shares_and_corrected_over_all_pairs() -> None:
+def test_every_pair_is_tested_over_shared_seeds_and_corrected() -> None:
     verdict = judge(comparison_of(THREE_SEEDS))
     assert [choice.method for choice in verdict.choices] == ["lora_plus", "lora", "vera"]
     assert [choice.method for choice in verdict.references] == ["frozen"]
@@ -112,7 +102,7 @@ def test_every_pair_of_choices_is_tested_over_the_seeds_it_shares_and_corrected_
         assert contrast.over_items is None
 
 
-def test_seeds_that_only_one_of_two_methods_has_are_no_pairs() -> None:
+def test_seeds_of_only_one_method_are_not_paired() -> None:
     comparison = comparison_of({("lora", 1e-3): [2.3, 2.33, 2.31, 2.6], ("vera", 1e-3): [2.42, 2.41, 2.43]})
     (contrast,) = judge(comparison).contrasts
     assert contrast.over_seeds is not None
@@ -120,7 +110,7 @@ def test_seeds_that_only_one_of_two_methods_has_are_no_pairs() -> None:
     assert contrast.over_seeds.difference == pytest.approx((2.30 + 2.33 + 2.31) / 3 - 2.42)
 
 
-def test_rows_are_tested_by_their_losses_averaged_over_the_shared_seeds() -> None:
+def test_rows_are_tested_by_losses_averaged_over_shared_seeds() -> None:
     comparison = comparison_of({("lora", 1e-3): [2.3, 2.33], ("vera", 1e-3): [2.42, 2.41]})
     scores = scores_of(comparison)
     (contrast,) = judge(comparison, scores.sample(frac=1, random_state=1)).contrasts
@@ -136,7 +126,7 @@ def test_rows_are_tested_by_their_losses_averaged_over_the_shared_seeds() -> Non
     assert contrast.over_items.p_adjusted == contrast.over_items.p_value
 
 
-def test_correctness_of_one_seed_takes_mcnemars_test_and_of_several_the_bootstrap() -> None:
+def test_one_seed_is_tested_by_mcnemar_several_by_bootstrap() -> None:
     one = comparison_of({("lora", 1e-3): [0.5], ("vera", 1e-3): [0.4]}, "test/accuracy")
     scores = scores_of(one, correct=True)
     (contrast,) = judge(one, scores).contrasts
@@ -155,7 +145,7 @@ def test_correctness_of_one_seed_takes_mcnemars_test_and_of_several_the_bootstra
     assert contrast.over_items.difference == pytest.approx(mean["lora"] - mean["vera"])
 
 
-def test_rows_that_only_one_trial_has_scored_are_left_out_and_told() -> None:
+def test_rows_scored_by_one_trial_are_left_out_and_reported() -> None:
     comparison = comparison_of({("lora", 1e-3): [2.3], ("vera", 1e-3): [2.42]})
     scores = scores_of(comparison)
     verdict = judge(comparison, scores.drop(index=[0, 1, 2]))
@@ -170,7 +160,7 @@ def test_rows_that_only_one_trial_has_scored_are_left_out_and_told() -> None:
     )
 
 
-def test_a_verdict_says_who_is_best_what_was_shown_and_what_was_not() -> None:
+def test_a_verdict_names_the_best_and_the_evidence() -> None:
     verdict = judge(comparison_of(THREE_SEEDS))
     text = "\n".join(verdict.sentences)
     assert verdict.sentences[0].startswith("lora_plus has the lowest test loss: 2.2143 (95 % interval 2.1706 to 2.2581")
@@ -185,7 +175,7 @@ def test_a_verdict_says_who_is_best_what_was_shown_and_what_was_not() -> None:
     assert "are equal" not in text
 
 
-def test_methods_that_tie_are_said_to_and_none_of_them_leads_alone() -> None:
+def test_tied_methods_share_the_lead() -> None:
     tied = {("lora", 1e-3): [0.5, 0.7], ("vera", 1e-3): [0.7, 0.5], ("full", 1e-3): [0.1, 0.2]}
     sentences = judge(comparison_of(tied, key="test/accuracy")).sentences
     assert sentences[0].startswith("lora has the highest test accuracy: 0.6000")
@@ -194,7 +184,7 @@ def test_methods_that_tie_are_said_to_and_none_of_them_leads_alone() -> None:
     assert "the same" not in judge(comparison_of(THREE_SEEDS)).sentences[0]
 
 
-def test_a_p_value_below_the_level_never_reads_as_the_level() -> None:
+def test_p_values_below_the_level_are_not_rounded_to_it() -> None:
     assert [show_p(p) for p in (0.0496, 0.04, 0.05, 0.0502, 0.0001)] == [
         "p < 0.05",
         "p = 0.04",
@@ -206,7 +196,7 @@ def test_a_p_value_below_the_level_never_reads_as_the_level() -> None:
     assert not is_shown(at_level)
 
 
-def test_a_best_value_at_the_end_of_its_ladder_is_a_warning() -> None:
+def test_a_best_value_at_a_ladders_end_is_warned_about() -> None:
     ladder: dict[tuple[str, float], Sequence[float]] = {("lora", 1e-4): [2.6], ("lora", 1e-3): [2.3]}
     assert "lora: its best lr (0.001) is the highest tried: extend the ladder" in judge(comparison_of(ladder)).warnings
     assert not any("ladder" in warning for warning in judge(comparison_of(THREE_SEEDS)).warnings)
@@ -215,7 +205,7 @@ def test_a_best_value_at_the_end_of_its_ladder_is_a_warning() -> None:
     assert warning == "the highest lr tried is the best of lora (0.001) and vera (0.001): extend their ladders"
 
 
-def test_a_method_that_is_no_better_than_the_untrained_base_is_named() -> None:
+def test_methods_no_better_than_the_untrained_base_are_named() -> None:
     figures = {("lora", 1e-3): [2.3], ("vera", 1e-3): [3.2], ("frozen", 1e-3): [3.0]}
     assert "The untrained base (frozen) has 3.0000; no better: vera." in judge(comparison_of(figures)).sentences
 
@@ -224,23 +214,23 @@ def test_one_seed_says_nothing_about_seeds_and_two_say_little() -> None:
     one = comparison_of({("lora", 1e-3): [2.3], ("vera", 1e-3): [2.4]})
     text = " ".join(judge(one).sentences)
     assert "lora has the lowest test loss: 2.3000 (n = 1 seed)." in text
-    assert "One seed: nothing can be said about seeds, which may turn any of this; no pair was tested." in text
+    assert "One seed: nothing is known about other seeds, which may reverse any of this; no pair was tested." in text
     assert "lora against vera" not in text
     with_rows = " ".join(judge(one, scores_of(one)).sentences)
     assert "lora against vera: better by 0.0973 over 60 test rows (95 % interval 0.0" in with_rows
-    assert "the tests over rows are of these trained adapters alone" in with_rows
+    assert "the tests over rows hold only for these trained adapters" in with_rows
     two = comparison_of({("lora", 1e-3): [2.3, 2.35], ("vera", 1e-3): [2.4, 2.41]})
-    assert "Two seeds: over them, only a difference many times its own scatter" in " ".join(judge(two).sentences)
+    assert "Two seeds: over them, only a difference much larger than" in " ".join(judge(two).sentences)
 
 
-def test_what_is_shown_over_rows_alone_is_said_to_be_of_these_adapters() -> None:
+def test_evidence_only_over_rows_is_limited_to_these_adapters() -> None:
     comparison = comparison_of({("lora", 1e-3): [2.2, 2.5, 2.3], ("vera", 1e-3): [2.5, 2.4, 2.6]})
     verdict = judge(comparison, scores_of(comparison))
     (sentence,) = [sentence for sentence in verdict.sentences if sentence.startswith("lora against vera:")]
     assert "no difference shown over 3 seeds" in sentence
     assert "; better by 0.1" in sentence
     assert (
-        "What is shown over test rows alone is of these trained adapters: other seeds might turn it."
+        "A difference shown only over test rows holds for these trained adapters: other seeds might reverse it."
         in verdict.sentences
     )
 
@@ -255,14 +245,14 @@ def test_higher_accuracy_is_better_in_words_too() -> None:
     assert verdict.sentences[1].startswith("lora against vera: better by 0.2033 over 3 seeds (95 % interval 0.1")
 
 
-def test_a_pair_whose_second_wins_the_paired_test_is_told_as_worse() -> None:
-    """Best by its mean over all its seeds, yet behind on the seeds that both have."""
+def test_a_pair_won_by_its_second_is_called_worse() -> None:
+    """The first is best by its mean over all its seeds, but worse on the shared seeds."""
     figures = {("lora", 1e-3): [2.41, 2.42, 2.40, 1.0, 1.0], ("vera", 1e-3): [2.31, 2.33, 2.302]}
     sentence = judge(comparison_of(figures)).sentences[1]
     assert sentence.startswith("lora against vera: worse by 0.0960 over 3 seeds (95 % interval 0.0")
 
 
-def test_a_single_method_has_nothing_to_be_compared_with_and_a_sweep_of_nothing_says_so() -> None:
+def test_single_methods_and_empty_sweeps_say_nothing_is_compared() -> None:
     assert "there is no other method to compare it with" in judge(comparison_of({("lora", 1e-3): [2.3]})).sentences[0]
     running = comparison_of({("lora", 1e-3): [2.3]})
     running.table["status"] = "RUNNING"
@@ -272,7 +262,7 @@ def test_a_single_method_has_nothing_to_be_compared_with_and_a_sweep_of_nothing_
     assert any("Nothing can be compared yet" in line for line in text_of(verdict))
 
 
-def test_many_pairs_without_the_best_are_counted_and_not_told_one_by_one() -> None:
+def test_many_pairs_without_the_best_are_only_counted() -> None:
     generator = np.random.default_rng(0)
     figures = {(f"m{i}", 1e-3): (2.0 + 0.1 * i + generator.normal(0, 0.001, 4)).tolist() for i in range(6)}
     sentences = judge(comparison_of(figures)).sentences
@@ -293,7 +283,7 @@ def test_several_tasks_have_no_verdict_together() -> None:
 
 
 def test_methods_that_are_all_the_same_are_seldom_told_apart() -> None:
-    """Selection over a ladder, tests over seeds and Holm together: at most 5 families in 100 err, by simulation."""
+    """A simulation of selection over a ladder, tests over seeds and Holm together: at most 5 % of families err."""
     simulations = 150
     generator = np.random.default_rng(21)
     errors = 0
@@ -304,7 +294,7 @@ def test_methods_that_are_all_the_same_are_seldom_told_apart() -> None:
             for method, lr in itertools.product(("a", "b", "c"), (1e-4, 1e-3))
         }
         comparison = comparison_of(figures)
-        # The test rows are others than those that chose: fresh noise on the same seeds.
+        # Test rows differ from validation rows: new noise for the same seeds.
         comparison.table["test/loss"] = [2.3 + seeds[s] + generator.normal(0, 0.02) for s in comparison.table["seed"]]
         tests = [contrast.over_seeds for contrast in judge(comparison).contrasts]
         errors += any(test is not None and test.p_adjusted is not None and test.p_adjusted < 0.05 for test in tests)
@@ -312,7 +302,7 @@ def test_methods_that_are_all_the_same_are_seldom_told_apart() -> None:
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_the_table_has_a_line_per_choice_with_its_figures_edge_and_default(width: int) -> None:
+def test_the_table_shows_every_choices_figures_edge_and_default(width: int) -> None:
     figures = {**THREE_SEEDS, ("lora_plus", 1e-4): [2.1, 2.134, 2.109]}
     lines = text_of(judge(comparison_of(figures)), width)
     assert max(len(line) for line in lines) <= width
@@ -328,14 +318,14 @@ def test_the_table_has_a_line_per_choice_with_its_figures_edge_and_default(width
         assert "note:" in text
 
 
-def test_a_sweep_in_which_nothing_was_chosen_on_one_seed_is_told_in_a_few_lines() -> None:
+def test_a_sweep_without_choice_or_seeds_has_no_table() -> None:
     lines = text_of(judge(comparison_of({("lora", 1e-3): [2.3], ("vera", 1e-3): [2.4]})))
     assert len(lines) == 2
     assert lines[0].startswith("lora has the lowest test loss")
 
 
 def record(uri: str) -> pd.DataFrame:
-    """A sweep in a real store: two methods, two seeds, scores of all trials but the failed one; gives the scores."""
+    """Record a sweep of two methods and two seeds, with scores for all but the failed trial; return the scores."""
     comparison = comparison_of({("lora", 1e-3): [2.3, 2.33], ("vera", 1e-3): [2.42, 2.41], ("full", 1e-3): [2.5]})
     scores = scores_of(comparison)
     recorder = Recorder("judged", uri)
@@ -365,7 +355,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, pd.DataFrame]:
     return uri, record(uri)
 
 
-def test_scores_are_read_back_as_they_were_written_row_ids_as_text(
+def test_scores_are_read_exactly_with_row_ids_as_text(
     store: tuple[str, pd.DataFrame], capfd: pytest.CaptureFixture[str]
 ) -> None:
     uri, written = store

@@ -1,4 +1,4 @@
-"""Packs group what can share a base, and the counts are those of the papers, before anything is loaded."""
+"""Packs hold trials that can share a base, and parameter counts are those of the papers, without loading weights."""
 
 import importlib.util
 import io
@@ -46,7 +46,7 @@ def sizes(packs: list[Pack]) -> list[int]:
     return [len(pack.trials) for pack in packs]
 
 
-def test_trials_that_differ_in_method_seed_and_their_own_training_settings_share_a_pack() -> None:
+def test_trials_share_a_pack_despite_different_methods_and_settings() -> None:
     methods = [
         {"name": "lora", "lr": 0.1, "schedule": "linear", "warmup_steps": 3},
         {"name": "vera", "weight_decay": 0.1, "clip_norm": None},
@@ -72,7 +72,7 @@ def test_trials_that_differ_in_method_seed_and_their_own_training_settings_share
 )
 def test_trials_that_differ_in_what_a_pack_shares_train_apart(axis: str, values: list[Any]) -> None:
     section, field = axis.split(".")
-    # What has an axis is left out of its section, unless the section cannot be without it.
+    # A key with an axis is left out of its section, unless the section requires it.
     sections: dict[str, dict[str, Any]] = {
         "model": {"name": "a-model"},
         "data": {"name": "rows.jsonl"},
@@ -102,9 +102,7 @@ def test_full_fine_tuning_is_always_alone() -> None:
 
 @pytest.mark.parametrize("num_trials", [1, 4, 9, 10, 16, 17, 31])
 @pytest.mark.parametrize("most", [1, 3, 4, 5, 40])
-def test_packs_hold_at_most_max_members_in_as_few_packs_as_that_takes_and_of_nearly_equal_size(
-    num_trials: int, most: int
-) -> None:
+def test_packs_are_few_full_and_nearly_equal_in_size(num_trials: int, most: int) -> None:
     packs = packs_of(experiment(["lora"], {"seed": list(range(num_trials))}), PackConfig(max_members=most))
     assert len(packs) == -(-num_trials // most)
     assert sum(sizes(packs)) == num_trials
@@ -117,9 +115,7 @@ def test_packs_hold_at_most_max_members_in_as_few_packs_as_that_takes_and_of_nea
     ("batch_size", "max_length", "most"),
     [(4, 64, TOKENS_AT_ONCE // 256), (8, 512, TOKENS_AT_ONCE // 4096), (64, 4096, 1)],
 )
-def test_auto_fills_a_step_with_tokens_and_never_asks_for_less_than_one(
-    batch_size: int, max_length: int, most: int
-) -> None:
+def test_auto_fills_a_step_with_at_least_one_trial(batch_size: int, max_length: int, most: int) -> None:
     asked = experiment(
         ["lora"],
         {"seed": list(range(2 * most))},
@@ -145,17 +141,17 @@ def test_auto_counts_the_tokens_that_are_held_at_once(
     assert sizes(group_into_packs(expand(asked), asked.pack, num_workers=num_workers)) == [most, most]
 
 
-def test_within_a_pack_equal_methods_stand_side_by_side_in_the_files_order() -> None:
+def test_within_a_pack_equal_methods_are_adjacent_in_order() -> None:
     methods = [{"name": "vera", "rank": 8}, "lora", {"name": "vera", "rank": 4}, "lora_plus", "frozen", "lora_fa"]
     (pack,) = packs_of(experiment(methods, {"seed": [3, 1]}))
     shown = [(trial.method.name, trial.method.hyperparameters().get("rank"), trial.seed) for trial in pack.trials]
-    # LoRA+ has LoRA's stacks; VeRA's ranks have projections of their own.
+    # LoRA+ uses LoRA's stacks; each rank of VeRA has its own projections.
     expected = [("vera", 8), ("lora", 8), ("lora_plus", 8), ("vera", 4), ("frozen", None), ("lora_fa", 8)]
     assert shown == [(name, rank, seed) for name, rank in expected for seed in (3, 1)]
     assert member_order([trial.method for trial in pack.trials]) == list(range(len(shown)))
 
 
-def test_pack_ids_are_numbered_and_every_trial_is_in_one_pack() -> None:
+def test_pack_ids_are_numbered_and_packs_are_disjoint() -> None:
     asked = experiment(["lora", "full", "vera"], {"seed": list(range(7)), "training.lr": [0.1, 0.2]})
     packs = packs_of(asked, PackConfig(max_members=4))
     assert [pack.pack_id for pack in packs] == [f"pack-{index:03d}" for index in range(len(packs))]
@@ -175,7 +171,7 @@ def test_the_planned_count_is_what_the_assembled_model_trains(setup: Setup, name
     assert count_parameters(trial).trainable == model.pack.gradient_buffer.numel()
 
 
-def test_targets_that_match_no_layer_are_refused_before_anything_is_loaded(setup: Setup) -> None:
+def test_targets_without_matching_layer_are_refused_before_loading(setup: Setup) -> None:
     trial = setup.trial("lora", {"target_modules": ("w_proj",)})
     with pytest.raises(ValueError, match=r"methods: lora: target_modules: 'w_proj' matches no layer; .*layers end in"):
         count_parameters(trial)
@@ -215,7 +211,7 @@ def test_the_counts_for_smollm2_are_exact() -> None:
     assert lora == 30 * 4 * (2 * 1152 + 2 * 768 + 3 * 2112)
 
 
-def test_a_plan_as_json_names_every_trial_its_pack_and_its_counts(setup: Setup) -> None:
+def test_a_json_plan_names_every_trials_pack_and_counts(setup: Setup) -> None:
     asked = experiment(
         [{"name": "lora", "rank": 2}, "full"], {"seed": [0, 1]}, model={"name": setup.model.name}, question="Which?"
     )
@@ -234,7 +230,7 @@ def test_a_plan_as_json_names_every_trial_its_pack_and_its_counts(setup: Setup) 
 
 
 @pytest.mark.parametrize("setup", ["gpt2"], indirect=True)
-def test_steps_of_several_workers_are_captured_unless_they_share_the_base(setup: Setup) -> None:
+def test_multi_worker_steps_are_captured_unless_sharded(setup: Setup) -> None:
     def choice(**workers: Any) -> ModeChoice:
         training = {"steps": 10**9, "batch_size": 4}
         sections: dict[str, Any] = {"model": setup.model.model_dump(), "data": setup.data.model_dump()}
@@ -244,12 +240,12 @@ def test_steps_of_several_workers_are_captured_unless_they_share_the_base(setup:
     one, two, shared = choice(), choice(num_workers=2), choice(num_workers=2, strategy="shard")
     assert (one.mode, two.mode, shared.mode) == ("compiled", "compiled", "eager")
     assert shared.reason.startswith("workers.strategy: ")
-    # A worker of two has half the rows, and saves half as much.
+    # One of two workers has half of the rows and half of the activations.
     saved = [float(choice.reason.split()[-2]) for choice in (one, two)]
     assert saved[0] == pytest.approx(2 * saved[1], rel=1e-3)
 
 
-def test_a_plan_counts_of_a_sharded_base_what_one_worker_holds(setup: Setup) -> None:
+def test_a_plan_counts_one_workers_share_of_the_base(setup: Setup) -> None:
     def memory(strategy: str) -> MemoryEstimate:
         workers = {"num_workers": 2, "strategy": strategy}
         the_plan = plan(experiment(["lora"], {"seed": [0]}, model={"name": setup.model.name}, workers=workers))
@@ -262,7 +258,7 @@ def test_a_plan_counts_of_a_sharded_base_what_one_worker_holds(setup: Setup) -> 
     assert shared.passing > whole.passing
 
 
-def test_a_plan_counts_what_scoring_holds_and_shows_it_in_place_of_what_the_steps_hold(setup: Setup) -> None:
+def test_a_plan_shows_scoring_memory_if_it_is_larger(setup: Setup) -> None:
     def made(task: dict[str, object] | None) -> Plan:
         data = {"name": "chitchat", "max_length": 64, "num_eval": 8, "num_test": 8}
         sections = {
@@ -294,7 +290,7 @@ def test_a_plan_counts_what_scoring_holds_and_shows_it_in_place_of_what_the_step
     assert (written["generation"], written["total"]) == (long.generation, long.total)
 
 
-def test_packs_are_shared_out_over_the_places_by_their_work_and_stay_in_order() -> None:
+def test_packs_are_spread_by_work_and_keep_their_order() -> None:
     packs = packs_of(experiment(["full", "lora"], {"seed": list(range(9))}), PackConfig(max_members=3))
     assert sizes(packs) == [1] * 9 + [3, 3, 3]
     queues = assign_queues(packs, 2, first=5)
@@ -306,7 +302,7 @@ def test_packs_are_shared_out_over_the_places_by_their_work_and_stay_in_order() 
 
 
 @pytest.mark.parametrize("num_places", [3, 8])
-def test_with_a_place_for_every_pack_each_has_a_queue_of_its_own_and_gives_it_its_name(num_places: int) -> None:
+def test_with_enough_places_every_pack_has_its_own_queue(num_places: int) -> None:
     packs = packs_of(experiment(["lora"], {"seed": [0, 1, 2]}), PackConfig(max_members=1))
     queues = assign_queues(packs, num_places)
     assert [(queue.queue_id, queue.packs) for queue in queues] == [(pack.pack_id, (pack,)) for pack in packs]
@@ -322,9 +318,7 @@ def test_no_gpu_stays_empty_while_another_has_a_large_pack(num_places: int, expe
 
 
 @pytest.mark.parametrize(("num_places", "expected"), [(1, [8, 8, 8]), (2, [6] * 4), (4, [6] * 4), (5, [4, 5, 5, 5, 5])])
-def test_every_place_gets_as_many_packs_so_that_the_last_ones_do_not_wait_for_one(
-    num_places: int, expected: list[int]
-) -> None:
+def test_every_place_gets_equally_many_packs(num_places: int, expected: list[int]) -> None:
     # Rows of 512 tokens in batches of 4: a pack holds 8 of them.
     sizing = {"data": {"name": "d.jsonl", "max_length": 512}, "training": {"steps": 5, "batch_size": 4, "lr": 1e-3}}
     trials = expand(experiment(["lora"], {"seed": list(range(24))}, **sizing))

@@ -1,10 +1,9 @@
-"""What charts are drawn from: fronts, grids, places on the axes; and that drawings keep out of each other's way."""
+"""The data of charts (fronts, grids, values on the axes), and that drawings on one page do not affect each other."""
 
 import math
 import random
 import re
 
-import pandas as pd
 import pytest
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -12,7 +11,6 @@ from matplotlib.figure import Figure
 
 from loragrid.comparison.pareto import pareto_front
 from loragrid.comparison.sweep_record import SweepRecord, TrialRun
-from loragrid.comparison.table import Comparison
 from loragrid.formatting import format_bytes
 from loragrid.report.charts import CHART_INCHES, draw, legend_above, method_styles, thin_out, ticks_between
 from loragrid.report.cost_charts import Bar, Point, bar_chart, figure_limits, pareto_charts
@@ -20,7 +18,8 @@ from loragrid.report.curve_charts import seconds_per_step, tokens_per_step
 from loragrid.report.heat_maps import grid_of, heat_maps
 from loragrid.report.metric_text import format_difference, format_metric, format_p
 from loragrid.report.tables import write_figure
-from loragrid.report.tuning_charts import Course, line_of, ticks_of, tuning_charts
+from loragrid.report.tuning_charts import TuningCurve, line_of, ticks_of, tuning_charts
+from tests.support.comparisons import made_up_comparison
 
 
 def test_a_front_holds_what_nothing_beats_in_both() -> None:
@@ -31,7 +30,7 @@ def test_a_front_holds_what_nothing_beats_in_both() -> None:
     assert pareto_front([]) == []
 
 
-def test_every_point_outside_a_front_is_beaten_by_one_on_it() -> None:
+def test_every_point_off_the_front_is_dominated() -> None:
     numbers = random.Random(0)
     points = [(float(numbers.randint(0, 9)), float(numbers.randint(0, 9))) for _ in range(60)]
     front = pareto_front(points)
@@ -40,7 +39,7 @@ def test_every_point_outside_a_front_is_beaten_by_one_on_it() -> None:
         assert bool(beaten) != (index in front)
 
 
-def test_a_cell_of_a_heat_map_is_the_best_over_all_other_axes_and_empty_where_nothing_finished() -> None:
+def test_a_heat_map_cell_is_the_best_over_other_axes() -> None:
     figures = [
         ({"lr": 0.1, "rank": 8, "alpha": 1.0}, 3.0),
         ({"lr": 0.1, "rank": 8, "alpha": 2.0}, 2.0),
@@ -58,17 +57,7 @@ def test_a_cell_of_a_heat_map_is_the_best_over_all_other_axes_and_empty_where_no
 
 
 def record_of(rows: list[dict[str, object]], parameters: dict[str, dict[str, str]]) -> SweepRecord:
-    comparison = Comparison(
-        experiment_name="e",
-        sweep="s",
-        question="",
-        tracking_uri="",
-        experiment_id="1",
-        sweep_run_id="p",
-        axes={},
-        table=pd.DataFrame(rows),
-        curves=pd.DataFrame(columns=["trial_id", "method", "step", "key", "value"]),
-    )
+    comparison = made_up_comparison(rows, {})
     trials = {
         trial_id: TrialRun(run_id=trial_id, parameters=own, tags={}, started=None, ended=None)
         for trial_id, own in parameters.items()
@@ -84,7 +73,7 @@ def record_of(rows: list[dict[str, object]], parameters: dict[str, dict[str, str
     )
 
 
-def test_trials_on_the_same_rows_have_the_same_tokens_per_step_whatever_their_speed() -> None:
+def test_trials_on_equal_rows_have_equal_tokens_per_step() -> None:
     speed, seconds = "throughput/tokens_per_second", "time/step_seconds"
     rows: list[dict[str, object]] = [
         {"trial_id": "a", speed: 1000.0, seconds: 0.47},
@@ -99,7 +88,7 @@ def test_trials_on_the_same_rows_have_the_same_tokens_per_step_whatever_their_sp
     assert seconds_per_step(record.comparison) == {"a": 0.47, "b": 0.26, "c": 5.0, "d": 1.0}
 
 
-def test_drawings_on_one_page_share_no_name_and_rule_nothing_but_themselves() -> None:
+def test_drawings_on_one_page_share_no_ids_or_styles() -> None:
     charts = [draw(title, "words", "", lambda panel: panel.plot([0, 1], [0, 1])) for title in ("one", "two")]
     names = [set(chart.svg.split('id="')[1:]) for chart in charts]
     assert names[0]
@@ -107,7 +96,7 @@ def test_drawings_on_one_page_share_no_name_and_rule_nothing_but_themselves() ->
     assert not any("<style" in chart.svg or "<metadata" in chart.svg or "http" in chart.svg for chart in charts)
 
 
-def test_a_label_with_markup_or_mathematics_is_drawn_as_it_is() -> None:
+def test_labels_with_markup_or_mathematics_are_drawn_literally() -> None:
     chart = draw("t", "<i>d</i>", "", lambda panel: panel.set_xlabel("<b>&$x^2$"))
     assert "&lt;b&gt;&amp;$x^2$" in chart.svg
     assert "&lt;i&gt;d&lt;/i&gt;" in chart.svg
@@ -154,7 +143,7 @@ def test_bytes_in_one_chart_have_one_unit() -> None:
 
 
 @pytest.mark.parametrize("length", [4, 17, 25, 40])
-def test_a_legend_of_labels_of_any_length_stays_within_its_drawing(length: int) -> None:
+def test_a_legend_stays_within_its_drawing(length: int) -> None:
     figure = Figure(figsize=CHART_INCHES, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     with rc_context({"legend.fontsize": 8.5}):
@@ -170,7 +159,7 @@ def test_a_legend_of_labels_of_any_length_stays_within_its_drawing(length: int) 
     assert box.y1 <= figure.bbox.y1
 
 
-def test_a_setting_that_failed_to_learn_does_not_press_the_others_flat() -> None:
+def test_failed_settings_do_not_flatten_the_others() -> None:
     def point(figure: float, is_chosen: bool) -> Point:
         return Point(name="m", label="m", figure=figure, costs={}, is_chosen=is_chosen)
 
@@ -179,7 +168,7 @@ def test_a_setting_that_failed_to_learn_does_not_press_the_others_flat() -> None
     assert 1.25 < high < 1.4
 
 
-def test_styles_tell_methods_apart_without_colour_and_parts_of_a_method_share_it() -> None:
+def test_styles_differ_without_colour_and_parts_share_their_methods_colour() -> None:
     styles = method_styles([f"m{index}" for index in range(8)])
     assert len({style.colour for style in styles.values()}) == 8
     assert len({style.marker for style in styles.values()}) == 8
@@ -212,7 +201,7 @@ def test_figures_are_written_for_readers(text: str, wanted: str) -> None:
 
 
 TUNED = (
-    Course(
+    TuningCurve(
         name="lora",
         settings=[
             ({"lr": 1e-3, "rank": 8}, 0.70),
@@ -226,14 +215,14 @@ TUNED = (
         ],
         chosen={"lr": 1e-2, "rank": 8},
     ),
-    Course(
+    TuningCurve(
         name="vera", settings=[({"lr": 1e-3, "rank": 256}, 0.9), ({"lr": 1e-2, "rank": 256}, 0.8)], chosen={"lr": 1e-2}
     ),
 )
 AXIS_PATHS = {"lr": "training.lr", "rank": "method.rank"}
 
 
-def test_a_course_over_learning_rates_is_the_best_over_all_other_axes_and_leaves_out_what_lacks_seeds() -> None:
+def test_a_tuning_curve_is_the_best_over_other_axes() -> None:
     lora, vera = TUNED
     assert line_of(lora.settings, "lr", "eval/final_loss") == [(1e-3, 0.68), (1e-2, 0.66), (1e-1, 4.2)]
     assert line_of(lora.settings, "lr", "eval/accuracy") == [(1e-3, 0.70), (1e-2, 0.66), (1e-1, 4.2)]
@@ -244,15 +233,15 @@ def test_a_course_over_learning_rates_is_the_best_over_all_other_axes_and_leaves
     assert "1 worse point lies outside the frame. Not drawn: 1 setting without all seeds." in chart.caption
     assert tuning_charts([vera], AXIS_PATHS, "eval/final_loss", styles) == []
     assert tuning_charts(TUNED, {"rank": "method.rank"}, "eval/final_loss", styles) == []
-    samples = Course(name="lora", settings=[({"lr": 1e-5 * n}, 1.0) for n in range(1, 42)], chosen={})
+    samples = TuningCurve(name="lora", settings=[({"lr": 1e-5 * n}, 1.0) for n in range(1, 42)], chosen={})
     assert tuning_charts([samples], AXIS_PATHS, "eval/final_loss", styles) == [], "samples are no ladder"
 
 
-def test_a_large_mark_stands_at_the_chosen_value_also_where_another_has_the_same_figure() -> None:
+def test_a_large_mark_is_only_at_the_chosen_value() -> None:
     def marks(chosen: float | None) -> list[str]:
         settings = [({"lr": lr}, 0.5) for lr in (1e-4, 1e-3, 1e-2)]
-        course = Course(name="lora", settings=settings, chosen={"lr": chosen})
-        (chart,) = tuning_charts([course], AXIS_PATHS, "eval/accuracy", method_styles(["lora"]))
+        curve = TuningCurve(name="lora", settings=settings, chosen={"lr": chosen})
+        (chart,) = tuning_charts([curve], AXIS_PATHS, "eval/accuracy", method_styles(["lora"]))
         return re.findall(r'<use href="#[^"]+" x="([0-9.]+)"[^>]*stroke: #ffffff; stroke-width: 0.8', chart.svg)
 
     (low,), (high,) = marks(1e-4), marks(1e-2)
@@ -260,7 +249,7 @@ def test_a_large_mark_stands_at_the_chosen_value_also_where_another_has_the_same
     assert marks(None) == []
 
 
-def test_ticks_stand_at_the_values_tried_where_their_names_have_room() -> None:
+def test_ticks_are_at_the_tried_values_if_they_fit() -> None:
     ranks = [1.0, 4.0, 16.0, 64.0, 256.0, 1024.0]
     assert ticks_of([[(rank, 1.0) for rank in ranks[:3]], [(rank, 1.0) for rank in ranks[2:]]]) == ranks
     assert ticks_of([[(1e-3, 1.0), (1.2e-3, 1.0), (1e-2, 1.0)]]) is None, "too near each other"

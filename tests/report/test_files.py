@@ -54,7 +54,7 @@ def answered(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
 
 
 def load_as_pefts_app_does(folder: Path) -> pd.DataFrame:
-    """What `method_comparison/processing.py` of PEFT takes from result files, and the types it turns that into."""
+    """The fields that PEFT's `method_comparison/processing.py` reads from result files, with the types it requires."""
     rows = []
     for file in sorted(folder.glob("*.json")):
         result = json.loads(file.read_text(encoding="utf-8"))
@@ -94,7 +94,7 @@ def load_as_pefts_app_does(folder: Path) -> pd.DataFrame:
     return frame
 
 
-def test_pefts_app_can_load_a_file_per_seed_of_every_choice(small: Comparison, tmp_path: Path) -> None:
+def test_pefts_app_loads_a_file_per_seed_and_choice(small: Comparison, tmp_path: Path) -> None:
     assert write_report(small, tmp_path / "results", "peft") == []
     frame = load_as_pefts_app_does(tmp_path / "results").set_index("experiment_name")
     assert sorted(frame.index) == [
@@ -115,7 +115,7 @@ def test_pefts_app_can_load_a_file_per_seed_of_every_choice(small: Comparison, t
     assert pd.isna(row["test_accuracy"])
 
 
-def test_every_look_at_the_answers_is_a_valid_accuracy_of_pefts_file(answered: Comparison, tmp_path: Path) -> None:
+def test_a_peft_file_holds_the_accuracy_of_every_evaluation(answered: Comparison, tmp_path: Path) -> None:
     assert write_report(answered, tmp_path / "results", "peft") == []
     row = answered.table.set_index("trial_id").loc["lora-0.003-0"]
     content = json.loads((tmp_path / "results" / "lora-0.003-0.json").read_text(encoding="utf-8"))
@@ -146,9 +146,7 @@ def test_pefts_type_is_the_method_whatever_label_it_goes_by(tmp_path: Path) -> N
     assert json.loads(file.read_text(encoding="utf-8"))["run_info"]["peft_config"]["peft_type"] == "LORA_FA"
 
 
-def test_a_trial_whose_start_is_not_known_is_as_old_as_its_sweep_and_never_of_1970(
-    small: Comparison, tmp_path: Path
-) -> None:
+def test_a_trial_without_start_time_gets_that_of_its_sweep(small: Comparison, tmp_path: Path) -> None:
     record = load_record(small)
     undated = {trial_id: replace(run, started=None) for trial_id, run in record.trials.items()}
     of_the_sweep = replace(record, trials=undated, started=1_700_000_000.0)
@@ -159,7 +157,7 @@ def test_a_trial_whose_start_is_not_known_is_as_old_as_its_sweep_and_never_of_19
     assert load_as_pefts_app_does(tmp_path / "undated")["created_at"].isna().all()
 
 
-def test_a_trial_without_what_pefts_app_needs_has_no_file_and_is_named(tmp_path: Path) -> None:
+def test_a_trial_without_required_figures_has_no_peft_file(tmp_path: Path) -> None:
     recorder = Recorder("cpu", default_tracking_uri(str(tmp_path), None))
     recorder.start_sweep("cpu-1", {}, {})
     recorder.start_trial("lora-1", {"method.name": "lora", "seed": 0}, {})
@@ -194,7 +192,7 @@ def test_the_json_says_what_the_verdict_says(small: Comparison, tmp_path: Path) 
     assert len(content["trials"]) == 12
 
 
-def test_the_markdown_has_verdict_and_tables_and_its_text_stays_text(small: Comparison, tmp_path: Path) -> None:
+def test_markdown_has_verdict_and_tables_with_escaped_text(small: Comparison, tmp_path: Path) -> None:
     write_report(small, tmp_path / "report.md")
     lines = (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
     assert lines[0] == r"# a \| b &lt;b> \*c\*"
@@ -204,7 +202,7 @@ def test_the_markdown_has_verdict_and_tables_and_its_text_stays_text(small: Comp
     assert all(line.count(" | ") == header.count(" | ") for line in body)
     assert "n = 2" in body[0]
     assert "## Every method at its best setting" in lines
-    assert any("take test rows for independent" in line for line in lines)
+    assert any("assume that test rows are independent" in line for line in lines)
 
 
 def test_the_format_is_asked_for_or_told_by_the_suffix() -> None:
@@ -241,7 +239,7 @@ def test_the_report_is_kept_with_the_sweeps_run(small: Comparison, tmp_path: Pat
     assert client.get_run(small.sweep_run_id).info.status == "FINISHED"
 
 
-def test_a_sweep_leaves_its_report_and_does_not_fail_where_it_cannot(small: Comparison, tmp_path: Path) -> None:
+def test_a_sweep_does_not_fail_if_its_report_fails(small: Comparison, tmp_path: Path) -> None:
     told: list[str] = []
     left = leave_report("small", small.tracking_uri, "small-1", tmp_path, told.append)
     assert (left, told) == (tmp_path / "small-1.html", [])
@@ -258,7 +256,7 @@ def test_a_sweep_leaves_its_report_and_does_not_fail_where_it_cannot(small: Comp
         assert sentence.endswith("to write it: loragrid report small --sweep small-1 --out report.html")
 
 
-def test_a_report_is_written_from_python_as_from_the_command_line(small: Comparison, tmp_path: Path) -> None:
+def test_python_and_the_command_line_write_the_same_report(small: Comparison, tmp_path: Path) -> None:
     assert lg.write_report(small, str(tmp_path / "page.html")) == []
     assert lg.write_report(lg.load_comparison("small", small.tracking_uri), tmp_path / "again.html") == []
     assert (tmp_path / "page.html").read_text("utf-8") == (tmp_path / "again.html").read_text("utf-8")
@@ -283,7 +281,7 @@ def test_the_file_that_a_sweep_keeps_is_the_same_experiment(file: Path) -> None:
     assert experiment_from_mapping(yaml.safe_load(rebuilt), "rebuilt") == experiment
 
 
-def test_an_experiment_that_was_too_long_to_be_recorded_is_not_rebuilt() -> None:
+def test_an_experiment_with_cut_parameters_is_not_rebuilt() -> None:
     assert rebuild_experiment({"name": "long", "methods": "[" + "1," * 3000}) is None
     assert rebuild_experiment({}) is None
 
@@ -298,7 +296,7 @@ def test_an_experiment_that_was_too_long_to_be_recorded_is_not_rebuilt() -> None
         (["compare", "small", "--json"], "--apart: the CSV"),
     ],
 )
-def test_an_unknown_axis_to_set_apart_is_refused_before_anything_is_printed_or_written(
+def test_an_unknown_apart_axis_is_refused_before_any_output(
     small: Comparison,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -320,7 +318,7 @@ def test_an_unknown_axis_to_set_apart_is_refused_before_anything_is_printed_or_w
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_writes_the_report_and_refuses_what_it_cannot_write(
+def test_the_command_writes_the_report_or_refuses(
     small: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from loragrid.cli.main import main

@@ -1,4 +1,4 @@
-"""The report is one page that says what MLflow holds, in any state a sweep may be in, and asks nobody for anything."""
+"""The report is one page without requests that shows what MLflow holds, whatever the state of the sweep."""
 
 import math
 import os
@@ -72,7 +72,7 @@ class Page(HTMLParser):
             self.tables[-1][-1][-1] += f" {data.strip()}" if data.strip() else ""
 
     def tables_of(self, heading: str) -> list[list[dict[str, str]]]:
-        """The rows of every table that has the column."""
+        """The rows of every table with this column."""
         found = []
         for header, *rows in self.tables:
             names = [name.strip() for name in header]
@@ -82,7 +82,7 @@ class Page(HTMLParser):
         return found
 
     def table_of(self, heading: str) -> list[dict[str, str]]:
-        """The rows of the first of them."""
+        """The rows of the first table with this column."""
         return self.tables_of(heading)[0]
 
 
@@ -130,9 +130,7 @@ def record_small(
     recorder.end_sweep("FINISHED")
 
 
-def test_the_figures_of_the_choices_are_those_of_the_store_with_their_t_interval_and_n(
-    maths: Page, maths_uri: str
-) -> None:
+def test_choices_show_stored_figures_with_interval_and_n(maths: Page, maths_uri: str) -> None:
     client = MlflowClient(tracking_uri=maths_uri)
     experiment = client.get_experiment_by_name("maths")
     assert experiment is not None
@@ -158,7 +156,7 @@ def test_the_figures_of_the_choices_are_those_of_the_store_with_their_t_interval
             assert f"95 %: {low:.4f} to {high:.4f}; n = 3" in row[column]
 
 
-def test_every_pair_is_tested_and_what_shows_no_difference_says_so(maths: Page) -> None:
+def test_every_pair_is_tested_and_missing_evidence_is_stated(maths: Page) -> None:
     with_best, others = maths.tables_of("what it shows")
     best = maths.table_of("chosen setting")[0]["method"].split()[0]
     assert (len(with_best), len(others)) == (4 * 2, 6 * 2)
@@ -174,7 +172,7 @@ def test_every_pair_is_tested_and_what_shows_no_difference_says_so(maths: Page) 
     assert any(row["what it shows"] == "no difference shown" for row in rows)
 
 
-def test_a_best_value_at_the_end_of_its_ladder_is_marked_and_the_default_stands_beside(maths: Page) -> None:
+def test_edge_values_are_marked_and_the_default_is_shown(maths: Page) -> None:
     rows = {row["method"]: row for row in maths.table_of("chosen setting")}
     assert "lr 0.003 is the highest tried: extend the ladder" in rows["lora_fa"]["chosen setting"]
     assert "extend" not in rows["lora"]["chosen setting"]
@@ -183,7 +181,7 @@ def test_a_best_value_at_the_end_of_its_ladder_is_marked_and_the_default_stands_
     assert rows["vera"]["untuned default"] == "– not in the sweep"
 
 
-def test_trials_that_did_not_finish_stand_with_their_reason_and_all_trials_with_their_figures(maths: Page) -> None:
+def test_unfinished_trials_show_reasons_and_all_trials_show_figures(maths: Page) -> None:
     ended = {row["trial"]: row for row in maths.table_of("reason")}
     assert len(ended) == 10
     assert ended["delta_lora-0.003-16-2"]["ended"] == "out of memory"
@@ -243,14 +241,14 @@ def test_every_chart_has_a_title_and_a_description_in_words(maths: Page) -> None
     assert "Last values in nats per token: delta_lora 1." in maths.html
 
 
-def test_what_is_set_apart_has_a_course_of_its_own_over_the_learning_rates(maths_uri: str, tmp_path: Path) -> None:
-    def courses(*apart: str) -> dict[str, str]:
+def test_every_apart_value_has_its_own_tuning_curve(maths_uri: str, tmp_path: Path) -> None:
+    def curves(*apart: str) -> dict[str, str]:
         write_report(load_comparison("maths", maths_uri), tmp_path / "report.html", apart=apart)
         page = (tmp_path / "report.html").read_text(encoding="utf-8")
         (words,) = re.findall(r"Evaluation loss over lr</title><desc[^>]*>([^<]*)<", page)
-        return dict(course.split(": ") for course in words.split("; "))
+        return dict(curve.split(": ") for curve in words.split("; "))
 
-    together, by_rank = courses(), courses("rank")
+    together, by_rank = curves(), curves("rank")
     assert "lora" in together.keys() <= set(METHODS)
     assert "lora" not in by_rank
     assert by_rank["lora rank 8"] != by_rank["lora rank 16"]
@@ -266,14 +264,14 @@ def test_captions_say_that_settings_were_chosen_and_by_what(maths: Page) -> None
 
 
 def test_a_test_over_rows_says_what_it_takes_for_granted(maths: Page, tmp_path: Path) -> None:
-    caveat = "The tests over rows take test rows for independent"
+    caveat = "The tests over rows assume that test rows are independent"
     assert caveat in maths.text
     uri = default_tracking_uri(str(tmp_path), None)
     record_small(uri, "rowless", {"lora": 2.0, "vera": 2.5})
     assert caveat not in page_of(uri, "rowless", tmp_path).text
 
 
-def test_where_nothing_could_be_chosen_the_captions_say_that_all_trials_are_shown(tmp_path: Path) -> None:
+def test_without_a_choice_captions_say_all_trials_are_shown(tmp_path: Path) -> None:
     uri = default_tracking_uri(str(tmp_path), None)
     recorder = Recorder("halfway", uri)
     recorder.start_sweep("halfway-1", {}, {})
@@ -282,12 +280,12 @@ def test_where_nothing_could_be_chosen_the_captions_say_that_all_trials_are_show
         recorder.log_records(f"lora-{lr:g}", [{"step": step, "eval/loss": 3.0 - lr * step} for step in (0, 5)])
     recorder.end_sweep("KILLED")
     text = page_of(uri, "halfway", tmp_path).text
-    caption = "All trials of every method, for none had a figure to choose a setting by: mean over them"
+    caption = "All trials of every method, because none has a figure to choose a setting by: mean over them"
     assert f"{caption}; the band spans the lowest and the highest of them." in text
     assert "chosen setting" not in text
 
 
-def test_a_task_with_an_accuracy_has_its_curves_beside_those_of_the_loss(tmp_path: Path) -> None:
+def test_accuracy_curves_are_drawn_beside_loss_curves(tmp_path: Path) -> None:
     uri = default_tracking_uri(str(tmp_path), None)
     record_word_problems(uri)
     page = page_of(uri, "words", tmp_path)
@@ -349,7 +347,7 @@ def test_one_trial_alone_has_a_report_without_intervals(tmp_path: Path) -> None:
     assert "test loss" not in row
 
 
-def test_without_gpu_figures_nothing_is_zero_and_what_is_missing_is_named(tmp_path: Path) -> None:
+def test_missing_gpu_figures_are_named_and_never_zero(tmp_path: Path) -> None:
     uri = default_tracking_uri(str(tmp_path), None)
     record_small(uri, "cpu", {"lora": 2.25, "vera": 2.5}, figures={"parameters/trainable": 100})
     page = page_of(uri, "cpu", tmp_path)
@@ -367,7 +365,7 @@ def test_without_gpu_figures_nothing_is_zero_and_what_is_missing_is_named(tmp_pa
     assert sum(tag == "svg" for tag, _ in page.tags) == 2
 
 
-def test_a_sweep_whose_trials_all_failed_says_so_and_gives_the_reasons(tmp_path: Path) -> None:
+def test_a_sweep_of_failed_trials_shows_their_reasons(tmp_path: Path) -> None:
     uri = default_tracking_uri(str(tmp_path), None)
     record_small(uri, "broken", {"lora": None, "vera": None}, reason=Failure.of(MemoryError()).reason)
     page = page_of(uri, "broken", tmp_path)
@@ -382,7 +380,7 @@ def test_a_sweep_without_trials_has_a_report_too(tmp_path: Path) -> None:
     assert "0 trials" in page_of(uri, "empty", tmp_path).text
 
 
-def test_trials_that_ran_on_different_machines_are_marked_and_the_head_says_so(tmp_path: Path) -> None:
+def test_trials_of_different_machines_are_marked_and_announced(tmp_path: Path) -> None:
     uri = default_tracking_uri(str(tmp_path), None)
     tags = {name: {"loragrid.device": "NVIDIA H100"} for name in ("lora", "vera", "lora_fa")}
     tags["vera"] = {"loragrid.device": "NVIDIA H200"}
@@ -397,7 +395,7 @@ def test_trials_that_ran_on_different_machines_are_marked_and_the_head_says_so(t
     assert any(row["fact"] == "device" and "NVIDIA H200 (1 trial)" in row["value"] for row in page.table_of("fact"))
 
 
-def test_a_methods_card_has_the_colours_of_its_contenders_curves_whatever_they_are_called(tmp_path: Path) -> None:
+def test_a_card_has_the_colours_of_its_methods_curves(tmp_path: Path) -> None:
     uri = default_tracking_uri(str(tmp_path), None)
     recorder = Recorder("labels", uri)
     recorder.start_sweep("labels-1", {}, {})
@@ -416,7 +414,7 @@ def test_a_methods_card_has_the_colours_of_its_contenders_curves_whatever_they_a
     assert "vera · vera" not in cards[2]
 
 
-def test_a_sweep_over_two_data_sets_is_judged_once_for_each(tmp_path: Path) -> None:
+def test_a_sweep_over_two_data_sets_has_two_verdicts(tmp_path: Path) -> None:
     uri = default_tracking_uri(str(tmp_path), None)
     recorder = Recorder("tasks", uri)
     recorder.start_sweep("tasks-1", {}, {})

@@ -1,5 +1,6 @@
 """The terminal's table and the picture, from comparisons with known values."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,15 @@ from rich.console import Console
 
 from loragrid.comparison.table import Comparison
 from loragrid.formatting import format_bytes, format_count, format_seconds, format_value
-from loragrid.report.loss_curves import COLOURS, PALE, _limit_height, group_by_setting, has_losses
-from loragrid.report.terminal import plot_loss_curves, render_table
+from loragrid.report.loss_curves import COLOURS, PALE, _limit_height, group_by_setting, has_losses, plot_loss_curves
+from loragrid.report.terminal import render_table
+from tests.support.comparisons import Point, made_up_comparison
 
 
-def comparison_of(rows: list[dict[str, Any]], curves: list[tuple[str, str, int, str, float]] = ()) -> Comparison:  # type: ignore[assignment]
+def comparison_of(rows: Sequence[Mapping[str, Any]], curves: Sequence[Point] = ()) -> Comparison:
     axes = {"rank": "method.rank", "lr_ratio": "method.lr_ratio", "seed": "seed"}
-    table = pd.DataFrame([{"status": "FINISHED", "reason": "", "run_id": "r", **row} for row in rows])
-    table["rank"] = table["rank"].astype("Int64")
-    return Comparison(
-        experiment_name="quickstart",
-        sweep="first",
-        question="Which is best?",
-        tracking_uri="sqlite:////nowhere.db",
-        experiment_id="1",
-        sweep_run_id="p",
-        axes={name: path for name, path in axes.items() if name in table},
-        table=table,
-        curves=pd.DataFrame(list(curves), columns=["trial_id", "method", "step", "key", "value"]),
-    )
+    question = "Which is best?"
+    return made_up_comparison(rows, axes, curves, experiment_name="quickstart", sweep="first", question=question)
 
 
 ROWS: list[dict[str, Any]] = [
@@ -51,7 +42,7 @@ def text_of(comparison: Comparison, width: int = 100) -> list[str]:
     return [line.rstrip() for line in capture.get().splitlines()]
 
 
-def test_the_table_is_sorted_by_loss_with_failures_last_and_their_reason_below() -> None:
+def test_the_table_is_sorted_by_loss_with_failures_last() -> None:
     lines = text_of(comparison_of(ROWS, [("lora-1", "lora", 0, "eval/loss", 3.0)]))
     starts = [
         line.split()[0] for line in lines if line.split() and line.split()[0] in ("lora", "lora_plus", "full", "vera")
@@ -69,7 +60,7 @@ def test_the_table_is_sorted_by_loss_with_failures_last_and_their_reason_below()
     assert lines[1] == "Which is best?"
 
 
-def test_the_table_of_a_task_with_an_accuracy_is_sorted_by_it_and_names_it() -> None:
+def test_the_table_is_sorted_by_accuracy_if_there_is_one() -> None:
     accuracies = {"lora-1": 0.5, "lora_plus-1": 0.25, "full-1": 0.5}
     rows = [{**row, "eval/accuracy": accuracies.get(row["trial_id"])} for row in ROWS]
     curves = [(name, name, 0, "eval/accuracy", share) for name, share in (("lora-1", 0.125), ("full-1", 0.0625))]
@@ -84,7 +75,7 @@ def test_the_table_of_a_task_with_an_accuracy_is_sorted_by_it_and_names_it() -> 
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 160])
-def test_the_table_never_cuts_a_cell_and_names_what_had_no_room(width: int) -> None:
+def test_the_table_cuts_no_cell_and_names_omitted_columns(width: int) -> None:
     metrics = {
         "parameters/trainable": 123_456_789,
         "memory/saved_activation_bytes": 987_654_321,
@@ -147,7 +138,7 @@ def test_the_picture_is_a_png_with_ink_on_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("error:constrained_layout")
-def test_of_many_lines_the_best_are_named_the_others_pale_and_both_panels_keep_their_room(tmp_path: Path) -> None:
+def test_of_many_lines_the_best_are_named_and_others_pale(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"trial_id": f"lora-{rank}", "method": "lora", "rank": rank, "eval/final_loss": 2.0 + rank / 1000}
         for rank in range(1, 129)
@@ -166,9 +157,7 @@ def test_of_many_lines_the_best_are_named_the_others_pale_and_both_panels_keep_t
     assert num_columns_with(PALE) > image.shape[1] / 4
 
 
-def test_named_are_lines_that_are_drawn_and_of_those_without_a_final_loss_the_lowest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_drawn_lines_are_named_lowest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loragrid.report.loss_curves.MOST_NAMED", 3)
     ends = [("vera", rank, "FAILED") for rank in range(9)] + [("lora", rank, "KILLED") for rank in range(1, 5)]
     unfinished: list[dict[str, Any]] = [
@@ -189,7 +178,7 @@ def test_named_are_lines_that_are_drawn_and_of_those_without_a_final_loss_the_lo
     assert legends[0].get_title().get_text() == "final evaluation loss\nthe lowest 3; 2 others in grey"
 
 
-def test_a_line_stands_for_all_seeds_of_a_setting_and_its_label_gives_their_mean() -> None:
+def test_a_line_and_its_label_show_the_mean_over_seeds() -> None:
     rows: list[dict[str, Any]] = [
         {"trial_id": f"lora-{rank}-{seed}", "method": "lora", "rank": rank, "seed": seed, "eval/final_loss": loss}
         for rank, seed, loss in [(4, 0, 3.0), (4, 1, 2.0), (8, 0, 2.25), (8, 1, 2.25)]
@@ -206,7 +195,7 @@ def test_a_line_stands_for_all_seeds_of_a_setting_and_its_label_gives_their_mean
     assert settings[0].line_style != settings[1].line_style
 
 
-def test_settings_that_differ_in_neither_method_nor_rank_differ_in_their_marker() -> None:
+def test_settings_of_equal_method_and_rank_differ_in_marker() -> None:
     rows = [
         {"trial_id": f"t{ratio}", "method": "lora_plus", "rank": 8, "lr_ratio": ratio, "eval/final_loss": ratio}
         for ratio in (4.0, 16.0)
@@ -244,7 +233,7 @@ def test_a_diverging_trial_does_not_press_the_others_flat(tmp_path: Path) -> Non
     assert height_of_the_first_line(flat) > 0.6 * height_of_the_first_line(calm)
 
 
-def test_a_jump_that_all_trials_share_stays_in_the_picture_and_a_trial_that_diverges_is_counted() -> None:
+def test_shared_jumps_stay_visible_and_diverged_trials_are_counted() -> None:
     together = [pd.Series([5.0, 9.0, 4.0, 3.0]), pd.Series([5.0, 9.5, 4.5, 3.5])]
     panel = Figure().subplots()
     for curve in together:
@@ -256,7 +245,7 @@ def test_a_jump_that_all_trials_share_stays_in_the_picture_and_a_trial_that_dive
     assert _limit_height(panel, []) == 0
 
 
-def test_trials_that_were_stopped_early_are_counted_by_rung_and_not_explained_one_by_one() -> None:
+def test_early_stopped_trials_are_counted_by_rung() -> None:
     reasons = ["stopped early at rung 1 (step 3): eval/loss 4.1 is number 3 of 4, 2 go on"] * 2
     reasons.append("stopped early at rung 2 (step 9): eval/loss 3.5 is number 2 of 2, 1 go on")
     stopped = [

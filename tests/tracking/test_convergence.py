@@ -1,4 +1,4 @@
-"""Convergence in numbers: last and best evaluation loss, and what it took to reach a threshold."""
+"""Convergence in numbers: the last and the best evaluation loss, and the cost of reaching a threshold."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def summary(threshold: float | None, step_seconds: float | None = 0.5) -> dict[s
     return convergence.summary()
 
 
-def test_the_final_loss_is_the_last_and_the_best_the_lowest_evaluation() -> None:
+def test_final_is_the_last_and_best_the_lowest_evaluation() -> None:
     figures = summary(None)
     assert figures["eval/final_loss"] == 2.75
     assert figures["eval/best_loss"] == 2.5
@@ -31,15 +31,13 @@ def test_the_final_loss_is_the_last_and_the_best_the_lowest_evaluation() -> None
     ("threshold", "steps"),
     [(None, None), (9.0, 0), (5.0, 0), (3.0, 10), (2.9, 20), (2.5, 20), (2.4, None), (0.1, None)],
 )
-def test_the_first_evaluation_at_or_below_the_threshold_counts_and_no_training_loss(
-    threshold: float | None, steps: int | None
-) -> None:
+def test_only_the_first_evaluation_below_the_threshold_counts(threshold: float | None, steps: int | None) -> None:
     figures = summary(threshold)
     assert figures["convergence/steps_to_threshold"] == steps
     assert figures["convergence/seconds_to_threshold"] == (None if steps is None else 0.5 * steps)
 
 
-def test_the_area_under_the_curve_is_numpys_trapezoid_over_the_steps_and_its_unit_is_the_losses() -> None:
+def test_the_area_is_numpys_trapezoid_divided_by_the_steps() -> None:
     steps, losses = [0, 10, 20, 30], [5.0, 3.0, 2.5, 2.75]
     area = summary(None)["convergence/area_under_eval_curve"]
     assert area == pytest.approx(np.trapezoid(losses, steps) / 30, rel=1e-15)
@@ -54,7 +52,7 @@ def test_of_a_single_evaluation_there_is_no_area() -> None:
     assert convergence.summary()["convergence/area_under_eval_curve"] is None
 
 
-def test_without_a_measured_step_the_seconds_are_missing_and_the_steps_are_not() -> None:
+def test_without_step_time_only_the_seconds_are_missing() -> None:
     figures = summary(3.0, step_seconds=None)
     assert figures["convergence/steps_to_threshold"] == 10
     assert figures["convergence/seconds_to_threshold"] is None

@@ -1,4 +1,4 @@
-"""What has come together in a spool goes to MLflow in few calls, in order, and nothing is noted that was not taken."""
+"""The operations of a spool are delivered in few calls and in order, and only delivered ones are noted."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ def tags(run: str) -> dict[str, Any]:
 
 
 class Writer:
-    """Notes what it is given; raises for the runs of `broken`."""
+    """Keeps the operations that it is given; raises for the runs in `broken`."""
 
     def __init__(self, broken: Sequence[str] = ()) -> None:
         self.broken, self.written = broken, list[Operation]()
@@ -40,7 +40,7 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
     made.close()
 
 
-def test_points_of_a_run_are_joined_up_to_what_else_is_said_of_it_and_each_run_keeps_its_order() -> None:
+def test_consecutive_points_are_grouped_and_each_run_stays_ordered() -> None:
     said = [
         tags("a"),
         points("a", 1),
@@ -62,7 +62,7 @@ def test_points_of_a_run_are_joined_up_to_what_else_is_said_of_it_and_each_run_k
     ]
 
 
-def test_the_points_of_many_reports_are_one_call_for_each_run(spool: Spool) -> None:
+def test_points_of_many_reports_are_one_call_per_run(spool: Spool) -> None:
     for step in range(10):
         for run in ("a", "b"):
             spool.append(points(run, step))
@@ -72,7 +72,7 @@ def test_the_points_of_many_reports_are_one_call_for_each_run(spool: Spool) -> N
     assert spool.is_empty()
 
 
-def test_of_what_was_taken_only_the_front_is_noted_and_the_files_of_the_rest_stay(spool: Spool, tmp_path: Path) -> None:
+def test_only_the_delivered_front_is_noted_and_other_files_stay(spool: Spool, tmp_path: Path) -> None:
     (tmp_path / "adapter").mkdir()
     kept = {"do": "artifacts", "run": "a", "files": spool.keep_files(tmp_path / "adapter"), "path": ""}
     for operation in (points("a", 1), points("b", 1), points("a", 2), kept):
@@ -88,14 +88,14 @@ def test_of_what_was_taken_only_the_front_is_noted_and_the_files_of_the_rest_sta
         return bool(group[0]["run"] == "a")
 
     assert deliver_pending(spool, take) == 0
-    assert len(told_to_stop) == 1, "nothing is delivered behind what could not be"
+    assert len(told_to_stop) == 1, "nothing is sent after an operation that was not delivered"
     well = Writer()
     assert deliver_all(spool, well) == 3  # type: ignore[arg-type]
     assert well.written == [points("b", 1), points("a", 2), kept]
     assert not spool.files(kept["files"]).exists()
 
 
-def test_what_is_done_is_noted_at_once_not_at_the_end_of_all_that_waits(spool: Spool) -> None:
+def test_each_delivered_operation_is_noted_at_once(spool: Spool) -> None:
     for run in "abc":
         spool.append(tags(run))
     waiting = []
@@ -108,16 +108,14 @@ def test_what_is_done_is_noted_at_once_not_at_the_end_of_all_that_waits(spool: S
     assert waiting == [3, 2, 1]
 
 
-def test_a_delivery_lets_reports_come_together_and_hurries_for_who_waits(
-    spool: Spool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_delivery_collects_reports_and_hurries_if_awaited(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loragrid.tracking.delivery, "SECONDS_BETWEEN_DELIVERIES", 60.0)
     writer = Writer()
     delivery = Delivery(spool, writer, lambda sentence: None)  # type: ignore[arg-type]
     spool.append(tags("a"))
     delivery.wake()
     assert delivery.wait(5.0)
-    time.sleep(0.3)  # until it rests again
+    time.sleep(0.3)  # until the thread pauses again
     for step in range(50):
         spool.append(points("a", step))
         delivery.wake()
@@ -129,10 +127,10 @@ def test_a_delivery_lets_reports_come_together_and_hurries_for_who_waits(
     spool.append(tags("a"))
     delivery.wake()
     delivery.close()
-    assert time.monotonic() - begun < 5.0, "neither who waits nor the end of a sweep waits for a minute"
+    assert time.monotonic() - begun < 5.0, "neither `wait` nor `close` may take the minute between deliveries"
 
 
-def test_a_close_that_comes_while_the_thread_turns_to_what_is_new_is_heard(spool: Spool) -> None:
+def test_a_close_during_the_wake_up_is_not_lost(spool: Spool) -> None:
     delivery = Delivery(spool, Writer(), lambda sentence: None)  # type: ignore[arg-type]
     clear = delivery._wake.clear
 

@@ -1,4 +1,4 @@
-"""A real browser on MLflow's own comparison page finds both methods and their metrics."""
+"""A real browser finds the trials and their metrics on MLflow's own pages."""
 
 import os
 import shutil
@@ -67,7 +67,7 @@ def server(recorder: Recorder, tmp_path: Path) -> Iterator[str]:
 
 
 def serve(recorder: Recorder, tmp_path: Path) -> Iterator[str]:
-    """MLflow's own server on the recorded store, started with the command behind `loragrid ui`."""
+    """MLflow's server for the recorded store, started with the command that `loragrid ui` uses."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -104,7 +104,7 @@ def wait_for_server(address: str, process: subprocess.Popen[bytes], log: Path) -
 
 
 def end_session(process: subprocess.Popen[bytes]) -> None:
-    """Ends the server with the worker processes it has started: they share its process group."""
+    """End the server and its worker processes, which share its process group."""
     os.killpg(process.pid, signal.SIGTERM)
     try:
         process.wait(20)
@@ -113,9 +113,7 @@ def end_session(process: subprocess.Popen[bytes]) -> None:
         process.wait(20)
 
 
-def test_mlflows_pages_show_both_methods_and_their_metrics_side_by_side_and_the_table_of_runs(
-    recorder: Recorder, server: str, tmp_path: Path
-) -> None:
+def test_mlflows_pages_show_the_methods_and_their_metrics(recorder: Recorder, server: str, tmp_path: Path) -> None:
     from selenium import webdriver
     from selenium.webdriver.chrome.options import Options
     from selenium.webdriver.chrome.service import Service
@@ -129,7 +127,7 @@ def test_mlflows_pages_show_both_methods_and_their_metrics_side_by_side_and_the_
     with webdriver.Chrome(options=options, service=Service(str(CHROMEDRIVER))) as browser:
 
         def page_text() -> str:
-            # Not the visible text: the page's own scroll areas hide some rows of a small window.
+            # Not the visible text, because the page's scroll areas hide some rows in a small window.
             return str(browser.execute_script("return document.body.innerText + document.body.textContent"))
 
         browser.get(comparison_page(server, recorder.experiment_id, runs))
@@ -154,7 +152,7 @@ def test_mlflows_pages_show_both_methods_and_their_metrics_side_by_side_and_the_
 
 @pytest.fixture
 def many(tmp_path: Path) -> Recorder:
-    """Thirty-two trials, summarised as a sweep is that has ended."""
+    """Thirty-two trials of a sweep that has ended and has its summary."""
     recorder, sweep = record_many(default_tracking_uri(str(tmp_path / "store"), None))
     record_summary(recorder, sweep, SweepCost())
     recorder.end_sweep("FAILED")
@@ -166,9 +164,7 @@ def server_of_many(many: Recorder, tmp_path: Path) -> Iterator[str]:
     yield from serve(many, tmp_path)
 
 
-def test_thirty_two_trials_are_listed_charted_and_compared_and_the_sweeps_note_leads_there(
-    many: Recorder, server_of_many: str, tmp_path: Path
-) -> None:
+def test_thirty_two_trials_are_listed_charted_and_compared(many: Recorder, server_of_many: str, tmp_path: Path) -> None:
     from selenium import webdriver
     from selenium.webdriver.chrome.options import Options
     from selenium.webdriver.chrome.service import Service
@@ -182,7 +178,7 @@ def test_thirty_two_trials_are_listed_charted_and_compared_and_the_sweeps_note_l
     with webdriver.Chrome(options=options, service=Service(str(CHROMEDRIVER))) as browser:
 
         def shows(page: str, name: str, *parts: str) -> None:
-            browser.get("about:blank")  # else only the part behind # changes
+            browser.get("about:blank")  # otherwise only the part after "#" changes
             browser.get(page)
             WebDriverWait(browser, PAGE_TIMEOUT_SECONDS).until(
                 lambda _: all(part in page_text() for part in parts), f"{name} does not show {parts}"

@@ -1,4 +1,4 @@
-"""How far an earlier sweep has come, whatever was done to its runs on MLflow's pages since."""
+"""How far a previous run of a sweep got, even if users changed its runs on MLflow's pages."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from loragrid.tracking.store_uri import default_tracking_uri
 from loragrid.trials.outcome import INVARIANT_VIOLATED
 
 
-def test_a_sweep_whose_run_was_renamed_is_found_under_the_name_of_its_states(tmp_path: Path) -> None:
+def test_a_renamed_sweep_is_found_by_its_first_name(tmp_path: Path) -> None:
     uri = default_tracking_uri(str(tmp_path / "store"), None)
     recorder = Recorder("renamed", uri)
     recorder.start_sweep("renamed-1", {}, {})
@@ -40,8 +40,7 @@ def test_a_sweep_whose_driver_died_between_the_last_trials_end_and_its_own_is_en
         recorder.end_trial(trial.trial_id, "FINISHED")
         store.mark_ended(trial.trial_id)
     assert recorder.deliver()
-    assert recorder._spool is not None
-    recorder._spool.close()  # as the system does where a program is killed
+    recorder._outbox.spool.close()  # as the system does if the program is killed
     result = lg.run(experiment, resume=True)
     assert result.succeeded
     assert MlflowClient(tracking_uri=result.tracking_uri).get_run(run_id).info.status == "FINISHED"
@@ -49,9 +48,7 @@ def test_a_sweep_whose_driver_died_between_the_last_trials_end_and_its_own_is_en
 
 
 @pytest.mark.parametrize(("reason", "last_step"), [(f"{INVARIANT_VIOLATED}: 'wte' has changed", -1), ("disk full", 4)])
-def test_a_spoiled_trial_begins_anew_and_its_spoiled_curve_is_not_gone_on_with(
-    tmp_path: Path, reason: str, last_step: int
-) -> None:
+def test_a_spoiled_trial_starts_over_without_its_old_curve(tmp_path: Path, reason: str, last_step: int) -> None:
     uri = default_tracking_uri(str(tmp_path / "store"), None)
     recorder = Recorder("spoiled", uri)
     recorder.start_sweep("spoiled-1", {}, {})

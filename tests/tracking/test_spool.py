@@ -1,4 +1,4 @@
-"""MLflow goes away while a sweep records: what was recorded is kept, in order, and arrives whole and once."""
+"""If MLflow fails while a sweep records, the record is kept in order and is delivered completely and once."""
 
 import os
 import shutil
@@ -28,9 +28,9 @@ from tests.support.mounts import can_mount, small_disk
 
 NUM_STEPS = 30
 START_SECONDS = 240.0
-"""For MLflow's server on a busy machine; alone it takes ten."""
+"""For MLflow's server on a busy machine; on an idle one it takes ten seconds."""
 NO_WAIT_SECONDS = 10.0
-"""Writing to the spool takes milliseconds; to wait for MLflow once per operation would take more than twice as long."""
+"""Writing to the spool takes milliseconds; waiting for MLflow once per operation would take more than twice this."""
 
 
 class Server:
@@ -101,7 +101,7 @@ def artifact(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_server_that_is_killed_and_comes_back_has_everything_once_and_nobody_waited_for_it(
+def test_a_restarted_server_gets_everything_once_without_delaying_the_sweep(
     server: Server, tmp_path: Path, artifact: Path
 ) -> None:
     said: list[str] = []
@@ -126,10 +126,10 @@ def test_a_server_that_is_killed_and_comes_back_has_everything_once_and_nobody_w
     assert recorder.is_delivered
     assert said[1:] == ["MLflow answers again"]
     assert_whole(server.uri, recorder.experiment_id, range(20))
-    assert not list((tmp_path / "spool").glob("*")), "what is delivered is not kept"
+    assert not list((tmp_path / "spool").glob("*")), "delivered records are deleted"
 
 
-def test_a_server_that_is_gone_for_good_costs_a_bounded_wait_and_sync_delivers_later(
+def test_a_lost_server_costs_bounded_time_and_sync_delivers(
     server: Server, tmp_path: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loragrid.tracking.recorder, "PATIENCE_SECONDS", 2.0)
@@ -153,9 +153,7 @@ def test_a_server_that_is_gone_for_good_costs_a_bounded_wait_and_sync_delivers_l
     assert sync(tmp_path / "spool") == {}
 
 
-def test_a_database_that_another_program_has_locked_delays_the_record_and_loses_nothing(
-    tmp_path: Path, artifact: Path
-) -> None:
+def test_a_locked_database_delays_the_record_without_loss(tmp_path: Path, artifact: Path) -> None:
     uri = default_tracking_uri(str(tmp_path / "store"), None)
     recorder = Recorder("locked", uri, spool_folder=tmp_path / "spool")
     recorder.start_sweep("locked-1", {}, {})
@@ -176,7 +174,7 @@ def test_a_database_that_another_program_has_locked_delays_the_record_and_loses_
     assert_whole(uri, recorder.experiment_id, range(NUM_STEPS))
 
 
-def test_what_a_killed_program_has_recorded_is_delivered_by_the_next_even_twice(tmp_path: Path, artifact: Path) -> None:
+def test_records_of_a_killed_program_are_delivered_even_twice(tmp_path: Path, artifact: Path) -> None:
     uri = default_tracking_uri(str(tmp_path / "store"), None)
     code = f"""
 import os
@@ -190,7 +188,7 @@ for step in range({NUM_STEPS}):
 recorder.log_artifacts("lora-1", Path({str(artifact)!r}), "adapter")
 assert recorder.deliver()
 recorder.end_trial("lora-1", "FAILED", "on purpose")
-recorder._record("end", "", status="FINISHED", time=recorder._now())
+recorder._outbox.end_run("", "FINISHED", recorder._clock.now())
 os.kill(os.getpid(), 9)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -198,17 +196,17 @@ os.kill(os.getpid(), 9)
     assert done.returncode == -signal.SIGKILL
     folder = tmp_path / "spool" / "killed-1"
     experiment_id = Recorder("killed", uri).experiment_id
-    # Its files are deleted when they are delivered: that one would not come again.
+    # The files of the artifact operation were deleted at its delivery, so it cannot be delivered twice.
     lines = [line for line in (folder / "operations.jsonl").read_bytes().splitlines() if b'"artifacts"' not in line]
     (folder / "operations.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     with (folder / "operations.jsonl").open("ab") as stream:
         stream.write(b'{"do": "metrics", "run": "lora-1", "poi')  # killed in the middle of a line
-    (folder / "position").write_bytes(b"%020d" % 0)  # as if killed before the first delivery was noted
+    (folder / "position").write_bytes(b"%020d" % 0)  # as after a kill before the first delivery was noted
     assert sync(tmp_path / "spool")["killed-1"] >= NUM_STEPS
     assert_whole(uri, experiment_id, range(NUM_STEPS))
 
 
-def test_what_the_store_refuses_for_good_is_put_aside_and_the_rest_arrives(tmp_path: Path) -> None:
+def test_refused_operations_are_put_aside_and_the_rest_arrives(tmp_path: Path) -> None:
     uri = default_tracking_uri(str(tmp_path / "store"), None)
     recorder = Recorder("refused", uri, spool_folder=tmp_path / "spool")
     recorder.start_sweep("refused-1", {}, {})
@@ -237,10 +235,8 @@ def test_a_spool_belongs_to_one_program_at_a_time(tmp_path: Path) -> None:
     assert [operation for _, operation in second.pending()] == [{"do": "reopen", "run": ""}]
 
 
-def test_a_file_of_which_all_is_delivered_is_emptied_and_nothing_is_lost_on_the_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loragrid.tracking.spool, "START_ANEW_BYTES", 200)
+def test_a_delivered_file_is_emptied_without_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loragrid.tracking.spool, "MAX_DELIVERED_BYTES", 200)
     spool = Spool(tmp_path / "a", {"experiment": "a"})
     seen = []
     for number in range(100):
@@ -287,7 +283,7 @@ def test_a_full_disk_delays_the_record_and_loses_nothing(tmp_path: Path) -> None
         spool.close()
 
 
-def test_a_new_sweep_never_gets_the_name_of_one_that_mlflow_has_not_heard_of(tmp_path: Path) -> None:
+def test_a_new_sweep_never_gets_a_spooled_sweeps_name(tmp_path: Path) -> None:
     uri = default_tracking_uri(str(tmp_path / "store"), None)
     head = {"tracking_uri": uri, "experiment": "names", "sweep": "names-1"}
     spool = Spool(tmp_path / "spool" / "names-1", head)
@@ -299,14 +295,14 @@ def test_a_new_sweep_never_gets_the_name_of_one_that_mlflow_has_not_heard_of(tmp
         recorder.start_sweep("names-1", {}, {})
 
 
-def test_a_number_that_the_user_has_given_away_is_passed_over(tmp_path: Path) -> None:
+def test_a_number_in_a_users_sweep_name_is_skipped(tmp_path: Path) -> None:
     recorder = Recorder("names", default_tracking_uri(str(tmp_path / "store"), None))
     recorder.start_sweep("names-2", {}, {})
     recorder.end_sweep("FINISHED")
     assert recorder.next_sweep_name() == "names-3"
 
 
-def test_what_can_neither_be_delivered_nor_put_aside_stays_in_the_spool_and_holds_nobody_up_for_ever(
+def test_undeliverable_operations_stay_spooled_without_blocking_the_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loragrid.tracking.recorder, "PATIENCE_SECONDS", 1.0)
@@ -320,10 +316,8 @@ def test_what_can_neither_be_delivered_nor_put_aside_stays_in_the_spool_and_hold
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_terminal_that_is_gone_does_not_keep_the_end_of_a_sweep_waiting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loragrid.tracking.delivery, "SECONDS_BEFORE_TROUBLE_IS_TOLD", 0.1)
+def test_a_closed_terminal_does_not_block_a_sweeps_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loragrid.tracking.delivery, "SECONDS_BEFORE_NOTICE", 0.1)
 
     def notify(sentence: str) -> None:
         raise BrokenPipeError(sentence)
@@ -341,7 +335,7 @@ def test_a_terminal_that_is_gone_does_not_keep_the_end_of_a_sweep_waiting(
     assert not recorder.is_delivered
 
 
-def test_a_running_sweep_of_another_experiment_does_not_keep_one_from_being_delivered(tmp_path: Path) -> None:
+def test_another_experiments_running_sweep_does_not_block_sync(tmp_path: Path) -> None:
     uri = default_tracking_uri(str(tmp_path / "store"), None)
     Recorder("mine", uri)
     waiting = Spool(tmp_path / "spool" / "mine-1", {"tracking_uri": uri, "experiment": "mine", "sweep": "mine-1"})
@@ -369,7 +363,7 @@ def test_what_is_no_answer_of_mlflow_is_a_sentence_too(tmp_path: Path) -> None:
         sync(tmp_path / "spool")
 
 
-def test_a_server_that_is_away_is_told_at_once_by_a_program_that_has_just_started(tmp_path: Path) -> None:
+def test_sync_fails_fast_if_the_server_is_away(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "a", {"experiment": "a", "sweep": "a-1", "tracking_uri": "http://127.0.0.1:9"})
     spool.append({"do": "reopen", "run": ""})
     spool.close()
@@ -380,7 +374,7 @@ def test_a_server_that_is_away_is_told_at_once_by_a_program_that_has_just_starte
     assert "http://127.0.0.1:9 does not take the record of a-1" in done.stderr
 
 
-def test_files_that_are_kept_later_never_meet_those_that_still_wait(tmp_path: Path, artifact: Path) -> None:
+def test_new_spool_files_never_replace_pending_ones(tmp_path: Path, artifact: Path) -> None:
     spool = Spool(tmp_path / "a", {"experiment": "a"})
     names = [spool.keep_files(artifact) for _ in range(2)]
     for name in names:
@@ -390,9 +384,7 @@ def test_files_that_are_kept_later_never_meet_those_that_still_wait(tmp_path: Pa
     assert Spool(tmp_path / "a").keep_files(artifact) not in names
 
 
-def test_a_store_that_was_away_for_long_still_gets_the_whole_patience_at_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_earlier_failures_do_not_shorten_the_final_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loragrid.tracking.recorder, "PATIENCE_SECONDS", 5.0)
     recorder = Recorder("long", default_tracking_uri(str(tmp_path / "store"), None), spool_folder=tmp_path / "spool")
     recorder.start_sweep("long-1", {}, {})

@@ -1,4 +1,4 @@
-"""What lands in MLflow: runs, statuses, parameters, metrics, tags, artifacts; read back with MLflow's own client."""
+"""Recorded runs, statuses, parameters, metrics, tags and artifacts, read with MLflow's own client."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ from loragrid.worker.environment import commit_tags, environment_tags
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One store for all tests: making its tables takes MLflow seconds. Every test has an experiment of its own."""
+    """One store for all tests, because MLflow needs seconds to create one. Every test has its own experiment."""
     return default_tracking_uri(str(tmp_path_factory.mktemp("store")), None)
 
 
@@ -36,7 +36,7 @@ def read_run(recorder: Recorder, run_id: str) -> Run:
     return MlflowClient(tracking_uri=recorder.tracking_uri).get_run(run_id)
 
 
-def test_a_sweep_is_one_parent_run_with_one_child_run_per_trial(recorder: Recorder) -> None:
+def test_a_sweep_is_a_parent_with_a_run_per_trial(recorder: Recorder) -> None:
     recorder.start_sweep("first", {"name": "quickstart"}, {QUESTION_TAG: "Which is best?"})
     for name in ("lora-1", "lora-2"):
         recorder.start_trial(name, {"method.name": "lora", "seed": 0}, {})
@@ -108,7 +108,7 @@ def test_what_was_not_measured_is_missing(recorder: Recorder) -> None:
     assert read_run(recorder, run_id).data.metrics == {"train/loss": 1.5, "parameters/trainable": 460_800.0}
 
 
-def test_points_carry_the_time_of_their_record_or_of_the_clock(uri: str) -> None:
+def test_points_have_their_records_time_or_the_clocks(uri: str) -> None:
     recorder = Recorder("clock", uri, clock=lambda: 1000.0)
     recorder.start_sweep("first", {}, {})
     recorder.start_trial("lora-1", {}, {})
@@ -121,7 +121,7 @@ def test_points_carry_the_time_of_their_record_or_of_the_clock(uri: str) -> None
 
 
 def test_64_trials_of_250_steps_are_recorded_whole(recorder: Recorder) -> None:
-    # 64,000 points; each trial's batch is exactly as large as MLflow takes, and one more makes a second batch.
+    # 64,000 points: each trial's batch is exactly as large as MLflow accepts, and one more point needs a second batch.
     recorder.start_sweep("large", {}, {})
     keys = tuple(CURVE_METRICS)
     records = [{"step": step, **dict.fromkeys(keys, 1.0 / (step + 1))} for step in range(250)]
@@ -137,9 +137,7 @@ def test_64_trials_of_250_steps_are_recorded_whole(recorder: Recorder) -> None:
             assert sorted(point.step for point in points) == list(range(250 + (key == "eval/loss")))
 
 
-def test_artifacts_lie_beside_the_store_and_not_in_the_working_folder(
-    recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_artifacts_are_beside_the_store(recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "made" / "adapter"
     folder.mkdir(parents=True)
@@ -184,7 +182,7 @@ def test_sweeps_are_numbered_and_a_number_is_never_given_twice(recorder: Recorde
     assert names == [f"{recorder.experiment_name}-{number}" for number in (1, 2, 3)]
 
 
-def test_a_deleted_experiment_is_named_with_the_way_to_restore_it(uri: str) -> None:
+def test_a_deleted_experiment_is_refused_with_the_restore_command(uri: str) -> None:
     recorder = Recorder("gone", uri)
     MlflowClient(tracking_uri=uri).delete_experiment(recorder.experiment_id)
     with pytest.raises(ValueError, match=f"'gone' is deleted.*restore --experiment-id {recorder.experiment_id}"):
@@ -207,7 +205,7 @@ def test_calls_in_the_wrong_order_are_refused(recorder: Recorder) -> None:
         recorder.end_trial("lora-1", "FINISHED")
 
 
-def test_a_text_too_long_for_mlflow_is_cut_and_says_so(recorder: Recorder) -> None:
+def test_text_too_long_for_mlflow_is_cut_with_a_mark(recorder: Recorder) -> None:
     recorder.start_sweep("first", {}, {})
     recorder.start_trial("lora-1", {"method.note": "x" * 9000}, {})
     run_id = recorder.run_ids["lora-1"]
@@ -231,7 +229,7 @@ def test_the_first_start_of_a_store_prints_nothing(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["new"]
 
 
-def test_the_tracking_uri_is_the_configured_one_then_the_environments_then_sqlite(
+def test_tracking_uri_prefers_config_then_environment_then_sqlite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -283,7 +281,7 @@ def test_the_environment_is_recorded_without_host_or_user_name() -> None:
     assert all(isinstance(value, str) for value in tags.values())
 
 
-def test_the_commit_is_that_of_the_checkout_that_tracks_the_code(tmp_path: Path) -> None:
+def test_the_commit_is_that_of_the_codes_checkout(tmp_path: Path) -> None:
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=nobody", "-c", "user.email=nobody@example.org"]
         command = ["git", "-C", str(tmp_path), *identity, *arguments]

@@ -39,7 +39,8 @@ def compare(
     from loragrid.comparison.fingerprint import fingerprint_of, refuse_mixed
     from loragrid.comparison.selection import check_apart
     from loragrid.comparison.table import load_comparison
-    from loragrid.report.terminal import plot_loss_curves, render_table
+    from loragrid.report.loss_curves import plot_loss_curves
+    from loragrid.report.terminal import render_table
 
     if as_csv and as_json:
         raise ValueError("--csv and --json exclude each other; allowed: one of them")

@@ -1,1 +1,1 @@
-"""Reads recorded trials from MLflow and judges them: table, selection, verdict, statistics."""
+"""Reads recorded trials from MLflow and compares them: table, selection, verdict, statistics."""

@@ -1,19 +1,19 @@
-"""Which parameters tell the trials of a sweep apart, and the short names that tables give them."""
+"""Finds the parameters in which the trials of a sweep differ, and their short names in tables."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 Scalar = str | int | float | bool | None
 
-# The order of a table's columns: the rank first, the seed last.
+# The order of the columns in a table: the rank first, the seed last.
 _GROUPS = ("method.rank", "method.", "training.", "model.", "data.", "")
 
 
 def varying_axes(parameters: Sequence[Mapping[str, Scalar]], reserved: Sequence[str] = ()) -> dict[str, str]:
-    """Short name -> dotted path of every parameter with more than one value, the method's name aside.
+    """Short name -> dotted path of every parameter with more than one value, except the method's name.
 
-    A parameter that only some trials have (VeRA has no alpha) varies only if *those* differ. The name is the last part
-    of the path, or the whole path where two parameters share that part or it is `reserved`.
+    If only some trials have a parameter (VeRA has no alpha), only their values are compared. The short name is the last
+    part of the path. It is the whole path if two parameters share the last part, or if that part is `reserved`.
     """
     paths = sorted({path for row in parameters for path in row})
     paths.sort(key=lambda path: next(i for i, group in enumerate(_GROUPS) if path.startswith(group)))

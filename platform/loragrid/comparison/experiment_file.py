@@ -1,4 +1,4 @@
-"""An experiment written back as the YAML file that runs it: as the sweep keeps it, or rebuilt from its parameters."""
+"""Writes an experiment as the YAML file that repeats it, from the experiment itself or from recorded parameters."""
 
 import json
 import tempfile
@@ -13,16 +13,16 @@ from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.store_uri import MAX_PARAMETER_LENGTH
 
 EXPERIMENT_FILE = "experiment.yaml"
-"""The artifact of the sweep's run that holds the experiment, overrides applied."""
+"""The artifact of the sweep's run that holds the experiment, with all overrides applied."""
 
 
 def experiment_to_yaml(experiment: Experiment) -> str:
-    """The whole experiment, defaults written out: what a later version would choose otherwise stays as it was."""
+    """The experiment with all defaults written out, so that a later version with other defaults repeats it exactly."""
     return _to_yaml(experiment.model_dump(mode="json"))
 
 
 def keep_experiment(recorder: Recorder, experiment: Experiment) -> None:
-    """Keep the experiment's file with the sweep's run, which must be open."""
+    """Keep the experiment's file with the sweep's run. The sweep must be open."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / EXPERIMENT_FILE
         path.write_text(experiment_to_yaml(experiment), encoding="utf-8")
@@ -30,9 +30,10 @@ def keep_experiment(recorder: Recorder, experiment: Experiment) -> None:
 
 
 def rebuild_experiment(parameters: Mapping[str, str]) -> str | None:
-    """The file behind a sweep's recorded parameters (`sweep_parameters`); None where one was too long to be recorded.
+    """The experiment file, rebuilt from a sweep's recorded parameters (`sweep_parameters`).
 
-    For sweeps recorded before they kept the file itself.
+    It is needed for sweeps that were recorded before sweeps kept the file. None if a parameter was cut because it was
+    too long for MLflow.
     """
     if not parameters or any(len(text) >= MAX_PARAMETER_LENGTH for text in parameters.values()):
         return None
@@ -55,7 +56,7 @@ def _parse(text: str) -> Any:
 def _to_yaml(mapping: Mapping[str, Any]) -> str:
     axes = mapping.get("grid") or {}
     written = {
-        # An axis of the grid takes the place of the section's key: a file with both is refused.
+        # A key that is an axis of the grid is left out of its section, because a file with both is refused.
         section: {key: item for key, item in value.items() if f"{section}.{key}" not in axes}
         if isinstance(value, dict)
         else value

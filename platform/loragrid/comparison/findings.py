@@ -1,4 +1,4 @@
-"""Puts a verdict into sentences that can be quoted, with their figures, intervals, numbers and corrected p-values."""
+"""Writes a verdict as sentences that can be quoted, with figures, intervals, n and corrected p-values."""
 
 from collections.abc import Sequence
 
@@ -9,29 +9,29 @@ from loragrid.comparison.statistics import CONFIDENCE, Interval, PairedTest
 from loragrid.formatting import count_of
 
 LEVEL = round(1 - CONFIDENCE, 10)  # 1 - 0.95 is a little more than 0.05
-"""A difference is shown where its corrected p-value is below this."""
+"""A difference is shown if its corrected p-value is below this level."""
 
 MAX_PAIRS_IN_WORDS = 3
-"""Of the pairs without the best contestant: more than these are counted, not named."""
+"""If more pairs than this lack the best contestant, they are counted instead of described one by one."""
 
 
 ROWS_CAVEAT = (
-    "The tests over rows take test rows for independent: where several belong to one conversation or prompt, their "
+    "The tests over rows assume that test rows are independent: if several belong to one conversation or prompt, their "
     "p-values are too small."
 )
 
 
 def was_chosen(verdict: Verdict) -> bool:
-    """Whether any method had more than one setting to choose from."""
+    """Whether any method has more than one setting."""
     return any(choice.num_settings > 1 for choice in (*verdict.choices, *verdict.references))
 
 
-def what_is_shown(verdict: Verdict) -> str:
-    """Which trials stand for a method in charts and bars, and that they are averaged: the first half of a caption."""
+def trials_caption(verdict: Verdict) -> str:
+    """The first half of a chart's caption: which trials represent each method, and that they are averaged."""
     everyone = (*verdict.choices, *verdict.references)
     who = "contestant" if any(choice.apart for choice in everyone) else "method"
     if not everyone:
-        return "All trials of every method, for none had a figure to choose a setting by: mean over them"
+        return "All trials of every method, because none has a figure to choose a setting by: mean over them"
     if not was_chosen(verdict):
         return f"The only setting of every {who}: mean over its seeds"
     rest = "" if all(choice.num_settings > 1 for choice in everyone) else ", or its only one"
@@ -39,12 +39,12 @@ def what_is_shown(verdict: Verdict) -> str:
 
 
 def heading_of_choices(verdict: Verdict) -> str:
-    """What the table of choices is called."""
+    """The heading of the table of choices."""
     return "Every method at its best setting" if was_chosen(verdict) else "Every method's figures"
 
 
 def sentences_of(selection: Selection, contrasts: Sequence[Contrast]) -> list[str]:
-    """What was found, pair by pair with the best first, and what so few seeds or rows do not allow to say."""
+    """The findings: the best choice, the references, the tested pairs, and the limits of the evidence."""
     ranked = [choice for choice in selection.choices if reported_interval(choice, selection.reported) is not None]
     if not ranked:
         return ["Nothing can be compared yet: no method has a finished trial with a figure to report."]
@@ -57,14 +57,16 @@ def sentences_of(selection: Selection, contrasts: Sequence[Contrast]) -> list[st
     sentences += [pair_words(contrast) for contrast in with_best]
     sentences += _rest_words([contrast for contrast in tested if contrast not in with_best])
     if len(tested) > 1:
-        sentences.append(f"The p-values are Holm's over all {len(tested)} pairs; the intervals are of each pair alone.")
+        sentences.append(
+            f"The p-values are Holm's over all {len(tested)} pairs; the intervals are not corrected for their number."
+        )
     if any(not is_shown(test) for contrast in tested for test in (contrast.over_seeds, contrast.over_items) if test):
-        sentences.append('"No difference shown" is not "equal": the interval says how large a difference may remain.')
+        sentences.append('"No difference shown" is not "equal": the interval shows how large a difference may remain.')
     return sentences + _limits(ranked, contrasts)
 
 
 def pair_words(contrast: Contrast) -> str:
-    """One pair in one sentence, from the side of the first: over seeds, then over test rows."""
+    """One sentence on a pair, from the side of its first choice: over seeds, then over test rows."""
     clauses = [
         _clause(test, kind, contrast)
         for test, kind in ((contrast.over_seeds, "seeds"), (contrast.over_items, "test rows"))
@@ -74,19 +76,19 @@ def pair_words(contrast: Contrast) -> str:
 
 
 def is_shown(test: PairedTest | None) -> bool:
-    """Whether the test, corrected for the number of pairs, shows a difference."""
+    """Whether the test shows a difference after the correction for the number of pairs."""
     return test is not None and test.p_adjusted is not None and test.p_adjusted < LEVEL
 
 
 def show_interval(interval: Interval) -> str:
-    """Mean ± half of the 95 % interval, and n: `2.2500 ± 0.0123 (3)`."""
+    """Mean ± half of the width of the 95 % interval, and n: `2.2500 ± 0.0123 (3)`."""
     if interval.high is None:
         return f"{interval.mean:.4f} ({interval.num})"
     return f"{interval.mean:.4f} ± {interval.high - interval.mean:.4f} ({interval.num})"
 
 
 def show_p(p_value: float) -> str:
-    """Two digits; what is below the level never reads as the level itself."""
+    """A p-value with two digits. One that is below `LEVEL` but rounds to it is written as `p < 0.05`."""
     if p_value < 0.001:
         return "p < 0.001"
     text = f"{p_value:.2g}"
@@ -103,7 +105,7 @@ def _leader(best: Choice, selection: Selection, others: Sequence[Choice]) -> str
     figure = f"{interval.mean:.4f} ({spread}n = {count_of(interval.num, 'seed')})"
     if not others:
         return f"{best.name}{values} has a {metric} of {figure}; there is no other method to compare it with."
-    # Accuracies on the same rows tie easily, and the order of a tie is that of the file.
+    # Accuracies on the same rows are often equal, and then the order is that of the experiment file.
     equals = [choice.name for choice in others if _mean_of(choice, selection) == interval.mean]
     shared = f", and {', '.join(equals)} the same" if equals else ""
     return f"{best.name}{values} has the {most} {metric}: {figure}{shared}."
@@ -158,18 +160,20 @@ def _rest_words(contrasts: Sequence[Contrast]) -> list[str]:
 
 
 def _limits(ranked: Sequence[Choice], contrasts: Sequence[Contrast]) -> list[str]:
-    """What must not be concluded."""
+    """Sentences on conclusions that the seeds and rows do not support."""
     shared = [contrast.over_seeds.num for contrast in contrasts if contrast.over_seeds is not None]
     over_items = any(contrast.over_items is not None for contrast in contrasts)
     limits: list[str] = []
     if not shared:
         one = "One seed" if max(len(c.setting.trial_ids) for c in ranked) == 1 else "No two seeds in common"
-        scope = "the tests over rows are of these trained adapters alone" if over_items else "no pair was tested"
-        limits.append(f"{one}: nothing can be said about seeds, which may turn any of this; {scope}.")
+        scope = "the tests over rows hold only for these trained adapters" if over_items else "no pair was tested"
+        limits.append(f"{one}: nothing is known about other seeds, which may reverse any of this; {scope}.")
     elif any(is_shown(c.over_items) and c.over_seeds is not None and not is_shown(c.over_seeds) for c in contrasts):
-        limits.append("What is shown over test rows alone is of these trained adapters: other seeds might turn it.")
+        limits.append(
+            "A difference shown only over test rows holds for these trained adapters: other seeds might reverse it."
+        )
     if shared and min(shared) == 2:
-        limits.append("Two seeds: over them, only a difference many times its own scatter can be shown.")
+        limits.append("Two seeds: over them, only a difference much larger than its own variation can be shown.")
     return limits
 
 

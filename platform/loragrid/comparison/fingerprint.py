@@ -1,4 +1,4 @@
-"""What a trial's numbers depend on beside its parameters, read from its tags, and where a sweep's trials differ."""
+"""Compares what the trials of a sweep ran on (code, versions, hardware, inputs), as their tags record it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING, Literal
 
 from loragrid.formatting import count_of
 
-if TYPE_CHECKING:  # workers name their tags after this module, and read no comparison
+if TYPE_CHECKING:  # workers import this module for its tags and must not import pandas
     from loragrid.comparison.table import Comparison
 from loragrid.trials.tags import CHANGES_TAG, DEVICE_TAG, DIRTY_TAG
 
 Bearing = Literal["results", "speed", "neither"]
-"""What differs where a part does: losses and scores (and with them everything), times and memory alone, or nothing."""
+"""What a different value of a part changes: all results, only times and memory, or nothing."""
 BEFORE_PREFIX = "loragrid.before."
-"""Before a part's tag: its value under which a trial began, where it went on under another."""
+"""Prefix of a part's tag. The tag holds the value under which a trial began, if it continued under another value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FingerprintPart:
-    """One thing that identifies how numbers came about.
+    """One fact that a trial's numbers depend on, apart from its parameters.
 
-    name: in the words of a sentence, "ran with <name> <value>". given_by: sections of an experiment that may change it
-    on purpose: trials are only held against those that have equal axes there.
+    name: completes the sentence "ran with <name> <value>". given_by: sections of an experiment that may change it on
+    purpose; trials are compared only if their axes in these sections are equal.
     """
 
     tag: str
@@ -30,9 +30,9 @@ class FingerprintPart:
     given_by: tuple[str, ...] = ()
 
 
-# Which differences matter. `results`: other kernels, other arithmetic, other code, other inputs. `speed`: a driver and
-# an engine choose when kernels run, cores and threads how long they take: losses move by rounding at most. `neither`:
-# what only carries things about (rows are identified by their digest, whatever library read them).
+# `results`: other kernels, arithmetic, code or inputs. `speed`: the engine and the driver decide when kernels run,
+# cores and threads decide how long they take; losses change by rounding at most. `neither`: libraries that only
+# transport data; rows are identified by their digest, whichever library reads them.
 PARTS: tuple[FingerprintPart, ...] = (
     FingerprintPart(tag="mlflow.source.git.commit", name="commit", bearing="results"),
     FingerprintPart(tag=CHANGES_TAG, name="uncommitted changes", bearing="results"),
@@ -63,16 +63,17 @@ PARTS: tuple[FingerprintPart, ...] = (
     FingerprintPart(tag="loragrid.gpu", name="GPUs beside the sweep's program", bearing="neither"),
 )
 DECODING_PREFIX = "loragrid.decoding"
-"""How answers are generated, a tag or several: every one decides on results."""
+"""Prefix of the tags that describe how answers are generated. All of them change results."""
 
 NOT_RECORDED = "not recorded"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FingerprintRow:
-    """One part of a sweep's fingerprint: value -> its trials, the value of most trials first; "" where none has it.
+    """One part of a sweep's fingerprint.
 
-    minority: trial id -> (its value, that of most trials it is held against).
+    values: value -> its trials, the most frequent value first; "": not recorded. minority: trial id -> (its value, the
+    most frequent value among the trials that it is compared with).
     """
 
     part: FingerprintPart
@@ -81,13 +82,17 @@ class FingerprintRow:
 
     @property
     def is_mixed(self) -> bool:
-        """Whether trials differ that should not."""
+        """Whether trials differ that should be equal."""
         return bool(self.minority)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FingerprintReport:
-    """The fingerprint of a sweep. rows: of every part that any trial has. num_trials: those that workers have begun."""
+    """The fingerprint of a sweep.
+
+    rows: one per part that any trial has. num_trials: the trials that a worker has started. num_dirty: those of them
+    whose code was not committed.
+    """
 
     rows: tuple[FingerprintRow, ...]
     num_trials: int
@@ -100,19 +105,20 @@ class FingerprintReport:
 
     @property
     def marked(self) -> dict[str, str]:
-        """Trial id -> what sets it apart from most others: "ran with torch 2.11, the others with 2.13"."""
-        told: dict[str, list[str]] = {}
+        """Trial id -> how it differs from most others: "ran with torch 2.11, the others with 2.13"."""
+        differences: dict[str, list[str]] = {}
         for row in self.mixed:
             for trial_id, (own, others) in row.minority.items():
-                told.setdefault(trial_id, []).append(f"{row.part.name} {_short(own)}, the others with {_short(others)}")
-        return {trial_id: f"ran with {'; with '.join(parts)}" for trial_id, parts in told.items()}
+                difference = f"{row.part.name} {_short(own)}, the others with {_short(others)}"
+                differences.setdefault(trial_id, []).append(difference)
+        return {trial_id: f"ran with {'; with '.join(parts)}" for trial_id, parts in differences.items()}
 
     def marked_together(self) -> dict[str, tuple[str, ...]]:
         """The sentences of `marked` -> the trials that share them."""
         return _by_value(self.marked)
 
     def sentences(self) -> list[str]:
-        """What a reader must know before the table; nothing of a sweep whose fingerprint is one and clean."""
+        """Warnings for a reader of the table; none if all trials agree and all code was committed."""
         found = []
         if self.mixed:
             parts = "; ".join(f"{row.part.name} {_values(row)}" for row in self.mixed)
@@ -127,11 +133,11 @@ class FingerprintReport:
                 if self.num_dirty == self.num_trials
                 else f"{self.num_dirty} of {count_of(self.num_trials, 'trial')}"
             )
-            found.append(f"dirty working tree: {what} ran code that no commit holds")
+            found.append(f"dirty working tree: {what} ran code that is not committed")
         return found
 
     def to_dict(self) -> dict[str, object]:
-        """As JSON can hold it."""
+        """The report as JSON can hold it."""
         return {
             "sentences": self.sentences(),
             "marked": self.marked,
@@ -143,9 +149,9 @@ class FingerprintReport:
 
 
 def fingerprint_of(comparison: "Comparison") -> FingerprintReport:
-    """The fingerprint of a comparison's trials, from the tags it has read; trials that no worker began are left out.
+    """The fingerprint of a comparison's trials, from their tags. Trials that no worker has started are left out.
 
-    A part that a finished trial lacks while others have it counts as a difference: nothing shows that they agree.
+    If a finished trial lacks a part that others have, this counts as a difference.
     """
     rows = {
         str(row["trial_id"]): row
@@ -176,22 +182,22 @@ def fingerprint_of(comparison: "Comparison") -> FingerprintReport:
 
 
 def refuse_mixed(report: FingerprintReport) -> None:
-    """Refuse a sweep whose trials' results are not comparable.
+    """Refuse a sweep whose trials cannot be compared.
 
     Raises:
-        ValueError: they differ in a part of the fingerprint that bears on results; the message names it, with trials.
+        ValueError: trials differ in a part that changes results; the message names the parts and the trials.
     """
     if not report.mixed:
         return
-    told = "; ".join(f"{trial_id} {what}" for trial_id, what in report.marked.items())
+    marked = "; ".join(f"{trial_id} {what}" for trial_id, what in report.marked.items())
     raise ValueError(
-        f"--strict: the sweep mixes fingerprints: {told}; allowed: a sweep whose trials agree in "
+        f"--strict: the sweep mixes fingerprints: {marked}; allowed: a sweep whose trials agree in "
         f"{', '.join(row.part.name for row in report.mixed)} (train these trials again), or no --strict"
     )
 
 
 def changes_on_the_way(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
-    """Tags that keep what a trial began under, where workers go on with it under another fingerprint."""
+    """Tags that keep the values under which a trial began, if it continues under a different fingerprint."""
     if DEVICE_TAG not in before:
         return {}
     kept = {}
@@ -211,7 +217,10 @@ def _value(part: FingerprintPart, tags: Mapping[str, str]) -> str:
 
 
 def _row(part: FingerprintPart, value_of: Mapping[str, str], groups: Iterable[Sequence[str]]) -> FingerprintRow:
-    """The trials by value, most first (of as many, those that were started first); each group has its own majority."""
+    """Compare the trials of each group with the most frequent value of their group.
+
+    Of equally frequent values, the one of the earliest trial counts as the most frequent.
+    """
     minority: dict[str, tuple[str, str]] = {}
     for group in groups:
         by_value = _by_value({trial_id: value_of[trial_id] for trial_id in group})
@@ -233,7 +242,7 @@ def _values(row: FingerprintRow) -> str:
 
 
 def _short(value: str) -> str:
-    """Digests and commits by the digits that tell them apart at a glance."""
+    """Digests and commits, cut to twelve digits."""
     if not value:
         return NOT_RECORDED
     words = [word[: len("sha256:") + 12] if word.startswith("sha256:") else word for word in value.split(" ")]

@@ -1,4 +1,4 @@
-"""Reads back from MLflow what every trial scored on every single test row: what paired tests over rows need."""
+"""Reads the scores of trials on single test rows from MLflow; paired tests over rows need them."""
 
 import os
 import tempfile
@@ -10,18 +10,18 @@ import pandas as pd
 from mlflow import MlflowClient
 
 from loragrid.comparison.table import Comparison
-from loragrid.tracking.store_uri import quiet_store
+from loragrid.tracking.mlflow_internals import quiet_store
 
 SCORES_ARTIFACT = "scores/test.csv"
 SCORE_COLUMNS = ("trial_id", "row", "num_labels", "loss")
 
 
 def load_scores(comparison: Comparison, trial_ids: Collection[str] | None = None) -> pd.DataFrame:
-    """One line per trial and test row: trial_id, row, num_labels, loss, and `correct` where the task has an accuracy.
+    """One line per trial and test row: trial_id, row, num_labels, loss, and `correct` if the task has an accuracy.
 
     row: 16 hex digits that identify the row by its content. loss: nats, summed over the row's `num_labels` labels.
-    correct: 0 or 1. Finished trials alone, or those among `trial_ids`; trials without scores are left out, and a sweep
-    without test figures is not searched for any.
+    correct: 0 or 1. Only finished trials are read, and only those in `trial_ids` if given. Trials without scores are
+    left out. Nothing is read if the sweep has no test metrics.
     """
     scores = pd.DataFrame(columns=list(SCORE_COLUMNS))
     if not any(column.startswith("test/") for column in comparison.table.columns):
@@ -37,8 +37,8 @@ def load_scores(comparison: Comparison, trial_ids: Collection[str] | None = None
                 target = Path(folder) / run_id
                 target.mkdir()
                 path = client.download_artifacts(run_id, SCORES_ARTIFACT, str(target))
-                # Sixteen hex digits can look like a number, 1234567890123456 or 12345678901e2345, and would become one.
-                # Losses to the bit: by default pandas before 3 may read another last digit.
+                # `row` is text, because pandas would read digits such as 1234567890123456 or 12345678901e2345 as a
+                # number. Pandas before 3 may by default read another last digit of a loss.
                 part = pd.read_csv(path, dtype={"row": str}, float_precision="round_trip")
                 part.insert(0, "trial_id", trial_id)
                 parts.append(part)
@@ -47,7 +47,7 @@ def load_scores(comparison: Comparison, trial_ids: Collection[str] | None = None
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """MLflow draws one per file, which for dozens of small files is all that a reader would see."""
+    """Hide MLflow's progress bars, of which it draws one for each small file."""
     key = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
     is_set = key in os.environ
     os.environ.setdefault(key, "false")

@@ -54,7 +54,7 @@ def ranking_metric(table: pd.DataFrame) -> str:
 
 
 def sort_best_first(table: pd.DataFrame) -> pd.DataFrame:
-    """Finished trials, the best by the ranking metric first (of equals that with the lower loss), then the others."""
+    """Finished trials, best first by the ranking metric and then by the loss; then the other trials."""
     metric, finished = ranking_metric(table), table["status"] == "FINISHED"
     missing = pd.Series(math.nan, index=table.index)
     figure = table.get(metric, missing).where(finished)
@@ -69,7 +69,7 @@ def sort_best_first(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_trial(comparison: Comparison) -> str:
-    """The finished trial that is best by the ranking metric; "" where none has a figure."""
+    """The finished trial that is best by the ranking metric; "" if no trial has the metric."""
     metric = ranking_metric(comparison.table)
     for row in sort_best_first(comparison.table).to_dict("records"):
         if row["status"] == "FINISHED" and not is_missing(row.get(metric)):

@@ -1,8 +1,8 @@
-"""Tuned against tuned: every method's best setting, chosen on validation rows and reported on test rows.
+"""Chooses every method's best setting by its figures on validation rows, so that tuned methods are compared.
 
-Which setting wins is decided by the mean over its seeds, and by three rules that keep luck out of it. A setting with a
-trial that diverged or was stopped early never wins by its other seeds. A setting that lacks seeds (a worker died, the
-sweep still runs) is not preferred to one that has them. And what the test rows say is never looked at.
+The setting with the best mean over its seeds wins. Three rules reduce the influence of chance. A setting cannot win if
+one of its trials diverged or was stopped early. A setting that lacks seeds (a worker died, the sweep still runs) cannot
+win against one that has them. The figures on test rows are never used for the choice.
 """
 
 import math
@@ -15,7 +15,6 @@ from loragrid.comparison.settings import (
     TASK_SECTIONS,
     Row,
     Setting,
-    plain_value,
     rows_by_setting,
     seed_of,
     setting_of,
@@ -23,7 +22,7 @@ from loragrid.comparison.settings import (
     varying_within,
 )
 from loragrid.comparison.statistics import Interval, PairedTest, t_interval
-from loragrid.comparison.table import Comparison
+from loragrid.comparison.table import Comparison, plain_value
 from loragrid.comparison.tuning import default_setting, edge_sides, ladder_axes
 from loragrid.formatting import format_value, is_missing
 from loragrid.tracking.store_uri import Scalar
@@ -32,13 +31,13 @@ from loragrid.trials.outcome import DIVERGED, STOPPED_EARLY
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A method's best setting: lowest mean (highest, of an accuracy) of `metric` on the validation rows over seeds.
+    """A method's best setting, by the mean of `metric` over seeds on the validation rows.
 
-    validation, test: of the chosen setting; test is None where the sweep has no test rows. edges: axis -> best value,
-    where it is the lowest or highest of a ladder of at least two; edge_sides: axis -> which of them. default: the
-    method's untuned setting in the same sweep, with its own figures; None where the sweep does not hold it, or holds no
-    figure of it, for which `default_fault` gives the reason. apart: axis -> value, of the axes by which the method was
-    asked to be split into several contestants.
+    validation, test: the figures of the chosen setting; test is None if the sweep has no test rows.
+    edges: axis -> best value, if that is at an end of its ladder. edge_sides: axis -> "lowest" or "highest".
+    default: the method's untuned setting with its own figures; None if the sweep has no figures for it.
+    default_fault: why a default setting in the sweep is without figures, or has a trial that failed.
+    apart: axis -> value, for the axes by which the user splits the method into several contestants.
     """
 
     method: str
@@ -55,13 +54,13 @@ class Choice:
 
     @property
     def name(self) -> str:
-        """The method, with what sets it apart from other choices of the same method."""
+        """The method, followed by the values of the axes in `apart`."""
         return " ".join([self.method, *(f"{axis} {format_value(value)}" for axis, value in self.apart.items())])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """Two methods' choices against each other, `over_seeds` and `over_items` where there are enough of them."""
+    """The tests of two methods' choices. over_seeds, over_items: None if there are too few seeds or test rows."""
 
     first: str
     second: str
@@ -72,10 +71,10 @@ class Contrast:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What a sweep shows: choices best first, every pair of them, and sentences a reader can quote.
+    """The result of a sweep: choices best first, a contrast for every pair, and sentences that can be quoted.
 
-    metric: what is reported, `test/loss` or `test/accuracy` (`eval/final_loss`, `eval/accuracy` without test rows).
-    references: the untrained base, which is no contestant.
+    metric: the reported metric, `test/loss` or `test/accuracy` (without test rows `eval/final_loss`, `eval/accuracy`).
+    references: the choices of methods that train nothing, such as the untrained base.
     """
 
     metric: str
@@ -89,10 +88,10 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Every contestant's choice, best first by what is reported.
+    """Every contestant's choice, best first by the reported metric.
 
-    metric: what the settings were chosen by. reported: what their choices are compared by, see `Verdict.metric`.
-    references: choices of methods that train nothing, out of the contest.
+    metric: decides which setting is chosen. reported: compares the choices, see `Verdict.metric`.
+    references: the choices of methods that train nothing; they are not compared.
     """
 
     metric: str
@@ -107,7 +106,11 @@ class Selection:
 
 
 def check_apart(comparison: Comparison, apart: Collection[str]) -> None:
-    """ValueError: one of the names is no axis whose values can be set apart; seeds and tasks cannot."""
+    """Check that every name is an axis that can split methods into contestants.
+
+    Raises:
+        ValueError: a name is no axis, or is an axis of seeds or tasks.
+    """
     fixed = ("seed", *TASK_SECTIONS)
     names = [name for name, path in comparison.axes.items() if not path.startswith(fixed)]
     for name in apart:
@@ -116,15 +119,16 @@ def check_apart(comparison: Comparison, apart: Collection[str]) -> None:
 
 
 def choose(comparison: Comparison, apart: Collection[str] = ()) -> Selection:
-    """Every method's best setting by its mean validation figure over seeds: accuracy if there is one, else loss.
+    """Every method's best setting by its mean validation figure over seeds, see `ranking_metric`.
 
-    apart: axes (columns of the table) whose values are contestants of their own instead of being chosen between, such
-    as `rank` to compare at equal ranks, or `rslora`. Ties go to the lower validation loss, then to the first.
+    apart: axes (columns of the table) that split a method into contestants, one per value, such as `rank` to compare
+    methods at equal ranks. Equal figures are decided by the lower validation loss, then by the order of the table.
 
-    A neighbour that diverged or was stopped early bounds a ladder as well as one that did worse; one that is missing
-    does not. What counts as a ladder and as a default: `tuning`.
+    A best value is not at the edge of its ladder if the next value diverged or was stopped early; it is at the edge if
+    the next value is missing. `tuning` defines ladders and defaults.
 
-    ValueError: `apart` names no axis; or the sweep has several tasks (`tasks_of` gives them one by one).
+    Raises:
+        ValueError: `apart` names no axis, or the sweep has several tasks (`tasks_of` separates them).
     """
     check_apart(comparison, apart)
     tasks = [f"{name} ({path})" for name, path in comparison.axes.items() if path.startswith(TASK_SECTIONS)]
@@ -162,13 +166,13 @@ def choose(comparison: Comparison, apart: Collection[str] = ()) -> Selection:
 
 
 def reported_interval(choice: Choice, reported: str) -> Interval | None:
-    """The choice's figures on the rows that are reported on; None where its trials lack them."""
+    """The choice's interval for the reported metric; None if its trials lack the metric."""
     return choice.test if reported in test_metrics() else choice.validation
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Candidate:
-    """A setting that could be chosen. figures: seed -> validation figure, of the trials that have one."""
+    """A setting that could be chosen. figures: seed -> validation figure, for trials that have one. seeds: all."""
 
     setting: Setting
     rows: Sequence[Row]
@@ -177,14 +181,14 @@ class _Candidate:
 
     @property
     def fault(self) -> str:
-        """Why it must not win by the seeds it has left; "" where nothing speaks against it."""
+        """Why the setting cannot win, whatever its other seeds show; "" if it can."""
         reasons = [str(row["reason"] or "") for row in self.rows]
         if any(reason.startswith(DIVERGED) for reason in reasons):
             return "diverged"
         return "was stopped early" if any(reason.startswith(STOPPED_EARLY) for reason in reasons) else ""
 
     def order(self, metric: str) -> tuple[float, float]:
-        """Sorts the best mean first, by loss where accuracies tie."""
+        """Sort key: the best mean first, then the lowest loss."""
         mean = sum(self.figures.values()) / len(self.figures)
         loss = [_figure(row, "eval/final_loss") for row in self.rows if row["status"] == "FINISHED"]
         present = [value for value in loss if value is not None]
@@ -207,7 +211,7 @@ def _candidate(comparison: Comparison, rows: Sequence[Row], names: Sequence[str]
 def _choose_one(
     comparison: Comparison, candidates: Sequence[_Candidate], apart: Mapping[str, Scalar], metric: str, reported: str
 ) -> tuple[Choice | None, list[str]]:
-    """The best of one contestant's settings, and what a reader must know about how it was found."""
+    """The best of one contestant's settings (None if none can be chosen), and warnings about the choice."""
     method = candidates[0].setting.method
     name = " ".join([method, *(f"{axis} {format_value(value)}" for axis, value in apart.items())])
     num_seeds = len(frozenset().union(*(candidate.seeds for candidate in candidates)))
@@ -228,18 +232,10 @@ def _choose_one(
         warnings.append(
             f"{name}: no setting has finished on all {num_seeds} seeds; chosen among those with {num_finished}"
         )
-    for candidate in candidates:
-        if candidate.figures and candidate.order(metric) < best.order(metric):
-            fault = f"a trial of it {candidate.fault}" if candidate.fault else "the others are missing"
-            warnings.append(
-                f"{name}: {show_setting(candidate.setting)} looks better on {len(candidate.figures)} of "
-                f"{len(candidate.seeds | best.seeds)} seeds, but {fault}: it is not chosen"
-            )
+    warnings += _passed_over(name, candidates, best, metric)
     tried = [candidate.setting for candidate in candidates if candidate.figures or candidate.fault]
     sides = edge_sides(best.setting, tried, ladder_axes(comparison, method))
-    settings = [candidate.setting for candidate in candidates]
-    wanted = default_setting(settings, best.setting, comparison.axes, comparison.methods.get(method, method))
-    default = next((candidate for candidate in candidates if candidate.setting == wanted), None)
+    default = _default_of(comparison, candidates, best)
     fault = ""
     if default is not None and (default.fault or not default.figures):
         fault = f"a trial of it {default.fault}" if default.fault else "no trial of it has finished"
@@ -251,11 +247,37 @@ def _choose_one(
         default=_as_choice(default, apart, metric, reported, len(candidates)) if default and default.figures else None,
         default_fault=fault,
     )
+    return choice, [*warnings, *_missing_tests(choice, reported)]
+
+
+def _passed_over(name: str, candidates: Sequence[_Candidate], best: _Candidate, metric: str) -> list[str]:
+    """A warning for every setting that looks better than the best one but may not win."""
+    warnings = []
+    for candidate in candidates:
+        if candidate.figures and candidate.order(metric) < best.order(metric):
+            fault = f"a trial of it {candidate.fault}" if candidate.fault else "the others are missing"
+            warnings.append(
+                f"{name}: {show_setting(candidate.setting)} looks better on {len(candidate.figures)} of "
+                f"{len(candidate.seeds | best.seeds)} seeds, but {fault}: it is not chosen"
+            )
+    return warnings
+
+
+def _default_of(comparison: Comparison, candidates: Sequence[_Candidate], best: _Candidate) -> _Candidate | None:
+    """The candidate with the method's default setting; None if it is not among them."""
+    method = best.setting.method
+    settings = [candidate.setting for candidate in candidates]
+    wanted = default_setting(settings, best.setting, comparison.axes, comparison.methods.get(method, method))
+    return next((candidate for candidate in candidates if candidate.setting == wanted), None)
+
+
+def _missing_tests(choice: Choice, reported: str) -> list[str]:
+    """A warning if some or all of the choice's trials lack the reported test figure."""
     if choice.test is not None and choice.test.num < choice.validation.num:
-        warnings.append(f"{name}: {choice.test.num} of its {choice.validation.num} trials have a {reported}")
+        return [f"{choice.name}: {choice.test.num} of its {choice.validation.num} trials have a {reported}"]
     if choice.test is None and reported in test_metrics():
-        warnings.append(f"{name}: its trials have no {reported}: it is out of the contest")
-    return choice, warnings
+        return [f"{choice.name}: its trials have no {reported}: it is out of the contest"]
+    return []
 
 
 def _as_choice(
@@ -277,7 +299,7 @@ def _as_choice(
 
 
 def _trains_nothing(candidates: Sequence[_Candidate]) -> bool:
-    """What a method without trainable parameters shows is the base itself: a reference, not a contestant."""
+    """Whether a method has no trainable parameters: its figures are those of the base, which is a reference."""
     counts = [row.get("parameters/trainable") for candidate in candidates for row in candidate.rows]
     present = [count for count in counts if not is_missing(count)]
     return bool(present) and not any(present)

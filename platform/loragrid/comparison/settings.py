@@ -1,15 +1,15 @@
-"""Groups the trials of a sweep that differ in their seed alone: what is drawn, chosen and tested is a setting."""
+"""Groups the trials of a sweep into settings: the trials of one setting differ only in their seed."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from loragrid.comparison.table import Comparison
+from loragrid.comparison.table import Comparison, plain_value
 from loragrid.formatting import format_value, is_missing
 from loragrid.tracking.store_uri import Scalar
 
 TASK_SECTIONS = ("model.", "data.")
-"""Axes below these set another task: losses on them are no figures of one contest."""
+"""Axes in these sections change the task; figures of different tasks cannot be compared."""
 
 Row = Mapping[Any, Any]
 """One trial: a row of `Comparison.table`."""
@@ -17,10 +17,10 @@ Row = Mapping[Any, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A method with one choice of its hyperparameters, over all its seeds.
+    """A method with one value for each of its hyperparameters, over all seeds.
 
-    values: name of the axis column in `Comparison.table` -> value, of the axes that vary within the method, `seed`
-    left out. trial_ids: seed -> trial, of those that finished. num_trials: all, with those that did not.
+    values: axis column in `Comparison.table` -> value, for the axes that vary within the method, without `seed`.
+    trial_ids: seed -> trial id, for finished trials. num_trials: the number of all trials.
     """
 
     method: str
@@ -30,7 +30,7 @@ class Setting:
 
 
 def rows_by_setting(comparison: Comparison) -> list[list[dict[Any, Any]]]:
-    """The table's rows, those that differ in their seed alone together; the settings in the order of the table."""
+    """The rows of the table in groups that differ only in their seed; the groups keep the order of the table."""
     names = [name for name, path in comparison.axes.items() if path != "seed"]
     groups: dict[tuple[Any, ...], list[dict[Any, Any]]] = {}
     for row in comparison.table.to_dict("records"):
@@ -39,14 +39,14 @@ def rows_by_setting(comparison: Comparison) -> list[list[dict[Any, Any]]]:
 
 
 def settings_of(comparison: Comparison) -> list[Setting]:
-    """Every setting of the sweep, in the order of the table; a sweep of one seed has it under 0."""
+    """Every setting of the sweep, in the order of the table. If the sweep has one seed, its key is 0."""
     groups = rows_by_setting(comparison)
     names = {method: varying_within(comparison, groups, method) for method in {rows[0]["method"] for rows in groups}}
     return [setting_of(comparison, rows, names[rows[0]["method"]]) for rows in groups]
 
 
 def tasks_of(comparison: Comparison) -> dict[str, Comparison]:
-    """Label -> the part of the sweep on one model and one data set; the whole under "" where nothing of it varies."""
+    """Label -> the part of the sweep on one model and one data set; one part with the label "" if neither varies."""
     names = [name for name, path in comparison.axes.items() if path.startswith(TASK_SECTIONS)]
     if not names:
         return {"": comparison}
@@ -63,13 +63,16 @@ def tasks_of(comparison: Comparison) -> dict[str, Comparison]:
 
 
 def show_setting(setting: Setting, without: Collection[str] = ()) -> str:
-    """The values that tell a setting from the others of its method: `rank 8, lr 0.001`; `without` these axes."""
+    """The values in which a setting differs from others of its method, such as `rank 8, lr 0.001`.
+
+    without: axes to leave out.
+    """
     shown = [f"{axis} {format_value(value)}" for axis, value in setting.values.items() if axis not in without]
     return ", ".join(shown) or "its only setting"
 
 
 def setting_of(comparison: Comparison, rows: Sequence[Row], names: Sequence[str]) -> Setting:
-    """The setting of rows that differ in their seed alone; `names`: its axes."""
+    """The setting of rows that differ only in their seed. names: the axes of the setting."""
     return Setting(
         method=rows[0]["method"],
         values={name: plain_value(rows[0][name]) for name in names},
@@ -79,20 +82,13 @@ def setting_of(comparison: Comparison, rows: Sequence[Row], names: Sequence[str]
 
 
 def varying_within(comparison: Comparison, groups: Sequence[Sequence[Row]], method: str) -> list[str]:
-    """The axes, seeds aside, in which the method's own settings differ."""
+    """The axes, except the seed, in which the method's own settings differ."""
     own = [rows[0] for rows in groups if rows[0]["method"] == method]
     names = [name for name, path in comparison.axes.items() if path != "seed"]
     return [name for name in names if len({plain_value(row[name]) for row in own}) > 1]
 
 
 def seed_of(comparison: Comparison, row: Row) -> int:
-    """The trial's seed; 0 where the sweep has one seed alone, which its table does not tell."""
+    """The trial's seed; 0 if the sweep has one seed, because then the table has no column for it."""
     name = next((name for name, path in comparison.axes.items() if path == "seed"), None)
     return 0 if name is None or is_missing(row[name]) else int(row[name])
-
-
-def plain_value(value: Any) -> Any:
-    """A cell as a dictionary key: numpy's numbers as Python's, everything missing as None."""
-    if is_missing(value):
-        return None
-    return value.item() if hasattr(value, "item") else value

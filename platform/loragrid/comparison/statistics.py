@@ -1,7 +1,7 @@
-"""Intervals over seeds and paired tests between methods: what a difference must show before it is called one.
+"""Intervals over seeds and paired tests between methods.
 
-Values that are not finite give no figure, and what so few values do not allow is None: nothing here fails or warns on
-them. Intervals and tests are two-sided, at 95 % unless a confidence is asked for.
+Values that are not finite, or too few values, lead to None or NaN in the results, never to an error or a warning.
+Intervals and tests are two-sided; the confidence is 95 % unless stated otherwise.
 """
 
 import math
@@ -16,9 +16,9 @@ CONFIDENCE = 0.95
 
 BOOTSTRAP_SEED = 0
 NUM_RESAMPLES = 4999
-"""So many resolve p-values down to about 0.0005: enough for the correction over forty pairs."""
+"""This number resolves p-values down to about 0.0005, which is enough for the correction over forty pairs."""
 
-# Differences that scatter by less than this part of the values themselves differ by rounding alone.
+# Differences whose range is below this fraction of the values differ only by rounding.
 ROUNDING = 1e-12
 
 _RESAMPLED_AT_ONCE = 2_000_000
@@ -26,7 +26,7 @@ _RESAMPLED_AT_ONCE = 2_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """The mean of `num` values; what so few values do not give (the deviation of one) is None."""
+    """The mean of `num` values. std, low, high: None if there are too few values, such as one."""
 
     mean: float
     std: float | None
@@ -39,7 +39,7 @@ class Interval:
 class PairedTest:
     """The difference of two methods, first minus second, on the same seeds or the same items.
 
-    test: its name in words. num: pairs. p_adjusted: after Holm's correction over the family it was tested in.
+    test: the test's name in words. num: the number of pairs. p_adjusted: the p-value after Holm's correction.
     """
 
     test: str
@@ -52,9 +52,10 @@ class PairedTest:
 
 
 def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """Mean, standard deviation (n - 1) and Student's t interval; of one value the mean alone.
+    """Mean, standard deviation (n - 1) and Student's t interval; for one value only the mean.
 
-    Values that are all the same have an interval of width 0. No values, or one that is not finite: the mean is NaN.
+    Values that are all equal have an interval of width 0. Without values, or with one that is not finite, the mean is
+    NaN.
     """
     sample = np.asarray(values, dtype=float)
     num = len(sample)
@@ -71,12 +72,13 @@ def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Inter
 
 
 def paired_t(first: Sequence[float], second: Sequence[float]) -> PairedTest:
-    """Student's t test of the mean difference of pairs: the same seed, trained with the one and the other method.
+    """Student's t test of the mean difference of pairs. A pair is one seed, trained with both methods.
 
-    No p-value and no interval: fewer than two pairs, or differences that are all the same but not zero, whose scatter
-    the test would have to divide by. Differences that are all zero: p is 1.
+    There is no p-value and no interval for fewer than two pairs, or for differences that are all equal but not zero,
+    because the test would divide by their deviation. If all differences are zero, p is 1.
 
-    ValueError: the lengths differ.
+    Raises:
+        ValueError: the lengths differ.
     """
     name = "paired t test"
     a, b = _pairs(first, second)
@@ -100,21 +102,22 @@ def paired_bootstrap(
     seed: int = BOOTSTRAP_SEED,
     num_resamples: int = NUM_RESAMPLES,
 ) -> PairedTest:
-    """Bootstrap over test items of the weighted mean difference, sum w (a - b) / sum w; an item keeps its pair.
+    """Paired bootstrap over test items of the weighted mean difference, sum w (a - b) / sum w.
 
-    For losses an item's value is its mean loss per label and its weight its number of labels, so that the difference
-    is that of two test losses; for correctness every weight is 1. Items of weight 0 do not count.
+    For losses, an item's value is its mean loss per label and its weight is its number of labels, so that the result is
+    the difference of two test losses. For correctness, every weight is 1. Items of weight 0 are left out.
 
-    The resampling is `scipy.stats.bootstrap(paired=True, method="percentile")`: the statistic is a ratio of two sums,
-    whose scatter it needs no formula for, and unlike BCa or the studentised bootstrap it stays defined where most
-    differences are zero. The percentiles are Hesterberg's (2015, "What teachers should know about the bootstrap",
-    section 5.3): expanded as t quantiles exceed normal ones and by sqrt(n / (n - 1)), without which the interval is
-    too narrow for few items. p is the largest level at which that interval leaves 0 out, so the two never disagree (a
-    permutation test would bring a second source of chance); it is never below what `num_resamples` can tell.
-    No p-value and no interval where so few items (below five, by default) ask for percentiles beyond the outermost
-    resample.
+    The resampling is `scipy.stats.bootstrap(paired=True, method="percentile")`. It needs no formula for the deviation
+    of a ratio of two sums, and unlike BCa or the studentised bootstrap it is defined if most differences are zero.
+    The percentiles follow Hesterberg (2015, "What teachers should know about the bootstrap", section 5.3): they are
+    expanded by the ratio of t to normal quantiles and by sqrt(n / (n - 1)), because the interval would otherwise be too
+    narrow for few items. p is 1 minus the largest confidence whose interval excludes 0, so that p and the interval
+    never disagree; a permutation test would add a second source of chance. `num_resamples` bounds p from below.
+    There is no p-value and no interval if the percentiles lie beyond the outermost resample; by default this holds for
+    fewer than five items.
 
-    ValueError: the lengths differ, or a weight is negative.
+    Raises:
+        ValueError: the lengths differ, or a weight is negative.
     """
     name = "paired bootstrap over items"
     a, b = _pairs(first_items, second_items)
@@ -157,14 +160,15 @@ def paired_bootstrap(
 
 
 def mcnemar(first_correct: Sequence[bool], second_correct: Sequence[bool]) -> PairedTest:
-    """McNemar's exact test of two methods on the same items: `scipy.stats.binomtest` on those where they disagree.
+    """McNemar's exact test of two methods on the same items: `scipy.stats.binomtest` on the items where they disagree.
 
-    The difference is that of the accuracies; its interval is Tango's (1998, "Equivalence test and confidence interval
-    for the difference in proportions for the paired-sample design"), which holds its coverage where few items
-    disagree, and has a width where none does. The exact p-value is the more cautious of the two: an interval can just
-    leave 0 out at a p just above 0.05.
+    The difference is that of the accuracies. Its interval is Tango's (1998, "Equivalence test and confidence interval
+    for the difference in proportions for the paired-sample design"), which keeps its coverage if few items disagree,
+    and has a positive width if none does. The exact p-value is more conservative: the interval can just exclude 0 while
+    p is just above 0.05.
 
-    ValueError: the lengths differ, or a value is neither 0 nor 1.
+    Raises:
+        ValueError: the lengths differ, or a value is neither 0 nor 1.
     """
     name = "McNemar's exact test"
     a, b = _pairs(first_correct, second_correct)
@@ -181,9 +185,10 @@ def mcnemar(first_correct: Sequence[bool], second_correct: Sequence[bool]) -> Pa
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down correction: p-values that stay below a level keep the whole family's false positives below it.
+    """Holm's step-down correction of the p-values of a family of tests.
 
-    None and NaN (nothing was tested) stay None and are no part of the family.
+    If a level is applied to the corrected values, the probability of any false positive in the family is at most that
+    level. None and NaN mean "not tested": they become None and do not count as tests.
     """
     tested = sorted((p, i) for i, p in enumerate(p_values) if p is not None and not math.isnan(p))
     adjusted: list[float | None] = [None] * len(p_values)
@@ -218,8 +223,9 @@ def _tango_interval(only_first: int, only_second: int, num: int) -> tuple[float,
     estimate = (only_first - only_second) / num
 
     def is_rejected(delta: float) -> bool:
-        """Whether the counts are more than z standard errors away from what a true difference of delta expects."""
-        # The share of items that the second alone has right, by maximum likelihood: A q^2 + B q + C = 0 with A = 2 n.
+        """Whether the counts are more than z standard errors from their expectation if the true difference is delta."""
+        # The maximum likelihood estimate of the share of items that only the second has right solves
+        # A q^2 + B q + C = 0 with A = 2 n.
         linear = (2 * num - only_first + only_second) * delta - only_first - only_second
         constant = -only_second * delta * (1 - delta)
         share = (math.sqrt(max(0.0, linear**2 - 8 * num * constant)) - linear) / (4 * num)
@@ -227,7 +233,7 @@ def _tango_interval(only_first: int, only_second: int, num: int) -> tuple[float,
         return abs(only_first - only_second - num * delta) > z * math.sqrt(variance)
 
     def last_accepted(rejected: float) -> float:
-        # Not a root finder: where no item disagrees, the statistic is 0 / 0 at the estimate itself.
+        # Bisection instead of a root finder, because the statistic is 0 / 0 at the estimate if no item disagrees.
         accepted = estimate
         for _ in range(60):
             middle = (accepted + rejected) / 2

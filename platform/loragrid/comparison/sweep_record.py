@@ -1,4 +1,4 @@
-"""What MLflow holds of a sweep beside its comparison: parameters, tags and times of its runs, the experiment's file."""
+"""Reads from MLflow what a report needs besides the comparison: parameters, tags and times of runs, the YAML file."""
 
 import tempfile
 from collections.abc import Mapping
@@ -12,8 +12,9 @@ from mlflow.exceptions import MlflowException
 
 from loragrid.comparison.experiment_file import EXPERIMENT_FILE, rebuild_experiment
 from loragrid.comparison.item_scores import no_progress_bars
-from loragrid.comparison.table import Comparison, search_runs
-from loragrid.tracking.store_uri import quiet_store
+from loragrid.comparison.table import Comparison
+from loragrid.tracking.mlflow_internals import quiet_store
+from loragrid.tracking.search import EARLIEST_FIRST, search_runs
 from loragrid.trials.tags import METHOD_TAG, PARENT_TAG
 
 CARD_PREFIX = "loragrid.card."
@@ -21,7 +22,7 @@ CARD_PREFIX = "loragrid.card."
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRun:
-    """One trial's run. parameters: dotted path -> text as recorded. Times are seconds since 1970."""
+    """One trial's run. parameters: dotted path -> recorded text. started, ended: seconds since 1970."""
 
     run_id: str
     parameters: Mapping[str, str]
@@ -32,11 +33,11 @@ class TrialRun:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepRecord:
-    """A comparison with what stands behind it. trials: trial id -> run, in the comparison's order.
+    """A comparison with the runs of its trials.
 
-    experiment_yaml: the file that repeats the sweep, None where it can neither be found nor rebuilt; is_rebuilt: it was
-    put together from recorded parameters. started, ended: of the sweep, in seconds since 1970. figures: its own, by
-    metric key.
+    trials: trial id -> run, in the comparison's order. experiment_yaml: the file that repeats the sweep; None if it can
+    be neither found nor rebuilt. is_rebuilt: whether the file was rebuilt from recorded parameters. started, ended: the
+    times of the sweep, in seconds since 1970. figures: the sweep's own metrics by key.
     """
 
     comparison: Comparison
@@ -50,7 +51,7 @@ class SweepRecord:
 
     @cached_property
     def cards(self) -> dict[str, dict[str, str]]:
-        """Method -> its card's fields, as its trials recorded them."""
+        """Method -> the fields of its card, as its trials recorded them."""
         found: dict[str, dict[str, str]] = {}
         for trial in self.trials.values():
             card = {
@@ -62,12 +63,12 @@ class SweepRecord:
 
 
 def load_record(comparison: Comparison) -> SweepRecord:
-    """Reads the runs behind a comparison. Raises what MLflow raises where the store is away."""
+    """Read the runs of a comparison. Raises whatever MLflow raises if the store does not answer."""
     with quiet_store():
         client = MlflowClient(tracking_uri=comparison.tracking_uri)
         parent = client.get_run(comparison.sweep_run_id)
         children = f"tags.`{PARENT_TAG}` = '{comparison.sweep_run_id}'"
-        found = search_runs(client, comparison.experiment_id, children, "attributes.start_time ASC")
+        found = search_runs(client, comparison.experiment_id, children, EARLIEST_FIRST)
         runs = {run.info.run_id: run for run in found}
         trials = {
             str(trial_id): _trial_run(runs[run_id])
@@ -102,7 +103,7 @@ def _seconds(milliseconds: int | None) -> float | None:
 
 
 def read_artifact(tracking_uri: str, run_id: str, path: str) -> str | None:
-    """The text of a file that a run keeps; None where it has none, or the files are gone that MLflow lists."""
+    """The text of an artifact of a run; None if the run lacks it, or if MLflow lists it but cannot read it."""
     with quiet_store(), no_progress_bars(), tempfile.TemporaryDirectory() as folder:
         client = MlflowClient(tracking_uri=tracking_uri)
         parent = path.rpartition("/")[0]

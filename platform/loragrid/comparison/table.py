@@ -1,4 +1,4 @@
-"""Reads a sweep back from MLflow, and from MLflow alone, as one table of trials and one table of their curves."""
+"""Reads a sweep from MLflow, without any other source, as a table of trials and a table of their curves."""
 
 import io
 import json
@@ -10,18 +10,19 @@ from typing import Any
 
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, Metric, Run, ViewType
+from mlflow.entities import Experiment, Metric, Run
 
 from loragrid.comparison.axes import varying_axes
 from loragrid.formatting import is_missing
-from loragrid.tracking.store_uri import Scalar, parse_parameter, quiet_store, sqlite_path
+from loragrid.tracking.mlflow_internals import quiet_store
+from loragrid.tracking.search import EARLIEST_FIRST, search_experiments, search_runs
+from loragrid.tracking.store_uri import Scalar, parse_parameter, sqlite_path
 from loragrid.trials.metrics import CURVE_METRICS, curve_keys, summary_metrics
 from loragrid.trials.outcome import STOPPED_EARLY
 from loragrid.trials.tags import KIND_TAG, LABEL_TAG, METHOD_TAG, PARENT_TAG, QUESTION_TAG, REASON_TAG, TRIAL_TAG
 
 IDENTITY_COLUMNS = ("trial_id", "status", "method")
 CLOSING_COLUMNS = ("reason", "run_id")
-PAGE_SIZE = 1000
 NO_CURVES = pd.DataFrame(columns=["trial_id", "method", "step", "key", "value"])
 
 
@@ -29,12 +30,12 @@ NO_CURVES = pd.DataFrame(columns=["trial_id", "method", "step", "key", "value"])
 class Comparison:
     """One sweep, read from MLflow.
 
-    `table` has one row per trial, in the order in which they were started: trial_id, status, method, every axis that
-    varies, every metric of the sweep by its MLflow key, reason, run_id. What was not measured is missing. A method
-    stands there under its label, where the experiment gives it one.
-    `curves` has one row per point: trial_id, method, step, key, value.
-    `axes` maps the names of the table's axis columns to the dotted paths of the YAML file, `methods` what stands in the
-    table's method column to the method's name.
+    table: one row per trial, in the order of their starts. Its columns are trial_id, status, method (the label, if the
+    experiment has one for the method), every axis that varies, every metric of the sweep by its MLflow key, reason and
+    run_id. Values that were not measured are missing.
+    curves: one row per point, with the columns trial_id, method, step, key and value.
+    axes: axis column of the table -> dotted path in the YAML file.
+    methods: entry of the table's method column -> the method's name.
     """
 
     experiment_name: str
@@ -50,9 +51,9 @@ class Comparison:
     tags: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Trial id -> all tags of its run, from which `fingerprint_of` reads what it ran on."""
     sweep_parameters: Mapping[str, str] = field(default_factory=dict)
-    """The experiment as the sweep's own run holds it, by dotted path."""
+    """The parameters of the sweep's own run: dotted path -> text."""
     sweep_metrics: Mapping[str, float] = field(default_factory=dict)
-    """The sweep's own metrics, by MLflow key: how its trials ended, what it cost, what it was estimated to take."""
+    """The metrics of the sweep's own run by MLflow key: how its trials ended, its cost and its estimated time."""
 
     @cached_property
     def metric_keys(self) -> list[str]:
@@ -60,14 +61,14 @@ class Comparison:
         return [column for column in self.table.columns if column not in outside]
 
     def to_csv(self) -> str:
-        """The table as CSV text; what was not measured is an empty cell."""
+        """The table as CSV text; a value that was not measured is an empty cell."""
         text = io.StringIO()
         self.table.to_csv(text, index=False, lineterminator="\n")
         return text.getvalue()
 
     def to_json(self, curves: bool = False) -> str:
-        """The table as JSON text (`null` where nothing was measured), with every trial's curves if asked for."""
-        trials = [{str(key): _plain(value) for key, value in row.items()} for row in self.table.to_dict("records")]
+        """The table as JSON text; a value that was not measured is `null`. curves: include every trial's curves."""
+        trials = [{str(key): plain_value(value) for key, value in row.items()} for row in self.table.to_dict("records")]
         if curves:
             for trial in trials:
                 points = self.curves[self.curves["trial_id"] == trial["trial_id"]]
@@ -88,22 +89,23 @@ class Comparison:
 def load_comparison(
     experiment_name: str, tracking_uri: str, sweep: str | None = None, *, curves: pd.DataFrame | None = None
 ) -> Comparison:
-    """Reads one sweep of an experiment: the newest, or the newest with the given name or run id.
+    """Read one sweep of an experiment: the newest, or the newest with the given name or run id.
 
-    curves: the sweep's, where they are known already; they are most of what is read. `NO_CURVES` for none.
+    curves: the sweep's curves if they are known, which saves most of the time; `NO_CURVES` leaves them out.
 
-    ValueError: there is no such store, experiment or sweep; the message lists those that exist.
+    Raises:
+        ValueError: there is no such store, experiment or sweep; the message lists those that exist.
     """
     path = sqlite_path(tracking_uri)
     if path is not None and not path.exists():
-        # MLflow would create an empty store, which then looks as if the results were lost.
+        # MLflow would create an empty store, and the results would seem to be lost.
         raise ValueError(f"there is no MLflow store at {path}; allowed: the tracking URI that `loragrid run` printed")
     with quiet_store():
         client = MlflowClient(tracking_uri=tracking_uri)
         experiment = _find_experiment(client, experiment_name, tracking_uri)
         parent = _find_sweep(client, experiment, sweep)
     children = f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'"
-    runs = search_runs(client, experiment.experiment_id, children, "attributes.start_time ASC")
+    runs = list(search_runs(client, experiment.experiment_id, children, EARLIEST_FIRST))
     axes = varying_axes([_parameters(run) for run in runs], [*IDENTITY_COLUMNS, *CLOSING_COLUMNS])
     return Comparison(
         experiment_name=experiment_name,
@@ -125,14 +127,13 @@ def load_comparison(
 def _find_experiment(client: MlflowClient, name: str, tracking_uri: str) -> Experiment:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        pages = _pages(lambda token: client.search_experiments(max_results=PAGE_SIZE, page_token=token))
-        names = sorted(other.name for other in pages if other.name != "Default")
+        names = sorted(other.name for other in search_experiments(client) if other.name != "Default")
         raise ValueError(f"experiment {name!r} is not in {tracking_uri}; there: {', '.join(names) or 'none'}")
     return experiment
 
 
 def _find_sweep(client: MlflowClient, experiment: Experiment, sweep: str | None) -> Run:
-    runs = search_runs(client, experiment.experiment_id, f"tags.`{KIND_TAG}` = 'sweep'", "attributes.start_time DESC")
+    runs = list(search_runs(client, experiment.experiment_id, f"tags.`{KIND_TAG}` = 'sweep'"))
     if not runs:
         raise ValueError(f"experiment {experiment.name!r} holds no sweep yet")
     for run in runs:
@@ -140,27 +141,6 @@ def _find_sweep(client: MlflowClient, experiment: Experiment, sweep: str | None)
             return run
     names = ", ".join(dict.fromkeys(str(run.info.run_name) for run in runs))
     raise ValueError(f"sweep {sweep!r} is not in experiment {experiment.name!r}; there: {names}")
-
-
-def search_runs(client: MlflowClient, experiment_id: str, condition: str, order: str) -> list[Run]:
-    """All runs of an experiment that meet a condition of MLflow's search, page by page."""
-    return list(
-        _pages(
-            lambda token: client.search_runs(
-                [experiment_id], condition, ViewType.ACTIVE_ONLY, PAGE_SIZE, [order], page_token=token
-            )
-        )
-    )
-
-
-def _pages(search: Any) -> Iterable[Any]:
-    token: str | None = None
-    while True:
-        page = search(token)
-        yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def _parameters(run: Run) -> dict[str, Scalar]:
@@ -173,7 +153,7 @@ def _label(run: Run) -> str:
 
 def _build_table(runs: Sequence[Run], axes: Mapping[str, str]) -> pd.DataFrame:
     found = dict.fromkeys(key for run in runs for key in run.data.metrics if key not in CURVE_METRICS)
-    # The known metrics keep the glossary's order; what a newer or own program logged stands behind them.
+    # Known metrics keep the order of `summary_metrics`; metrics that other programs logged follow them.
     known = summary_metrics()
     metric_keys = [key for key in known if key in found] + sorted(set(found) - set(known))
     parameters = [_parameters(run) for run in runs]
@@ -190,7 +170,7 @@ def _build_table(runs: Sequence[Run], axes: Mapping[str, str]) -> pd.DataFrame:
 
 
 def _column(name: str, values: Sequence[Any]) -> "pd.Series[Any]":
-    """Whole numbers stay whole where a value is missing; metrics that count bytes, steps or parameters are whole."""
+    """A column whose integers stay integers if a value is missing. Bytes, steps and parameters are integers."""
     present = [value for value in values if value is not None]
     if name.startswith("parameters/") or name.endswith("_bytes") or "/steps_" in name:
         values = [None if value is None else round(value) for value in values]
@@ -215,20 +195,20 @@ def _build_curves(client: MlflowClient, runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def _last_value_per_step(history: Iterable[Metric]) -> list[tuple[int, float]]:
-    """A pack that went on from a checkpoint logs the steps after it again: the later value counts."""
+    """(Step, value) by step. A pack that continues from a checkpoint logs some steps twice: the later value counts."""
     ordered = sorted(history, key=lambda point: (point.step, point.timestamp))
     return list({int(point.step): float(point.value) for point in ordered}.items())
 
 
-def _plain(value: Any) -> Any:
-    """A cell as JSON can hold it: no numpy scalars, no NaN."""
+def plain_value(value: Any) -> Any:
+    """A cell as a plain Python value: numpy's numbers as Python's, every missing value as None."""
     if is_missing(value):
         return None
     return value.item() if hasattr(value, "item") else value
 
 
 def sort_by_final_loss(table: pd.DataFrame) -> pd.DataFrame:
-    """Finished trials by final evaluation loss, then the finished without one, then the others."""
+    """Finished trials by final evaluation loss, then finished trials without one, then the others."""
     loss = table["eval/final_loss"] if "eval/final_loss" in table else pd.Series(math.nan, index=table.index)
     finished = table["status"] == "FINISHED"
     order = pd.DataFrame({"other": ~finished, "loss": loss.where(finished)})
@@ -236,5 +216,5 @@ def sort_by_final_loss(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def is_stopped_early(row: Mapping[Any, Any]) -> bool:
-    """Whether the trial of a table's row fell behind and was stopped, as its experiment asks."""
+    """Whether early stopping ended the trial of this row of the table."""
     return row["status"] == "KILLED" and str(row["reason"] or "").startswith(STOPPED_EARLY)

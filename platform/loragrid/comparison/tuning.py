@@ -1,4 +1,4 @@
-"""Where a chosen setting stands among those tried: at the end of a ladder, and against the untuned default."""
+"""Finds out whether a chosen setting is at the end of a ladder of tried values, and which setting is the default."""
 
 import dataclasses
 import json
@@ -13,10 +13,11 @@ from loragrid.tracking.store_uri import Scalar
 
 
 def edge_sides(best: Setting, tried: Sequence[Setting], ladders: Collection[str] = ()) -> dict[str, str]:
-    """Axis -> lowest or highest, where the best value stands at an end of those tried with all other values equal.
+    """Axis -> lowest or highest, if the best value is at an end of its ladder.
 
-    ladders: axes that are ladders whatever their values, see `ladder_axes`. Otherwise a ladder is an axis with
-    fractional values. Nothing lies below 0.
+    The ladder consists of the settings that differ from the best one only in this axis. ladders: axes that are ladders
+    whatever their values, see `ladder_axes`; other axes are ladders if they have fractional values. A best value of 0
+    is never at an end, because no ladder can be extended below 0.
     """
     sides: dict[str, str] = {}
     for axis, value in best.values.items():
@@ -30,12 +31,12 @@ def edge_sides(best: Setting, tried: Sequence[Setting], ladders: Collection[str]
 
 
 def ladder_axes(comparison: Comparison, label: str) -> set[str]:
-    """The axes of a method (as the table calls it) that are ladders by what they mean, or because they were so written.
+    """The axes of a method that are ladders, by their type or because the experiment file writes them as ladders.
 
-    Of a key that takes fractions (learning rates and their ratios, scalings, decays) too little and too much both hurt,
-    so that a best value at the end says that the ladder was too short, even one of whole numbers. Keys of whole numbers
-    (rank, steps, batch size) buy quality with cost: their best value is expected at the end of a list. Who writes a
-    ladder of them (`{ladder: [4, 64], points: 5}`) looks for the best between its ends.
+    label: the method's entry in the table. For a key that accepts fractions (learning rates and their ratios, scalings,
+    decays) both too small and too large values hurt. A best value at the end therefore means that the ladder was too
+    short, even if its values are integers. For integer keys (rank, steps, batch size) a higher cost buys quality, and
+    the best value is expected at the end of a list. An axis written as `{ladder: [4, 64], points: 5}` is a ladder too.
     """
     written = _written_ladders(comparison.sweep_parameters, label)
     method = comparison.methods.get(label, label)
@@ -43,7 +44,7 @@ def ladder_axes(comparison: Comparison, label: str) -> set[str]:
 
 
 def _written_ladders(parameters: Mapping[str, str], label: str) -> set[str]:
-    """Dotted paths of the axes that an experiment, as its sweep recorded it, gives a method as a ladder."""
+    """Dotted paths of a method's axes that the recorded experiment writes as ladders."""
     for_all = {
         key.removeprefix("grid.") for key, text in parameters.items() if key.startswith("grid.") and _is_ladder(text)
     }
@@ -61,7 +62,7 @@ def _is_ladder(text: str) -> bool:
 
 
 def _parsed(text: str) -> Any:
-    """None where the record had no room for the whole."""
+    """The value of a recorded parameter; None if MLflow cut the text."""
     try:
         return json.loads(text)
     except ValueError:
@@ -69,7 +70,7 @@ def _parsed(text: str) -> Any:
 
 
 def _takes_fractions(method: str, path: str) -> bool:
-    """Whether the key is declared as a number, not as a whole one; False of a method that is no longer installed."""
+    """Whether the key accepts fractions; False if the method is not installed."""
     section, _, name = path.partition(".")
     if section == "training" and name in TrainingConfig.model_fields:
         declared = TrainingConfig.model_fields[name].annotation
@@ -81,10 +82,11 @@ def _takes_fractions(method: str, path: str) -> bool:
 
 
 def default_setting(settings: Sequence[Setting], best: Setting, axes: Mapping[str, str], method: str) -> Setting | None:
-    """The setting with the default on every axis that differs among `settings`; None where there is none, or no choice.
+    """The setting with the default value on every axis that differs among `settings`.
 
-    axes: name -> dotted path. method: its name, by which its class is found. The default is the method's, as it is
-    installed, or that of `training`; an axis without one (steps) keeps the value of `best`.
+    None if it is not among them, or if there is a single setting. axes: name -> dotted path. method: the method's name.
+    Defaults are those of the installed method and of `training`. An axis without a default (steps) keeps the value of
+    `best`.
     """
     if len(settings) == 1:
         return None
@@ -101,14 +103,14 @@ def _without(values: Mapping[str, Scalar], axis: str) -> dict[str, Scalar]:
 
 
 def _is_installed(method: str) -> bool:
-    """A record can hold a method that no longer is."""
-    import loragrid_methods  # it imports torch, which a comparison without axes of methods must not need
+    """Whether the method is installed; an old record can hold a method that was removed."""
+    import loragrid_methods  # imports torch, which a comparison without axes of methods must not need
 
     return method in loragrid_methods.method_names()
 
 
 def _default_value(method: str, path: str) -> tuple[bool, Scalar]:
-    """Whether the key has a default, and the default as a record writes it."""
+    """(Whether the key has a default, the default as it is recorded)."""
     section, _, name = path.partition(".")
     if section == "training" and name in TrainingConfig.model_fields:
         info = TrainingConfig.model_fields[name]

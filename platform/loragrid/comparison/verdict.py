@@ -1,7 +1,7 @@
-"""Says what a sweep shows and what it does not: every pair of choices tested over seeds and over test rows."""
+"""Judges a sweep: tests every pair of choices over seeds and over test rows, and writes the findings."""
 
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -18,19 +18,20 @@ from loragrid.tasks.discovery import figure_of
 
 
 def judge(comparison: Comparison, scores: pd.DataFrame | None = None, apart: Collection[str] = ()) -> Verdict:
-    """Every method's choice against every other's: paired t over the seeds they share, paired tests over test rows.
+    """Compare every method's choice with every other: paired t test over shared seeds, paired tests over test rows.
 
-    scores: what `load_scores` gives; without it nothing is tested over rows. Over rows, losses and accuracies are
-    averaged over the shared seeds and bootstrapped; correctness of one seed takes McNemar's exact test. Both families,
-    over seeds and over rows, are corrected by Holm's method over all pairs. apart: see `choose`.
+    scores: the result of `load_scores`; None: nothing is tested over rows. Over rows, losses and accuracies are
+    averaged over the shared seeds and bootstrapped; for the correctness of one seed McNemar's exact test is used.
+    Holm's correction is applied over all pairs, separately over seeds and over rows. apart: see `choose`.
 
-    A sweep over several models or data sets has no verdict of its own: `tasks_of` gives the parts that have.
+    A sweep over several models or data sets has no common verdict; judge its parts, see `tasks_of`.
 
-    ValueError: `apart` names no axis.
+    Raises:
+        ValueError: `apart` names no axis.
     """
     tasks = tasks_of(comparison)
     if len(tasks) > 1:
-        warning = f"several tasks ({'; '.join(tasks)}): their figures are not of one contest, and each is judged apart"
+        warning = f"several tasks ({'; '.join(tasks)}): their figures cannot be compared, so each is judged separately"
         return _without_choices(warning)
     selection = choose(comparison, apart)
     warnings = [*selection.warnings, *_edge_warnings(selection)]
@@ -38,22 +39,9 @@ def judge(comparison: Comparison, scores: pd.DataFrame | None = None, apart: Col
     figures = {choice.name: _figures_by_seed(comparison, choice, selection.reported) for choice in choices}
     contrasts: list[Contrast] = []
     for first, second in itertools.combinations(choices, 2):
-        shared = sorted(figures[first.name].keys() & figures[second.name].keys())
-        values = [[figures[choice.name][seed] for seed in shared] for choice in (first, second)]
-        over_items = None
-        if scores is not None and shared:
-            trials = [[choice.setting.trial_ids[seed] for seed in shared] for choice in (first, second)]
-            over_items, words = _over_items(scores, trials[0], trials[1], selection.reported)
-            warnings += [f"{first.name} and {second.name}: {word}" for word in words]
-        contrasts.append(
-            Contrast(
-                first=first.name,
-                second=second.name,
-                metric=selection.reported,
-                over_seeds=paired_t(values[0], values[1]) if len(shared) > 1 else None,
-                over_items=over_items,
-            )
-        )
+        contrast, words = _contrast(first, second, figures, scores, selection.reported)
+        contrasts.append(contrast)
+        warnings += [f"{first.name} and {second.name}: {word}" for word in words]
     corrected = _corrected(contrasts)
     return Verdict(
         metric=selection.reported,
@@ -67,9 +55,10 @@ def judge(comparison: Comparison, scores: pd.DataFrame | None = None, apart: Col
 
 
 def load_verdict(comparison: Comparison, apart: Collection[str] = ()) -> Verdict:
-    """The verdict with tests over test rows: reads the scores of the chosen trials, and theirs alone, from MLflow.
+    """The verdict with tests over test rows; reads the scores of the chosen trials from MLflow.
 
-    ValueError: `apart` names no axis.
+    Raises:
+        ValueError: `apart` names no axis.
     """
     if len(tasks_of(comparison)) > 1:
         return judge(comparison, apart=apart)
@@ -91,10 +80,34 @@ def _figures_by_seed(comparison: Comparison, choice: Choice, metric: str) -> dic
     return {seed: float(value) for seed, value in found.items() if not is_missing(value)}
 
 
+def _contrast(
+    first: Choice,
+    second: Choice,
+    figures: Mapping[str, Mapping[int, float]],
+    scores: pd.DataFrame | None,
+    metric: str,
+) -> tuple[Contrast, list[str]]:
+    """The tests of one pair, not yet corrected, and warnings about their rows. figures: choice -> seed -> figure."""
+    shared = sorted(figures[first.name].keys() & figures[second.name].keys())
+    values = [[figures[choice.name][seed] for seed in shared] for choice in (first, second)]
+    over_items, warnings = None, list[str]()
+    if scores is not None and shared:
+        trials = [[choice.setting.trial_ids[seed] for seed in shared] for choice in (first, second)]
+        over_items, warnings = _over_items(scores, trials[0], trials[1], metric)
+    contrast = Contrast(
+        first=first.name,
+        second=second.name,
+        metric=metric,
+        over_seeds=paired_t(values[0], values[1]) if len(shared) > 1 else None,
+        over_items=over_items,
+    )
+    return contrast, warnings
+
+
 def _over_items(
     scores: pd.DataFrame, first: Sequence[str], second: Sequence[str], metric: str
 ) -> tuple[PairedTest | None, list[str]]:
-    """The test over the rows that all these trials have scored, and what is wrong with them."""
+    """The test over the rows that all these trials have scored, and warnings about rows that are missing."""
     figure = figure_of(metric)
     column = figure.column if figure is not None else {TEST_LOSS: "loss"}.get(metric)
     if column is None or column not in scores:
@@ -102,7 +115,7 @@ def _over_items(
     own = scores[scores["trial_id"].isin([*first, *second])]
     if set(own["trial_id"]) != {*first, *second}:
         return None, []
-    # A row that is in the data twice has the same digits twice: its first occurrence is paired with the first.
+    # A row that is in the data twice has the same digits twice; occurrences are paired in their order.
     keys = [own["row"], own.groupby(["trial_id", "row"]).cumcount()]
     own = own.set_index(keys)
     values = own.pivot(columns="trial_id", values=column)
@@ -122,7 +135,7 @@ def _over_items(
 
 
 def _mean(items: pd.DataFrame, trials: Sequence[str]) -> "pd.Series[float]":
-    """Every row's mean over these trials: those of one setting, one per seed."""
+    """Every row's mean over the trials of one setting (one per seed)."""
     return items[list(trials)].mean(axis="columns")
 
 
@@ -140,7 +153,7 @@ def _corrected(contrasts: Sequence[Contrast]) -> tuple[Contrast, ...]:
 
 
 def _edge_warnings(selection: Selection) -> list[str]:
-    """One for every axis and end, however many methods are best there."""
+    """One warning for every axis and end of its ladder, which names all methods that are best there."""
     found: dict[tuple[str, str], list[Choice]] = {}
     for choice in selection.choices:
         for axis, side in choice.edge_sides.items():

@@ -1,1 +1,1 @@
-"""Predicts packs, memory and time before anything starts."""
+"""Predicts packs, memory and time before anything is started."""

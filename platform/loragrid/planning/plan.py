@@ -1,4 +1,4 @@
-"""Groups trials into packs and counts what they will train, before anything is started."""
+"""Groups trials into packs and counts their parameters before anything is started."""
 
 import math
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from loragrid.trials.packing import Pack, group_into_packs, sharing_key
 
 @dataclass(frozen=True, kw_only=True)
 class BaseShape:
-    """What can be counted of a base without its weights."""
+    """The shape of a base, known from its configuration without its weights."""
 
     layers: tuple[LayerShape, ...]
     num_parameters: int
@@ -29,7 +29,7 @@ class BaseShape:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """An experiment's trials, their exact parameter counts by trial id, and the packs they train in."""
+    """An experiment's trials, their exact parameter counts (by trial id) and the packs they train in."""
 
     experiment: Experiment
     trials: tuple[Trial, ...]
@@ -37,7 +37,7 @@ class Plan:
     packs: tuple[Pack, ...]
 
     def gpu_engine(self, pack: Pack) -> ModeChoice:
-        """How the pack's steps are run where its workers have GPUs; on CPUs they are always eager."""
+        """How the pack's steps are run if its workers have GPUs; on CPUs they are always eager."""
         first, experiment = pack.trials[0], self.experiment
         workers = experiment.workers
         num_tokens = len(pack.trials) * first.training.rows_per_worker(workers.num_workers) * first.data.max_length
@@ -50,7 +50,7 @@ class Plan:
         )
 
     def largest_packs(self) -> list[Pack]:
-        """Of all packs of trials that could share a base, the one that trains the most parameters."""
+        """For every set of packs whose trials can share a base, the pack that trains the most parameters."""
         largest: dict[object, Pack] = {}
         for pack in self.packs:
             first = pack.trials[0]
@@ -60,12 +60,12 @@ class Plan:
         return list(largest.values())
 
     def gpu_memory(self, pack: Pack) -> "MemoryEstimate | None":
-        """What a worker with a GPU holds at the pack's peak; takes seconds for a base of 1B.
+        """The peak memory of a worker with a GPU. The estimate takes seconds for a base of 1B parameters.
 
-        Every row counts as `data.max_length` tokens long, and so does a prompt that is answered by generation. None
-        where shapes alone do not tell.
+        Every row counts as `data.max_length` tokens, and so does a prompt that is answered by generation. None if the
+        memory cannot be derived from shapes.
         """
-        # And transformers: every process imports plans.
+        # Imported here because it imports transformers, and every process imports this module.
         from loragrid.planning.memory_estimate import ScoringShape, estimate_memory
 
         first, workers = pack.trials[0], self.experiment.workers
@@ -92,7 +92,7 @@ class Plan:
         return sum(self.counts[trial.trial_id].trainable for trial in pack.trials)
 
     def to_dict(self) -> dict[str, object]:
-        """The plan as JSON can hold it."""
+        """The plan as JSON can hold it: trials, packs and the memory of the largest packs in bytes."""
         memory = {pack.pack_id: self.gpu_memory(pack) for pack in self.largest_packs()}
         pack_of = {trial.trial_id: pack.pack_id for pack in self.packs for trial in pack.trials}
         return {
@@ -126,10 +126,10 @@ class Plan:
 
 
 def plan(experiment: Experiment) -> Plan:
-    """The whole plan of an experiment; starts nothing and loads no weights.
+    """The plan of an experiment; starts nothing and loads no weights.
 
     Raises:
-        ValueError: an impossible grid, an unknown model, or targets that match none of its layers.
+        ValueError: the grid is impossible, the model is unknown, or the targets match none of its layers.
     """
     trials = expand(experiment)
     return Plan(
@@ -141,10 +141,10 @@ def plan(experiment: Experiment) -> Plan:
 
 
 def count_parameters(trial: Trial) -> ParameterCount:
-    """The trial's exact parameter counts, from the base's shapes.
+    """The trial's exact parameter counts, from the shapes of the base.
 
     Raises:
-        ValueError: as `plan`; the message names the trial's method.
+        ValueError: see `plan`; the message names the trial's method.
     """
     base = base_shape(trial.model)
     try:
@@ -155,7 +155,7 @@ def count_parameters(trial: Trial) -> ParameterCount:
 
 @lru_cache(maxsize=8)
 def base_shape(model: ModelConfig) -> BaseShape:
-    """The base's adaptable layers and size, from its configuration alone."""
+    """The adaptable layers and the size of the base, from its configuration."""
     base = load_meta_model(model)
     return BaseShape(
         layers=tuple(adaptable_layers(base, base.get_output_embeddings())),

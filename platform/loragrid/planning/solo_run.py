@@ -1,4 +1,4 @@
-"""What a method costs by itself: a pack of one, a few steps, before the pack it will share is built."""
+"""Measures the cost of one trial in a pack of its own for a few steps, before its shared pack is built."""
 
 import statistics
 import time
@@ -31,12 +31,13 @@ def measure_solo(
     step_runner: StepRunner | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """Metric key -> figure of one member alone on this worker, with one worker's share of its batch.
+    """Metric key -> figure of the trial as the only member on this worker, with the worker's share of its batch.
 
-    The first step is not timed, nor are those that `step_runner` takes before it replays a graph. Saved activations and
-    the loss are those of one micro batch. Peaks are of a training step, and apart from it of an evaluation, with all
-    that lives beside each. Where a base's operations are not counted (`ModelShape.of`) their rates are missing. `base`
-    is given back without adapters, also where this fails; a method that trains the base leaves it changed, and its
+    The first step is not timed, nor are the steps that `step_runner` runs before it replays a graph. Saved activations and
+    the loss are those of one micro batch. Memory peaks include all resident memory; training steps and evaluation have
+    a peak each. The rates of operations are missing if the operations of the base cannot be counted (`ModelShape.of`).
+
+    Afterwards `base` has no adapters, also if this fails. A method that trains the base leaves it changed; then the
     caller must load it again.
     """
     batch_size = trial.training.batch_size // num_workers
@@ -48,7 +49,7 @@ def measure_solo(
     try:
         figures = _measure(model, batches, shape, num_steps, step_runner, clock)
     finally:
-        model.pack.detach()  # also where it fails: the base is used on
+        model.pack.detach()  # also after a failure, because the base is used again
     if limit is None:
         return figures
     return figures | {
@@ -76,7 +77,7 @@ def _measure(
         "memory/saved_activation_bytes": float(saved[0]),
         "memory/loss_bytes": float(loss_bytes(model, first)),
     }
-    # Before the first step: what a captured one allocates, it allocates at its capture.
+    # Reset before the first step, because a captured step allocates its memory at the capture.
     reset_peak_memory(base.device)
     compute = step_runner or StepRunner(ModeChoice(mode="eager", reason="engine.mode"))
     for _ in range(1 if compute.choice.mode == "eager" else STEPS_BEFORE_CAPTURE + 1):
@@ -84,7 +85,7 @@ def _measure(
         train_step(model, batches.training(0), one_worker, compute)
     seconds, tokens_per_second, flops_per_second = [], [], []
     for step in range(1, num_steps + 1):
-        # The table of learning rates may be shorter than the measurement is long.
+        # The table of learning rates may have fewer steps than the measurement.
         model.completed = 0
         batch = batches.training(step)
         wait_for(base.device)
@@ -107,11 +108,10 @@ def _measure(
 
 
 def _evaluation_peak(model: PackModel, batches: PackBatches) -> dict[str, float]:
-    """The peaks of one evaluation batch on a GPU, by metric key: every batch has its shape, so they are all batches'.
+    """The memory peaks of one evaluation batch on a GPU, by metric key; the same for all batches of this shape.
 
-    Of as many rows as can be evaluated at once.
-
-    Nothing on a CPU: the process's resident set keeps what earlier work freed, and an evaluation needs less than that.
+    The batch has as many rows as can be evaluated at once. Empty on a CPU: there the resident set of the process still
+    contains memory that was freed before, and an evaluation needs less than that.
     """
     device = model.base.device
     if device.type != "cuda":

@@ -1,4 +1,4 @@
-"""How long packs of a shape take, and the file that keeps what was calibrated."""
+"""The measured times of packs by shape, and the file that keeps calibrated times."""
 
 import hashlib
 import json
@@ -19,12 +19,13 @@ CALIBRATION_FILE = "calibration.json"
 
 @dataclass(frozen=True, kw_only=True)
 class PackTiming:
-    """Seconds of one pack on one device. source: "calibrated", or the sweep that has shown it.
+    """The times of one pack on one device, in seconds.
 
-    mode: how its steps were run, for what "auto" comes to depends on their number. load: of the base. setup: adapters,
-    optimizer, batches. startup: beyond later steps, what the first ones took (kernels, compiling). step: one optimizer
-    step. evaluation: one pass over all evaluation rows. measure: its members' shapes alone. None: `problem` says why
-    there is no time.
+    source: "calibrated", or the sweep that measured the times. mode: how the steps were run; "auto" can choose another
+    mode for another number of steps. load: loading the base. setup: adapters, optimizer, batches. measure: the solo
+    measurements of its members. startup: the time of the first steps beyond that of later ones (kernels, compiling).
+    step: one optimizer step. evaluation: one pass over all evaluation rows. problem: why the times are unknown; "" if
+    they are known.
     """
 
     source: str
@@ -38,7 +39,7 @@ class PackTiming:
     problem: str = ""
 
     def seconds(self, pack: Pack) -> float | None:
-        """All of a pack but loading and measuring, which packs on the same workers share; None where not known."""
+        """The time of a pack without `load` and `measure`, which packs on the same workers share; None if unknown."""
         if self.problem:
             return None
         training, data = pack.trials[0].training, pack.trials[0].data
@@ -48,9 +49,10 @@ class PackTiming:
 
 
 def num_evaluations(steps: int, every: int | None, num_members: int, test_per_eval_row: float = 0.0) -> float:
-    """Passes of all members over the evaluation rows; the bare base's own, at the start, is one member's part.
+    """The number of passes of all members over the evaluation rows.
 
-    The one look at the test rows, after the last step, counts by their number.
+    The evaluation of the bare base at the start counts as one member's share of a pass. The evaluation of the test rows
+    after the last step counts by their ratio to the evaluation rows, `test_per_eval_row`.
     """
     regular = steps // every if every else 0
     at_the_end = 0 if every and steps % every == 0 else 1
@@ -58,9 +60,10 @@ def num_evaluations(steps: int, every: int | None, num_members: int, test_per_ev
 
 
 def pack_shape(trials: Sequence[Trial], engine: EngineConfig, num_workers: int = 1, *, shard: bool = False) -> str:
-    """Equal for packs that take equally long on equal hardware, whatever their learning rates, seeds and steps.
+    """A digest that is equal for packs with equal times per step on equal hardware.
 
-    engine: how their steps are run. shard: each of the workers holds its share of the base, not the whole.
+    It does not depend on learning rates, seeds and the number of steps. engine: how the steps are run. shard: whether
+    each worker holds a share of the base instead of the whole base.
     """
     first, training = trials[0], trials[0].training
     members = sorted(str((trial.method.stack_key(), trial.method.peft_config().get("r"))) for trial in trials)
@@ -72,7 +75,7 @@ def pack_shape(trials: Sequence[Trial], engine: EngineConfig, num_workers: int =
 
 
 def save_timings(folder: Path, device: str, timings: Mapping[str, PackTiming]) -> None:
-    """Keep calibrations, by pack shape, in the storage folder, beside those of other shapes and devices."""
+    """Add calibrations (by pack shape) to the file in the storage folder; other shapes and devices are kept."""
     known = _read(folder)
     known.setdefault(device, {}).update({shape: asdict(timing) for shape, timing in timings.items()})
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +86,7 @@ def save_timings(folder: Path, device: str, timings: Mapping[str, PackTiming]) -
 
 
 def saved_timings(folder: Path, device: str) -> dict[str, PackTiming]:
-    """The calibrations of a device (as `device_of` names it), by pack shape; none where another version wrote them."""
+    """The calibrations of a device (see `device_of`) by pack shape; empty if another version wrote the file."""
     try:
         return {shape: PackTiming(**fields) for shape, fields in _read(folder).get(device, {}).items()}
     except (AttributeError, TypeError, ValueError):

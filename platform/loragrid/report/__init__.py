@@ -1,1 +1,1 @@
-"""Shows a comparison: in the terminal, as an HTML page, as charts and as files."""
+"""Shows a comparison in the terminal, as an HTML page, as charts and as files."""

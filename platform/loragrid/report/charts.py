@@ -1,4 +1,4 @@
-"""Draws a chart as SVG that stands inside a page: no outside font, no script, a title and a description in words."""
+"""Draws a chart as SVG for an HTML page, without external fonts or scripts, with a title and a description in words."""
 
 import hashlib
 import io
@@ -16,14 +16,14 @@ from loragrid.report.loss_curves import COLOURS, LINE_STYLES, MARKERS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# A column of the page at desktop width, and the whole of a phone's: letters have one size on both.
+# The width of a column on a desktop and of the screen on a phone, so that text has the same size on both.
 CHART_INCHES = (4.6, 3.3)
 
-# Of a legend, counted in letters: what an inch holds, the sample of a line with the gaps around it, the margin.
+# The sizes of a legend in letters: letters per inch, the line sample with its gaps, the margin.
 LETTERS_PER_INCH, HANDLE_LETTERS, MARGIN_LETTERS = 13.8, 8, 6
 
 _STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",  # text stays text: small, searchable, read aloud
+    "svg.fonttype": "none",  # text stays text, which is small, searchable and readable by screen readers
     "text.parse_math": False,  # a method may be called `$x$`
     "font.size": 9.5,
     "axes.labelsize": 9.5,
@@ -44,7 +44,7 @@ _STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """One drawing. title: what it shows. description: the same in words, read aloud. caption: how to read it."""
+    """One drawing. description: its content in words, for screen readers. caption: how to read it."""
 
     title: str
     description: str
@@ -54,7 +54,7 @@ class Chart:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodStyle:
-    """How one method looks in every chart: apart from the others in colour, and without colours too."""
+    """How one method looks in every chart. Line styles and markers tell methods apart without colours."""
 
     colour: str
     line_style: Any
@@ -62,10 +62,10 @@ class MethodStyle:
 
 
 def method_styles(methods: Iterable[str], choices: Iterable[Choice] = ()) -> dict[str, MethodStyle]:
-    """Name -> style of methods, and of choices that are a method's part ("lora rank 8").
+    """Name -> style, for methods and for choices that are a part of a method ("lora rank 8").
 
-    Colours go by the alphabet over all of the sweep's methods, as in the picture of the loss curves; a method's parts
-    share its colour.
+    Colours are assigned to the sweep's methods in alphabetical order, as in the picture of the loss curves. The parts
+    of a method share its colour.
     """
     styles = {method: _style(index, index) for index, method in enumerate(sorted(set(methods)))}
     places = {method: index for index, method in enumerate(styles)}
@@ -89,8 +89,8 @@ def draw(
     paint: Callable[["Axes"], object],
     inches: tuple[float, float] = CHART_INCHES,
 ) -> Chart:
-    """The chart that `paint` draws on an empty pair of axes."""
-    # Not pyplot: it keeps every figure in global state and may want a display.
+    """The chart that `paint` draws on empty axes."""
+    # Not pyplot, because it keeps every figure in global state and may need a display.
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -108,11 +108,11 @@ def draw(
 
 
 def _inline(drawing: str, title: str, description: str) -> Markup:
-    """The drawing as a part of an HTML page: named, sized by the page, its ids apart from those of other drawings."""
+    """The drawing as part of an HTML page: with a title, sized by the page, with ids that no other drawing has."""
     name = f"c{hashlib.sha256((title + drawing).encode()).hexdigest()[:10]}"
     body = drawing[drawing.index(">", drawing.index("<svg")) + 1 : drawing.rindex("</svg>")]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)  # it would rule the whole page
+    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)  # it would apply to the whole page
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', body))
     body = re.sub(r' id="([^"]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", body)
     body = re.sub(r'(href="#|url\(#)', rf"\1{name}-", body)
@@ -126,8 +126,41 @@ def _inline(drawing: str, title: str, description: str) -> Markup:
     )
 
 
+def draw_line(
+    panel: "Axes",
+    xs: Sequence[float],
+    ys: Sequence[float],
+    style: MethodStyle,
+    *,
+    label: str,
+    linewidth: float,
+    markersize: float,
+    markevery: int = 1,
+) -> None:
+    """Draw one method's line with its markers."""
+    panel.plot(
+        xs,
+        ys,
+        color=style.colour,
+        linestyle=style.line_style,
+        linewidth=linewidth,
+        marker=style.marker,
+        markersize=markersize,
+        markeredgecolor="white",
+        markeredgewidth=0.6,
+        markevery=markevery,
+        label=label,
+    )
+
+
+def draw_grid(panel: "Axes") -> None:
+    """Draw a pale grid behind the lines."""
+    panel.grid(color="#e4e4e4", linewidth=0.6)
+    panel.set_axisbelow(True)
+
+
 def legend_above(panel: "Axes", most_columns: int = 3) -> None:
-    """The legend over the axes, where it hides no line, in as many columns as there is room for."""
+    """Draw the legend above the axes, where it hides no line, in as many columns as fit."""
     labels = panel.get_legend_handles_labels()[1]
     room = panel.get_figure(root=True).get_figwidth() * LETTERS_PER_INCH - MARGIN_LETTERS  # type: ignore[union-attr]
 
@@ -148,8 +181,11 @@ def legend_above(panel: "Axes", most_columns: int = 3) -> None:
 
 
 def labels_beside(panel: "Axes", points: Sequence[tuple[float, float, str, str]]) -> None:
-    """Names (x, y, text, colour) in a column right of the axes, apart from each other, with lines to the points."""
-    gap = 0.075  # of the height of the axes: a line of text
+    """Write names in a column to the right of the axes, without overlaps, and draw a line from each to its point.
+
+    points: (x, y, text, colour).
+    """
+    gap = 0.075  # the height of a line of text, as a fraction of the height of the axes
     ordered = sorted(points, key=lambda point: point[1])
     places = [
         float(panel.transLimits.transform((0, panel.transScale.transform((1, point[1]))[1]))[1]) for point in ordered
@@ -157,7 +193,7 @@ def labels_beside(panel: "Axes", points: Sequence[tuple[float, float, str, str]]
     heights: list[float] = []
     for place in places:
         heights.append(max(place, heights[-1] + gap) if heights else max(0.0, place))
-    # What the last one had to rise above the axes, all below it share.
+    # If the names reach above the axes, they move down together.
     for index in range(len(heights) - 1, -1, -1):
         heights[index] = min(heights[index], 1.0 - gap * (len(heights) - 1 - index))
     for (x, y, text, colour), height in zip(ordered, heights, strict=True):
@@ -175,17 +211,17 @@ def labels_beside(panel: "Axes", points: Sequence[tuple[float, float, str, str]]
 
 
 def ticks_between(low: float, high: float, base: float = 1000.0) -> list[float]:
-    """Round places for some four ticks; bytes are round in powers of 1024."""
+    """Round values for about four ticks. base: the ratio of two units, 1024 for bytes."""
     from matplotlib.ticker import MaxNLocator
 
     unit = 1.0
-    while high >= unit * 999.5:  # as figures are written
+    while high >= unit * 999.5:  # figures change to the next unit here
         unit *= base
     return [unit * float(place) for place in MaxNLocator(nbins=4).tick_values(low / unit, high / unit)]
 
 
 def thin_out(points: Sequence[Any], most: int = 200) -> list[Any]:
-    """At most `most` of the points, evenly spread, first and last among them: a page must not weigh megabytes."""
+    """At most `most` of the points, evenly spread, with the first and the last, so that the page stays small."""
     if len(points) <= most:
         return list(points)
     last = len(points) - 1

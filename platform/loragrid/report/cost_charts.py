@@ -1,4 +1,4 @@
-"""What a figure costs: Pareto fronts over parameters, memory and time, and bars of memory and time by part."""
+"""Draws costs: Pareto fronts over parameters, memory and time, and bars of memory and time by part."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,15 +6,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from loragrid.comparison.pareto import pareto_front
-from loragrid.comparison.ranking import is_higher_better
+from loragrid.comparison.ranking import is_higher_better, metric_words
 from loragrid.formatting import count_of, format_bytes, format_count, format_seconds
-from loragrid.report.charts import Chart, MethodStyle, draw, labels_beside, legend_above, ticks_between
-from loragrid.report.metric_text import format_metric, metric_name
+from loragrid.report.charts import Chart, MethodStyle, draw, draw_grid, labels_beside, legend_above, ticks_between
+from loragrid.report.metric_text import format_metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# What a front is drawn over: heading, keys of which the first that was measured is taken, writing.
+# The costs with a front: (heading, (key, axis label) pairs of which the first measured key is used, formatter).
 COSTS: tuple[tuple[str, tuple[tuple[str, str], ...], Callable[[float], str]], ...] = (
     ("trained parameters", (("parameters/trainable", "trained parameters"),), format_count),
     (
@@ -65,9 +65,10 @@ PART_HATCHES = ("", "///", "", "\\\\\\", "", "///", "", "///", "", "\\\\\\")
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One setting: its figure (mean over seeds) and its costs by metric key; `is_chosen`: its method's best.
+    """One setting as a point of a Pareto chart.
 
-    name: of its style, and what it is called where it is chosen. label: with its values.
+    name: the key of its style, and its name in the chart if it is chosen. label: its name with its values.
+    figure: mean over seeds. costs: metric key -> mean over seeds. is_chosen: whether it is its method's best setting.
     """
 
     name: str
@@ -79,7 +80,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """One method's parts by metric key; a part that was not measured is not in it."""
+    """One method's bar. parts: metric key -> value; parts that were not measured are left out."""
 
     label: str
     parts: Mapping[str, float]
@@ -88,7 +89,7 @@ class Bar:
 def pareto_charts(
     points: Sequence[Point], metric: str, higher_is_better: bool, styles: Mapping[str, MethodStyle]
 ) -> tuple[list[Chart], list[str]]:
-    """A chart per cost that was measured, and a sentence for each that was not."""
+    """A chart for every cost that was measured, and a sentence for every cost that was not."""
     charts: list[Chart] = []
     missing: list[str] = []
     for name, keys, write in COSTS:
@@ -107,8 +108,8 @@ def pareto_charts(
         )
         charts.append(
             draw(
-                f"{metric_name(metric).capitalize()} against {name}",
-                f"{count_of(len(with_cost), 'setting')}. Not beaten in both: {on_it}.",
+                f"{metric_words(metric).capitalize()} against {name}",
+                f"{count_of(len(with_cost), 'setting')}. On the front: {on_it}.",
                 f"On the front: {on_it}." + _outside(with_cost),
                 partial(
                     _paint_front,
@@ -141,9 +142,8 @@ def _paint_front(
     metric: str,
     styles: Mapping[str, MethodStyle],
 ) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter
 
-    costs = [point.costs[key] for point in points]
     panel.step(
         [points[i].costs[key] for i in front],
         [points[i].figure for i in front],
@@ -168,6 +168,24 @@ def _paint_front(
             zorder=3 if point.is_chosen else 2,
         )
     panel.margins(0.08)
+    _scale_costs(panel, [point.costs[key] for point in points], key, write)
+    low, high = figure_limits(points)
+    panel.set_ylim(low, high)
+    panel.set_xlabel(label)
+    panel.set_ylabel(metric_words(metric))
+    if is_higher_better(metric):
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_metric(metric, value)))
+    draw_grid(panel)
+    labels_beside(
+        panel,
+        [(p.costs[key], p.figure, p.name, styles[p.name].colour) for p in points if p.is_chosen],
+    )
+
+
+def _scale_costs(panel: "Axes", costs: Sequence[float], key: str, write: Callable[[float], str]) -> None:
+    """Scale the axis of costs: logarithmic if the largest is more than eight times the smallest."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     if min(costs) > 0 and max(costs) > 8 * min(costs):
         panel.set_xscale("log")
         panel.xaxis.set_major_locator(LogLocator(base=10, numticks=5))
@@ -177,22 +195,13 @@ def _paint_front(
         panel.set_xticks([tick for tick in ticks_between(left, right, _base_of(key)) if left <= tick <= right])
     tick = _in_one_unit(key, write, panel.get_xlim()[1])
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
-    low, high = figure_limits(points)
-    panel.set_ylim(low, high)
-    panel.set_xlabel(label)
-    panel.set_ylabel(metric_name(metric))
-    if is_higher_better(metric):
-        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_metric(metric, value)))
-    panel.grid(color="#e4e4e4", linewidth=0.6)
-    panel.set_axisbelow(True)
-    labels_beside(
-        panel,
-        [(p.costs[key], p.figure, p.name, styles[p.name].colour) for p in points if p.is_chosen],
-    )
 
 
 def figure_limits(points: Sequence[Point]) -> tuple[float, float]:
-    """The frame around the chosen settings and what lies near: what failed to learn must not press them flat."""
+    """Limits of the axis of figures: the chosen settings and those near them.
+
+    Settings that failed to learn lie outside, because the others could not be told apart otherwise.
+    """
     all_figures = [point.figure for point in points]
     chosen = [point.figure for point in points if point.is_chosen] or all_figures
     low, high = min(chosen), max(chosen)
@@ -203,7 +212,7 @@ def figure_limits(points: Sequence[Point]) -> tuple[float, float]:
 
 
 def _in_one_unit(key: str, write: Callable[[float], str], largest: float) -> Callable[[float], str]:
-    """Writes bytes of one chart alike: of 983 MiB and 0.982 GiB, which is more?"""
+    """A formatter that writes all byte counts of a chart in one unit, so that readers can compare them."""
     return partial(format_bytes, like=largest) if key.endswith("_bytes") else write
 
 
@@ -214,10 +223,10 @@ def _base_of(key: str) -> float:
 def bar_chart(
     title: str, bars: Sequence[Bar], parts: Mapping[str, str], write: Callable[[float], str], caption: str
 ) -> Chart | None:
-    """Stacked bars, one per method; None where nothing of it was measured."""
+    """Stacked bars, one per method; None if no part was measured. parts: metric key -> name."""
     known = [key for key in parts if any(bar.parts.get(key) is not None for bar in bars)]
     shown = [bar for bar in bars if any(key in bar.parts for key in known)]
-    if not known or not shown:
+    if not shown:
         return None
     described = "; ".join(
         f"{bar.label}: " + ", ".join(f"{parts[key]} {write(bar.parts[key])}" for key in known if key in bar.parts)
@@ -230,38 +239,44 @@ def bar_chart(
         lacking = [parts[key] for key in known if key not in bar.parts]
         if lacking:
             caption += f" {bar.label} is without {', '.join(lacking)}."
-
-    def paint(panel: "Axes") -> None:
-        from matplotlib.ticker import FuncFormatter
-
-        lefts = [0.0] * len(shown)
-        for key in known:
-            index = list(parts).index(key)
-            widths = [bar.parts.get(key, 0.0) for bar in shown]
-            panel.barh(
-                range(len(shown)),
-                widths,
-                left=lefts,
-                height=0.62,
-                color=PART_COLOURS[index % len(PART_COLOURS)],
-                hatch=PART_HATCHES[index % len(PART_HATCHES)],
-                edgecolor="white",
-                linewidth=0.5,
-                label=parts[key],
-            )
-            lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
-        total_of = _in_one_unit(known[0], write, max(lefts))
-        for place, total in enumerate(lefts):
-            panel.annotate(
-                total_of(total), (total, place), (5, 0), textcoords="offset points", va="center", fontsize=8.5
-            )
-        panel.set_yticks(range(len(shown)), [bar.label for bar in shown])
-        panel.invert_yaxis()
-        panel.set_xticks([tick for tick in ticks_between(0, max(lefts), _base_of(known[0])) if 0 <= tick <= max(lefts)])
-        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: total_of(value) if value else "0"))
-        panel.set_xlim(0, max(lefts) * 1.2 or 1.0)
-        panel.tick_params(axis="y", length=0)
-        panel.spines["left"].set_visible(False)
-        legend_above(panel)
-
+    paint = partial(_paint_bars, bars=shown, parts=parts, known=known, write=write)
     return draw(title, described, caption, paint, (5.6, 1.5 + 0.36 * len(shown)))
+
+
+def _paint_bars(
+    panel: "Axes",
+    bars: Sequence[Bar],
+    parts: Mapping[str, str],
+    known: Sequence[str],
+    write: Callable[[float], str],
+) -> None:
+    """Draw the bars. known: the keys of `parts` that any bar has; a part has the same colour in every chart."""
+    from matplotlib.ticker import FuncFormatter
+
+    lefts = [0.0] * len(bars)
+    for key in known:
+        index = list(parts).index(key)
+        widths = [bar.parts.get(key, 0.0) for bar in bars]
+        panel.barh(
+            range(len(bars)),
+            widths,
+            left=lefts,
+            height=0.62,
+            color=PART_COLOURS[index % len(PART_COLOURS)],
+            hatch=PART_HATCHES[index % len(PART_HATCHES)],
+            edgecolor="white",
+            linewidth=0.5,
+            label=parts[key],
+        )
+        lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
+    total_of = _in_one_unit(known[0], write, max(lefts))
+    for place, total in enumerate(lefts):
+        panel.annotate(total_of(total), (total, place), (5, 0), textcoords="offset points", va="center", fontsize=8.5)
+    panel.set_yticks(range(len(bars)), [bar.label for bar in bars])
+    panel.invert_yaxis()
+    panel.set_xticks([tick for tick in ticks_between(0, max(lefts), _base_of(known[0])) if 0 <= tick <= max(lefts)])
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: total_of(value) if value else "0"))
+    panel.set_xlim(0, max(lefts) * 1.2 or 1.0)
+    panel.tick_params(axis="y", length=0)
+    panel.spines["left"].set_visible(False)
+    legend_above(panel)

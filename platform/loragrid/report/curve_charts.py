@@ -1,4 +1,4 @@
-"""Curves of what stands for each method: evaluation loss and accuracy over steps, over tokens and over seconds."""
+"""Draws the curves of each method's chosen setting: evaluation figures over steps, over tokens and over seconds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,26 +10,26 @@ import pandas as pd
 from loragrid.comparison.ranking import is_proportion
 from loragrid.comparison.sweep_record import SweepRecord
 from loragrid.comparison.table import Comparison
-from loragrid.report.charts import Chart, MethodStyle, draw, legend_above, thin_out
+from loragrid.report.charts import Chart, MethodStyle, draw, draw_grid, draw_line, legend_above, thin_out
 from loragrid.report.metric_text import format_metric
 from loragrid.tasks.discovery import task_figures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Trials that are equal in these train on the same rows in the same order: as many tokens per step.
+# Trials that agree in these parameters train on the same rows in the same order, with equal tokens per step.
 _ROW_PARAMETERS = ("model.name", "data.", "training.batch_size", "workers.")
 
-Point = tuple[float, float, float, float]
-"""Of a line: (place, mean, lowest, highest)."""
+CurvePoint = tuple[float, float, float, float]
+"""One point of a line: (x, mean, lowest, highest)."""
 
-# This first part of a curve may leave the frame at the top.
+# The fraction of a curve at its start that may leave the frame at the top.
 START_SHARE = 0.15
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One line of a chart: a method's setting, over its seeds; `label` is also the name of its style."""
+    """One line of a chart: a setting over its seeds. label: also the key of its style."""
 
     label: str
     trial_ids: tuple[str, ...]
@@ -37,7 +37,11 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """What a row of charts draws: `metric` writes it, `unit` labels the axis. in_words: what its numbers are."""
+    """The curve that a row of charts draws.
+
+    key: of the curve. metric: decides how its figures are written. unit: the label of the axis. in_words: the unit in a
+    sentence.
+    """
 
     key: str
     title: str
@@ -72,9 +76,10 @@ def curves_of_tasks() -> list[Curve]:
 def curve_charts(
     record: SweepRecord, curves: pd.DataFrame, lines: Sequence[Line], styles: Mapping[str, MethodStyle], shown: str
 ) -> tuple[list[list[Chart]], list[str]]:
-    """A row of charts per curve in `curves` (as `Comparison.curves`), and a sentence for each that cannot be drawn.
+    """A row of charts for every curve, and a sentence for every chart that cannot be drawn.
 
-    shown: what the lines are, see `what_is_shown`. A figure of a task is drawn where it was recorded.
+    curves: see `Comparison`. shown: describes the lines, see `trials_caption`. A task's figure is drawn if it was
+    recorded.
     """
     if curves[curves["key"] == LOSS.key].empty:
         missing = ["No evaluation loss was recorded: there is no curve to draw."]
@@ -107,7 +112,7 @@ def _chart(
     name: str,
     label: str,
     caption: str,
-    drawn: Mapping[str, Sequence[Point]],
+    drawn: Mapping[str, Sequence[CurvePoint]],
     styles: Mapping[str, MethodStyle],
 ) -> Chart:
     ends = ", ".join(f"{line} {format_metric(curve.metric, points[-1][1])}" for line, points in drawn.items())
@@ -119,7 +124,7 @@ def _chart(
     )
 
 
-def _steps_caption(shown: str, lines: Sequence[Line], curve: Curve, drawn: Mapping[str, Sequence[Point]]) -> str:
+def _steps_caption(shown: str, lines: Sequence[Line], curve: Curve, drawn: Mapping[str, Sequence[CurvePoint]]) -> str:
     has_band = any(len(line.trial_ids) > 1 for line in lines if line.label in drawn)
     band = "; the band spans the lowest and the highest of them" if has_band else ""
     cut = " The axis leaves out the steep start." if _frame(curve, list(drawn.values())) else ""
@@ -127,9 +132,9 @@ def _steps_caption(shown: str, lines: Sequence[Line], curve: Curve, drawn: Mappi
 
 
 def tokens_per_step(record: SweepRecord) -> dict[str, float]:
-    """Trial id -> non-padding tokens of one step: tokens per second times seconds per step, as measured alone.
+    """Trial id -> non-padding tokens of one step: tokens per second times seconds per step of the solo measurement.
 
-    The median over all trials that train on the same rows, for they differ in the noise of the measurement only.
+    The value is the median over all trials that train on the same rows, because these differ only by measurement noise.
     """
     table = record.comparison.table
     if not {"throughput/tokens_per_second", "time/step_seconds"} <= set(table.columns):
@@ -146,7 +151,7 @@ def tokens_per_step(record: SweepRecord) -> dict[str, float]:
 
 
 def seconds_per_step(comparison: Comparison) -> dict[str, float]:
-    """Trial id -> seconds of one optimizer step, measured on the trial alone."""
+    """Trial id -> seconds of one optimizer step, from the solo measurement."""
     table = comparison.table
     if "time/step_seconds" not in table:
         return {}
@@ -154,8 +159,8 @@ def seconds_per_step(comparison: Comparison) -> dict[str, float]:
     return {trial_id: float(seconds) for trial_id, seconds in pairs if pd.notna(seconds)}
 
 
-def _points(curves: pd.DataFrame, line: Line, scale: Mapping[str, float]) -> list[Point]:
-    """The line's mean over its trials; a place is the step times the trials' mean scale."""
+def _points(curves: pd.DataFrame, line: Line, scale: Mapping[str, float]) -> list[CurvePoint]:
+    """The line's mean over its trials. x is the step times the mean of the trials' `scale`."""
     trial_ids = [trial_id for trial_id in line.trial_ids if trial_id in scale]
     own = curves[curves["trial_id"].isin(trial_ids)]
     if own.empty:
@@ -175,7 +180,7 @@ def _points(curves: pd.DataFrame, line: Line, scale: Mapping[str, float]) -> lis
 def _paint(
     panel: "Axes",
     curve: Curve,
-    drawn: Mapping[str, Sequence[Point]],
+    drawn: Mapping[str, Sequence[CurvePoint]],
     styles: Mapping[str, MethodStyle],
     label: str,
 ) -> None:
@@ -186,19 +191,8 @@ def _paint(
         places, means, low, high = zip(*points, strict=True)
         if low != high:
             panel.fill_between(places, low, high, color=style.colour, alpha=0.14, linewidth=0)
-        panel.plot(
-            places,
-            means,
-            color=style.colour,
-            linestyle=style.line_style,
-            linewidth=1.6,
-            marker=style.marker,
-            markersize=4.5,
-            markeredgecolor="white",
-            markeredgewidth=0.6,
-            markevery=max(1, len(means) // 6),
-            label=line,
-        )
+        markevery = max(1, len(means) // 6)
+        draw_line(panel, places, means, style, label=line, linewidth=1.6, markersize=4.5, markevery=markevery)
     panel.set_xlabel(label)
     panel.set_ylabel(curve.unit)
     panel.set_xlim(left=0)
@@ -208,17 +202,16 @@ def _paint(
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
     if is_proportion(curve.metric):
         bottom, top = panel.get_ylim()
-        panel.set_ylim(max(bottom, -0.01), min(top, 1.01))  # no share lies outside
+        panel.set_ylim(max(bottom, -0.01), min(top, 1.01))  # shares are between 0 and 1
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
-    panel.grid(color="#e4e4e4", linewidth=0.6)
-    panel.set_axisbelow(True)
+    draw_grid(panel)
     legend_above(panel)
 
 
-def _frame(curve: Curve, lines: Sequence[Sequence[Point]]) -> tuple[float, float] | None:
-    """Limits that let the fast fall of the loss at the start, which all methods share, leave the frame.
+def _frame(curve: Curve, lines: Sequence[Sequence[CurvePoint]]) -> tuple[float, float] | None:
+    """Limits of the loss axis that leave out the steep start, which all methods share.
 
-    None: everything is shown, as of a task's figures, whose first value is that of the bare base.
+    None: everything is shown. This holds for a task's figures, because their first value is that of the bare base.
     """
     if curve.key != LOSS.key:
         return None
@@ -246,10 +239,10 @@ _TOKENS_CAPTION = (
 )
 _SECONDS_CAPTION = (
     "Seconds are steps times the step time of the trial measured alone: training only, without set-up, compiling, "
-    "evaluation and checkpoints, and without what sharing a pack saves."
+    "evaluation and checkpoints, and without the time that sharing a pack saves."
 )
 _ABSENT = {
-    "steps": "no trial that stands for a method has one",
+    "steps": "no trial of a chosen setting has one",
     "tokens": "no throughput was measured",
     "seconds": "no step time was measured",
 }

@@ -1,4 +1,4 @@
-"""Writes a sweep's report in the format that is asked for, from MLflow alone: HTML, Markdown, CSV, JSON, PEFT's own."""
+"""Writes a sweep's report as HTML, Markdown, CSV, JSON or PEFT result files, only from what MLflow holds."""
 
 import csv
 import dataclasses
@@ -23,7 +23,7 @@ from loragrid.formatting import count_of
 from loragrid.report.html_page import Part, load_parts, render_page
 from loragrid.report.peft_results import write_peft_results
 from loragrid.report.tables import PageTable, choice_table, contrast_table, unfinished_table
-from loragrid.tracking.store_uri import quiet_store
+from loragrid.tracking.mlflow_internals import quiet_store
 
 ReportFormat = Literal["html", "md", "csv", "json", "peft"]
 REPORT_ARTIFACT = "report"
@@ -31,9 +31,10 @@ REPORT_ARTIFACT = "report"
 
 
 def format_of(out: Path, report_format: str | None) -> ReportFormat:
-    """The format asked for, else the one that the file's suffix names.
+    """The format `report_format`, or if that is None the one of the file's suffix.
 
-    ValueError: there is none of that name.
+    Raises:
+        ValueError: there is no such format.
     """
     allowed = get_args(ReportFormat)
     found = report_format if report_format is not None else out.suffix.removeprefix(".").lower()
@@ -48,14 +49,15 @@ def format_of(out: Path, report_format: str | None) -> ReportFormat:
 def write_report(
     comparison: Comparison, out: str | Path, report_format: str | None = None, apart: Collection[str] = ()
 ) -> list[str]:
-    """Write the report of a sweep, from MLflow alone, to the file `out`; gives what it could not say, as sentences.
+    """Write the report of a sweep to the file `out`; return sentences on what had to be left out.
 
-    report_format: `html` (one page that opens offline), `md`, `csv`, `json`, by default what the file's name ends in;
-    or `peft`: then `out` is a folder, and gets the result files that PEFT's `method_comparison` app loads. apart: axes
-    (columns of `comparison.table`) that are compared at each of their values instead of being chosen over.
+    report_format: `html` (one page that opens offline), `md`, `csv` or `json`; None: by the suffix of the file. With
+    `peft`, `out` is a folder that receives result files for PEFT's `method_comparison` app.
+    apart: axes (columns of `comparison.table`) that are compared at each of their values, see `choose`.
 
     Raises:
-        ValueError: no such format or axis, `out` cannot be written, or the sweep lacks what the format must hold.
+        ValueError: there is no such format or axis, `out` cannot be written, or the sweep lacks figures that the format
+            requires.
     """
     out = Path(out).expanduser()
     form = format_of(out, report_format)
@@ -74,7 +76,7 @@ def write_report(
 def keep_report(comparison: Comparison, out: Path) -> None:
     """Write the HTML report of a sweep that has ended, and keep it with the sweep's run as `report/report.html`.
 
-    The record must be delivered: the report is written from it. Raises what MLflow raises where it does not answer.
+    The record must be delivered to MLflow before. Raises whatever MLflow raises if it does not answer.
     """
     write_report(comparison, out, "html")
     with quiet_store():
@@ -92,15 +94,15 @@ def leave_report(
     *,
     curves: pd.DataFrame | None = None,
 ) -> Path | None:
-    """Keep the report of a sweep that has ended, in the folder as `<sweep>.html` too; gives that file.
+    """Keep the report of a sweep that has ended, also as `<sweep>.html` in the folder; return that file.
 
-    curves: as `load_comparison` takes them.
-    The sweep is recorded, and does not fail for want of its report: then `tell` hears why, and None is given.
+    A sweep does not fail because its report cannot be written: `tell` then receives the reason, and None is returned.
+    curves: see `load_comparison`.
     """
     out = folder / f"{sweep}.html"
     try:
         keep_report(load_comparison(experiment_name, tracking_uri, sweep, curves=curves), out)
-    except Exception as error:  # MLflow's, a database driver's, matplotlib's, the disk's
+    except Exception as error:  # from MLflow, a database driver, matplotlib or the disk
         again = shlex.join(["loragrid", "report", experiment_name, "--sweep", sweep, "--out", "report.html"])
         tell(f"the report could not be kept ({type(error).__name__}: {error}); to write it: {again}")
         return None
@@ -108,7 +110,7 @@ def leave_report(
 
 
 def report_text(form: Literal["html", "md", "csv", "json"], record: SweepRecord, parts: Sequence[Part]) -> str:
-    """The report as text, in one of the formats that are one file."""
+    """The report as text, in one of the formats that consist of one file."""
     match form:
         case "html":
             return render_page(record, parts)
@@ -121,7 +123,7 @@ def report_text(form: Literal["html", "md", "csv", "json"], record: SweepRecord,
 
 
 def to_markdown(comparison: Comparison, parts: Sequence[Part]) -> str:
-    """Verdict, choices, contrasts and what did not finish, as Markdown without HTML."""
+    """Verdict, choices, contrasts and unfinished trials as Markdown without HTML."""
     blocks = [f"# {_plain(comparison.question or comparison.experiment_name)}"]
     size = count_of(len(comparison.table), "trial")
     blocks.append(_plain(f"{comparison.experiment_name}, sweep {comparison.sweep}, {size}."))
@@ -148,13 +150,13 @@ def _markdown_table(table: PageTable) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown and HTML take for nothing but text."""
+    """The text in one line, with the characters escaped that mean something in Markdown or HTML."""
     one_line = " ".join(text.split())
     return re.sub(r"([\\`*_\[\]|])", r"\\\1", one_line).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def to_csv(parts: Sequence[Part]) -> str:
-    """One line per choice with its intervals; what is missing is an empty cell."""
+    """One line per choice with its intervals; a missing value is an empty cell."""
     choices = [(part, choice) for part in parts for choice in (*part.verdict.choices, *part.verdict.references)]
     axes = list(dict.fromkeys(name for _, choice in choices for name in choice.setting.values))
     groups = ("validation", "test", "default_validation", "default_test")
@@ -182,7 +184,7 @@ def _figures(interval: Interval | None) -> list[float | None]:
 
 
 def to_json(comparison: Comparison, parts: Sequence[Part]) -> str:
-    """The comparison with its verdicts (one per task) as data, `null` for what is missing."""
+    """The comparison with its verdicts (one per task) as JSON; a missing value is `null`."""
     content = json.loads(comparison.to_json())
     content["verdicts"] = [
         {
@@ -216,5 +218,5 @@ def _choice(choice: Choice) -> dict[str, object]:
 
 
 def _number(value: object) -> object:
-    """A numpy scalar as the Python number that it is."""
+    """A numpy scalar as a Python number."""
     return value.item()  # type: ignore[attr-defined]

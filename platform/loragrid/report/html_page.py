@@ -1,4 +1,4 @@
-"""Puts a report together: one HTML page that holds everything it shows and asks no other place for anything."""
+"""Builds the HTML report: one page that contains everything it shows and makes no requests."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -8,9 +8,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from loragrid.comparison.findings import ROWS_CAVEAT, heading_of_choices, was_chosen, what_is_shown
+from loragrid.comparison.findings import ROWS_CAVEAT, heading_of_choices, trials_caption, was_chosen
 from loragrid.comparison.fingerprint import fingerprint_of
-from loragrid.comparison.ranking import VALIDATION_LOSS, is_higher_better
+from loragrid.comparison.ranking import VALIDATION_LOSS, is_higher_better, metric_words
 from loragrid.comparison.selection import Verdict
 from loragrid.comparison.settings import Setting, settings_of, show_setting, tasks_of
 from loragrid.comparison.sweep_record import SweepRecord
@@ -21,7 +21,6 @@ from loragrid.report.charts import method_styles
 from loragrid.report.cost_charts import COSTS, MEMORY_PARTS, TIME_PARTS, Bar, Point, bar_chart, pareto_charts
 from loragrid.report.curve_charts import Line, curve_charts
 from loragrid.report.heat_maps import SettingFigures, heat_maps
-from loragrid.report.metric_text import metric_name
 from loragrid.report.tables import (
     choice_table,
     contrast_tables,
@@ -32,7 +31,7 @@ from loragrid.report.tables import (
     trial_table,
     unfinished_table,
 )
-from loragrid.report.tuning_charts import Course, tuning_charts
+from loragrid.report.tuning_charts import TuningCurve, tuning_charts
 from loragrid.tracking.store_uri import Scalar
 
 MEMORY_PEAKS = {
@@ -55,7 +54,7 @@ _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What a sweep shows on one model and one data set; `label` tells them apart where it has several."""
+    """The part of a sweep on one model and one data set. label: names the two if the sweep has several; else ""."""
 
     label: str
     comparison: Comparison
@@ -64,7 +63,7 @@ class Part:
 
 
 def load_parts(comparison: Comparison, apart: Collection[str] = ()) -> list[Part]:
-    """The parts of a sweep, judged by what MLflow holds; see `load_verdict`."""
+    """The parts of a sweep with their verdicts, see `load_verdict`."""
     return [
         Part(label=label, comparison=part, settings=settings_of(part), verdict=load_verdict(part, apart))
         for label, part in tasks_of(comparison).items()
@@ -74,7 +73,7 @@ def load_parts(comparison: Comparison, apart: Collection[str] = ()) -> list[Part
 def render_page(record: SweepRecord, parts: Sequence[Part]) -> str:
     """The report as HTML.
 
-    The same record gives the same page, byte for byte: it holds no time but those of the sweep.
+    The same record leads to the same bytes: the page contains no times except those of the sweep.
     """
     environment = Environment(
         loader=PackageLoader("loragrid.report"),
@@ -105,10 +104,10 @@ def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
     comparison, verdict = part.comparison, part.verdict
     styles = method_styles(record.comparison.table["method"], [*verdict.choices, *verdict.references])
     chosen = _lines(comparison, verdict)
-    shown = what_is_shown(verdict)
+    shown = trials_caption(verdict)
     curves, missing_curves = curve_charts(record, comparison.curves, chosen, styles, shown)
     points, metric = setting_points(part), validation_metric(verdict)
-    # Not the verdict's direction: settings may be chosen by accuracy and reported by loss.
+    # The verdict's own direction can differ: settings may be chosen by accuracy and reported by loss.
     higher_is_better = is_higher_better(metric)
     fronts, missing_fronts = pareto_charts(points, metric, higher_is_better, styles)
     by_label = [(line.label, line.trial_ids) for line in chosen]
@@ -120,7 +119,7 @@ def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
         "heading": heading_of_choices(verdict),
         "choices": choice_table(verdict, comparison),
         "was_chosen": was_chosen(verdict),
-        "chosen_by": metric_name(metric),
+        "chosen_by": metric_words(metric),
         "contrasts": contrasts,
         "other_contrasts": other_contrasts,
         "rows_caveat": ROWS_CAVEAT if any(contrast.over_items for contrast in verdict.contrasts) else "",
@@ -129,7 +128,7 @@ def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
         "missing_curves": missing_curves,
         "fronts": fronts,
         "missing_fronts": missing_fronts if points else [],
-        "tuning": tuning_charts(_courses(verdict, figures), comparison.axes, metric, styles),
+        "tuning": tuning_charts(_tuning_curves(verdict, figures), comparison.axes, metric, styles),
         "heat_maps": heat_maps(figures, comparison.axes, metric, higher_is_better),
         "memory_chart": bar_chart(
             "Memory by part",
@@ -156,7 +155,7 @@ def validation_metric(verdict: Verdict) -> str:
 
 
 def card_swatches(comparison: Comparison) -> dict[str, dict[str, str]]:
-    """Method -> what stands for it in the table (its labels, or its name) -> the colour of its curves."""
+    """Method -> its entry in the table (a label or its name) -> the colour of its curves."""
     swatches: dict[str, dict[str, str]] = {}
     for shown, style in method_styles(comparison.table["method"]).items():
         swatches.setdefault(comparison.methods.get(shown, shown), {})[shown] = style.colour
@@ -164,7 +163,7 @@ def card_swatches(comparison: Comparison) -> dict[str, dict[str, str]]:
 
 
 def count_ends(comparison: Comparison) -> dict[str, int]:
-    """How trials ended, in words -> how many."""
+    """How trials ended, in words -> the number of trials."""
     counts: dict[str, int] = {}
     for row in comparison.table.to_dict("records"):
         counts[end_of(row)] = counts.get(end_of(row), 0) + 1
@@ -172,7 +171,7 @@ def count_ends(comparison: Comparison) -> dict[str, int]:
 
 
 def setting_points(part: Part) -> list[Point]:
-    """Every setting as a point of the Pareto charts: its figure on the validation rows, unless it lacks seeds."""
+    """The points of the Pareto charts: every setting with all seeds, with its figure on the validation rows."""
     metric, everyone = validation_metric(part.verdict), [*part.verdict.choices, *part.verdict.references]
     chosen = {tuple(choice.setting.trial_ids.values()): choice.name for choice in everyone}
     points = []
@@ -195,7 +194,7 @@ def setting_points(part: Part) -> list[Point]:
 
 
 def _lines(comparison: Comparison, verdict: Verdict) -> list[Line]:
-    """One line per choice and reference, or, where nothing finished, one per method over all of its trials."""
+    """One line per choice and reference; if there are none, one per method over all of its trials."""
     everyone = [*verdict.choices, *verdict.references]
     if everyone:
         return [Line(label=choice.name, trial_ids=tuple(choice.setting.trial_ids.values())) for choice in everyone]
@@ -212,7 +211,7 @@ def _bars(comparison: Comparison, lines: Sequence[Line], parts: Mapping[str, str
 
 
 def figures_by_method(part: Part, metric: str) -> Mapping[str, SettingFigures]:
-    """Method -> the values of each setting and its mean over seeds, None where it lacks some that others have."""
+    """Method -> its settings with their mean figures over seeds; None if a setting lacks seeds that others have."""
     figures: dict[str, list[tuple[Mapping[str, Scalar], float | None]]] = {}
     whole = _with_all_seeds(part)
     for setting in part.settings:
@@ -222,10 +221,10 @@ def figures_by_method(part: Part, metric: str) -> Mapping[str, SettingFigures]:
     return figures
 
 
-def _courses(verdict: Verdict, figures: Mapping[str, SettingFigures]) -> list[Course]:
-    """Of every contestant its own settings: those of its method, at the values that set it apart."""
+def _tuning_curves(verdict: Verdict, figures: Mapping[str, SettingFigures]) -> list[TuningCurve]:
+    """Every contestant with the settings of its method that have the contestant's values of the axes in `apart`."""
     return [
-        Course(
+        TuningCurve(
             name=choice.name,
             settings=[
                 (values, figure)
@@ -239,7 +238,10 @@ def _courses(verdict: Verdict, figures: Mapping[str, SettingFigures]) -> list[Co
 
 
 def _with_all_seeds(part: Part) -> list[Setting]:
-    """Chosen settings, and those with as many finished trials as any of their method's: none looks good by luck."""
+    """The chosen settings, and those with as many finished trials as the most complete setting of their method.
+
+    Settings with fewer seeds are left out, because they could look good by chance.
+    """
     chosen = [choice.setting.trial_ids for choice in (*part.verdict.choices, *part.verdict.references)]
     most: dict[str, int] = {}
     for setting in part.settings:
@@ -260,6 +262,6 @@ def _period(record: SweepRecord) -> str:
 
 
 _TIME_CAPTION = (
-    "Of the packs that the trials trained in: members of one pack share these times, so they say where a sweep's time "
+    "Times of the packs that the trials trained in: members of one pack share them, so they show where a sweep's time "
     "went, not which method is faster. For that, see the step time measured alone."
 )

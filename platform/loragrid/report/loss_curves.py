@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
-# Okabe and Ito's colours, which stay apart for colour-blind readers; brown stands for their yellow, lost on white. Four
-# more for sweeps of many methods, which line styles and markers have to help.
+# The palette of Okabe and Ito, which colour-blind readers can tell apart; brown replaces its yellow, which is hard to
+# see on white. The last four are for sweeps of many methods, in which line styles and markers help.
 COLOURS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31"),
     *("#6A3D9A", "#8A8F98", "#8B1A1A", "#2F4F2F"),
@@ -28,17 +28,17 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 LOSSES = ("eval/loss", "train/loss")
 
-# So many lines can be told apart and named beside the picture; those that end higher are drawn pale, as their company.
+# The number of lines that readers can tell apart and that fit into the legend; lines that end higher are drawn pale.
 MOST_NAMED = 32
 PALE = "#c8c8c8"
 
-# Training loss jumps from batch to batch; from this many points on, the picture shows a running mean instead.
+# Training loss varies from batch to batch; from this number of points on, the picture shows a running mean.
 MIN_POINTS_TO_SMOOTH = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossCurve:
-    """What one line stands for: a method with its hyperparameters, over all its seeds."""
+    """One line of the picture: a setting over all its seeds. is_named: whether it is in the legend."""
 
     label: str
     trial_ids: tuple[str, ...]
@@ -49,19 +49,20 @@ class LossCurve:
 
 
 def has_losses(comparison: Comparison) -> bool:
-    """Whether there is a curve to draw."""
+    """Whether the comparison has any loss curve."""
     return bool(comparison.curves["key"].isin(LOSSES).any())
 
 
 def plot_loss_curves(comparison: Comparison, path: Path) -> Path:
-    """Writes a PNG: evaluation and training loss over steps, one line per setting, the mean over its seeds.
+    """Write a PNG with evaluation and training loss over steps: one line per setting, the mean over its seeds.
 
-    Colour tells the method, line style the rank, marker the other axes; a band spans the seeds' lowest to highest. The
-    legend gives each line's final evaluation loss, lowest first; of more than 32 lines, the others are pale.
+    The colour shows the method, the line style the rank and the marker the other axes; a band spans the seeds. The
+    legend lists the final evaluation losses, lowest first. If there are more than 32 lines, the others are pale.
 
-    ValueError: the sweep has no loss curve yet.
+    Raises:
+        ValueError: the sweep has no loss curve yet.
     """
-    # Not pyplot: it keeps every figure in global state and may want a display.
+    # Not pyplot, because it keeps every figure in global state and may need a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -71,7 +72,7 @@ def plot_loss_curves(comparison: Comparison, path: Path) -> Path:
     drawn = set(losses["trial_id"])
     settings = [line for line in group_by_setting(comparison) if drawn.intersection(line.trial_ids)]
     num_named = min(len(settings), MOST_NAMED)
-    # The named ones lie above the others.
+    # Named lines come last, so that they are drawn above the others.
     settings = [*(replace(line, is_named=False) for line in settings[num_named:]), *settings[:num_named]]
     figure = Figure(figsize=(13.0, max(4.8, 1.8 + 0.22 * num_named)), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
@@ -95,7 +96,7 @@ def plot_loss_curves(comparison: Comparison, path: Path) -> Path:
         title_fontsize=9,
         alignment="left",
     )
-    # Short lines: the legend stands beside the heading.
+    # Lines are short, because the legend is beside the heading.
     heading = textwrap.fill(comparison.question or comparison.experiment_name, 80)
     figure.suptitle(heading, x=0.01, ha="left", fontsize=13, fontweight="bold")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +105,7 @@ def plot_loss_curves(comparison: Comparison, path: Path) -> Path:
 
 
 def group_by_setting(comparison: Comparison) -> list[LossCurve]:
-    """The lines of the picture, lowest mean final loss first; then settings without one, by their last evaluations."""
+    """The lines of the picture by mean final loss, lowest first; then settings without one, by their last loss."""
     table = sort_by_final_loss(comparison.table)
     names = [name for name, path in comparison.axes.items() if path != "seed"]
     methods = sorted(set(table["method"]))
@@ -120,9 +121,9 @@ def group_by_setting(comparison: Comparison) -> list[LossCurve]:
         alike = (method, None if is_missing(rank) else rank)
         markers[alike] = markers.get(alike, -1) + 1
         loss = _mean_final_loss(rows)
-        # Only what varies within the method: a learning rate that all LoRA trials share says nothing on their lines.
-        told = [name for name in names if name == "rank" or table[table["method"] == method][name].nunique() > 1]
-        values = [f"{name} {format_value(rows[0][name])}" for name in told if not is_missing(rows[0][name])]
+        # Only axes that vary within the method: a learning rate that all LoRA trials share does not tell lines apart.
+        shown = [name for name in names if name == "rank" or table[table["method"] == method][name].nunique() > 1]
+        values = [f"{name} {format_value(rows[0][name])}" for name in shown if not is_missing(rows[0][name])]
         start = rows[0]["status"].lower() if math.isinf(loss) else f"{loss:.3f}"
         line = LossCurve(
             label=f"{start}  {method}  {', '.join(values)}".rstrip(),
@@ -144,7 +145,7 @@ def _mean_final_loss(rows: Sequence[dict[Any, Any]]) -> float:
 def _draw_panel(
     panel: "Axes", points: pd.DataFrame, settings: Sequence[LossCurve], heading: str, smooth: bool = False
 ) -> dict[str, "Line2D"]:
-    """Draws one loss of all settings; gives the line of each label."""
+    """Draw one loss of all settings; return label -> line."""
     from matplotlib.ticker import MaxNLocator
 
     longest = int(points.groupby("trial_id").size().max()) if not points.empty else 0
@@ -192,9 +193,9 @@ def _draw_panel(
 
 
 def _limit_height(panel: "Axes", means: Sequence["pd.Series[float]"]) -> int:
-    """Keeps trials that diverge (end above where all began) from pressing the others flat; how many leave the frame.
+    """Limit the axis to curves that do not diverge; return how many curves leave the frame.
 
-    A jump that all trials share, at a hard batch, is no divergence and stays in the picture.
+    A curve diverges if it ends above the highest start. A jump that all curves share (at a hard batch) is inside.
     """
     start = max((float(mean.iloc[0]) for mean in means), default=0.0)
     calm = [mean for mean in means if mean.iloc[-1] <= start]

@@ -1,7 +1,7 @@
 """Writes a compared figure for a reader: losses in nats, accuracies in per cent, with interval and number of seeds."""
 
 from loragrid.comparison.findings import LEVEL
-from loragrid.comparison.ranking import is_proportion, metric_words
+from loragrid.comparison.ranking import is_proportion
 from loragrid.comparison.statistics import Interval
 
 MISSING = "–"
@@ -15,7 +15,7 @@ def format_metric(metric: str, value: float | None) -> str:
 
 
 def format_difference(metric: str, value: float | None) -> str:
-    """The same with its sign; the difference of accuracies is in percentage points."""
+    """A difference with its sign; differences of accuracies are in percentage points."""
     if value is None:
         return MISSING
     text = f"{100 * value:+.1f} pp" if is_proportion(metric) else f"{value:+.4f}"
@@ -23,19 +23,14 @@ def format_difference(metric: str, value: float | None) -> str:
 
 
 def format_range(metric: str, interval: Interval | None) -> str:
-    """The 95 % interval, `–` where there are too few values for one."""
+    """The 95 % interval; `–` if there are too few values for one."""
     if interval is None or interval.low is None or interval.high is None:
         return MISSING
     return f"{format_metric(metric, interval.low)} to {format_metric(metric, interval.high)}"
 
 
-def metric_name(metric: str) -> str:
-    """`test/loss` as a reader calls it."""
-    return metric_words(metric)
-
-
 def format_p(value: float | None) -> str:
-    """A p-value to three digits, the smallest and what rounds to the level it is below as a bound."""
+    """A p-value with three decimals; `< 0.001` for smaller ones, `< 0.05` for one below `LEVEL` that rounds to it."""
     if value is None:
         return MISSING
     if value < 0.001:

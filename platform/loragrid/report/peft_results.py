@@ -1,7 +1,7 @@
-"""A sweep's choices as result files of PEFT's `method_comparison`, one per trial, as its app loads them from a folder.
+"""Writes a sweep's choices as result files for PEFT's `method_comparison` app, one per trial.
 
-The app reads every `.json` file of a task's `results` folder (`method_comparison/processing.py` of huggingface/peft)
-and wants whole numbers for memory, file size, samples and tokens: a trial without one of these has no file.
+The app reads every `.json` file of a task's `results` folder (`method_comparison/processing.py` of huggingface/peft).
+It requires integers for memory, file size, samples and tokens, so a trial that lacks one of these has no file.
 """
 
 import json
@@ -30,9 +30,10 @@ _REQUIRED = (
 
 
 def write_peft_results(record: SweepRecord, verdicts: Sequence[Verdict], folder: Path) -> list[str]:
-    """Write a file for every seed of every method's choice; gives a sentence for each trial that has none.
+    """Write a file for every seed of every method's choice; return a sentence for every trial without a file.
 
-    ValueError: no trial has what PEFT's app needs.
+    Raises:
+        ValueError: no trial has the figures that PEFT's app requires.
     """
     rows = {row["trial_id"]: row for row in record.comparison.table.to_dict("records")}
     results: dict[str, dict[str, Any]] = {}
@@ -42,13 +43,13 @@ def write_peft_results(record: SweepRecord, verdicts: Sequence[Verdict], folder:
             absent = [key for key in _REQUIRED if is_missing(rows[trial_id].get(key))]
             if absent:
                 left_out.append(
-                    f"{trial_id}: no file, for PEFT's app wants {', '.join(absent)}, which was not measured"
+                    f"{trial_id}: no file, because PEFT's app requires {', '.join(absent)}, which was not measured"
                 )
             else:
                 results[trial_id] = peft_result(record, trial_id, rows[trial_id])
     if not results:
         raise ValueError(
-            "--format peft: no trial that stands for a method has what PEFT's app needs: "
+            "--format peft: no trial of a chosen setting has the figures that PEFT's app requires: "
             + ("; ".join(left_out) or "no trial finished")
             + "; allowed: a sweep with training.measure_steps on a GPU"
         )
@@ -59,31 +60,15 @@ def write_peft_results(record: SweepRecord, verdicts: Sequence[Verdict], folder:
 
 
 def peft_result(record: SweepRecord, trial_id: str, row: Mapping[Any, Any]) -> dict[str, Any]:
-    """One trial in PEFT's schema; `meta_info.loragrid` says which figures stand for others."""
+    """One trial in PEFT's schema; `meta_info.loragrid` notes which figures replace others."""
     run = record.trials[trial_id]
     parameters = {key: parse_parameter(text) for key, text in run.parameters.items()}
     steps, batch_size = int(parameters["training.steps"] or 0), int(parameters["training.batch_size"] or 0)
     train_time = steps * float(row["time/step_seconds"])
     peak = int(row["memory/peak_reserved_bytes"])
-    samples, tokens = steps * batch_size, round(train_time * float(row["throughput/tokens_per_second"]))
-    train_loss = _last(record, trial_id, "train/loss")
-    evaluations = _curve(record, trial_id, "eval/accuracy")
-    metrics: list[dict[str, float | None]] = [
-        {"step": step, "valid accuracy": value, "train samples": step * batch_size} for step, value in evaluations
-    ]
-    metrics.append(
-        {
-            "step": steps,
-            "test accuracy": _number(row.get("test/accuracy")),
-            "test loss": _number(row.get("test/loss")),
-            "train loss": train_loss,
-            "train samples": samples,
-            "train total tokens": tokens,
-        }
-    )
     return {
         "run_info": {
-            # The app asks every file for it: null, which it takes for a date unknown, where MLflow has none.
+            # The app requires the key; null means that the date is unknown.
             "created_at": _date(record.started if run.started is None else run.started),
             "total_time": (run.ended - run.started) if run.ended and run.started else train_time,
             "experiment_name": f"{row['method']}/{trial_id}",
@@ -101,25 +86,50 @@ def peft_result(record: SweepRecord, trial_id: str, row: Mapping[Any, Any]) -> d
             "num_trainable_params": int(row["parameters/trainable"]),
             "num_total_params": None,
             "status": "success",
-            "metrics": metrics,
+            "metrics": _metrics(record, trial_id, row, steps=steps, batch_size=batch_size, train_seconds=train_time),
         },
-        "meta_info": {
-            "model_info": {"sha": parameters.get("model.revision"), "created_at": None},
-            "dataset_info": {
-                str(parameters.get("data.name")): {"sha": parameters.get("data.revision"), "created_at": None}
-            },
-            "package_info": _package_info(run),
-            "system_info": {
-                "system": run.tags.get("loragrid.system", ""),
-                "accelerator": run.tags.get("loragrid.gpu", ""),
-            },
-            "pytorch_info": "",
-            "loragrid": {
-                "version": run.tags.get("loragrid.version.loragrid"),
-                "commit": run.tags.get("mlflow.source.git.commit"),
-                "mlflow_run_id": run.run_id,
-                "notes": _NOTES,
-            },
+        "meta_info": _meta_info(run, parameters),
+    }
+
+
+def _metrics(
+    record: SweepRecord, trial_id: str, row: Mapping[Any, Any], *, steps: int, batch_size: int, train_seconds: float
+) -> list[dict[str, float | None]]:
+    """One entry per evaluation, then one for the end of the training."""
+    metrics: list[dict[str, float | None]] = [
+        {"step": step, "valid accuracy": value, "train samples": step * batch_size}
+        for step, value in _curve(record, trial_id, "eval/accuracy")
+    ]
+    metrics.append(
+        {
+            "step": steps,
+            "test accuracy": _number(row.get("test/accuracy")),
+            "test loss": _number(row.get("test/loss")),
+            "train loss": _last(record, trial_id, "train/loss"),
+            "train samples": steps * batch_size,
+            "train total tokens": round(train_seconds * float(row["throughput/tokens_per_second"])),
+        }
+    )
+    return metrics
+
+
+def _meta_info(run: TrialRun, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "model_info": {"sha": parameters.get("model.revision"), "created_at": None},
+        "dataset_info": {
+            str(parameters.get("data.name")): {"sha": parameters.get("data.revision"), "created_at": None}
+        },
+        "package_info": _package_info(run),
+        "system_info": {
+            "system": run.tags.get("loragrid.system", ""),
+            "accelerator": run.tags.get("loragrid.gpu", ""),
+        },
+        "pytorch_info": "",
+        "loragrid": {
+            "version": run.tags.get("loragrid.version.loragrid"),
+            "commit": run.tags.get("mlflow.source.git.commit"),
+            "mlflow_run_id": run.run_id,
+            "notes": _NOTES,
         },
     }
 
@@ -150,7 +160,7 @@ def _train_config(parameters: Mapping[str, Any]) -> dict[str, Any]:
 def _peft_config(
     record: SweepRecord, run: TrialRun, parameters: Mapping[str, Any], row: Mapping[Any, Any]
 ) -> dict[str, Any] | None:
-    """The adapter's own PEFT config where it was kept; None, PEFT's mark of full fine-tuning, where all was trained."""
+    """The adapter's PEFT config if it was kept, else one made of the parameters; None means full fine-tuning."""
     kept = read_artifact(record.comparison.tracking_uri, run.run_id, ADAPTER_CONFIG)
     if kept is not None:
         return dict(json.loads(kept))
@@ -162,7 +172,7 @@ def _peft_config(
     if not hyperparameters and row["parameters/trainable"]:
         return None
     return {
-        # The app groups by it: the method, which the table may show under a label of the experiment's own.
+        # The app groups by this value, so it is the method's name and not the label in the table.
         "peft_type": str(parameters.get("method.name") or row["method"]).upper(),
         "base_model_name_or_path": parameters.get("model.name"),
         **hyperparameters,
@@ -172,7 +182,7 @@ def _peft_config(
 def _package_info(run: TrialRun) -> dict[str, str | None]:
     info: dict[str, str | None] = {}
     for package in _VERSIONS:
-        # The app's columns are text: a package that took no part is named so, not left out.
+        # The app's columns are text, so a package that was not used needs an entry too.
         info[f"{package}-version"] = run.tags.get(f"loragrid.version.{package}", "not used")
         info[f"{package}-commit-hash"] = None
     return info

@@ -1,11 +1,11 @@
-"""The tables of a report as text, from a verdict and a sweep's record; what is missing is a dash, never a zero."""
+"""The tables of a report as text, from a verdict and a sweep's record. A missing value is a dash, never a zero."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from loragrid.comparison.findings import is_shown, was_chosen
-from loragrid.comparison.ranking import sort_best_first
+from loragrid.comparison.ranking import metric_words, sort_best_first
 from loragrid.comparison.selection import Choice, Contrast, Verdict, reported_interval
 from loragrid.comparison.settings import show_setting
 from loragrid.comparison.statistics import Interval, PairedTest
@@ -18,7 +18,6 @@ from loragrid.report.metric_text import (
     format_metric,
     format_p,
     format_range,
-    metric_name,
 )
 from loragrid.tasks.discovery import figure_of
 from loragrid.trials.outcome import OUT_OF_MEMORY
@@ -30,7 +29,7 @@ PACK_ESTIMATE, PACK_PEAK = "memory/pack_estimated_bytes", "memory/pack_peak_byte
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A cell: what it says, smaller lines below that, and whether it is a number (set to the right)."""
+    """A cell. notes: smaller lines below the text. is_number: aligned to the right. is_marked: notes stand out."""
 
     text: str
     notes: tuple[str, ...] = ()
@@ -40,7 +39,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class PageTable:
-    """A table of the page. header: one text per column."""
+    """A table of the page. header: one text per column. rows: one cell per column."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
@@ -59,11 +58,11 @@ def interval_cell(metric: str, interval: Interval | None) -> Cell:
 
 
 def choice_table(verdict: Verdict, comparison: Comparison) -> PageTable:
-    """One row per choice, best first, with its untuned default beside it; then the references, out of the contest."""
+    """One row per choice, best first, with the figure of its untuned default; then one per reference."""
     everyone = [*verdict.choices, *verdict.references]
     has_test = any(choice.test is not None for choice in everyone)
-    heads = ([metric_name(verdict.metric)] if has_test else []) + [
-        metric_name(choice.metric) for choice in everyone[:1]
+    heads = ([metric_words(verdict.metric)] if has_test else []) + [
+        metric_words(choice.metric) for choice in everyone[:1]
     ]
     rows = []
     for choice in everyone:
@@ -102,23 +101,23 @@ def _side(choice: Choice, axis: str) -> str:
 def _default_cell(choice: Choice, metric: str) -> Cell:
     default = choice.default
     if default is None:
-        untold = "nothing was chosen" if choice.num_settings == 1 else "not in the sweep"
-        return Cell(text=MISSING, notes=(choice.default_fault or untold,), is_number=True)
+        reason = "nothing was chosen" if choice.num_settings == 1 else "not in the sweep"
+        return Cell(text=MISSING, notes=(choice.default_fault or reason,), is_number=True)
     if default.setting.values == choice.setting.values:
         return Cell(text="the same", is_number=True)
-    # Never the validation figure in place of a test figure that is missing: it would be held against test figures.
+    # A missing test figure is not replaced by the validation figure, which must not be compared with test figures.
     cell = interval_cell(metric, reported_interval(default, metric))
     fault = (choice.default_fault,) if choice.default_fault else ()
     return Cell(text=cell.text, notes=(*cell.notes, show_setting(default.setting), *fault), is_number=True)
 
 
 def contrast_table(verdict: Verdict) -> PageTable:
-    """Every pair of methods: the difference over seeds and over test rows, and what it shows."""
+    """Every pair of methods with its differences over seeds and over test rows, and what each shows."""
     return _contrasts_as_table(verdict.contrasts, verdict.higher_is_better)
 
 
 def contrast_tables(verdict: Verdict) -> tuple[PageTable, PageTable]:
-    """As `contrast_table`, the pairs with the best method apart from all others: of n methods, n - 1 tell most."""
+    """As `contrast_table`, in two tables: the n - 1 pairs with the best of n methods, and all other pairs."""
     best = verdict.contrasts[0].first if verdict.contrasts else ""
     with_best = [contrast for contrast in verdict.contrasts if contrast.first == best]
     others = [contrast for contrast in verdict.contrasts if contrast.first != best]
@@ -144,7 +143,7 @@ def _contrast_row(contrast: Contrast, test: PairedTest, pairs: str, higher_is_be
     low, high = (format_difference(contrast.metric, bound) for bound in (test.low, test.high))
     return (
         Cell(text=f"{contrast.first} − {contrast.second}", notes=(test.test,)),
-        Cell(text=what_it_shows(contrast, test, higher_is_better)),
+        Cell(text=conclusion(contrast, test, higher_is_better)),
         Cell(text=format_difference(contrast.metric, test.difference), is_number=True),
         Cell(text=MISSING if test.low is None or test.high is None else f"{low} to {high}", is_number=True),
         Cell(text=format_p(test.p_adjusted), is_number=True),
@@ -152,8 +151,8 @@ def _contrast_row(contrast: Contrast, test: PairedTest, pairs: str, higher_is_be
     )
 
 
-def what_it_shows(contrast: Contrast, test: PairedTest, higher_is_better: bool) -> str:
-    """Which of the two is better, in words, where the corrected test shows a difference."""
+def conclusion(contrast: Contrast, test: PairedTest, higher_is_better: bool) -> str:
+    """In words which of the two is better, if the corrected test shows a difference."""
     if test.p_adjusted is None:
         return "cannot be tested"
     if not is_shown(test):
@@ -168,7 +167,7 @@ def _figure_cell(comparison: Comparison, choice: Choice, key: str, write: Callab
 
 
 def mean_figure(comparison: Comparison, trial_ids: Sequence[str], key: str) -> float | None:
-    """The mean of a metric over those of the trials that have it."""
+    """The mean of a metric over the trials that have it; None if none has it."""
     table = comparison.table
     if key not in table:
         return None
@@ -206,7 +205,7 @@ def _setting_of(comparison: Comparison, row: Mapping[Any, Any]) -> str:
 
 
 def trial_table(comparison: Comparison, marked: Mapping[str, str]) -> PageTable:
-    """All trials with every figure MLflow has of them; `marked`: trial id -> what sets it apart from most others."""
+    """All trials with all their metrics. marked: trial id -> how its fingerprint differs, see `FingerprintReport`."""
     keys = comparison.metric_keys
     heading = ("fingerprint",) if marked else ()
     rows = [
@@ -227,7 +226,7 @@ def trial_table(comparison: Comparison, marked: Mapping[str, str]) -> PageTable:
 
 
 def write_figure(key: str, value: Any) -> str:
-    """A figure in the unit that its key names."""
+    """A figure, formatted for the unit in its key."""
     if key.endswith("_bytes"):
         return format_bytes(value)
     if key.endswith(("_seconds", "seconds_to_threshold")):
@@ -238,7 +237,7 @@ def write_figure(key: str, value: Any) -> str:
         return format_metric(key, value)
     if value >= 1000:
         return f"{value:,.0f}"
-    # Three digits of what is small: a fraction of 0.00002 is not 0.
+    # Small values have three significant digits, because 0.00002 must not be shown as 0.
     return format_value(
         (round(value, 4) if abs(value) >= 0.1 else float(f"{value:.3g}")) if isinstance(value, float) else value
     )
@@ -250,7 +249,7 @@ def parts_table(
     parts: Mapping[str, str],
     write: Callable[[float], str],
 ) -> PageTable:
-    """The bars as numbers: one row per (label, trial ids), one column per part that somebody has."""
+    """The bars as numbers: one row per (label, trial ids) in `choices`, one column per part that any of them has."""
     values = {label: {key: mean_figure(comparison, trial_ids, key) for key in parts} for label, trial_ids in choices}
     keys = [key for key in parts if any(row[key] is not None for row in values.values())]
     rows = tuple(
@@ -264,9 +263,9 @@ def _written(value: float | None, write: Callable[[float], str]) -> Cell:
 
 
 def estimate_table(record: SweepRecord) -> PageTable:
-    """What was expected against what came: the sweep's time, and its packs' memory, where MLflow has both.
+    """Estimates beside measurements: the sweep's time and its packs' memory, if MLflow has both.
 
-    Packs of which all figures read alike share a row.
+    Packs whose figures are shown alike share a row.
     """
     rows: list[tuple[Cell, ...]] = []
     if SWEEP_ESTIMATE in record.figures and SWEEP_TIME in record.figures:

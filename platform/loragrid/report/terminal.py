@@ -1,4 +1,4 @@
-"""Shows a comparison to a person: a table for the terminal and a picture of the loss curves."""
+"""Shows a comparison as a table in the terminal."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,25 +11,22 @@ from rich.table import Table
 from rich.text import Text
 
 from loragrid.comparison.fingerprint import FingerprintReport, fingerprint_of
-from loragrid.comparison.ranking import best_trial, ranking_metric, sort_best_first
+from loragrid.comparison.ranking import best_trial, metric_words, ranking_metric, sort_best_first
 from loragrid.comparison.settings import tasks_of
 from loragrid.comparison.table import Comparison, is_stopped_early
 from loragrid.formatting import count_of, format_bytes, format_count, format_seconds, format_value, is_missing
-from loragrid.report.loss_curves import plot_loss_curves
-from loragrid.report.metric_text import format_metric, metric_name
+from loragrid.report.metric_text import format_metric
 from loragrid.tasks.discovery import figure_of, task_figures
 
-__all__ = ["plot_loss_curves", "render_table"]
-
 MARK = "†"
-"""Stands behind the method of a trial whose fingerprint is not that of most others."""
+"""Follows the method of a trial whose fingerprint differs from that of most others."""
 
 STATUS_STYLES = {"FAILED": "red", "KILLED": "yellow", "RUNNING": "yellow"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One column of the terminal's table; where width is short, the highest `priority` number is left out first."""
+    """One column of the table. priority: columns with the highest number are left out first; 0 is never left out."""
 
     header: str
     cells: Sequence[Text]
@@ -41,7 +38,7 @@ class Column:
         return max(cell_len(line) for line in lines)
 
 
-# The metrics that a terminal has room for: key, heading, writing, priority. The rest is in the CSV and in MLflow.
+# The metrics in the table: (key, heading, formatter, priority). The CSV and MLflow have all metrics.
 METRIC_COLUMNS: tuple[tuple[str, str, Callable[[Any], str], int], ...] = (
     ("parameters/trainable", "trained\nparams", format_count, 1),
     ("memory/saved_activation_bytes", "activation\nmemory", format_bytes, 2),
@@ -55,8 +52,8 @@ METRIC_COLUMNS: tuple[tuple[str, str, Callable[[Any], str], int], ...] = (
 def render_table(comparison: Comparison, width: int = 100) -> Table:
     """One row per trial, the best first: by the task's figure, otherwise by evaluation loss.
 
-    Trials that did not finish stand in the table with their status and below it with their reason. Metrics for which
-    `width` (characters) leaves no room are named below the table; settings are never left out.
+    Trials that did not finish have their status in the table and their reason below it. Metrics that do not fit into
+    `width` (characters) are named below the table; settings are never left out.
     """
     rows, metric = sort_best_first(comparison.table).to_dict("records"), ranking_metric(comparison.table)
     fingerprint = fingerprint_of(comparison)
@@ -95,7 +92,7 @@ def render_table(comparison: Comparison, width: int = 100) -> Table:
 
 
 def _fit(columns: Sequence[Column], width: int) -> tuple[list[Column], list[Column]]:
-    """The columns that fit into `width` and those left out; a column of priority 0 always stays."""
+    """(The columns that fit into `width`, the columns left out)."""
     shown = list(columns)
     while sum(column.width + 2 for column in shown) > width:
         last = max(shown, key=lambda column: column.priority)
@@ -148,7 +145,7 @@ def _caption(comparison: Comparison, left_out: Sequence[Column], fingerprint: Fi
     best, metric = best_trial(comparison), ranking_metric(comparison.table)
     if best and len(comparison.table) > 1 and len(tasks_of(comparison)) == 1:
         figure = format_metric(metric, sort_best_first(comparison.table).iloc[0][metric])
-        caption.append(f"best trial by {metric_name(metric)}: {best} ({figure})\n")
+        caption.append(f"best trial by {metric_words(metric)}: {best} ({figure})\n")
     for key, name in (("eval/loss", "loss"), *((f"eval/{figure.name}", figure.words) for figure in task_figures())):
         start = comparison.curves.query("key == @key and step == 0")["value"]
         if not start.empty:
@@ -158,7 +155,7 @@ def _caption(comparison: Comparison, left_out: Sequence[Column], fingerprint: Fi
         names = ", ".join(column.header.replace("\n", " ") for column in left_out)
         caption.append(f"no room here, but in the CSV: {names}\n", style="dim")
     rows = comparison.table.to_dict("records")
-    # What was asked for needs no line per trial; place and loss stand in the CSV and in MLflow.
+    # Trials that early stopping ended are only counted; the CSV and MLflow have their reasons.
     rungs = Counter(row["reason"].partition(":")[0] for row in rows if is_stopped_early(row))
     for rung, number in sorted(rungs.items()):
         caption.append(f"{count_of(number, 'trial')} {rung}\n", style="dim")

@@ -1,4 +1,4 @@
-"""Charts of a figure over one axis: how each method takes to its learning rates, and whether its best lies inside."""
+"""Draws each method's figure over one axis, such as its learning rates; shows whether the best value is inside."""
 
 import itertools
 import math
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from loragrid.comparison.ranking import is_higher_better
+from loragrid.comparison.ranking import is_higher_better, metric_words
 from loragrid.formatting import count_of, format_value
-from loragrid.report.charts import Chart, MethodStyle, draw, legend_above
+from loragrid.report.charts import Chart, MethodStyle, draw, draw_grid, draw_line, legend_above
 from loragrid.report.heat_maps import SettingFigures, column_of, limits_of
-from loragrid.report.metric_text import format_metric, metric_name
+from loragrid.report.metric_text import format_metric
 from loragrid.tracking.store_uri import Scalar
 
 if TYPE_CHECKING:
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 AXES = ("lr", "lr_ratio", "rank")
 INCHES = (7.2, 4.2)
 MIN_VALUES, MAX_VALUES = 3, 40
-"""Of fewer there is no course to be seen, and more are samples that went where it was good."""
+"""Fewer values show no trend. More values come from a search that samples good regions more often."""
 MAX_TICKS, MIN_TICK_RATIO = 8, 1.3
 
-Line = Sequence[tuple[float, float]]
-"""(Value of the axis, figure) by rising value."""
+AxisLine = Sequence[tuple[float, float]]
+"""(Value of the axis, figure), by rising value."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
-    """A contestant of the verdict: its settings with their figures, and the values of the chosen one."""
+class TuningCurve:
+    """The tuning of one contestant. settings: with their figures. chosen: the values of the chosen setting."""
 
     name: str
     settings: SettingFigures
@@ -37,26 +37,26 @@ class Course:
 
 
 def tuning_charts(
-    courses: Sequence[Course], axes: Mapping[str, str], metric: str, styles: Mapping[str, MethodStyle]
+    curves: Sequence[TuningCurve], axes: Mapping[str, str], metric: str, styles: Mapping[str, MethodStyle]
 ) -> list[Chart]:
-    """A chart per axis of `AXES` of which a contestant has tried three values; `axes` as `Comparison.axes`."""
+    """A chart for every axis in `AXES` of which a contestant has tried three values. axes: see `Comparison`."""
     charts = []
     for name in AXES:
         column = column_of(axes, name)
         if column is None:
             continue
-        lines = {course.name: line_of(course.settings, column, metric) for course in courses}
-        lines = {course: line for course, line in lines.items() if MIN_VALUES <= len(line) <= MAX_VALUES}
-        drawn = [course for course in courses if course.name in lines]
+        lines = {curve.name: line_of(curve.settings, column, metric) for curve in curves}
+        lines = {curve: line for curve, line in lines.items() if MIN_VALUES <= len(line) <= MAX_VALUES}
+        drawn = [curve for curve in curves if curve.name in lines]
         if drawn:
-            lacking = sum(figure is None for course in drawn for _, figure in course.settings)
-            chosen = {course.name: course.chosen.get(column) for course in drawn}
+            lacking = sum(figure is None for curve in drawn for _, figure in curve.settings)
+            chosen = {curve.name: curve.chosen.get(column) for curve in drawn}
             charts.append(_chart(name, lines, chosen, lacking, metric, styles))
     return charts
 
 
 def line_of(figures: SettingFigures, column: str, metric: str) -> list[tuple[float, float]]:
-    """The best figure over all other axes at each value of one; what a logarithmic axis cannot show is left out."""
+    """The best figure over all other axes at each positive value of `column`; other values are left out."""
     best = max if is_higher_better(metric) else min
     found: dict[float, float] = {}
     for values, figure in figures:
@@ -66,8 +66,8 @@ def line_of(figures: SettingFigures, column: str, metric: str) -> list[tuple[flo
     return sorted(found.items())
 
 
-def ticks_of(lines: Sequence[Line]) -> list[float] | None:
-    """The values that were tried, where their names have room beside each other; None for round ones."""
+def ticks_of(lines: Sequence[AxisLine]) -> list[float] | None:
+    """The values that were tried, if their labels fit beside each other; None: use round values."""
     places = sorted({place for line in lines for place, _ in line})
     apart = all(high >= MIN_TICK_RATIO * low for low, high in itertools.pairwise(places))
     return places if len(places) <= MAX_TICKS and apart else None
@@ -75,7 +75,7 @@ def ticks_of(lines: Sequence[Line]) -> list[float] | None:
 
 def _chart(
     axis: str,
-    lines: Mapping[str, Line],
+    lines: Mapping[str, AxisLine],
     chosen: Mapping[str, Scalar],
     lacking: int,
     metric: str,
@@ -89,7 +89,7 @@ def _chart(
     if lacking:
         caption += f" Not drawn: {count_of(lacking, 'setting')} without all seeds."
     return draw(
-        f"{metric_name(metric).capitalize()} over {axis}",
+        f"{metric_words(metric).capitalize()} over {axis}",
         "; ".join(
             f"{name}: {', '.join(f'{format_value(x)} {format_metric(metric, y)}' for x, y in line)}"
             for name, line in lines.items()
@@ -100,8 +100,8 @@ def _chart(
     )
 
 
-def _frame(lines: Mapping[str, Line], metric: str) -> tuple[float, float]:
-    """Settings that failed to learn leave the frame, so that the others are seen apart."""
+def _frame(lines: Mapping[str, AxisLine], metric: str) -> tuple[float, float]:
+    """Limits of the axis of figures. Settings that failed to learn lie outside, see `limits_of`."""
     low, high = limits_of([figure for line in lines.values() for _, figure in line], is_higher_better(metric))
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
     return low - margin, high + margin
@@ -110,7 +110,7 @@ def _frame(lines: Mapping[str, Line], metric: str) -> tuple[float, float]:
 def _paint(
     panel: "Axes",
     axis: str,
-    lines: Mapping[str, Line],
+    lines: Mapping[str, AxisLine],
     chosen: Mapping[str, Scalar],
     metric: str,
     styles: Mapping[str, MethodStyle],
@@ -120,17 +120,8 @@ def _paint(
 
     for name, line in lines.items():
         style = styles[name]
-        panel.plot(
-            *zip(*line, strict=True),
-            color=style.colour,
-            linestyle=style.line_style,
-            linewidth=1.4,
-            marker=style.marker,
-            markersize=4,
-            markeredgecolor="white",
-            markeredgewidth=0.6,
-            label=name,
-        )
+        xs, ys = zip(*line, strict=True)
+        draw_line(panel, xs, ys, style, label=name, linewidth=1.4, markersize=4)
         for place, figure in line:
             if place == chosen[name]:
                 panel.plot(
@@ -155,8 +146,7 @@ def _paint(
     panel.xaxis.set_minor_formatter(NullFormatter())
     panel.set_ylim(*frame)
     panel.set_xlabel(axis)
-    panel.set_ylabel(metric_name(metric))
+    panel.set_ylabel(metric_words(metric))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_metric(metric, value)))
-    panel.grid(color="#e4e4e4", linewidth=0.6)
-    panel.set_axisbelow(True)
+    draw_grid(panel)
     legend_above(panel)

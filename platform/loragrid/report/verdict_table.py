@@ -1,4 +1,4 @@
-"""Shows a verdict in the terminal: one line per method's choice, then what was found in words."""
+"""Shows a verdict in the terminal: one line per choice, then the findings in sentences."""
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -14,10 +14,9 @@ EDGE_MARKS = {"lowest": "↓", "highest": "↑"}
 
 
 def render_verdict(verdict: Verdict) -> RenderableType:
-    """The choices, best first, with their figures as mean ± half of the 95 % interval (n), and the sentences below.
+    """The choices, best first, with their figures as mean ± half of the 95 % interval (n), then the sentences.
 
-    Where every method has one setting, nothing was chosen, and one trial of it, no interval is known: then the table
-    of trials above says it all, and the sentences stand alone.
+    The table is left out if every method has one setting and one trial, because the table of trials shows the same.
     """
     parts: list[RenderableType] = []
     rows = (*verdict.choices, *verdict.references)

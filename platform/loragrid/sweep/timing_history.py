@@ -14,7 +14,8 @@ from loragrid.planning.plan import Plan
 from loragrid.planning.timing import SHAPE_TAG, PackTiming, num_evaluations, pack_shape, saved_timings
 from loragrid.sweep.storage import local_folder
 from loragrid.sweep.summary import START_METRIC
-from loragrid.tracking.store_uri import default_tracking_uri, quiet_store, sqlite_path
+from loragrid.tracking.mlflow_internals import quiet_store
+from loragrid.tracking.store_uri import default_tracking_uri, sqlite_path
 from loragrid.training.step_mode import MODE_TAG
 from loragrid.trials.tags import DEVICE_TAG, KIND_TAG, SWEEP_TAG
 from loragrid.worker.environment import hardware_tags

@@ -1,4 +1,4 @@
-"""Finds a recorded trial's adapter in MLflow and writes it where the user wants it."""
+"""Finds a recorded trial's adapter in MLflow and writes it to a folder."""
 
 import shutil
 import tempfile
@@ -9,6 +9,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from loragrid.config.experiment import ModelConfig
+from loragrid.tracking.search import search_experiments
 from loragrid.tracking.store_uri import parse_parameter
 from loragrid.trials.tags import REASON_TAG, TRIAL_TAG
 from loragrid.worker.export import ADAPTER_CONFIG, export_merged
@@ -18,16 +19,16 @@ ADAPTER_ARTIFACT = "adapter"
 
 
 def export_run(run_id: str, tracking_uri: str, folder: str | Path, *, merged: bool = False) -> None:
-    """Write a recorded trial's adapter into `folder`, in PEFT's format, or the whole model with the adapter merged in.
+    """Write a trial's adapter into `folder` in PEFT's format, or with `merged` the base with the adapter merged in.
 
-    run_id: the trial's MLflow run id, or its trial id. `folder` must not exist yet.
+    run_id: the trial's MLflow run id, or its trial id; of several runs of one trial the latest is taken.
 
     Raises:
         ValueError: there is no such run, the run has no adapter, or the folder exists.
     """
     folder = Path(folder)
     if folder.exists():
-        raise ValueError(f"--to {folder}: exists already; give a folder that does not")
+        raise ValueError(f"--to {folder}: exists already; allowed: a folder that does not exist")
     client = MlflowClient(tracking_uri=tracking_uri)
     run = _find_run(client, run_id, tracking_uri)
     if not client.list_artifacts(run.info.run_id, ADAPTER_ARTIFACT):
@@ -52,8 +53,8 @@ def _find_run(client: MlflowClient, run_id: str, tracking_uri: str) -> Run:
         return client.get_run(run_id)
     except MlflowException:
         pass
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    # A trial id has no character that could end the quotes; anything else finds nothing.
+    experiments = [experiment.experiment_id for experiment in search_experiments(client)]
+    # Trial ids consist of these characters; others could end the quotes in the search condition.
     trial_id = "".join(character for character in run_id if character.isalnum() or character in "-_.")
     runs = client.search_runs(
         experiments, f"tags.`{TRIAL_TAG}` = '{trial_id}'", order_by=["attributes.start_time DESC"]

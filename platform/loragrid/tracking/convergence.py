@@ -1,4 +1,4 @@
-"""Convergence as numbers: the last and best evaluation loss, and how long it took to reach a given one."""
+"""Convergence as numbers: the last and the best evaluation loss, and how long a trial took to reach a threshold."""
 
 import itertools
 from collections.abc import Sequence
@@ -7,20 +7,24 @@ from dataclasses import dataclass, field
 
 @dataclass(kw_only=True)
 class Convergence:
-    """One trial's evaluation losses so far. `step_seconds` is the time of a step alone, None if it was not measured."""
+    """One trial's evaluation losses so far.
+
+    threshold: a loss in nats per token; None: the experiment sets none. step_seconds: seconds per step, measured in a
+    pack that holds only this trial; None: not measured.
+    """
 
     threshold: float | None
     step_seconds: float | None = None
     _losses: dict[int, float] = field(default_factory=dict)
 
     def add(self, records: Sequence[dict[str, float]]) -> None:
-        """Take the evaluation losses out of the records."""
+        """Add the evaluation losses in the records; other metrics are ignored."""
         self._losses.update({int(record["step"]): record["eval/loss"] for record in records if "eval/loss" in record})
 
     def summary(self) -> dict[str, float | None]:
-        """The metrics; what never happened, and what was not measured, is None.
+        """The metrics by key; None if the threshold was not reached or a value was not measured.
 
-        Seconds to the threshold are steps times the step time *alone*: in a pack all members share one clock.
+        Seconds to the threshold are steps times `step_seconds`, because the members of a pack share one clock.
         """
         if not self._losses:
             return {}
@@ -37,10 +41,10 @@ class Convergence:
         }
 
     def _mean_over_steps(self) -> float | None:
-        """The area under the evaluation losses over the steps by the trapezoid rule, divided by the steps: nats.
+        """The area under the evaluation losses over steps by the trapezoid rule, divided by the number of steps.
 
-        The mean loss on the way, of straight lines between evaluations: the lower, the sooner it fell. Only trials
-        evaluated at the same steps compare. None of a single evaluation.
+        This is the mean loss in nats if the loss is linear between evaluations. It is lower if the loss falls earlier.
+        It can be compared between trials that are evaluated at the same steps. None if there is a single evaluation.
         """
         points = sorted(self._losses.items())
         if len(points) < 2:

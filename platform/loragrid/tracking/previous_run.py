@@ -1,14 +1,14 @@
-"""Reads from MLflow how far an earlier run of a sweep has come."""
+"""Reads from MLflow how far a previous run of a sweep got."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from mlflow.store.entities import PagedList
 
-from loragrid.tracking.store_uri import quiet_store
+from loragrid.tracking.mlflow_internals import quiet_store
+from loragrid.tracking.search import search_runs
 from loragrid.trials.outcome import INVARIANT_VIOLATED, SweepOutcome
 from loragrid.trials.tags import KIND_TAG, PARENT_TAG, REASON_TAG, SWEEP_TAG, TRIAL_TAG
 
@@ -18,10 +18,10 @@ RESUMED_TAG = "loragrid.resumed"
 
 @dataclass(frozen=True, kw_only=True)
 class PreviousTrial:
-    """What MLflow holds of a trial that did not come to its end, and is gone on with.
+    """The record of a trial that did not finish and is to be continued.
 
-    last_step: -1 where no step is recorded. eval_losses: as records. figures: the keys of what it has once.
-    tags: its run's.
+    last_step: -1 if no step is recorded. eval_losses: records with the keys `step` and `eval/loss`.
+    figures: keys of the metrics that a trial has once. tags: the tags of its run.
     """
 
     last_step: int
@@ -32,9 +32,10 @@ class PreviousTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class PreviousSweep:
-    """A sweep that was run before; `outcome` holds the trials that need not be trained again, `begun` the others.
+    """A sweep that was run before.
 
-    trials: what identifies all the trials that it was to train. num_resumed: how often it was taken up again.
+    outcome: the trials that need no further training. begun: the other trials that have a run.
+    trials: identifies the planned trials, see `identify`. num_resumed: how often the sweep was resumed.
     """
 
     name: str
@@ -46,28 +47,28 @@ class PreviousSweep:
 
 
 def identify(trial_ids: Iterable[str]) -> str:
-    """A text that two sets of trials share only if they are the same."""
+    """A digest of a set of trials; it does not depend on their order."""
     return hashlib.sha256("\n".join(sorted(trial_ids)).encode()).hexdigest()
 
 
 def find_previous(
     experiment_name: str, tracking_uri: str, sweep: str | None, *, whole: bool = True
 ) -> PreviousSweep | None:
-    """The latest sweep of an experiment, or the one of that name; None where there is none.
+    """The latest sweep of an experiment, or its sweep of that name; None if there is none.
 
-    Without `whole`, the curves of unfinished trials are not read.
+    whole: False skips the curves of unfinished trials, which take most of the time.
     """
     with quiet_store():
         client = MlflowClient(tracking_uri=tracking_uri)
         experiment = client.get_experiment_by_name(experiment_name)
         if experiment is None:
             return None
-        sweeps = _runs(client, experiment.experiment_id, f"tags.`{KIND_TAG}` = 'sweep'")
+        sweeps = search_runs(client, experiment.experiment_id, f"tags.`{KIND_TAG}` = 'sweep'")
         parent = next((run for run in sweeps if sweep in (None, _name(run), run.info.run_name)), None)
         if parent is None:
             return None
         outcome, begun = SweepOutcome(), {}
-        for run in _runs(client, experiment.experiment_id, f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'"):
+        for run in search_runs(client, experiment.experiment_id, f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'"):
             trial_id, reason = run.data.tags[TRIAL_TAG], run.data.tags.get(REASON_TAG, "")
             ended = SweepOutcome(statuses={trial_id: run.info.status}, reasons={trial_id: reason} if reason else {})
             if ended.is_final(trial_id):
@@ -90,13 +91,13 @@ _NOTHING = PreviousTrial(last_step=-1, eval_losses=[], figures=frozenset())
 
 
 def _name(parent: Run) -> str:
-    """The name under which a sweep's states and runs are found, also where its run was renamed on MLflow's pages."""
+    """The name by which a sweep's states and runs are found; users can rename the run on MLflow's pages."""
     return parent.data.tags.get(SWEEP_TAG, str(parent.info.run_name))
 
 
 def _read(client: MlflowClient, run: Run) -> PreviousTrial:
     if run.data.tags.get(REASON_TAG, "").startswith(INVARIANT_VIOLATED):
-        # It begins anew, and what it says then takes the place of its spoiled curve: of a step the last value counts.
+        # The trial starts from step 0. Its new values replace the old ones, because the last value of a step counts.
         return replace(_NOTHING, tags=dict(run.data.tags))
     curves = {key: client.get_metric_history(run.info.run_id, key) for key in ("train/loss", "eval/loss")}
     steps = [point.step for points in curves.values() for point in points]
@@ -106,16 +107,3 @@ def _read(client: MlflowClient, run: Run) -> PreviousTrial:
         figures=frozenset(key for key in run.data.metrics if not key.startswith(("train/", "eval/"))),
         tags=dict(run.data.tags),
     )
-
-
-def _runs(client: MlflowClient, experiment_id: str, condition: str) -> Iterator[Run]:
-    """All runs that meet a condition, the latest first."""
-    token = None
-    while True:
-        page: PagedList[Run] = client.search_runs(
-            [experiment_id], condition, order_by=["attributes.start_time DESC"], max_results=1000, page_token=token
-        )
-        yield from page
-        token = page.token
-        if not token:
-            return

@@ -1,4 +1,4 @@
-"""Keeps what is to be recorded on disk, in order, until MLflow has it; a program that dies leaves it for the next."""
+"""Keeps operations on disk, in order, until MLflow has them; they outlive a program that dies."""
 
 import json
 import os
@@ -10,13 +10,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 Operation = Mapping[str, Any]
-"""One thing to record, as JSON can hold it; what they are: `StoreWriter`."""
+"""One thing to record, as JSON can hold it. `StoreWriter` describes the operations."""
 
 SPOOL_FOLDER = "spool"
-"""The folder, below a storage folder, in which the record of its sweeps waits for MLflow."""
+"""The folder, below a storage folder, that holds the spools of its sweeps."""
 
-START_ANEW_BYTES = 2**24
-"""Beyond this, a file of which all is delivered is emptied."""
+MAX_DELIVERED_BYTES = 2**24
+"""A larger file of operations is emptied as soon as all of them are delivered."""
 
 _HEAD, _OPERATIONS, _POSITION, _REFUSED, _FILES, _LOCK = (
     "spool.json",
@@ -29,13 +29,17 @@ _HEAD, _OPERATIONS, _POSITION, _REFUSED, _FILES, _LOCK = (
 
 
 class SpoolInUseError(ValueError):
-    """Another program writes to the spool or delivers it."""
+    """Another program has the spool open."""
 
 
 class Spool:
-    """The operations of one sweep in `folder`: appended by the program that holds it, delivered from the front.
+    """The operations of one sweep in `folder`, appended at the end and delivered from the front.
 
-    head: what a later program must know to deliver the rest; kept from the first time on.
+    One program at a time can open it. head: what a later program must know to deliver the operations; None keeps the
+    head that is there.
+
+    Raises:
+        SpoolInUseError: another program has the spool open.
     """
 
     def __init__(self, folder: Path, head: Mapping[str, str] | None = None) -> None:
@@ -48,7 +52,7 @@ class Spool:
         except Timeout:
             raise SpoolInUseError(f"{folder}: a program that is still running records this sweep") from None
         if head is not None:
-            # Whole or not at all: without it nobody can deliver the rest.
+            # The file must never be incomplete, because without it the operations cannot be delivered.
             new = folder / f"{_HEAD}.new"
             new.write_text(json.dumps(dict(head)), encoding="utf-8")
             new.replace(folder / _HEAD)
@@ -56,31 +60,27 @@ class Spool:
         self._drop_unfinished_line()
         self._position = os.open(folder / _POSITION, os.O_RDWR | os.O_CREAT, 0o644)
         os.pwrite(self._position, b"%020d" % self._read_position(), 0)
-        # Not how many there are: of those that were delivered the folders are gone.
+        # The highest name, not the number of folders, because delivered folders are deleted.
         self._num_files = max((int(path.name) for path in (folder / _FILES).glob("*")), default=0)
         self._appending = os.open(self._path, os.O_WRONLY | os.O_APPEND)
         self._unwritten: list[bytes] = []
 
     @property
     def head(self) -> dict[str, str]:
-        """What was given when the spool was made.
-
-        Raises:
-            ValueError: this folder is no spool.
-        """
+        """See `read_head`."""
         return read_head(self.folder)
 
     def append(self, operation: Operation) -> None:
-        """Keep an operation; it outlives this program from here on, or from when the disk has room again."""
-        if self._path.stat().st_size > START_ANEW_BYTES and self.is_empty():
-            # The old position lies behind the end until it is set: nobody takes that for something to deliver.
+        """Write an operation to disk, or if the disk is full keep it in memory for `write_out`."""
+        if self._path.stat().st_size > MAX_DELIVERED_BYTES and self.is_empty():
+            # Between the two calls the position is behind the end of the file, which reads as "nothing delivered".
             os.ftruncate(self._appending, 0)
             os.pwrite(self._position, b"%020d" % 0, 0)
         self._unwritten.append(json.dumps(operation).encode() + b"\n")
         self.write_out()
 
     def write_out(self) -> bool:
-        """Write what the disk had no room for; False if it still has none."""
+        """Write the operations that are still in memory; False if the disk is full."""
         end = self._path.stat().st_size
         try:
             while self._unwritten:
@@ -90,50 +90,50 @@ class Spool:
                 end += len(self._unwritten.pop(0))
             return True
         except OSError:
-            os.ftruncate(self._appending, end)  # no half a line
+            os.ftruncate(self._appending, end)  # removes an incomplete line
             return False
 
     def keep_files(self, folder: Path) -> str:
-        """Copy a folder into the spool; gives the name under which `files` finds it."""
+        """Copy a folder into the spool; return the name by which `files` finds it."""
         self._num_files += 1
         name = f"{self._num_files:06d}"
         shutil.copytree(folder, self.files(name))
         return name
 
     def files(self, name: str) -> Path:
-        """A folder that `keep_files` copied."""
+        """The folder that `keep_files` copied under this name."""
         return self.folder / _FILES / name
 
     def pending(self) -> Iterator[tuple[int, Operation]]:
-        """(Position behind it, operation), in order, of all that is not delivered."""
+        """Yield (position behind the operation, operation) for all that are not delivered, in order."""
         with self._path.open("rb") as stream:
             stream.seek(self._read_position())
             while (line := stream.readline()).endswith(b"\n"):
                 yield stream.tell(), json.loads(line)
 
     def num_pending(self) -> int:
-        """How many operations wait."""
+        """The number of operations that are not delivered."""
         return sum(1 for _ in self.pending())
 
     def is_empty(self) -> bool:
-        """Whether nothing waits."""
+        """Whether all operations are delivered."""
         return not self._unwritten and self._read_position() == self._path.stat().st_size
 
     def delivered(self, position: int, operation: Operation) -> None:
-        """The operations up to `position`, of which this is the last, need not be delivered again."""
-        # In one write over the same bytes: a program that is killed leaves the old number or the new one.
+        """Note that all operations before `position` are delivered; delete the files of the last of them."""
+        # One write of the same length, so that a program that is killed leaves the old number or the new one.
         os.pwrite(self._position, b"%020d" % position, 0)
         if "files" in operation:
             shutil.rmtree(self.files(operation["files"]), ignore_errors=True)
 
     def refuse(self, operation: Operation, reason: str) -> None:
-        """Put an operation aside that the store will never take."""
+        """Put aside an operation that the store refuses permanently."""
         self.num_refused += 1
         with (self.folder / _REFUSED).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({**operation, "reason": reason}) + "\n")
 
     def close(self) -> None:
-        """Let another program have the spool; one that is empty, with nothing put aside, is deleted."""
+        """Release the spool for other programs. It is deleted if all is delivered and nothing was put aside."""
         self.write_out()
         os.close(self._appending)
         done = self.is_empty() and not (self.folder / _REFUSED).exists()
@@ -147,7 +147,7 @@ class Spool:
         return position if position <= self._path.stat().st_size else 0
 
     def _drop_unfinished_line(self) -> None:
-        """A program that was killed while it wrote leaves half a line."""
+        """Remove the incomplete line of a program that was killed while it wrote."""
         if self._path.exists():
             content = self._path.read_bytes()
             if not content.endswith(b"\n"):
@@ -157,7 +157,7 @@ class Spool:
 
 
 def read_head(folder: Path) -> dict[str, str]:
-    """What was given when the spool in `folder` was made.
+    """The keys `tracking_uri`, `experiment` and `sweep` of the spool in `folder`.
 
     Raises:
         ValueError: the folder is no spool.
@@ -176,5 +176,5 @@ def read_head(folder: Path) -> dict[str, str]:
 
 
 def spools_in(folder: Path) -> list[Path]:
-    """The folders of all spools in `folder`, in which something waits or was put aside."""
+    """The folders of all spools in `folder`; they hold operations that are not delivered or were put aside."""
     return sorted(path.parent for path in folder.glob(f"*/{_HEAD}"))

@@ -1,11 +1,8 @@
-"""Where MLflow keeps a record and how its pages are reached; the names of the tags, and how values are written."""
+"""Where MLflow keeps runs and artifacts, and how parameter values and tags are written as text."""
 
 import dataclasses
 import json
-import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +11,7 @@ from loragrid.config.local_path import local_path
 Scalar = str | int | float | bool | None
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
-# What MLflow takes in one value; a longer one it would refuse.
+# MLflow refuses longer values (in characters).
 MAX_PARAMETER_LENGTH = 6000
 MAX_TAG_LENGTH = 8000
 
@@ -22,8 +19,9 @@ MAX_TAG_LENGTH = 8000
 def default_tracking_uri(storage_path: str, configured: str | None) -> str:
     """The configured URI, else `MLFLOW_TRACKING_URI`, else an SQLite file in the storage folder.
 
-    ValueError: the URI is a plain folder (MLflow refuses those since 3.13) or SQLite without a file, or nothing is
-    configured and the storage is remote, where SQLite cannot live, or has a name that is another's in a URI.
+    Raises:
+        ValueError: the URI is a plain folder, which MLflow refuses since 3.13, or SQLite without a file; or no URI is
+            configured and the storage folder is remote, or its name has characters with a meaning in a URI.
     """
     uri = configured or os.environ.get("MLFLOW_TRACKING_URI")
     if uri:
@@ -37,7 +35,7 @@ def default_tracking_uri(storage_path: str, configured: str | None) -> str:
         if uri.startswith("sqlite:") and (
             path is None or path.name == ":memory:" or local_path(origin, str(path)).is_dir()
         ):
-            # Without a file MLflow writes artifacts to wherever the program was started.
+            # Without a file MLflow would write artifacts to the working directory.
             raise ValueError(f"{origin}: {uri!r} names no file; allowed: such as sqlite:////absolute/path/mlflow.db")
         return uri
     if "://" in storage_path:
@@ -55,31 +53,31 @@ def default_tracking_uri(storage_path: str, configured: str | None) -> str:
 
 
 def tracking_origin(configured: str | None) -> str:
-    """What decided on the tracking URI: a key of the experiment file, or the environment."""
+    """The key of the experiment file, or the environment variable, that decides the tracking URI."""
     if configured:
         return "tracking.uri"
     return "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else "storage.path"
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The file behind an `sqlite:///` URI; None for every other store."""
+    """The file of an `sqlite:///` URI; None for every other store."""
     prefix = "sqlite:///"
     return Path(uri.removeprefix(prefix)).resolve() if uri.startswith(prefix) else None
 
 
 def card_tags(card: Any) -> dict[str, str]:
-    """A method's card (any dataclass of plain fields) as tags `loragrid.card.<field>`."""
+    """A method's card (a dataclass of plain fields) as tags `loragrid.card.<field>`; empty fields are left out."""
     fields = ((field.name, getattr(card, field.name)) for field in dataclasses.fields(card))
     return {f"loragrid.card.{name}": str(value) for name, value in fields if value not in (None, "")}
 
 
 def format_parameter(value: object) -> str:
-    """A parameter as YAML and JSON write it (`null`, `true`, `0.001`), so that it reads back as the value it was."""
+    """A parameter value as JSON text (`null`, `true`, `0.001`); text is not quoted."""
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def parse_parameter(text: str) -> Scalar:
-    """The inverse of `format_parameter` for scalars; a list stays the text that it is."""
+    """The inverse of `format_parameter` for scalars; a list is returned as its text."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -87,28 +85,17 @@ def parse_parameter(text: str) -> Scalar:
     return value if value is None or isinstance(value, (str, int, float, bool)) else text
 
 
-@contextmanager
-def quiet_store() -> Iterator[None]:
-    """Keeps the two dozen lines that a new SQLite store prints away from the user's terminal; warnings still show."""
-    loggers = [logging.getLogger(name) for name in ("mlflow.store.db.utils", "alembic")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(max(logging.WARNING, logger.level))
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
 def artifact_location(artifact_root: str | None, store: Path | None) -> str | None:
-    """Where a new experiment keeps its artifacts: as asked for, else beside an SQLite store; None: MLflow decides."""
+    """The folder for the artifacts of a new experiment, as a URI.
+
+    It is `artifact_root` if given, else the folder `artifacts` beside an SQLite file (`store`). None: MLflow decides.
+    """
     if artifact_root is not None:
         return artifact_root if "://" in artifact_root else Path(artifact_root).expanduser().resolve().as_uri()
-    # MLflow's own default would be `./mlruns`, wherever the program happens to be started.
+    # MLflow's default is `./mlruns`, which depends on the working directory.
     return (store.parent / "artifacts").as_uri() if store is not None else None
 
 
 def cut(text: str, length: int) -> str:
-    """The text, shortened to what MLflow takes."""
+    """The text, shortened to at most `length` characters."""
     return text if len(text) <= length else text[: length - 1] + "…"
