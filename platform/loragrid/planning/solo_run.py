@@ -33,9 +33,10 @@ def measure_solo(
 ) -> dict[str, float]:
     """Metric key -> figure of the trial as the only member on this worker, with the worker's share of its batch.
 
-    The first step is not timed, nor are the steps that `step_runner` runs before it replays a graph. Saved activations and
-    the loss are those of one micro batch. Memory peaks include all resident memory; training steps and evaluation have
-    a peak each. The rates of operations are missing if the operations of the base cannot be counted (`ModelShape.of`).
+    The first step is not timed, nor are the steps that `step_runner` runs before it replays a graph. Saved
+    activations and the loss are those of one micro batch. Memory peaks include all resident memory; training
+    steps and evaluation have a peak each. The rates of operations are missing if the operations of the base cannot be
+    counted (`ModelShape.of`).
 
     Afterwards `base` has no adapters, also if this fails. A method that trains the base leaves it changed; then the
     caller must load it again.
