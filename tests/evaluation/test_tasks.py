@@ -24,22 +24,11 @@ from loragrid.training.assembly import build_batches
 from loragrid.training.step import one_worker
 from loragrid.trials.trial import Trial
 from loragrid.worker.export import export_member, merge_adapter
+from tests.support.queue_runs import Seen, queue
 from tests.support.small_packs import Run, Setup, largest_difference, make_setup, run_pack
-from tests.worker.test_queue import Seen, queue
+from tests.support.sums_task import EXACT, NUM_EVAL, NUM_TEST, STEPS, sums
 
-STEPS = 60
-NUM_EVAL, NUM_TEST = 10, 7
-EXACT = TaskConfig(kind="exact_match", answer_pattern="(#+)", max_new_tokens=12)
-"""As much as so small a model learns in so few steps: to write four of these."""
 LIKELY = TaskConfig(kind="label_likelihood")
-
-
-def sums() -> list[dict[str, str]]:
-    """Rows whose answer is one of three, and of several tokens."""
-    return [
-        {"prompt": f"What makes {n} and {n % 3}?", "completion": f" It is #### {('7', '1,250', '-33')[n % 3]}"}
-        for n in range(60)
-    ]
 
 
 @pytest.fixture(scope="module")

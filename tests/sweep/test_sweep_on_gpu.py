@@ -10,7 +10,7 @@ import ray
 import torch
 
 import loragrid as lg
-from tests.evaluation.test_tasks import EXACT, NUM_TEST, STEPS, sums
+from tests.support.sums_task import EXACT, NUM_TEST, STEPS, sums
 
 REPEATED = ("train/loss", "train/grad_norm", "eval/loss", "eval/accuracy")
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import loragrid as lg
-from tests.evaluation.test_tasks import EXACT, NUM_TEST, STEPS, sums
+from tests.support.sums_task import EXACT, NUM_TEST, STEPS, sums
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.usefixtures("ray_of_two_cpus")]
 

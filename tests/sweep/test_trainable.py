@@ -13,35 +13,9 @@ from ray._common.utils import get_ray_address_file
 import loragrid as lg
 from loragrid.sweep.trainable import queue_at
 from loragrid.tracking.store_uri import default_tracking_uri
+from tests.support.custom_sweeps import search_with_optuna, stop_early_with_asha
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.usefixtures("ray_of_two_cpus")]
-
-
-def search_with_optuna(experiment: lg.Experiment) -> tune.ResultGrid:
-    """Optuna looks for LoRA+'s learning rate and ratio (this function stands in the README)."""
-    from ray.tune.search.optuna import OptunaSearch
-
-    tuner = tune.Tuner(
-        lg.trainable(experiment),
-        param_space={"training.lr": tune.loguniform(1e-4, 1e-1), "method.lr_ratio": tune.uniform(1, 16)},
-        tune_config=tune.TuneConfig(search_alg=OptunaSearch(), metric="eval_loss", mode="min", num_samples=2),
-        run_config=tune.RunConfig(callbacks=[lg.recording(experiment)]),
-    )
-    return tuner.fit()
-
-
-def stop_early_with_asha(experiment: lg.Experiment) -> tune.ResultGrid:
-    """ASHA ends the trials that fall behind (this function stands in the README)."""
-    from ray.tune.schedulers import ASHAScheduler
-
-    scheduler = ASHAScheduler(time_attr="step", grace_period=2, max_t=experiment.training.steps)
-    tuner = tune.Tuner(
-        lg.trainable(experiment),
-        param_space={"method.name": "lora", "training.lr": tune.grid_search([1e-2, 1e-6])},
-        tune_config=tune.TuneConfig(scheduler=scheduler, metric="eval_loss", mode="min", max_concurrent_trials=1),
-        run_config=tune.RunConfig(callbacks=[lg.recording(experiment)]),
-    )
-    return tuner.fit()
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from loragrid.tracking.pages import comparison_page, experiment_page, tracking_u
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.store_uri import default_tracking_uri
 from loragrid.trials.tags import QUESTION_TAG
-from tests.sweep.test_summary import record_many
+from tests.support.many_trials import record_many
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CHROMEDRIVER = shutil.which("chromedriver")

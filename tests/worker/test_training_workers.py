@@ -16,10 +16,9 @@ from tests.support.small_packs import (
     largest_difference,
     make_setup,
     run_pack,
-    run_queue_as_worker,
-    train_as_worker,
     worker_packs,
 )
+from tests.support.worker_processes import run_queue_as_worker, train_as_worker
 
 NUM_WORKERS = 2
 
