@@ -219,8 +219,8 @@ def test_a_text_too_long_for_mlflow_is_cut_and_says_so(recorder: Recorder) -> No
 
 def test_the_first_start_of_a_store_prints_nothing(tmp_path: Path) -> None:
     code = (
-        "from loragrid.recorder import Recorder\n"
-        "from loragrid.tracking import default_tracking_uri\n"
+        "from loragrid.tracking.recorder import Recorder\n"
+        "from loragrid.tracking.store_uri import default_tracking_uri\n"
         f"uri = default_tracking_uri({str(tmp_path / 'new' / 'store')!r}, None)\n"
         "Recorder('quiet', uri).start_sweep('first', {}, {})"
     )

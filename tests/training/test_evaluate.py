@@ -82,7 +82,7 @@ def queue_with_room_for(
         seen.append(short_of_memory(base, most_rows))
         return base
 
-    monkeypatch.setattr(loragrid.warm_base, "load_base", load)
+    monkeypatch.setattr(loragrid.worker.resident_base, "load_base", load)
     found = queue(setup, [trials_of(setup, task)])
     (rows,) = seen
     return found, rows
@@ -186,7 +186,7 @@ def test_a_worker_without_memory_scores_its_rows_in_smaller_portions_whatever_th
 def test_workers_that_share_a_base_do_not_go_different_ways(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     trials = trials_of(setup, None)[:1]
     batches = build_batches(trials, setup.rows, torch.device("cpu"), worker=1, num_workers=2)
-    monkeypatch.setattr(loragrid.scoring, "is_sharded", lambda base: True)
+    monkeypatch.setattr(loragrid.training.evaluate, "is_sharded", lambda base: True)
     model = build_model(trials, setup.base())
     seen = short_of_memory(model.base, 2)
     scorings: tuple[Callable[[], torch.Tensor], ...] = (
@@ -223,7 +223,7 @@ def test_the_packs_of_a_queue_that_have_a_task_in_common_share_its_scorer(
         made.append(task)
         return task_scorer(task, *arguments)
 
-    monkeypatch.setattr(loragrid.pack_trainer, "task_scorer", counted)
+    monkeypatch.setattr(loragrid.worker.pack_trainer, "task_scorer", counted)
     tasks = (TASKS["labels"], TASKS["generation"], TASKS["labels"])
     packs = [[replace(t, trial_id=f"{t.trial_id}-{i}") for t in trials_of(setup, task)] for i, task in enumerate(tasks)]
     seen = queue(setup, packs)

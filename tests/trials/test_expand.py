@@ -114,7 +114,7 @@ def test_an_id_is_the_method_and_eight_digits_and_the_same_in_every_process() ->
     trials = expand(load_experiment(EXPERIMENTS / "quickstart.yaml"))
     assert all(re.fullmatch(rf"{trial.method.name}-[0-9a-f]{{8}}", trial.trial_id) for trial in trials)
     code = (
-        "import sys; from loragrid.config import load_experiment; from loragrid.grid import expand;"
+        "import sys; from loragrid.trials.load import load_experiment; from loragrid.trials.expand import expand;"
         "print(*[trial.trial_id for trial in expand(load_experiment(sys.argv[1]))])"
     )
     done = subprocess.run(

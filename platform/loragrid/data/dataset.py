@@ -14,12 +14,11 @@ from torch import Tensor
 
 from loragrid.config.experiment import DataConfig, ModelConfig
 from loragrid.data.held_out_text import held_out_pieces
+from loragrid.data.labels import IGNORED
 from loragrid.data.splits import SPLITS, choose_rows, open_sources, permutation
 from loragrid.data.tokenization import LabelledTokens, tokenizer_digest
 from loragrid.models.cache import cache_folder, cached_folder
 from loragrid.models.loading import max_context
-
-IGNORED = -100
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

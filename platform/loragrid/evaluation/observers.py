@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from loragrid.data.dataset import IGNORED
+from loragrid.data.labels import IGNORED
 from loragrid.evaluation.tasks import TaskScorer
 from loragrid.training.batches import PackBatches
 from loragrid.training.evaluate import score_rows_alone

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from loragrid.data.dataset import IGNORED
+from loragrid.data.labels import IGNORED
 
 if TYPE_CHECKING:
     from loragrid.data.dataset import TokenRows

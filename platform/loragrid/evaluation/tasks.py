@@ -10,7 +10,8 @@ from torch import Tensor
 
 from loragrid.config.experiment import ModelConfig
 from loragrid.config.task import TaskConfig
-from loragrid.data.dataset import IGNORED, TokenizedData, TokenRows, pad_rows
+from loragrid.data.dataset import TokenizedData, TokenRows, pad_rows
+from loragrid.data.labels import IGNORED
 from loragrid.data.tokenization import LabelledTokens
 from loragrid.evaluation.answers import answer_of
 from loragrid.evaluation.generation import Decoding, generate
