@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.sweep_processes import assert_undisturbed, finish, settings_of, start, statuses, write
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.slow, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.soak, pytest.mark.timeout(2400)]
 
 NUM_STRIKES = 12
 SECONDS_BETWEEN_STRIKES = (4.0, 50.0)
