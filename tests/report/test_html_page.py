@@ -435,6 +435,7 @@ def test_a_sweep_over_two_data_sets_is_judged_once_for_each(tmp_path: Path) -> N
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.smoke
 @pytest.mark.end_to_end
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
 @pytest.mark.skipif(CHROMEDRIVER is None, reason="no chromedriver on this machine: apt-get install chromium-driver")

@@ -53,5 +53,3 @@ def check_cpu(item: pytest.Item, used: float) -> None:
             "Make it smaller, or mark it `heavy` (then it runs in make test-all only)",
             pytrace=False,
         )
-
-

@@ -10,6 +10,7 @@ import ray
 import torch
 
 import loragrid as lg
+from tests.support.shared_ray import SharedRay
 from tests.support.sums_task import EXACT, NUM_TEST, STEPS, sums
 
 REPEATED = ("train/loss", "train/grad_norm", "eval/loss", "eval/accuracy")
@@ -21,7 +22,8 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def ray_with_a_gpu() -> Iterator[None]:
+def ray_with_a_gpu(shared_ray: SharedRay) -> Iterator[None]:
+    shared_ray.stop()
     ray.init(address="local", num_cpus=4, num_gpus=1, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()

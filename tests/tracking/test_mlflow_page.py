@@ -113,9 +113,8 @@ def end_session(process: subprocess.Popen[bytes]) -> None:
         process.wait(20)
 
 
-def test_mlflows_pages_show_both_methods_and_their_metrics_side_by_side_and_the_table_of_runs(
-    recorder: Recorder, server: str, tmp_path: Path
-) -> None:
+@pytest.mark.smoke
+def test_mlflows_pages_show_both_methods_side_by_side(recorder: Recorder, server: str, tmp_path: Path) -> None:
     from selenium import webdriver
     from selenium.webdriver.chrome.options import Options
     from selenium.webdriver.chrome.service import Service
@@ -166,9 +165,7 @@ def server_of_many(many: Recorder, tmp_path: Path) -> Iterator[str]:
     yield from serve(many, tmp_path)
 
 
-def test_thirty_two_trials_are_listed_charted_and_compared_and_the_sweeps_note_leads_there(
-    many: Recorder, server_of_many: str, tmp_path: Path
-) -> None:
+def test_thirty_two_trials_are_listed_charted_and_compared(many: Recorder, server_of_many: str, tmp_path: Path) -> None:
     from selenium import webdriver
     from selenium.webdriver.chrome.options import Options
     from selenium.webdriver.chrome.service import Service
