@@ -1,10 +1,10 @@
 """Rows and a task whose answers a tiny model learns to write in sixty steps."""
 
-from loragrid.config.task import TaskConfig
+from loragrid.tasks.kinds.exact_match import ExactMatch
 
 STEPS = 60
 NUM_EVAL, NUM_TEST = 10, 7
-EXACT = TaskConfig(kind="exact_match", answer_pattern="(#+)", max_new_tokens=12)
+EXACT = ExactMatch(answer_pattern="(#+)", max_new_tokens=12)
 """As much as so small a model learns in so few steps: to write four of these."""
 
 

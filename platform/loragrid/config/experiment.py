@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from loragrid.config.errors import ExperimentError, Problem, show_value, unknown
 from loragrid.config.method_settings import (
     AxisValue,
     AxisValues,
@@ -26,13 +25,16 @@ from loragrid.config.sections import (
     EngineConfig,
     ModelConfig,
     PackConfig,
-    Section,
     StorageConfig,
     TrackingConfig,
     TrainingConfig,
     WorkersConfig,
 )
-from loragrid.config.task import TaskConfig, task_problems
+from loragrid.config.task import task_problems
+from loragrid.schema.errors import ExperimentError, Problem, show_value, unknown
+from loragrid.schema.fields import Allowed, Section
+from loragrid.tasks.contract import TaskConfig
+from loragrid.tasks.discovery import AnyTask
 
 if TYPE_CHECKING:
     Axis = Sequence[Any] | Mapping[str, Any]
@@ -59,17 +61,25 @@ __all__ = [
 
 
 class MethodConfig(Section):
-    """One method of an experiment with what is special to it.
+    """One method of an experiment with its own settings and axes.
 
-    label: what the comparison calls it, by default its name; a method's blocks of one label are tuned as one. Every key
-    beside these and `grid` is a hyperparameter of the method or one of MEMBER_TRAINING_KEYS.
+    Every key beside these three is a hyperparameter of the method or one of MEMBER_TRAINING_KEYS.
     """
 
     model_config = ConfigDict(extra="allow")
 
-    name: str
-    label: str | None = None
-    grid: dict[str, AxisValues] = Field(default_factory=dict)
+    name: str = Field(description="Name of the method; `loragrid methods` lists all.", examples=["lora"])
+    label: str | None = Field(
+        default=None,
+        description="Name of the method in the comparison, by default `name`; blocks of one method with one label are "
+        "tuned together.",
+        examples=["LoRA, rank 8"],
+    )
+    grid: dict[str, AxisValues] = Field(
+        default_factory=dict,
+        description="Axes of this method: setting -> list of values, or a ladder.",
+        examples=[{"rank": [4, 16], "lr": {"ladder": [1e-4, 1e-2], "points": 5}}],
+    )
 
     if TYPE_CHECKING:  # the settings are checked below, where the method is known
 
@@ -96,39 +106,46 @@ class MethodConfig(Section):
 
 
 class Experiment(Section):
-    """One question, the trials that answer it, and where they run and are recorded.
-
-    grid: axis -> values, or a ladder that stands for them (`{ladder: [1e-4, 1e-2], points: 5}`). `seed`; `model.X`,
-    `data.X`, `training.X`; `method.X` for every method that has X and does not set it itself.
-    """
+    """One question, the trials that answer it, and where they run and are recorded."""
 
     name: Annotated[
         str,
-        Field(
-            strict=True,
-            max_length=100,
-            pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$",
-            description="letters, digits, '.', '_' and '-', at most 100, beginning with a letter, a digit or '_'",
-        ),
-    ]
+        Field(strict=True, max_length=100, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"),
+        Allowed("letters, digits, '.', '_' and '-', at most 100, beginning with a letter, a digit or '_'"),
+    ] = Field(description="Name of the experiment, also in MLflow.", examples=["quickstart"])
     question: Annotated[
         str,
-        Field(
-            strict=True, max_length=2000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f]*$", description="at most 2000 characters"
-        ),
-    ] = ""
-    model: ModelConfig
-    data: DataConfig
-    training: TrainingConfig
-    methods: Annotated[tuple[MethodConfig, ...], Field(min_length=1, description="a list of at least one method")]
-    grid: dict[str, AxisValues] = Field(default_factory=dict)
-    workers: WorkersConfig = WorkersConfig()
-    pack: PackConfig = PackConfig()
-    engine: EngineConfig = EngineConfig()
-    early_stopping: EarlyStoppingConfig | None = None
-    task: TaskConfig | None = None
-    tracking: TrackingConfig = TrackingConfig()
-    storage: StorageConfig = StorageConfig()
+        Field(strict=True, max_length=2000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f]*$"),
+        Allowed("at most 2000 characters"),
+    ] = Field(
+        default="",
+        description="The question that the experiment answers, shown in its reports.",
+        examples=["Which method learns chit-chat replies best at equal rank?"],
+    )
+    model: ModelConfig = Field(description="The base model that every trial adapts.")
+    data: DataConfig = Field(description="The rows that train, evaluate and test every trial.")
+    training: TrainingConfig = Field(description="How every trial trains.")
+    methods: Annotated[tuple[MethodConfig, ...], Field(min_length=1), Allowed("a list of at least one method")] = Field(
+        description="The methods to compare: names, or mappings with the key `name` and settings.",
+        examples=[["lora", {"name": "vera", "grid": {"rank": [64, 256]}}]],
+    )
+    grid: dict[str, AxisValues] = Field(
+        default_factory=dict,
+        description="Axes of all methods: `seed`, `model.X`, `data.X`, `training.X`, or `method.X` for every method "
+        "that has X and does not set it itself -> list of values, or a ladder.",
+        examples=[{"seed": [0, 1, 2], "training.lr": {"ladder": [1e-4, 1e-2], "points": 5}}],
+    )
+    workers: WorkersConfig = Field(default=WorkersConfig(), description="The processes that train one pack.")
+    pack: PackConfig = Field(default=PackConfig(), description="How many trials may share one copy of the base.")
+    engine: EngineConfig = Field(default=EngineConfig(), description="How the steps of a pack run on a GPU.")
+    early_stopping: EarlyStoppingConfig | None = Field(
+        default=None, description="When trials that fall behind end early; null trains every trial to its last step."
+    )
+    task: AnyTask | None = Field(default=None, description="What is scored beside the loss; null scores only the loss.")
+    tracking: TrackingConfig = Field(default=TrackingConfig(), description="Where MLflow keeps the record.")
+    storage: StorageConfig = Field(
+        default=StorageConfig(), description="Where trial states, plots and the default MLflow store are kept."
+    )
 
     if TYPE_CHECKING:  # what pydantic turns into the fields' types
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from loragrid.config.errors import ExperimentError, Problem, unknown
+from loragrid.schema.errors import ExperimentError, Problem, unknown
 
 MAX_POINTS = 100
 SIGNIFICANT_DIGITS = 4

@@ -7,20 +7,17 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from pydantic import ConfigDict, Field, InstanceOf, PlainSerializer, TypeAdapter, ValidationError
 
-from loragrid.config.errors import ExperimentError, Problem, show_value, unknown, what_is_wrong
 from loragrid.config.ladder import EXAMPLE, Ladder, as_written, ladder_values
 from loragrid.config.sections import (
     HOLDING_KEYS,
-    MAX_SEED,
     MEMBER_TRAINING_KEYS,
     OBSERVATION_KEYS,
     DataConfig,
-    Label,
     ModelConfig,
-    Section,
-    Seed,
     TrainingConfig,
 )
+from loragrid.schema.errors import ExperimentError, Problem, show_value, unknown, what_is_wrong
+from loragrid.schema.fields import MAX_SEED, Label, Section, Seed, allowed_by
 
 AXIS_SECTIONS: dict[str, type[Section]] = {"model": ModelConfig, "data": DataConfig, "training": TrainingConfig}
 
@@ -100,10 +97,9 @@ def _adapter(value_type: Any) -> TypeAdapter[Any]:
 
 
 def describe_type(value_type: Any) -> str:
-    """What a type allows, in words: its `description` if it carries one."""
-    for annotation in getattr(value_type, "__metadata__", ()):
-        if description := getattr(annotation, "description", None):
-            return str(description)
+    """What a type allows, in words: its `Allowed` if it has one."""
+    if allowed := allowed_by(getattr(value_type, "__metadata__", ())):
+        return allowed
     origin = get_origin(value_type)
     if origin is Literal:
         return ", ".join(str(value) for value in get_args(value_type))

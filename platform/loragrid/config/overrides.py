@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from loragrid.config.errors import ExperimentError, Problem, show_value
 from loragrid.config.yaml_reader import parse_yaml
+from loragrid.schema.errors import ExperimentError, Problem, show_value
 
 SOURCE = "--set"
 

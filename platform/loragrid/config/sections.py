@@ -1,128 +1,125 @@
-"""The sections of an experiment file and their defaults; a field's `description` is what an error says is allowed."""
+"""The sections of an experiment file that belong to no task kind and no method, with their defaults."""
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from loragrid.config.errors import ExperimentError, Problem
+from loragrid.schema.errors import ExperimentError, Problem
+from loragrid.schema.fields import (
+    MAX_COUNT,
+    Allowed,
+    Count,
+    CountOrZero,
+    Decay,
+    NotNegative,
+    OptionalCount,
+    OptionalCountOrZero,
+    OptionalPositive,
+    OptionalText,
+    Positive,
+    Revision,
+    Section,
+    Switch,
+    Text,
+    Unit,
+)
 
-MAX_COUNT = 2**31 - 1
-MAX_SEED = 2**32 - 1
 CANONICAL_COLUMNS = ("prompt", "completion", "messages", "text")
-
-Text = Annotated[
-    str,
-    Field(strict=True, min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$", description="text on one line"),
-]
-OptionalText = Annotated[
-    str | None,
-    Field(
-        strict=True,
-        min_length=1,
-        max_length=1000,
-        pattern=r"^[^\x00-\x1f\x7f]*$",
-        description="text on one line, or null",
-    ),
-]
-Label = Annotated[
-    str | None,
-    Field(
-        strict=True,
-        max_length=40,
-        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_ .+()/=-]*$",
-        description="at most 40 letters, digits, spaces and _.+()/=-, beginning with a letter, a digit or _, or null",
-    ),
-]
-Revision = Annotated[
-    str | None,
-    Field(
-        strict=True,
-        max_length=200,
-        # As git allows them, and never `..`: the hub's cache makes a path of it.
-        pattern=r"^[^\x00-\x20\x7f./~^:?*\[\\]+([./][^\x00-\x20\x7f./~^:?*\[\\]+)*$",
-        description="text: the name of a commit, tag or branch, or null",
-    ),
-]
-Count = Annotated[int, Field(strict=True, ge=1, le=MAX_COUNT, description=f"a whole number from 1 to {MAX_COUNT}")]
-CountOrZero = Annotated[
-    int, Field(strict=True, ge=0, le=MAX_COUNT, description=f"a whole number from 0 to {MAX_COUNT}")
-]
-OptionalCount = Annotated[
-    int | None, Field(strict=True, ge=1, le=MAX_COUNT, description=f"a whole number from 1 to {MAX_COUNT}, or null")
-]
-OptionalCountOrZero = Annotated[
-    int | None, Field(strict=True, ge=0, le=MAX_COUNT, description=f"a whole number from 0 to {MAX_COUNT}, or null")
-]
-Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False, description="a number above 0")]
-OptionalPositive = Annotated[
-    float | None, Field(strict=True, gt=0, allow_inf_nan=False, description="a number above 0, or null")
-]
-NotNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False, description="a number of 0 or more")]
-Decay = Annotated[
-    float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False, description="a number from 0 up to, but not, 1")
-]
-Switch = Annotated[bool, Field(strict=True, description="true or false")]
-Seed = Annotated[int, Field(strict=True, ge=0, le=MAX_SEED, description=f"a whole number from 0 to {MAX_SEED}")]
-
-
-class Section(BaseModel):
-    """A part of an experiment: cannot be changed once made, refuses keys it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    def __hash__(self) -> int:
-        # pydantic's own hash fails on fields that are dictionaries; sections group trials into packs.
-        return hash(self.model_dump_json())
 
 
 class ModelConfig(Section):
-    """The base that every trial adapts.
+    """The base model that every trial adapts."""
 
-    name: embedded name, local folder, or hub id. revision: the hub's commit, tag or branch.
-    trust_remote_code: whether code that comes with a hub model may run on this machine.
-    """
-
-    name: Text
-    revision: Revision = None
-    dtype: Annotated[Literal["bfloat16", "float32", "float64"], Field(description="bfloat16, float32, float64")] = (
-        "bfloat16"
+    name: Text = Field(
+        description="Base model: an embedded name, a local folder, or a hub id.",
+        examples=["smollm2-135m-instruct", "models/my-base", "meta-llama/Llama-3.2-1B"],
     )
-    trust_remote_code: Switch = False
+    revision: Revision = Field(
+        default=None,
+        description="Commit, tag or branch of a hub model; null takes its default branch.",
+        examples=["main"],
+    )
+    dtype: Annotated[Literal["bfloat16", "float32", "float64"], Allowed("bfloat16, float32, float64")] = Field(
+        default="bfloat16",
+        description="Type of the frozen base weights; adapters are trained in float32 or wider.",
+        examples=["float32"],
+    )
+    trust_remote_code: Switch = Field(
+        default=False,
+        description="Whether Python code that comes with a hub model may run on this machine.",
+        examples=[True],
+    )
 
 
 class DataConfig(Section):
-    """The rows that train, evaluate and test every trial; no row stands in two of the three.
+    """The rows that train, evaluate and test every trial; no row is in two of the three splits."""
 
-    name: embedded name, local .jsonl, .csv or .parquet file, or hub id (`revision`; `subset`: the hub's config name).
-    eval_name: local file with the eval rows. eval_split: the split with the eval rows. Neither: part of the train rows.
-    test_name, test_split: the same of the test rows.
-    forgetting_name: local .txt file, or one of the above with a column `text`, of plain text: its loss before and after
-    training is recorded. num_forgetting: its first pieces of max_length tokens; null takes them all.
-    columns: canonical column -> column in the data. max_length: tokens; longer rows are skipped and counted.
-    num_train, num_eval, num_test: rows; num_train null takes them all. Settings are chosen on the eval rows; the test
-    rows are looked at once, after the last step. loss_on: the tokens that count in the loss.
-    """
-
-    name: Text
-    revision: Revision = None
-    subset: OptionalText = None
-    split: Text = "train"
-    eval_name: OptionalText = None
-    eval_split: OptionalText = None
-    test_name: OptionalText = None
-    test_split: OptionalText = None
-    forgetting_name: OptionalText = None
-    num_forgetting: OptionalCount = None
+    name: Text = Field(
+        description="Source of the rows: an embedded name, a local .jsonl, .csv or .parquet file, or a hub id.",
+        examples=["chitchat", "my_rows.jsonl", "openai/gsm8k"],
+    )
+    revision: Revision = Field(
+        default=None,
+        description="Commit, tag or branch of a hub data set; null takes its default branch.",
+        examples=["main"],
+    )
+    subset: OptionalText = Field(
+        default=None, description="Configuration name of a hub data set; null takes its default.", examples=["socratic"]
+    )
+    split: Text = Field(default="train", description="Split of a hub data set with the train rows.", examples=["train"])
+    eval_name: OptionalText = Field(
+        default=None,
+        description="Local file with the evaluation rows; null takes them from `eval_split` or from the train rows.",
+        examples=["my_eval_rows.jsonl"],
+    )
+    eval_split: OptionalText = Field(
+        default=None,
+        description="Split of the data set with the evaluation rows; null takes them from the train rows.",
+        examples=["validation"],
+    )
+    test_name: OptionalText = Field(
+        default=None,
+        description="Local file with the test rows; null takes them from `test_split` or from the train rows.",
+        examples=["my_test_rows.jsonl"],
+    )
+    test_split: OptionalText = Field(
+        default=None,
+        description="Split of the data set with the test rows; null takes them from the train rows.",
+        examples=["test"],
+    )
+    forgetting_name: OptionalText = Field(
+        default=None,
+        description="Local .txt file, or data file with a column `text`, of held-out plain text whose loss is recorded "
+        "before and after training; null records none.",
+        examples=["encyclopedia.txt"],
+    )
+    num_forgetting: Annotated[OptionalCount, Unit("pieces of max_length tokens")] = Field(
+        default=None, description="Number of leading pieces of the held-out text to use; null uses all.", examples=[64]
+    )
     columns: Annotated[
-        dict[str, Text], Field(description=f"a mapping from {', '.join(CANONICAL_COLUMNS)} to the data's column names")
-    ] = {}
+        dict[str, Text], Allowed(f"a mapping from {', '.join(CANONICAL_COLUMNS)} to the data's column names")
+    ] = Field(
+        default={},
+        description="Canonical column (prompt, completion, messages, text) -> name of the column in the data.",
+        examples=[{"prompt": "question", "completion": "answer"}],
+    )
     max_length: Annotated[
-        int, Field(strict=True, ge=2, le=MAX_COUNT, description="a whole number of tokens from 2 on")
-    ] = 512
-    num_train: OptionalCount = None
-    num_eval: Count = 64
-    num_test: CountOrZero = 0
-    loss_on: Annotated[Literal["completion", "all"], Field(description="completion, all")] = "completion"
+        int, Field(strict=True, ge=2, le=MAX_COUNT), Allowed("a whole number of tokens from 2 on"), Unit("tokens")
+    ] = Field(default=512, description="Longest row; longer rows are skipped and counted.", examples=[1024])
+    num_train: Annotated[OptionalCount, Unit("rows")] = Field(
+        default=None, description="Number of train rows; null uses all that are left.", examples=[5000]
+    )
+    num_eval: Annotated[Count, Unit("rows")] = Field(
+        default=64, description="Number of evaluation rows, on which settings are chosen.", examples=[256]
+    )
+    num_test: Annotated[CountOrZero, Unit("rows")] = Field(
+        default=0, description="Number of test rows, which are scored once, after the last step.", examples=[512]
+    )
+    loss_on: Annotated[Literal["completion", "all"], Allowed("completion, all")] = Field(
+        default="completion",
+        description="Tokens that count in the loss: the completion (of a chat, the assistant's turns), or all.",
+        examples=["all"],
+    )
 
     @model_validator(mode="after")
     def _check_columns_and_eval_rows(self) -> "DataConfig":
@@ -154,42 +151,69 @@ class DataConfig(Section):
 
 
 class TrainingConfig(Section):
-    """How every trial trains; the keys in MEMBER_TRAINING_KEYS can differ between the trials of one pack.
+    """How every trial trains; the keys in MEMBER_TRAINING_KEYS can differ between the trials of one pack."""
 
-    steps: optimizer steps. batch_size: rows per step of one trial, over all workers.
-    lr: learning rate at the top of the schedule. schedule: its course after `warmup_steps` of linear warm-up.
-    weight_decay, beta1, beta2, epsilon: AdamW's. clip_norm: largest gradient norm; null never clips.
-    micro_batch_size: rows of each trial that a worker holds at once; it adds the gradients of one such part after
-    another to those of the whole step. null: all of its rows at once.
-    activation_checkpointing: keep the input of every layer alone and compute the rest again: less memory, slower steps.
-    eval_every: steps; null evaluates at the start and the end only. report_every: steps; null makes about 50 reports.
-    checkpoint_every: steps; null keeps none but the last. loss_threshold: eval loss whose first crossing is recorded.
-    check_every: steps after which what must hold is checked, beside the first and the last step: the trainable set is
-    the method's, frozen tensors have their bits, and eager steps keep as many bytes for backward as the first. null:
-    after these two alone; 0: never.
-    measure_steps: steps that each distinct method shape runs alone for its memory and speed; 0 measures nothing.
-    """
-
-    steps: Count
-    batch_size: Count = 8
-    lr: Positive = 1e-3
-    schedule: Annotated[Literal["constant", "linear", "cosine"], Field(description="constant, linear, cosine")] = (
-        "cosine"
+    steps: Annotated[Count, Unit("optimizer steps")] = Field(
+        description="Length of the training of one trial.", examples=[500]
     )
-    warmup_steps: CountOrZero = 0
-    weight_decay: NotNegative = 0.0
-    clip_norm: OptionalPositive = 1.0
-    beta1: Decay = 0.9
-    beta2: Decay = 0.999
-    epsilon: Positive = 1e-8
-    micro_batch_size: OptionalCount = None
-    activation_checkpointing: Switch = False
-    eval_every: OptionalCount = None
-    report_every: OptionalCount = None
-    checkpoint_every: OptionalCount = None
-    loss_threshold: OptionalPositive = None
-    check_every: OptionalCountOrZero = 100
-    measure_steps: CountOrZero = 3
+    batch_size: Annotated[Count, Unit("rows")] = Field(
+        default=8, description="Rows per optimizer step of one trial, over all workers.", examples=[16]
+    )
+    lr: Positive = Field(default=1e-3, description="Learning rate at the top of the schedule.", examples=[2e-4])
+    schedule: Annotated[Literal["constant", "linear", "cosine"], Allowed("constant, linear, cosine")] = Field(
+        default="cosine", description="Course of the learning rate after the warm-up.", examples=["linear"]
+    )
+    warmup_steps: Annotated[CountOrZero, Unit("optimizer steps")] = Field(
+        default=0, description="Steps in which the learning rate rises linearly to `lr`.", examples=[20]
+    )
+    weight_decay: NotNegative = Field(
+        default=0.0, description="Decoupled weight decay of AdamW, per unit of learning rate.", examples=[0.01]
+    )
+    clip_norm: OptionalPositive = Field(
+        default=1.0, description="Largest gradient norm of a trial; null never clips.", examples=[0.3]
+    )
+    beta1: Decay = Field(default=0.9, description="Decay of AdamW's first moment, per step.", examples=[0.9])
+    beta2: Decay = Field(default=0.999, description="Decay of AdamW's second moment, per step.", examples=[0.95])
+    epsilon: Positive = Field(default=1e-8, description="Constant in AdamW's denominator.", examples=[1e-6])
+    micro_batch_size: Annotated[OptionalCount, Unit("rows")] = Field(
+        default=None,
+        description="Rows of each trial that a worker holds at once, summing gradients over the step; null holds all.",
+        examples=[2],
+    )
+    activation_checkpointing: Switch = Field(
+        default=False,
+        description="Whether to keep only the input of every layer and recompute the rest in the backward pass: less "
+        "memory, slower steps.",
+        examples=[True],
+    )
+    eval_every: Annotated[OptionalCount, Unit("optimizer steps")] = Field(
+        default=None,
+        description="Steps between two evaluations; null evaluates only before the first and after the last step.",
+        examples=[50],
+    )
+    report_every: Annotated[OptionalCount, Unit("optimizer steps")] = Field(
+        default=None, description="Steps between two reports; null makes about 50 reports.", examples=[10]
+    )
+    checkpoint_every: Annotated[OptionalCount, Unit("optimizer steps")] = Field(
+        default=None, description="Steps between two checkpoints; null keeps only the last.", examples=[100]
+    )
+    loss_threshold: Annotated[OptionalPositive, Unit("nats per token")] = Field(
+        default=None,
+        description="Evaluation loss whose first crossing is recorded, in steps and seconds; null records none.",
+        examples=[1.5],
+    )
+    check_every: Annotated[OptionalCountOrZero, Unit("optimizer steps")] = Field(
+        default=100,
+        description="Steps between two checks of the invariants (trainable set, frozen bits, activation bytes), beside "
+        "those after the first and the last step; null checks only these two, 0 never checks.",
+        examples=[500],
+    )
+    measure_steps: Annotated[CountOrZero, Unit("optimizer steps")] = Field(
+        default=3,
+        description="Steps that each distinct method shape runs in a pack of one to measure memory and speed; 0 "
+        "measures nothing.",
+        examples=[10],
+    )
 
     @model_validator(mode="after")
     def _check_warmup(self) -> "TrainingConfig":
@@ -217,66 +241,111 @@ OBSERVATION_KEYS = frozenset(
 """Training keys that decide what is observed, not what is trained: no part of a trial's identity, never an axis."""
 
 HOLDING_KEYS = frozenset({"micro_batch_size"})
-"""Training keys that decide what a step holds at once, and of its result the rounding alone (where there is dropout:
-also the draws, as the number of workers does): no part of a trial's identity, never an axis."""
+"""Training keys that decide how many rows a step holds at once: no part of a trial's identity, never an axis.
+
+They change only the rounding of a result and, with dropout, the random draws (as the number of workers does).
+"""
 
 
 class WorkersConfig(Section):
-    """The processes that train one pack.
+    """The processes that train one pack."""
 
-    strategy: every worker holds the frozen base (replicate), or its share of it (shard). cpus_per_worker null: sized
-    from the cluster.
-    max_failures: how often they may die, and be replaced, before the pack they were at is given up.
-    """
-
-    num_workers: Count = 1
-    strategy: Annotated[Literal["replicate", "shard"], Field(description="replicate, shard")] = "replicate"
-    use_gpu: Annotated[Literal["auto"] | Switch, Field(description="auto, true, false")] = "auto"
-    cpus_per_worker: OptionalPositive = None
-    max_failures: CountOrZero = 3
+    num_workers: Annotated[Count, Unit("processes")] = Field(
+        default=1, description="Training processes per pack, each with one GPU where GPUs are used.", examples=[4]
+    )
+    strategy: Annotated[Literal["replicate", "shard"], Allowed("replicate, shard")] = Field(
+        default="replicate",
+        description="Whether every worker holds the whole frozen base (replicate) or a share of it (shard).",
+        examples=["shard"],
+    )
+    use_gpu: Annotated[Literal["auto"] | Switch, Allowed("auto, true, false")] = Field(
+        default="auto",
+        description="Whether workers use GPUs; auto uses those of the cluster.",
+        examples=[False],
+    )
+    cpus_per_worker: Annotated[OptionalPositive, Unit("CPU cores")] = Field(
+        default=None, description="Cores reserved for each worker; null derives them from the cluster.", examples=[4.0]
+    )
+    max_failures: Annotated[CountOrZero, Unit("failures")] = Field(
+        default=3,
+        description="How often the workers of a pack may die and be replaced before the pack is given up.",
+        examples=[0],
+    )
 
 
 class PackConfig(Section):
-    """How many trials may share one copy of the base; 1 trains each alone."""
+    """How many trials may share one copy of the base."""
 
-    max_members: Annotated[Literal["auto"] | Count, Field(description="auto, or a whole number from 1 on")] = "auto"
+    max_members: Annotated[Literal["auto"] | Count, Allowed("auto, or a whole number from 1 on"), Unit("trials")] = (
+        Field(
+            default="auto",
+            description="Most trials in one pack; auto derives it from the tokens per step, 1 trains each trial alone.",
+            examples=[8],
+        )
+    )
 
 
 class EngineConfig(Section):
-    """How steps run on a GPU: eager, graph (captured as a CUDA graph), compiled (and captured), or what pays: auto.
+    """How the steps of a pack run on a GPU."""
 
-    deterministic: with kernels that repeat to the bit alone, as on a CPU they do anyway; on a GPU steps in bfloat16 are
-    then a few percent slower, and a model that needs another kernel cannot be trained.
-    """
-
-    mode: Annotated[
-        Literal["auto", "eager", "graph", "compiled"], Field(description="auto, eager, graph, compiled")
-    ] = "auto"
-    deterministic: Switch = False
+    mode: Annotated[Literal["auto", "eager", "graph", "compiled"], Allowed("auto, eager, graph, compiled")] = Field(
+        default="auto",
+        description="Eager steps, steps captured as a CUDA graph, or compiled and captured steps; auto takes the mode "
+        "that pays off.",
+        examples=["eager"],
+    )
+    deterministic: Switch = Field(
+        default=False,
+        description="Whether a GPU uses only kernels that repeat to the bit, as a CPU always does: bfloat16 steps are "
+        "a few percent slower, and a model that needs another kernel cannot be trained.",
+        examples=[True],
+    )
 
 
 class EarlyStoppingConfig(Section):
-    """Trials that fall behind end early: at `grace_steps`, and at every `reduction_factor` times that, one in
-    `reduction_factor` goes on.
+    """Trials that fall behind end early: at every rung, only one in `reduction_factor` trials continues.
 
-    metric: what they are compared by, eval/loss or train/loss. Trials that can share a base are compared with those in
-    the same workers; where `pack.max_members` is 1, every trial with all others of the sweep, by Tune's ASHA. A method
-    that writes the base shares none: it is stopped by ASHA alone.
+    Rungs are at `grace_steps` and at every `reduction_factor` times that. Trials that can share a base are compared
+    with those in the same workers. With `pack.max_members: 1`, and for methods that write the base, every trial is
+    compared with all others of the sweep by Tune's ASHA.
     """
 
-    kind: Annotated[Literal["successive_halving"], Field(description="successive_halving")] = "successive_halving"
-    metric: Annotated[Literal["eval/loss", "train/loss"], Field(description="eval/loss, train/loss")] = "eval/loss"
-    grace_steps: Count
-    reduction_factor: Annotated[int, Field(strict=True, ge=2, le=1000, description="a whole number from 2 to 1000")] = 3
+    kind: Annotated[Literal["successive_halving"], Allowed("successive_halving")] = Field(
+        default="successive_halving", description="Algorithm that stops trials.", examples=["successive_halving"]
+    )
+    metric: Annotated[Literal["eval/loss", "train/loss"], Allowed("eval/loss, train/loss")] = Field(
+        default="eval/loss",
+        description="Metric that compares trials; lower is better.",
+        examples=["train/loss"],
+    )
+    grace_steps: Annotated[Count, Unit("optimizer steps")] = Field(
+        description="Steps that every trial trains before the first comparison.", examples=[50]
+    )
+    reduction_factor: Annotated[int, Field(strict=True, ge=2, le=1000), Allowed("a whole number from 2 to 1000")] = (
+        Field(
+            default=3,
+            description="One in this many trials continues at each rung; also the ratio between two rungs' steps.",
+            examples=[4],
+        )
+    )
 
 
 class TrackingConfig(Section):
-    """Where MLflow keeps the record; null: MLFLOW_TRACKING_URI, else an SQLite file under `storage.path`."""
+    """Where MLflow keeps the record."""
 
-    uri: OptionalText = None
+    uri: OptionalText = Field(
+        default=None,
+        description="MLflow tracking URI; null takes MLFLOW_TRACKING_URI, otherwise an SQLite file under "
+        "`storage.path`.",
+        examples=["http://mlflow:5000"],
+    )
 
 
 class StorageConfig(Section):
-    """Folder or URI (s3://bucket/path) of half-trained trials, plots and the default MLflow store."""
+    """Where trial states, plots and the default MLflow store are kept."""
 
-    path: Text = "loragrid-store"
+    path: Text = Field(
+        default="loragrid-store",
+        description="Folder or URI of half-trained trials, plots and the default MLflow store.",
+        examples=["loragrid-store", "s3://bucket/path"],
+    )

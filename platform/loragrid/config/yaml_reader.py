@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from loragrid.config.errors import ExperimentError, Problem, is_unicode
+from loragrid.schema.errors import ExperimentError, Problem, is_unicode
 
 MAX_FILE_BYTES = 256 * 1024
 """An experiment file is written by a person; a larger one is something else."""

@@ -69,7 +69,7 @@ class TokenizedData:
     """All rows of an experiment.
 
     test: 0 rows where none are asked for. skipped: reason -> rows that were read but not used. digest: of the tokens.
-    num_source_rows: in the train source. forgetting: plain text, of shapes of its own; never stored.
+    num_source_rows: in the train source. held_out_text: plain text, of shapes of its own; never stored.
     """
 
     train: TokenRows
@@ -78,7 +78,7 @@ class TokenizedData:
     skipped: dict[str, int]
     digest: str
     num_source_rows: int
-    forgetting: TokenRows | None = None
+    held_out_text: TokenRows | None = None
 
 
 def load_data(data: DataConfig, model: ModelConfig, tokenizer: "PreTrainedTokenizerBase") -> TokenizedData:
@@ -112,10 +112,10 @@ def load_data(data: DataConfig, model: ModelConfig, tokenizer: "PreTrainedTokeni
         assert tokenizer.pad_token_id is not None, "load_tokenizer sees to a pad token"
         _save(folder, splits, int(tokenizer.pad_token_id), skipped, sources["train"].rows.num_rows)
 
-    forgetting = [LabelledTokens(piece, tuple(range(len(piece) - 1))) for piece in held_out_pieces(data, tokenizer)]
+    pieces = [LabelledTokens(piece, tuple(range(len(piece) - 1))) for piece in held_out_pieces(data, tokenizer)]
     return replace(
         _load(cached_folder(cache_folder() / "tokens" / name, fill)),
-        forgetting=pad_rows(forgetting, int(tokenizer.pad_token_id or 0)) if forgetting else None,
+        held_out_text=pad_rows(pieces, int(tokenizer.pad_token_id or 0)) if pieces else None,
     )
 
 

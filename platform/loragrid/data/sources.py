@@ -10,11 +10,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from loragrid.config.errors import MAX_SHOWN_CHARACTERS
 from loragrid.config.experiment import DataConfig
 from loragrid.config.local_path import local_path, reason_of
 from loragrid.data.readers import read_csv, read_jsonl, read_parquet
 from loragrid.models.hub import NotOnHubError, resolve_commit
+from loragrid.schema.errors import MAX_SHOWN_CHARACTERS
 
 LOCAL_SUFFIXES = (".jsonl", ".csv", ".parquet")
 TEXT_SUFFIX = ".txt"

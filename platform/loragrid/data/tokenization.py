@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from loragrid.config.errors import is_unicode
+from loragrid.schema.errors import is_unicode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

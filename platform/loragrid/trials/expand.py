@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from loragrid.config.errors import ExperimentError, Problem, problems_of, show_value, unknown
 from loragrid.config.experiment import Experiment, MethodConfig, sharing_problems
 from loragrid.config.method_settings import (
     AXIS_SECTIONS,
@@ -19,7 +18,9 @@ from loragrid.config.method_settings import (
     hyperparameter_types,
     section_axis_types,
 )
-from loragrid.config.sections import MEMBER_TRAINING_KEYS, Section
+from loragrid.config.sections import MEMBER_TRAINING_KEYS
+from loragrid.schema.errors import ExperimentError, Problem, problems_of, show_value, unknown
+from loragrid.schema.fields import Section
 from loragrid.trials.trial import Trial, make_trial_id
 from loragrid_methods import Method, get_method
 

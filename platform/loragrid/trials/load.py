@@ -6,10 +6,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from loragrid.config.errors import ExperimentError, Problem, problems_of
 from loragrid.config.experiment import Experiment
 from loragrid.config.overrides import apply_override
 from loragrid.config.yaml_reader import read_yaml
+from loragrid.schema.errors import ExperimentError, Problem, problems_of
 from loragrid.trials.expand import expand
 
 

@@ -10,6 +10,8 @@ from typing import Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from loragrid.schema.fields import allowed_by
+
 MISSING = object()
 """Stands for the value of a key that is not there."""
 
@@ -79,7 +81,7 @@ def unknown(kind: str, word: object, known: Iterable[str], *, key: str, value: o
 
 
 def problems_of(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
-    """What pydantic found wrong with a `root`, one problem per key, in the words of the fields' descriptions."""
+    """What pydantic found wrong with a `root`, one problem per key, in the words of the fields' `Allowed`."""
     problems: dict[tuple[str, str], Problem] = {}
     for detail in error.errors(include_url=False):
         cause = detail.get("ctx", {}).get("error")
@@ -109,7 +111,7 @@ def _problem_of(loc: tuple[int | str, ...], kind: str, value: object, message: s
         return unknown("key", name, section.model_fields, key=_dotted(loc), value=value)
     field = section.model_fields[name]
     inner = _section_of(section, name)
-    allowed = f"a mapping with the keys {', '.join(inner.model_fields)}" if inner else field.description or ""
+    allowed = f"a mapping with the keys {', '.join(inner.model_fields)}" if inner else allowed_by(field.metadata)
     if name != "columns":  # the place of a union's alternative goes on beyond the field
         loc = loc[: len(loc) - len(path) + 1]
     if kind == "missing":
