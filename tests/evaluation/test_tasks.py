@@ -196,6 +196,7 @@ def _decide(scorer: TaskScorer, shares: Sequence[torch.Tensor], task: TaskConfig
     return right
 
 
+@pytest.mark.heavy
 def test_accuracy_is_looked_at_before_the_first_step_after_the_last_and_when_asked(setup: Setup) -> None:
     for fields, expected in (
         ({}, {0, STEPS}),
@@ -241,6 +242,7 @@ def test_the_record_holds_accuracies_the_column_correct_the_decoding_and_the_tim
         assert seen.ended[trial.trial_id].seconds["generate"] > 0
 
 
+@pytest.mark.heavy
 def test_a_task_changes_no_step_and_without_one_nothing_is_generated(setup: Setup) -> None:
     with_task, without = trials_of(setup, EXACT), trials_of(setup, None)
     seen, plain = queue(setup, [with_task]), queue(setup, [without])

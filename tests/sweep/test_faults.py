@@ -109,7 +109,7 @@ class StrikesEachWorker(io.StringIO):
 
 
 @pytest.mark.usefixtures("ray_of_two_cpus")
-def test_a_pack_that_loses_either_of_two_workers_changes_no_bit(
+def test_losing_either_of_two_workers_changes_no_bit(
     faults_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calm, struck = tmp_path / "calm", tmp_path / "struck"
@@ -146,7 +146,7 @@ def test_a_sweep_whose_tune_trial_cannot_start_is_failed(
     assert client.get_run(result.comparison().sweep_run_id).info.status == "FAILED"
 
 
-def test_a_sweep_ended_by_sigterm_sigkill_and_ctrl_c_loses_nothing(
+def test_sigterm_sigkill_and_ctrl_c_lose_nothing(
     faults_settings: dict[str, Any], undisturbed: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "store"

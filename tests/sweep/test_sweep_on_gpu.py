@@ -29,7 +29,7 @@ def ray_with_a_gpu(shared_ray: SharedRay) -> Iterator[None]:
     ray.shutdown()
 
 
-def test_with_deterministic_kernels_a_sweep_with_a_task_repeats_to_the_bit(tiny_gpt2_dir: Path, tmp_path: Path) -> None:
+def test_a_deterministic_sweep_with_a_task_repeats_to_the_bit(tiny_gpt2_dir: Path, tmp_path: Path) -> None:
     rows, text = tmp_path / "sums.jsonl", tmp_path / "plain.txt"
     rows.write_text("".join(json.dumps(row) + "\n" for row in sums()), encoding="utf-8")
     text.write_text("The old bridge stands near the market, and nobody knows who built it. " * 6, encoding="utf-8")

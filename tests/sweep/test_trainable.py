@@ -72,7 +72,7 @@ def test_optuna_searches_and_every_point_it_tried_is_a_run(
 
 
 @pytest.mark.usefixtures("address_of_a_killed_head")
-def test_asha_stops_the_trial_that_falls_behind_whose_worker_goes_and_whose_run_says_so(
+def test_asha_stops_a_trial_that_falls_behind(
     make_experiment: Callable[..., lg.Experiment],
 ) -> None:
     experiment = make_experiment(name="asha", methods=["lora"])
@@ -95,7 +95,7 @@ def free_cpus() -> float:
     return float(ray.available_resources().get("CPU", 0.0))  # type: ignore[no-untyped-call]
 
 
-def test_a_diverged_trial_counts_as_infinitely_bad_and_an_impossible_point_fails_alone(
+def test_a_diverged_trial_counts_as_infinitely_bad(
     make_experiment: Callable[..., lg.Experiment],
 ) -> None:
     experiment = make_experiment(name="extremes", methods=["lora"], training={"steps": 3})
