@@ -138,3 +138,10 @@ def test_the_named_proofs_of_reliability_run_in_test_all() -> None:
         for file in files_of(name):
             wanted = f"{file.relative_to(ROOT)}::{function}"
             assert any(found == wanted or (not function and found.startswith(wanted)) for found in collected), wanted
+
+
+def test_no_test_imports_another_test_module() -> None:
+    # Each test file is imported under a name of its own: its module would be there twice, with two of each class.
+    for file in (ROOT / "tests").rglob("*.py"):
+        for module in re.findall(r"^(?:from|import) (tests\.[\w.]+)", file.read_text(encoding="utf-8"), re.MULTILINE):
+            assert module.startswith("tests.support"), f"{file} imports {module}"

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from loragrid_methods.engine.pack import AdapterPack
-from tests.loragrid_methods.pack_training import small_method
+from loragrid_methods.stacks.pack import AdapterPack
+from tests.support.pack_training import small_method
 
 NUM_TOKENS, WIDTH, RANK = 64, 48, 4
 OUT_FEATURES = (40, 24, 56)

@@ -8,8 +8,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from loragrid_methods import LayerShape
-from loragrid_methods.engine.targets import adaptable_layers, select_layers
-from tests.loragrid_methods.pack_training import TinyModel
+from loragrid_methods.stacks.targets import adaptable_layers, select_layers
+from tests.support.pack_training import TinyModel
 
 LAYERS = [
     LayerShape(name=f"blocks.{block}.{name}", in_features=4, out_features=4)

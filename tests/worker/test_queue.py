@@ -23,9 +23,9 @@ from loragrid.worker.checkpoints import SavedTrial, TrialStore
 from loragrid.worker.messages import PackUpdate
 from loragrid.worker.pack_trainer import PackTrainer
 from loragrid.worker.queue import run_queue
-from loragrid_methods.engine.adapter_stack import AdapterStack
-from loragrid_methods.engine.targets import LayerShape
 from loragrid_methods.lora import LoRA
+from loragrid_methods.stacks.adapter_stack import AdapterStack
+from loragrid_methods.stacks.targets import LayerShape
 from tests.support.queue_runs import STEPS, Seen, assert_as_alone, queue
 from tests.support.small_packs import Setup, make_setup, mixed_trials
 
