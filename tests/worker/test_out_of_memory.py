@@ -18,6 +18,8 @@ from loragrid.worker.pack_trainer import PackTrainer
 from loragrid.worker.queue import run_queue
 from tests.support.small_packs import Setup, make_setup, run_pack
 
+pytestmark = pytest.mark.heavy  # each test starts a process of its own
+
 MORE_BYTES = 700 * 2**20
 """What the process may take beyond what it has once everything is imported and loaded."""
 

@@ -20,6 +20,8 @@ from tests.support.small_packs import (
 )
 from tests.support.worker_processes import run_queue_as_worker, train_as_worker
 
+pytestmark = pytest.mark.heavy  # each test starts two processes of its own
+
 NUM_WORKERS = 2
 
 
