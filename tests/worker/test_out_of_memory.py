@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 import torch
 from torch.multiprocessing.spawn import start_processes
 
