@@ -178,6 +178,14 @@ def shared_ray() -> "Iterator[SharedRay]":
     shared.stop()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_ray_among_units(request: pytest.FixtureRequest, shared_ray: "SharedRay") -> None:
+    """Stop the shared Ray before a file of unit tests: its processes would take time from them."""
+    tests = (item for item in request.session.items if item.path == request.node.path)
+    if not any(item.get_closest_marker("end_to_end") for item in tests):
+        shared_ray.stop()
+
+
 @pytest.fixture(scope="module")
 def ray_of_two_cpus(shared_ray: "SharedRay") -> str:
     """The address of the shared Ray cluster, which runs and whose driver is this process."""

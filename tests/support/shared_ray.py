@@ -4,7 +4,10 @@ import logging
 
 
 class SharedRay:
-    """Starts Ray when the first test wants it; a test that starts a cluster of its own stops it before."""
+    """Starts Ray when the first test needs it; what needs a cluster of its own, or none at all, stops it before."""
+
+    def __init__(self) -> None:
+        self._runs = False
 
     def start(self) -> str:
         """Start Ray, if it is not running, with this process as its driver; returns its address."""
@@ -12,10 +15,13 @@ class SharedRay:
 
         if not ray.is_initialized():
             ray.init(address="local", num_cpus=2, num_gpus=0, log_to_driver=False, logging_level=logging.ERROR)
+            self._runs = True
         return str(ray.get_runtime_context().gcs_address)
 
     def stop(self) -> None:
         """End Ray, if it is running."""
-        import ray
+        if self._runs:
+            import ray
 
-        ray.shutdown()
+            ray.shutdown()
+            self._runs = False
