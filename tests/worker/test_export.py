@@ -130,7 +130,7 @@ def test_an_adapter_with_an_unknown_layer_is_refused(setup: Setup, run: Run, tmp
     assert all(torch.equal(tensor, before[key]) for key, tensor in base.state_dict().items())
 
 
-def test_an_adapter_is_not_merged_as_one_of_another_methods_kind(setup: Setup, run: Run, tmp_path: Path) -> None:
+def test_an_adapter_of_another_kind_is_not_merged(setup: Setup, run: Run, tmp_path: Path) -> None:
     export_member(run.model, NAMES.index("vera"), "the-base", tmp_path)
     base = setup.base()
     before = copy.deepcopy(base.state_dict())
