@@ -10,13 +10,13 @@ import yaml
 from loragrid import experiment_from_mapping
 from loragrid.trials.expand import expand
 from loragrid_methods import method_names
-from tests.sweep import test_trainable as test_custom_sweep
+from tests.support import custom_sweeps
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("function", [test_custom_sweep.search_with_optuna, test_custom_sweep.stop_early_with_asha])
+@pytest.mark.parametrize("function", [custom_sweeps.search_with_optuna, custom_sweeps.stop_early_with_asha])
 def test_the_custom_sweeps_are_the_tested_ones(function: object) -> None:
     source = re.sub(r'    """.*?"""\n', "", inspect.getsource(function))  # type: ignore[arg-type]
     assert source in README

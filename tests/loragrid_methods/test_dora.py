@@ -15,8 +15,8 @@ from loragrid_methods.stacks.base_weight import BaseWeight, base_weight
 from loragrid_methods.stacks.low_rank import LowRankTerm, updated_row_norms
 from loragrid_methods.stacks.pack import AdapterPack
 from loragrid_methods.stacks.targets import LayerShape
-from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, small_method, token_ids
-from tests.loragrid_methods.peft_reference import (
+from tests.support.pack_training import Member, PackRun, TinyModel, small_method, token_ids
+from tests.support.peft_reference import (
     adamw_of,
     assert_close,
     held_by_layer,

@@ -101,6 +101,7 @@ def artifact(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.heavy
 def test_a_restarted_server_gets_everything_once_without_delaying_the_sweep(
     server: Server, tmp_path: Path, artifact: Path
 ) -> None:
@@ -129,6 +130,7 @@ def test_a_restarted_server_gets_everything_once_without_delaying_the_sweep(
     assert not list((tmp_path / "spool").glob("*")), "delivered records are deleted"
 
 
+@pytest.mark.heavy
 def test_a_lost_server_costs_bounded_time_and_sync_delivers(
     server: Server, tmp_path: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -384,6 +386,7 @@ def test_new_spool_files_never_replace_pending_ones(tmp_path: Path, artifact: Pa
     assert Spool(tmp_path / "a").keep_files(artifact) not in names
 
 
+@pytest.mark.heavy
 def test_earlier_failures_do_not_shorten_the_final_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loragrid.tracking.recorder, "PATIENCE_SECONDS", 5.0)
     recorder = Recorder("long", default_tracking_uri(str(tmp_path / "store"), None), spool_folder=tmp_path / "spool")

@@ -14,8 +14,8 @@ from loragrid.trials.packing import Pack
 from loragrid.worker.process_group import ProcessGroup
 from loragrid.worker.queue import run_queue
 from loragrid.worker.queue_worker import build_worker
+from tests.support.queue_runs import STEPS, Seen, queue
 from tests.support.small_packs import Setup, make_setup
-from tests.worker.test_queue import STEPS, Seen, queue
 
 
 @pytest.fixture(scope="module")
