@@ -55,7 +55,7 @@ def prepare_inputs(model: str, folder: Path, device: str, length: int) -> None:
     code = (
         "import sys; from pathlib import Path; from benchmarks.grid import make_inputs\n"
         "import loragrid.sweep.run, loragrid.worker.main, torch._inductor.compile_fx\n"
-        "from loragrid.config import ModelConfig; from loragrid.models import model_digest\n"
+        "from loragrid.config.sections import ModelConfig; from loragrid.models.loading import model_digest\n"
         "make_inputs(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))\n"
         "model_digest(ModelConfig(name=str(Path(sys.argv[2]) / 'model')))"
     )

@@ -164,7 +164,7 @@ def test_an_unknown_command_is_a_wrong_request(loragrid: Command) -> None:
 def test_a_plan_as_json_starts_no_ray_and_writes_nothing(write: Callable[..., Path], tmp_path: Path) -> None:
     file = write(storage={"path": str(tmp_path / "store")})
     code = (
-        "import sys\nfrom loragrid.cli import main\n"
+        "import sys\nfrom loragrid.cli.main import main\n"
         f"sys.argv = ['loragrid', 'plan', {str(file)!r}, '--json']\n"
         "try:\n    main()\nfinally:\n"
         "    assert not {'ray', 'mlflow'} & sys.modules.keys(), 'the plan imports what it does not need'"

@@ -9,11 +9,12 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from loragrid.config.experiment import DataConfig, ExperimentError, ModelConfig
-from loragrid.config.task import TaskConfig
 from loragrid.data.dataset import TokenizedData, load_data
-from loragrid.evaluation.answers import answer_of
-from loragrid.evaluation.tasks import TaskScorer, questions_of
+from loragrid.evaluation.questions import questions_of
+from loragrid.evaluation.task_scorer import TaskScorer
 from loragrid.models.loading import load_tokenizer
+from loragrid.tasks.discovery import read_task
+from loragrid.tasks.kinds.exact_match import ExactMatch
 from loragrid.trials.expand import expand
 from loragrid.trials.load import experiment_from_mapping
 from loragrid.trials.packing import sharing_key
@@ -58,8 +59,8 @@ def with_task(task: Mapping[str, Any] | None, **sections: Any) -> Any:
     return experiment_from_mapping(EXPERIMENT | {"task": task} | sections, source="small.yaml")
 
 
-def exact(**fields: Any) -> TaskConfig:
-    return TaskConfig.model_validate({"kind": "exact_match"} | fields)
+def exact(**fields: Any) -> ExactMatch:
+    return ExactMatch.model_validate(fields)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,7 @@ def exact(**fields: Any) -> TaskConfig:
     ],
 )
 def test_an_answer_is_found_and_written_as_it_is_compared(fields: dict[str, Any], text: str, answer: str) -> None:
-    assert answer_of(text, exact(**fields)) == answer
+    assert exact(**fields).answer_of(text) == answer
 
 
 @pytest.mark.parametrize(
@@ -235,7 +236,7 @@ def test_the_question_of_a_chat_is_all_before_the_assistants_last_turn(
             {},
             {"kind": "label_likelihood"},
             None,
-            r"300 different completions; allowed: from 2 to 256, task\.labels, or kind: exact_match",
+            r"300 different completions; allowed: from 2 to 256, task\.labels, or a kind that generates answers",
         ),
         (
             PAIRS,
@@ -265,7 +266,7 @@ def test_rows_that_a_task_cannot_score_are_refused_with_key_and_remedy(
 ) -> None:
     data = load(rows, **keys)
     with pytest.raises(ValueError, match=message):
-        TaskScorer(TaskConfig.model_validate(task), tokenizer, data, context)
+        TaskScorer(read_task(task), tokenizer, data, context)
 
 
 def test_an_answer_ends_at_the_end_token_and_at_the_one_that_the_references_end_with(

@@ -316,7 +316,8 @@ def test_digest_is_the_same_in_every_process(tmp_path: Path, model: ModelConfig,
 
     path = write_jsonl(tmp_path / "rows.jsonl", PAIRS)
     script = (
-        "import sys; from loragrid.config import *; from loragrid.data import *; from loragrid.models import *\n"
+        "import sys; from loragrid.config.experiment import *; from loragrid.data.dataset import *\n"
+        "from loragrid.models.loading import load_tokenizer\n"
         "model = ModelConfig(name=sys.argv[2]); data = DataConfig(name=sys.argv[1], max_length=128, num_eval=2)\n"
         "print(load_data(data, model, load_tokenizer(model)).digest, batch_indices(10, 8, 3, 5).tolist())"
     )

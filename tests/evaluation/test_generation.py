@@ -11,10 +11,10 @@ import torch
 from transformers import BloomConfig, BloomForCausalLM, PreTrainedModel, RwkvConfig, RwkvForCausalLM
 
 from loragrid.config.experiment import EngineConfig
-from loragrid.config.task import TaskConfig
 from loragrid.evaluation.generation import Decoding, check_left_padding, generate
 from loragrid.models.activation_checkpointing import checkpoint_activations
 from loragrid.models.attention import NAME, use_causal_attention
+from loragrid.tasks.kinds.exact_match import ExactMatch
 from loragrid.training.assembly import build_model
 from loragrid.training.step import PackModel, one_worker
 from loragrid.worker.export import export_member, merge_adapter
@@ -222,7 +222,7 @@ def test_members_that_are_no_longer_active_hold_nobody_up(setup: Setup) -> None:
 def test_a_base_that_masks_no_padding_is_refused_where_it_is_to_answer_prompts(
     setup: Setup, tiny_gpt2_dir: Path, chat_jsonl: Path, tmp_path: Path
 ) -> None:
-    check_left_padding(setup.base(), torch.tensor(PROMPTS[0]))
+    check_left_padding(setup.base(), torch.tensor(PROMPTS[0]), "exact_match")
     folder = Path(shutil.copytree(tiny_gpt2_dir, tmp_path / "rwkv"))
     (folder / "model.safetensors").unlink()
     config = RwkvConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, context_length=128)
@@ -230,16 +230,16 @@ def test_a_base_that_masks_no_padding_is_refused_where_it_is_to_answer_prompts(
     rwkv = make_setup(folder, chat_jsonl, "float32")
     trial, warm = rwkv.trial("full"), ResidentBase(torch.device("cpu"), EngineConfig(), 1)
     with pytest.raises(ValueError, match=r"RwkvForCausalLM.*padding in front of a prompt changes"):
-        warm.load(replace(trial, task=TaskConfig(kind="exact_match")), rwkv.rows)
+        warm.load(replace(trial, task=ExactMatch()), rwkv.rows)
     warm.load(trial, rwkv.rows)
 
 
 def test_a_base_that_masks_padding_in_one_dtype_alone_is_refused_in_the_other() -> None:
     # Its position bias is float32, and what it adds to a mask of float64 is beyond float32's range.
     bloom = BloomForCausalLM(BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4)).eval()
-    check_left_padding(bloom, torch.arange(1, 13))
+    check_left_padding(bloom, torch.arange(1, 13), "exact_match")
     with pytest.raises(ValueError, match=r"padding in front of a prompt changes .* in torch.float64; .*model\.dtype"):
-        check_left_padding(bloom.double(), torch.arange(1, 13))
+        check_left_padding(bloom.double(), torch.arange(1, 13), "exact_match")
 
 
 def test_sampled_answers_follow_from_seed_and_row_and_not_from_the_pack(setup: Setup) -> None:

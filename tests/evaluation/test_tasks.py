@@ -16,10 +16,13 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from loragrid.config.experiment import DataConfig, EarlyStoppingConfig, ModelConfig
-from loragrid.config.task import TaskConfig
 from loragrid.data.dataset import load_data
-from loragrid.evaluation.tasks import TaskScorer, task_scorer
+from loragrid.evaluation.task_scorer import TaskScorer, task_scorer
 from loragrid.models.loading import load_tokenizer, max_context
+from loragrid.tasks.contract import TaskConfig
+from loragrid.tasks.discovery import read_task
+from loragrid.tasks.kinds.exact_match import ExactMatch
+from loragrid.tasks.kinds.label_likelihood import LabelLikelihood
 from loragrid.training.assembly import build_batches
 from loragrid.training.step import one_worker
 from loragrid.trials.trial import Trial
@@ -29,9 +32,9 @@ from tests.worker.test_queue import Seen, queue
 
 STEPS = 60
 NUM_EVAL, NUM_TEST = 10, 7
-EXACT = TaskConfig(kind="exact_match", answer_pattern="(#+)", max_new_tokens=12)
+EXACT = ExactMatch(answer_pattern="(#+)", max_new_tokens=12)
 """As much as so small a model learns in so few steps: to write four of these."""
-LIKELY = TaskConfig(kind="label_likelihood")
+LIKELY = LabelLikelihood()
 
 
 def sums() -> list[dict[str, str]]:
@@ -134,7 +137,7 @@ def test_every_members_right_answers_are_those_of_transformers_on_its_model(
     setup: Setup, trained: Run, tmp_path: Path, split: str
 ) -> None:
     batches = build_batches(trials_of(setup, None), setup.rows, trained.model.base.device)
-    right = scorer_of(setup, EXACT).correct(trained.model, batches, split, one_worker)
+    right = scorer_of(setup, EXACT).score(trained.model, batches, split, one_worker)["correct"]
     name = {"eval": "evaluation", "test": "test"}[split]
     for member in range(len(right)):
         model = alone(trained, member, setup, tmp_path)
@@ -150,8 +153,8 @@ def test_every_members_likeliest_label_is_the_one_that_its_logits_show(
     setup: Setup, trained: Run, tmp_path: Path, split: str, likelihood: str
 ) -> None:
     batches = build_batches(trials_of(setup, None), setup.rows, trained.model.base.device)
-    task = TaskConfig.model_validate({"kind": "label_likelihood", "likelihood": likelihood})
-    right = scorer_of(setup, task).correct(trained.model, batches, split, one_worker)
+    task = read_task({"kind": "label_likelihood", "likelihood": likelihood})
+    right = scorer_of(setup, task).score(trained.model, batches, split, one_worker)["correct"]
     name = {"eval": "evaluation", "test": "test"}[split]
     for member in range(len(right)):
         model = alone(trained, member, setup, tmp_path)
@@ -164,8 +167,8 @@ def test_every_members_likeliest_label_is_the_one_that_its_logits_show(
 def test_the_bare_base_is_scored_under_any_pack(setup: Setup, trained: Run, task: TaskConfig) -> None:
     batches = build_batches(trials_of(setup, None), setup.rows, trained.model.base.device)
     scorer = scorer_of(setup, task)
-    bare = scorer.correct(trained.model, batches, "eval", one_worker, frozen=True)
-    all_members = scorer.correct(trained.model, batches, "eval", one_worker)
+    bare = scorer.score(trained.model, batches, "eval", one_worker, frozen=True)["correct"]
+    all_members = scorer.score(trained.model, batches, "eval", one_worker)["correct"]
     assert bare.shape == (1, NUM_EVAL)
     assert torch.equal(bare[0], all_members[2])  # the frozen member's
 
@@ -176,20 +179,22 @@ def test_workers_and_micro_batches_share_the_rows_and_find_the_same(
 ) -> None:
     trials, device = trials_of(setup, None), trained.model.base.device
     scorer = scorer_of(setup, task)
-    one = scorer.correct(trained.model, build_batches(trials, setup.rows, device), "test", one_worker)
+    one = scorer.score(trained.model, build_batches(trials, setup.rows, device), "test", one_worker)["correct"]
     shares = []
     for worker in range(2):
         batches = build_batches(trials, setup.rows, device, worker=worker, num_workers=2)
         shares.append(_correct_before_the_sum(scorer, trained, batches, task))
     assert torch.equal(_decide(scorer, shares, task, setup), one)
     small = [replace(t, training=t.training.model_copy(update={"micro_batch_size": 1})) for t in trials]
-    assert torch.equal(scorer.correct(trained.model, build_batches(small, setup.rows, device), "test", one_worker), one)
+    assert torch.equal(
+        scorer.score(trained.model, build_batches(small, setup.rows, device), "test", one_worker)["correct"], one
+    )
 
 
 def _correct_before_the_sum(scorer: TaskScorer, run: Run, batches: Any, task: TaskConfig) -> torch.Tensor:
     """What one of two workers has to add: right answers, or the losses of its rows with every label."""
     given: list[torch.Tensor] = []
-    found = scorer.correct(run.model, batches, "test", lambda tensor: given.append(tensor.clone()))
+    found = scorer.score(run.model, batches, "test", lambda tensor: given.append(tensor.clone()))["correct"]
     return found if task.kind == "exact_match" else given[-1]
 
 
@@ -232,7 +237,7 @@ def test_the_record_holds_accuracies_the_column_correct_the_decoding_and_the_tim
     scorer = task_scorer(task, setup.model, setup.rows)
     batches = build_batches(trials, setup.rows, trained.model.base.device)
     for split, right in {
-        split: scorer.correct(trained.model, batches, split, one_worker) for split in ("eval", "test")
+        split: scorer.score(trained.model, batches, split, one_worker)["correct"] for split in ("eval", "test")
     }.items():
         for trial, own in zip(trials, right.tolist(), strict=True):
             accuracy = sum(own) / len(own)
@@ -278,7 +283,7 @@ def test_forgetting_is_the_texts_loss_of_the_base_and_of_each_members_model(
 ) -> None:
     trials = trials_of(setup, None)
     seen = queue(setup, [trials])
-    pieces = setup.rows.forgetting
+    pieces = setup.rows.held_out_text
     assert pieces is not None
     assert len(pieces) == 3
 
@@ -315,7 +320,7 @@ def test_the_text_is_cut_into_pieces_without_overlap_and_read_from_any_kind_of_f
         data = DataConfig.model_validate(
             {"name": str(rows), "max_length": 40, "num_eval": 4, "forgetting_name": str(tmp_path / name)} | keys
         )
-        found = load_data(data, model, tokenizer).forgetting
+        found = load_data(data, model, tokenizer).held_out_text
         assert found is not None
         return [ids[:n].tolist() for ids, n in zip(found.input_ids, found.num_tokens.tolist(), strict=True)]
 

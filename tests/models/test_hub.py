@@ -74,16 +74,16 @@ def hub(tiny_llama_dir: Path) -> Iterator[str]:
 
 ASK_HUB = """
 import sys
-from loragrid.config import DataConfig, ModelConfig
+from loragrid.config.experiment import DataConfig, ModelConfig
 for line in sys.argv[1:]:
     what, name, revision, split = line.split()
     try:
         if what == "model":
-            from loragrid.models import load_base, load_tokenizer, model_digest
+            from loragrid.models.loading import load_base, load_tokenizer, model_digest
             model = ModelConfig(name=name, revision=revision)
             print(load_base(model).config.hidden_size, len(load_tokenizer(model)), model_digest(model))
         else:
-            from loragrid.rows import open_train_rows
+            from loragrid.data.sources import open_train_rows
             rows = open_train_rows(DataConfig(name=name, revision=revision, split=split))
             print(rows.num_rows, rows.read([2, 1]), rows.fingerprint)
     except ValueError as error:

@@ -12,7 +12,8 @@ from torch.multiprocessing.spawn import start_processes
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from loragrid.config.experiment import ModelConfig
-from loragrid.data.dataset import IGNORED, TokenRows
+from loragrid.data.dataset import TokenRows
+from loragrid.data.labels import IGNORED
 from loragrid.models.loading import load_base, load_meta_model
 from loragrid.models.sharding import gathered_bytes, share_bytes, whole_head
 from loragrid.worker.export import export_merged

@@ -256,7 +256,7 @@ def test_ctrl_c_while_tune_is_starting_is_not_lost(
         signal.raise_signal(signal.SIGINT)
         return lightweight(trainable)
 
-    monkeypatch.setattr(loragrid.rounds, "lightweight", interrupted)
+    monkeypatch.setattr(loragrid.sweep.tune_runner, "lightweight", interrupted)
     with pytest.raises(loragrid.sweep.signals.SweepInterrupted):
         lg.run(experiment(settings, tmp_path))
     assert "FINISHED" not in statuses(tmp_path)

@@ -7,7 +7,7 @@ from mlflow import MlflowClient
 from loragrid.sweep.summary import BEST_METRIC_TAG, BEST_TRIAL_TAG, SweepCost, record_summary
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.store_uri import default_tracking_uri
-from loragrid.trials.metrics import SWEEP_METRICS
+from loragrid.trials.metrics import sweep_metrics
 from loragrid.trials.outcome import STOPPED_EARLY
 
 NUM_TRIALS = 32
@@ -63,7 +63,7 @@ def test_the_sweeps_run_carries_counts_the_best_trial_the_cost_and_the_picture(t
         "sweep/wall_seconds": 50.0,
         "sweep/gpu_seconds": 40.0,
     }
-    assert parent.data.metrics.keys() < SWEEP_METRICS.keys()
+    assert parent.data.metrics.keys() < sweep_metrics().keys()
     assert parent.data.tags[BEST_TRIAL_TAG] == "lora-5"
     assert parent.data.tags[BEST_METRIC_TAG] == "eval/final_loss"
     (picture,) = client.list_artifacts(parent.info.run_id, "figures")
@@ -97,7 +97,7 @@ def test_the_best_trial_of_a_task_with_an_accuracy_is_that_of_the_highest_evalua
         "sweep/best_eval_loss": 2.0,
         "sweep/best_test_loss": 2.5,
     }
-    assert best.keys() < SWEEP_METRICS.keys()
+    assert best.keys() < sweep_metrics().keys()
 
 
 def test_the_cost_of_a_sweep_that_is_taken_up_again_is_added_up(tmp_path: Path) -> None:

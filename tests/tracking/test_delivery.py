@@ -111,7 +111,7 @@ def test_what_is_done_is_noted_at_once_not_at_the_end_of_all_that_waits(spool: S
 def test_a_delivery_lets_reports_come_together_and_hurries_for_who_waits(
     spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loragrid.delivery, "SECONDS_BETWEEN_DELIVERIES", 60.0)
+    monkeypatch.setattr(loragrid.tracking.delivery, "SECONDS_BETWEEN_DELIVERIES", 60.0)
     writer = Writer()
     delivery = Delivery(spool, writer, lambda sentence: None)  # type: ignore[arg-type]
     spool.append(tags("a"))

@@ -132,7 +132,7 @@ def test_a_server_that_is_killed_and_comes_back_has_everything_once_and_nobody_w
 def test_a_server_that_is_gone_for_good_costs_a_bounded_wait_and_sync_delivers_later(
     server: Server, tmp_path: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loragrid.recorder, "PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr(loragrid.tracking.recorder, "PATIENCE_SECONDS", 2.0)
     recorder = Recorder("gone", server.uri, spool_folder=tmp_path / "spool")
     recorder.start_sweep("gone-1", {}, {})
     recorder.start_trial("lora-1", {"seed": 0}, {})
@@ -181,7 +181,7 @@ def test_what_a_killed_program_has_recorded_is_delivered_by_the_next_even_twice(
     code = f"""
 import os
 from pathlib import Path
-from loragrid.recorder import Recorder
+from loragrid.tracking.recorder import Recorder
 recorder = Recorder("killed", {uri!r}, spool_folder=Path({str(tmp_path / "spool")!r}))
 recorder.start_sweep("killed-1", {{}}, {{}})
 recorder.start_trial("lora-1", {{"seed": 0}}, {{}})
@@ -240,7 +240,7 @@ def test_a_spool_belongs_to_one_program_at_a_time(tmp_path: Path) -> None:
 def test_a_file_of_which_all_is_delivered_is_emptied_and_nothing_is_lost_on_the_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loragrid.spool, "START_ANEW_BYTES", 200)
+    monkeypatch.setattr(loragrid.tracking.spool, "START_ANEW_BYTES", 200)
     spool = Spool(tmp_path / "a", {"experiment": "a"})
     seen = []
     for number in range(100):
@@ -309,7 +309,7 @@ def test_a_number_that_the_user_has_given_away_is_passed_over(tmp_path: Path) ->
 def test_what_can_neither_be_delivered_nor_put_aside_stays_in_the_spool_and_holds_nobody_up_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loragrid.recorder, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(loragrid.tracking.recorder, "PATIENCE_SECONDS", 1.0)
     recorder = Recorder("full", default_tracking_uri(str(tmp_path / "store"), None), spool_folder=tmp_path / "spool")
     recorder.start_sweep("full-1", {}, {})
     recorder.start_trial("lora-1", {}, {})
@@ -323,7 +323,7 @@ def test_what_can_neither_be_delivered_nor_put_aside_stays_in_the_spool_and_hold
 def test_a_terminal_that_is_gone_does_not_keep_the_end_of_a_sweep_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loragrid.delivery, "SECONDS_BEFORE_TROUBLE_IS_TOLD", 0.1)
+    monkeypatch.setattr(loragrid.tracking.delivery, "SECONDS_BEFORE_TROUBLE_IS_TOLD", 0.1)
 
     def notify(sentence: str) -> None:
         raise BrokenPipeError(sentence)
@@ -373,7 +373,7 @@ def test_a_server_that_is_away_is_told_at_once_by_a_program_that_has_just_starte
     spool = Spool(tmp_path / "a", {"experiment": "a", "sweep": "a-1", "tracking_uri": "http://127.0.0.1:9"})
     spool.append({"do": "reopen", "run": ""})
     spool.close()
-    code = f"from pathlib import Path; from loragrid.sync import sync; sync(Path({str(tmp_path)!r}))"
+    code = f"from pathlib import Path; from loragrid.tracking.sync import sync; sync(Path({str(tmp_path)!r}))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     environment = {key: value for key, value in environment.items() if not key.startswith("MLFLOW_HTTP")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
@@ -393,7 +393,7 @@ def test_files_that_are_kept_later_never_meet_those_that_still_wait(tmp_path: Pa
 def test_a_store_that_was_away_for_long_still_gets_the_whole_patience_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loragrid.recorder, "PATIENCE_SECONDS", 5.0)
+    monkeypatch.setattr(loragrid.tracking.recorder, "PATIENCE_SECONDS", 5.0)
     recorder = Recorder("long", default_tracking_uri(str(tmp_path / "store"), None), spool_folder=tmp_path / "spool")
     recorder.start_sweep("long-1", {}, {})
     recorder.start_trial("lora-1", {}, {})

@@ -15,7 +15,7 @@ from mlflow.entities import Run
 from loragrid.tracking.pages import tracking_ui_command
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.store_uri import card_tags, default_tracking_uri, format_parameter, parse_parameter
-from loragrid.trials.metrics import CURVE_METRICS, SUMMARY_METRICS
+from loragrid.trials.metrics import CURVE_METRICS, summary_metrics
 from loragrid.trials.tags import QUESTION_TAG, REASON_TAG
 from loragrid.worker.environment import commit_tags, environment_tags
 
@@ -51,7 +51,7 @@ def test_a_sweep_is_one_parent_run_with_one_child_run_per_trial(recorder: Record
     assert "mlflow.parentRunId" not in runs[parent].data.tags
     note = runs[parent].data.tags["mlflow.note.content"]
     assert "Which is best?" in note
-    assert all(f"`{key}`" in note for key in {**CURVE_METRICS, **SUMMARY_METRICS})
+    assert all(f"`{key}`" in note for key in {**CURVE_METRICS, **summary_metrics()})
 
 
 def test_every_run_gets_the_status_it_ended_with(recorder: Recorder) -> None:
@@ -219,8 +219,8 @@ def test_a_text_too_long_for_mlflow_is_cut_and_says_so(recorder: Recorder) -> No
 
 def test_the_first_start_of_a_store_prints_nothing(tmp_path: Path) -> None:
     code = (
-        "from loragrid.recorder import Recorder\n"
-        "from loragrid.tracking import default_tracking_uri\n"
+        "from loragrid.tracking.recorder import Recorder\n"
+        "from loragrid.tracking.store_uri import default_tracking_uri\n"
         f"uri = default_tracking_uri({str(tmp_path / 'new' / 'store')!r}, None)\n"
         "Recorder('quiet', uri).start_sweep('first', {}, {})"
     )

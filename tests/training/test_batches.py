@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from loragrid.data.dataset import IGNORED, TokenizedData, TokenRows, batch_indices
+from loragrid.data.dataset import TokenizedData, TokenRows, batch_indices
+from loragrid.data.labels import IGNORED
 from loragrid.training.batches import PackBatches
 
 NUM_TRAIN, NUM_EVAL, LENGTH, LABELS = 24, 10, 7, 3

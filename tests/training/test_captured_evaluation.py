@@ -117,8 +117,8 @@ class NarrowCapture(StubCapture):
 def capture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[StubCapture]:
     stub: type[StubCapture] = request.param
     stub.made = []
-    monkeypatch.setattr(loragrid.engine, "_CapturedBatch", stub)
-    monkeypatch.setattr(loragrid.engine, "_recover_from_failed_capture", lambda: None)
+    monkeypatch.setattr(loragrid.training.cuda_graphs, "_CapturedBatch", stub)
+    monkeypatch.setattr(loragrid.training.cuda_graphs, "_recover_from_failed_capture", lambda: None)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     return stub
 

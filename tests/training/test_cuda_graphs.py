@@ -10,7 +10,7 @@ import torch
 from transformers import GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
 from loragrid.config.experiment import ModelConfig
-from loragrid.data.dataset import IGNORED
+from loragrid.data.labels import IGNORED
 from loragrid.models.attention import NAME, use_causal_attention
 from loragrid.models.loading import load_base
 from loragrid.training.cuda_graphs import Engine, compile_layers, fuse_pieces

@@ -15,9 +15,11 @@ from torch import nn
 import loragrid.training.evaluate
 import loragrid.worker.pack_trainer
 import loragrid.worker.resident_base
-from loragrid.config.task import TaskConfig
-from loragrid.evaluation.tasks import TaskScorer, task_scorer
+from loragrid.evaluation.task_scorer import TaskScorer, task_scorer
 from loragrid.models.loading import load_base
+from loragrid.tasks.contract import TaskConfig
+from loragrid.tasks.kinds.exact_match import ExactMatch
+from loragrid.tasks.kinds.label_likelihood import LabelLikelihood
 from loragrid.training.assembly import build_batches, build_model
 from loragrid.training.batches import PackBatches
 from loragrid.training.evaluate import evaluate, score_rows_alone
@@ -30,9 +32,9 @@ NUM_TEST = 7
 ROWS = 8
 TASKS = {
     "no task": None,
-    "generation": TaskConfig(kind="exact_match", answer_pattern="(#+)", max_new_tokens=5),
-    "sampling": TaskConfig(kind="exact_match", answer_pattern="(#+)", max_new_tokens=5, temperature=0.8),
-    "labels": TaskConfig(kind="label_likelihood"),
+    "generation": ExactMatch(answer_pattern="(#+)", max_new_tokens=5),
+    "sampling": ExactMatch(answer_pattern="(#+)", max_new_tokens=5, temperature=0.8),
+    "labels": LabelLikelihood(),
 }
 
 
@@ -82,7 +84,7 @@ def queue_with_room_for(
         seen.append(short_of_memory(base, most_rows))
         return base
 
-    monkeypatch.setattr(loragrid.warm_base, "load_base", load)
+    monkeypatch.setattr(loragrid.worker.resident_base, "load_base", load)
     found = queue(setup, [trials_of(setup, task)])
     (rows,) = seen
     return found, rows
@@ -162,14 +164,16 @@ def test_a_worker_without_memory_scores_its_rows_in_smaller_portions_whatever_th
     setup: Setup, most_rows: int
 ) -> None:
     trials, device = trials_of(setup, None)[:1], torch.device("cpu")
-    scorer = task_scorer(TaskConfig(kind="exact_match", max_new_tokens=5), setup.model, setup.rows)
+    scorer = task_scorer(ExactMatch(max_new_tokens=5), setup.model, setup.rows)
     sums: list[torch.Size] = []
     ample, short = (build_model(trials, setup.base()) for _ in range(2))
     seen = short_of_memory(short.base, most_rows)
     scorings: list[Callable[[PackModel, PackBatches], torch.Tensor]] = [
         lambda model, batches: evaluate(model, batches, one_worker),
         lambda model, batches: score_rows_alone(model, batches, setup.rows.test, one_worker),
-        lambda model, batches: scorer.correct(model, batches, "test", lambda tensor: sums.append(tensor.shape)),
+        lambda model, batches: scorer.score(model, batches, "test", lambda tensor: sums.append(tensor.shape))[
+            "correct"
+        ],
     ]
     for score in scorings:
         alone = score(ample, build_batches(trials, setup.rows, device))
@@ -186,7 +190,7 @@ def test_a_worker_without_memory_scores_its_rows_in_smaller_portions_whatever_th
 def test_workers_that_share_a_base_do_not_go_different_ways(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     trials = trials_of(setup, None)[:1]
     batches = build_batches(trials, setup.rows, torch.device("cpu"), worker=1, num_workers=2)
-    monkeypatch.setattr(loragrid.scoring, "is_sharded", lambda base: True)
+    monkeypatch.setattr(loragrid.training.evaluate, "is_sharded", lambda base: True)
     model = build_model(trials, setup.base())
     seen = short_of_memory(model.base, 2)
     scorings: tuple[Callable[[], torch.Tensor], ...] = (
@@ -223,7 +227,7 @@ def test_the_packs_of_a_queue_that_have_a_task_in_common_share_its_scorer(
         made.append(task)
         return task_scorer(task, *arguments)
 
-    monkeypatch.setattr(loragrid.pack_trainer, "task_scorer", counted)
+    monkeypatch.setattr(loragrid.worker.pack_trainer, "task_scorer", counted)
     tasks = (TASKS["labels"], TASKS["generation"], TASKS["labels"])
     packs = [[replace(t, trial_id=f"{t.trial_id}-{i}") for t in trials_of(setup, task)] for i, task in enumerate(tasks)]
     seen = queue(setup, packs)
@@ -235,18 +239,18 @@ def test_the_packs_of_a_queue_that_have_a_task_in_common_share_its_scorer(
 
 def test_prompts_are_answered_in_portions_of_their_own_and_these_alone_become_smaller(setup: Setup) -> None:
     trials, device = trials_of(setup, None)[:2], torch.device("cpu")
-    scorer = task_scorer(TaskConfig(kind="exact_match", max_new_tokens=5), setup.model, setup.rows)
+    scorer = task_scorer(ExactMatch(max_new_tokens=5), setup.model, setup.rows)
     model = build_model(trials, setup.base())
-    expected = scorer.correct(model, build_batches(trials, setup.rows, device), "test", one_worker)
+    expected = scorer.score(model, build_batches(trials, setup.rows, device), "test", one_worker)["correct"]
     seen = short_of_memory(model.base, 2 * NUM_TEST)
     batches = build_batches(trials, setup.rows, device, prompts_at_once=50)
-    assert torch.equal(scorer.correct(model, batches, "test", one_worker), expected)
+    assert torch.equal(scorer.score(model, batches, "test", one_worker)["correct"], expected)
     assert seen == [2 * NUM_TEST] * 5, "no prompt is answered that was not asked"
     assert not batches.tags
     seen.clear()
     shorter = short_of_memory(model.base, 2 * NUM_TEST - 1)
     batches = build_batches(trials, setup.rows, device, prompts_at_once=10)
-    assert torch.equal(scorer.correct(model, batches, "test", one_worker), expected)
+    assert torch.equal(scorer.score(model, batches, "test", one_worker)["correct"], expected)
     assert shorter[0] == 2 * NUM_TEST
     assert (batches.answering.size, batches.scoring.size) == (5, ROWS)
     assert batches.tags == {
@@ -257,13 +261,13 @@ def test_prompts_are_answered_in_portions_of_their_own_and_these_alone_become_sm
 
 def test_two_workers_answer_prompts_in_larger_portions_and_find_the_same(setup: Setup) -> None:
     trials, device = trials_of(setup, None)[:2], torch.device("cpu")
-    scorer = task_scorer(TaskConfig(kind="exact_match", max_new_tokens=5), setup.model, setup.rows)
+    scorer = task_scorer(ExactMatch(max_new_tokens=5), setup.model, setup.rows)
     model = build_model(trials, setup.base())
-    expected = scorer.correct(model, build_batches(trials, setup.rows, device), "test", one_worker)
+    expected = scorer.score(model, build_batches(trials, setup.rows, device), "test", one_worker)["correct"]
     for prompts in (5, 6, 50):
         shares = [
             build_batches(trials, setup.rows, device, worker=worker, num_workers=2, prompts_at_once=prompts)
             for worker in range(2)
         ]
-        found = [scorer.correct(model, share, "test", one_worker) for share in shares]
+        found = [scorer.score(model, share, "test", one_worker)["correct"] for share in shares]
         assert torch.equal(found[0] + found[1], expected), prompts

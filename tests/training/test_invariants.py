@@ -295,7 +295,7 @@ def queue_with(
     def rows_of(model: ModelConfig, data: DataConfig) -> TokenizedData:
         return setup.rows
 
-    monkeypatch.setattr(loragrid.engine, "compute_step", step)
+    monkeypatch.setattr(loragrid.training.cuda_graphs, "compute_step", step)
     seen = Seen()
     trainer = PackTrainer(rows_of, seen, seen.store, torch.device("cpu"), **{"isolate_failures": True} | settings)
     run_queue([Pack(pack_id=f"pack-{i}", trials=tuple(trials)) for i, trials in enumerate(packs)], trainer, None)

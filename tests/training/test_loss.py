@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from loragrid.data.dataset import IGNORED
+from loragrid.data.labels import IGNORED
 from loragrid.training import loss
 from loragrid.training.loss import labelled_hidden_states, member_losses
 from loragrid.training.meters import count_activation_bytes

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from loragrid.cli.plan_table import render_plan
 from loragrid.config.experiment import Experiment
-from loragrid.data.dataset import IGNORED
+from loragrid.data.labels import IGNORED
 from loragrid.models.activation_checkpointing import checkpoint_activations
 from loragrid.planning.plan import plan
 from loragrid.training.assembly import build_batches, build_model

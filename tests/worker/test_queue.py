@@ -265,7 +265,7 @@ def test_a_pack_that_does_not_fit_is_halved_until_it_does_and_says_so(
 def test_the_seconds_of_a_pack_that_was_halved_are_no_timing_of_its_halves(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fail_once(monkeypatch, loragrid.pack_scoring, "score_rows_alone")  # after its last step
+    fail_once(monkeypatch, loragrid.evaluation.pack_scoring, "score_rows_alone")  # after its last step
     setup = replace(setup, rows=replace(setup.rows, test=setup.rows.evaluation))
     halved = [setup.trial("lora", seed=seed, measure_steps=0, report_every=1) for seed in range(2)]
     whole = [setup.trial("vera", seed=seed, measure_steps=0) for seed in range(2)]
@@ -320,7 +320,7 @@ def test_a_failure_in_the_middle_goes_on_from_the_packs_start_and_reports_no_ste
 def test_a_measurement_that_fails_in_its_steps_ends_its_trial_once_and_leaves_the_base_to_the_others(
     setup: Setup, monkeypatch: pytest.MonkeyPatch, check_every: int | None
 ) -> None:
-    fail_once(monkeypatch, loragrid.solo, "train_step")
+    fail_once(monkeypatch, loragrid.planning.solo_run, "train_step")
     bad, other = (setup.trial(name, measure_steps=1, check_every=check_every) for name in ("lora", "vera"))
     seen = queue(setup, [[bad, other]])
     assert seen.ended[bad.trial_id].reason == "out_of_memory: for the moment"

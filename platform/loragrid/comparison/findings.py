@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from loragrid.comparison.ranking import is_higher_better
+from loragrid.comparison.ranking import is_higher_better, metric_words
 from loragrid.comparison.selection import Choice, Contrast, Selection, Verdict, reported_interval
 from loragrid.comparison.settings import show_setting
 from loragrid.comparison.statistics import CONFIDENCE, Interval, PairedTest
@@ -13,13 +13,6 @@ LEVEL = round(1 - CONFIDENCE, 10)  # 1 - 0.95 is a little more than 0.05
 
 MAX_PAIRS_IN_WORDS = 3
 """Of the pairs without the best contestant: more than these are counted, not named."""
-
-METRIC_WORDS = {
-    "test/accuracy": "test accuracy",
-    "test/loss": "test loss",
-    "eval/accuracy": "evaluation accuracy",
-    "eval/final_loss": "evaluation loss",
-}
 
 
 ROWS_CAVEAT = (
@@ -105,7 +98,7 @@ def _leader(best: Choice, selection: Selection, others: Sequence[Choice]) -> str
     assert interval is not None
     most = "highest" if selection.higher_is_better else "lowest"
     values = f" ({show_setting(best.setting, best.apart)})" if best.setting.values.keys() - best.apart else ""
-    metric = METRIC_WORDS.get(selection.reported, selection.reported)
+    metric = metric_words(selection.reported)
     spread = "" if interval.low is None else f"95 % interval {interval.low:.4f} to {interval.high:.4f}, "
     figure = f"{interval.mean:.4f} ({spread}n = {count_of(interval.num, 'seed')})"
     if not others:

@@ -1,4 +1,4 @@
-"""Ranks trials by the metric that settings are chosen by: the accuracy where the task has one, else the loss."""
+"""Ranks trials by the metric that settings are chosen by: the task's first figure, otherwise the loss."""
 
 import math
 
@@ -6,14 +6,41 @@ import pandas as pd
 
 from loragrid.comparison.table import Comparison
 from loragrid.formatting import is_missing
+from loragrid.tasks.discovery import figure_of, task_figures
 
-VALIDATION_METRICS = ("eval/accuracy", "eval/final_loss")
-"""The first of these that any trial has is what the verdict chooses by."""
+VALIDATION_LOSS, TEST_LOSS = "eval/final_loss", "test/loss"
+
+
+def validation_metrics() -> tuple[str, ...]:
+    """Settings are chosen by the first of these metrics that any trial has."""
+    return (*(f"eval/{figure.name}" for figure in task_figures()), VALIDATION_LOSS)
+
+
+def test_metrics() -> tuple[str, ...]:
+    """Chosen settings are compared by the first of these metrics that any trial has."""
+    return (*(f"test/{figure.name}" for figure in task_figures()), TEST_LOSS)
 
 
 def is_higher_better(metric: str) -> bool:
-    """Of an accuracy more is better, of a loss less."""
-    return metric.endswith("accuracy")
+    """Whether more of the metric is better, as a task's figure declares it; of a loss, less is better."""
+    figure = figure_of(metric)
+    return figure is not None and figure.higher_is_better
+
+
+def is_proportion(metric: str) -> bool:
+    """Whether the metric is a share of rows, which is shown in per cent."""
+    figure = figure_of(metric)
+    return figure is not None and figure.is_proportion
+
+
+def metric_words(metric: str) -> str:
+    """`eval/final_loss` and a task's figures as a reader calls them: `evaluation loss`, `test accuracy`."""
+    split, _, name = metric.partition("/")
+    words = {"eval": "evaluation", "test": "test"}.get(split, split)
+    figure = figure_of(metric)
+    if figure is not None:
+        return f"{words} {figure.words}"
+    return f"{words} loss" if metric in (VALIDATION_LOSS, TEST_LOSS) else f"{split} {name}".replace("_", " ").strip()
 
 
 def holds(table: pd.DataFrame, key: str) -> bool:
@@ -22,8 +49,8 @@ def holds(table: pd.DataFrame, key: str) -> bool:
 
 
 def ranking_metric(table: pd.DataFrame) -> str:
-    """The metric of `VALIDATION_METRICS` that decides between the trials of a comparison's table."""
-    return next((key for key in VALIDATION_METRICS if holds(table, key)), VALIDATION_METRICS[-1])
+    """The metric of `validation_metrics` that decides between the trials of a comparison's table."""
+    return next((key for key in validation_metrics() if holds(table, key)), VALIDATION_LOSS)
 
 
 def sort_best_first(table: pd.DataFrame) -> pd.DataFrame:
@@ -35,7 +62,7 @@ def sort_best_first(table: pd.DataFrame) -> pd.DataFrame:
         {
             "other": ~finished,
             "figure": -figure if is_higher_better(metric) else figure,
-            "loss": table.get("eval/final_loss", missing).where(finished),
+            "loss": table.get(VALIDATION_LOSS, missing).where(finished),
         }
     )
     return table.loc[order.sort_values(["other", "figure", "loss"], kind="stable", na_position="last").index]

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from loragrid.comparison.ranking import holds, is_higher_better, ranking_metric
+from loragrid.comparison.ranking import holds, is_higher_better, ranking_metric, test_metrics
 from loragrid.comparison.settings import (
     TASK_SECTIONS,
     Row,
@@ -28,8 +28,6 @@ from loragrid.comparison.tuning import default_setting, edge_sides, ladder_axes
 from loragrid.formatting import format_value, is_missing
 from loragrid.tracking.store_uri import Scalar
 from loragrid.trials.outcome import DIVERGED, STOPPED_EARLY
-
-TEST_METRICS = ("test/accuracy", "test/loss")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +131,7 @@ def choose(comparison: Comparison, apart: Collection[str] = ()) -> Selection:
     if tasks:
         raise ValueError(f"the sweep varies {', '.join(tasks)}: losses on different tasks; allowed: one at a time")
     metric = ranking_metric(comparison.table)
-    reported = next((key for key in TEST_METRICS if holds(comparison.table, key)), metric)
+    reported = next((key for key in test_metrics() if holds(comparison.table, key)), metric)
     contestants: dict[tuple[Any, ...], list[_Candidate]] = {}
     groups = rows_by_setting(comparison)
     split = {method: varying_within(comparison, groups, method) for method in {rows[0]["method"] for rows in groups}}
@@ -165,7 +163,7 @@ def choose(comparison: Comparison, apart: Collection[str] = ()) -> Selection:
 
 def reported_interval(choice: Choice, reported: str) -> Interval | None:
     """The choice's figures on the rows that are reported on; None where its trials lack them."""
-    return choice.test if reported in TEST_METRICS else choice.validation
+    return choice.test if reported in test_metrics() else choice.validation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,7 +253,7 @@ def _choose_one(
     )
     if choice.test is not None and choice.test.num < choice.validation.num:
         warnings.append(f"{name}: {choice.test.num} of its {choice.validation.num} trials have a {reported}")
-    if choice.test is None and reported in TEST_METRICS:
+    if choice.test is None and reported in test_metrics():
         warnings.append(f"{name}: its trials have no {reported}: it is out of the contest")
     return choice, warnings
 
@@ -271,7 +269,7 @@ def _as_choice(
         setting=candidate.setting,
         metric=metric,
         validation=t_interval(list(candidate.figures.values())),
-        test=t_interval(present) if present and reported in TEST_METRICS else None,
+        test=t_interval(present) if present and reported in test_metrics() else None,
         edges={},
         num_settings=num_settings,
         apart=apart,

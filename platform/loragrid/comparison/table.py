@@ -15,7 +15,7 @@ from mlflow.entities import Experiment, Metric, Run, ViewType
 from loragrid.comparison.axes import varying_axes
 from loragrid.formatting import is_missing
 from loragrid.tracking.store_uri import Scalar, parse_parameter, quiet_store, sqlite_path
-from loragrid.trials.metrics import CURVE_METRICS, CURVES_OF_TASKS, SUMMARY_METRICS
+from loragrid.trials.metrics import CURVE_METRICS, curve_keys, summary_metrics
 from loragrid.trials.outcome import STOPPED_EARLY
 from loragrid.trials.tags import KIND_TAG, LABEL_TAG, METHOD_TAG, PARENT_TAG, QUESTION_TAG, REASON_TAG, TRIAL_TAG
 
@@ -174,7 +174,8 @@ def _label(run: Run) -> str:
 def _build_table(runs: Sequence[Run], axes: Mapping[str, str]) -> pd.DataFrame:
     found = dict.fromkeys(key for run in runs for key in run.data.metrics if key not in CURVE_METRICS)
     # The known metrics keep the glossary's order; what a newer or own program logged stands behind them.
-    metric_keys = [key for key in SUMMARY_METRICS if key in found] + sorted(set(found) - set(SUMMARY_METRICS))
+    known = summary_metrics()
+    metric_keys = [key for key in known if key in found] + sorted(set(found) - set(known))
     parameters = [_parameters(run) for run in runs]
     columns: dict[str, list[Any]] = {
         "trial_id": [run.data.tags.get(TRIAL_TAG, run.info.run_name) for run in runs],
@@ -206,7 +207,7 @@ def _build_curves(client: MlflowClient, runs: Sequence[Run]) -> pd.DataFrame:
     for run in runs:
         trial_id = run.data.tags.get(TRIAL_TAG, run.info.run_name)
         method = _label(run)
-        for key in (*CURVE_METRICS, *CURVES_OF_TASKS):
+        for key in curve_keys():
             if key in run.data.metrics:
                 points = _last_value_per_step(client.get_metric_history(run.info.run_id, key))
                 rows.extend((trial_id, method, step, key, value) for step, value in points)

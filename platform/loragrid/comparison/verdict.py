@@ -8,11 +8,13 @@ import pandas as pd
 
 from loragrid.comparison.findings import sentences_of
 from loragrid.comparison.item_scores import load_scores
+from loragrid.comparison.ranking import TEST_LOSS
 from loragrid.comparison.selection import Choice, Contrast, Selection, Verdict, choose
 from loragrid.comparison.settings import tasks_of
 from loragrid.comparison.statistics import PairedTest, holm, mcnemar, paired_bootstrap, paired_t
 from loragrid.comparison.table import Comparison
 from loragrid.formatting import format_value, is_missing
+from loragrid.tasks.discovery import figure_of
 
 
 def judge(comparison: Comparison, scores: pd.DataFrame | None = None, apart: Collection[str] = ()) -> Verdict:
@@ -93,7 +95,8 @@ def _over_items(
     scores: pd.DataFrame, first: Sequence[str], second: Sequence[str], metric: str
 ) -> tuple[PairedTest | None, list[str]]:
     """The test over the rows that all these trials have scored, and what is wrong with them."""
-    column = {"test/loss": "loss", "test/accuracy": "correct"}.get(metric)
+    figure = figure_of(metric)
+    column = figure.column if figure is not None else {TEST_LOSS: "loss"}.get(metric)
     if column is None or column not in scores:
         return None, []
     own = scores[scores["trial_id"].isin([*first, *second])]
@@ -108,8 +111,8 @@ def _over_items(
     if len(items) < 2:
         return None, words
     labels = own[own["trial_id"] == first[0]]["num_labels"].reindex(items.index)
-    if column == "correct":
-        if len(first) == 1:
+    if figure is not None:
+        if figure.is_proportion and len(first) == 1:
             return mcnemar(list(items[first[0]]), list(items[second[0]])), words
         means = [_mean(items, trials) for trials in (first, second)]
         return paired_bootstrap(list(means[0]), list(means[1]), [1.0] * len(items)), words

@@ -30,9 +30,11 @@ from loragrid.config.sections import (
     TrainingConfig,
     WorkersConfig,
 )
-from loragrid.config.task import TaskConfig, task_problems
+from loragrid.config.task import task_problems
 from loragrid.schema.errors import ExperimentError, Problem, show_value, unknown
 from loragrid.schema.fields import Allowed, Section
+from loragrid.tasks.contract import TaskConfig
+from loragrid.tasks.discovery import AnyTask
 
 if TYPE_CHECKING:
     Axis = Sequence[Any] | Mapping[str, Any]
@@ -139,9 +141,7 @@ class Experiment(Section):
     early_stopping: EarlyStoppingConfig | None = Field(
         default=None, description="When trials that fall behind end early; null trains every trial to its last step."
     )
-    task: TaskConfig | None = Field(
-        default=None, description="What is scored beside the loss; null scores only the loss."
-    )
+    task: AnyTask | None = Field(default=None, description="What is scored beside the loss; null scores only the loss.")
     tracking: TrackingConfig = Field(default=TrackingConfig(), description="Where MLflow keeps the record.")
     storage: StorageConfig = Field(
         default=StorageConfig(), description="Where trial states, plots and the default MLflow store are kept."

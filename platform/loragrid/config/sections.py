@@ -324,7 +324,7 @@ class EarlyStoppingConfig(Section):
     reduction_factor: Annotated[int, Field(strict=True, ge=2, le=1000), Allowed("a whole number from 2 to 1000")] = (
         Field(
             default=3,
-            description="One in this many trials continues at each comparison; also the ratio between comparison steps.",
+            description="One in this many trials continues at each rung; also the ratio between two rungs' steps.",
             examples=[4],
         )
     )

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from loragrid.config.experiment import DataConfig, ModelConfig
 from loragrid.data.held_out_text import held_out_pieces
+from loragrid.data.labels import IGNORED
 from loragrid.data.splits import SPLITS, choose_rows, open_sources, permutation
 from loragrid.data.tokenization import LabelledTokens, tokenizer_digest
 from loragrid.models.cache import cache_folder, cached_folder
 from loragrid.models.loading import max_context
-
-IGNORED = -100
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,7 +69,7 @@ class TokenizedData:
     """All rows of an experiment.
 
     test: 0 rows where none are asked for. skipped: reason -> rows that were read but not used. digest: of the tokens.
-    num_source_rows: in the train source. forgetting: plain text, of shapes of its own; never stored.
+    num_source_rows: in the train source. held_out_text: plain text, of shapes of its own; never stored.
     """
 
     train: TokenRows
@@ -79,7 +78,7 @@ class TokenizedData:
     skipped: dict[str, int]
     digest: str
     num_source_rows: int
-    forgetting: TokenRows | None = None
+    held_out_text: TokenRows | None = None
 
 
 def load_data(data: DataConfig, model: ModelConfig, tokenizer: "PreTrainedTokenizerBase") -> TokenizedData:
@@ -113,10 +112,10 @@ def load_data(data: DataConfig, model: ModelConfig, tokenizer: "PreTrainedTokeni
         assert tokenizer.pad_token_id is not None, "load_tokenizer sees to a pad token"
         _save(folder, splits, int(tokenizer.pad_token_id), skipped, sources["train"].rows.num_rows)
 
-    forgetting = [LabelledTokens(piece, tuple(range(len(piece) - 1))) for piece in held_out_pieces(data, tokenizer)]
+    pieces = [LabelledTokens(piece, tuple(range(len(piece) - 1))) for piece in held_out_pieces(data, tokenizer)]
     return replace(
         _load(cached_folder(cache_folder() / "tokens" / name, fill)),
-        forgetting=pad_rows(forgetting, int(tokenizer.pad_token_id or 0)) if forgetting else None,
+        held_out_text=pad_rows(pieces, int(tokenizer.pad_token_id or 0)) if pieces else None,
     )
 
 

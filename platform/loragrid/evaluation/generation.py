@@ -102,7 +102,7 @@ def next_tokens(
 
 
 @torch.no_grad()
-def check_left_padding(base: PreTrainedModel, tokens: Tensor) -> None:
+def check_left_padding(base: PreTrainedModel, tokens: Tensor, kind: str) -> None:
     """Make sure that `base` gives a row of tokens (L,) the same hidden states alone and padded on the left.
 
     Raises:
@@ -127,7 +127,7 @@ def check_left_padding(base: PreTrainedModel, tokens: Tensor) -> None:
     if not difference <= TOLERANCES[base.dtype]:
         raise ValueError(
             f"model.name: {base.name_or_path!r} ({type(base).__name__}): padding in front of a prompt changes its "
-            f"hidden states (by {difference:.1e}) in {base.dtype}; allowed with task.kind: exact_match: models that "
+            f"hidden states (by {difference:.1e}) in {base.dtype}; allowed with task.kind: {kind}: models that "
             "can mask it, some of them in another model.dtype alone"
         )
 

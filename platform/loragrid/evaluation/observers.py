@@ -1,20 +1,21 @@
-"""What is looked at beside the loss while a pack trains: accuracy on a task, and what the adapters forget."""
+"""What is measured beside the loss while a pack trains: the figures of a task, and the loss of held-out text."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from loragrid.data.dataset import IGNORED
-from loragrid.evaluation.tasks import TaskScorer
+from loragrid.data.labels import IGNORED
+from loragrid.evaluation.task_scorer import TaskScorer
 from loragrid.training.batches import PackBatches
 from loragrid.training.evaluate import score_rows_alone
 from loragrid.training.step import PackModel, SumOverWorkers
 
 
 @dataclass(frozen=True, kw_only=True)
-class Accuracy:
-    """The share of evaluation rows answered right: of the bare base once, every so often, and after `last_step`."""
+class TaskFigures:
+    """The task's figures on the evaluation rows: of the bare base once, at intervals, and after `last_step`."""
 
     scorer: TaskScorer
     batches: PackBatches
@@ -28,13 +29,18 @@ class Accuracy:
 
     def measure(self, model: PackModel, step: int, sum_over_workers: SumOverWorkers) -> Mapping[str, Tensor]:
         """As `Observation`."""
-        right = self.scorer.correct(model, self.batches, "eval", sum_over_workers, frozen=step == 0)
-        return {"eval/accuracy": right.mean(1)}
+        columns = self.scorer.score(model, self.batches, "eval", sum_over_workers, frozen=step == 0)
+        figures = self.scorer.figures_of(columns)
+        device = model.active.device
+        return {
+            f"eval/{name}": torch.tensor([own[name] for own in figures], dtype=torch.float64, device=device)
+            for name in figures[0]
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forgetting:
-    """The loss of a plain text before the first step and after `last_step`: the difference is what was forgotten."""
+class HeldOutTextLoss:
+    """The loss of held-out text before the first step and after `last_step`; the increase measures forgetting."""
 
     batches: PackBatches
     last_step: int
@@ -46,7 +52,7 @@ class Forgetting:
 
     def measure(self, model: PackModel, step: int, sum_over_workers: SumOverWorkers) -> Mapping[str, Tensor]:
         """As `Observation`."""
-        rows = self.batches.data.forgetting
+        rows = self.batches.data.held_out_text
         assert rows is not None, "there is a text"
         losses = score_rows_alone(model, self.batches, rows, sum_over_workers, frozen=step == 0)
         num_labels = int((rows.label_targets != IGNORED).sum())

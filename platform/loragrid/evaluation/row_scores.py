@@ -1,14 +1,14 @@
-"""How a trial does on each row of a split: what paired comparisons of methods are made on."""
+"""A trial's scores on every row of a split: the data of paired comparisons of methods."""
 
 import csv
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from loragrid.data.dataset import IGNORED
+from loragrid.data.labels import IGNORED
 
 if TYPE_CHECKING:
     from loragrid.data.dataset import TokenRows
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 class RowScores:
     """The scores of N rows, column -> a value per row.
 
-    row: its digest. num_labels: tokens whose prediction counts. loss: cross-entropy summed over these (nats).
-    correct: whether it is answered right, 1 or 0; where there is a task.
+    row: its digest. num_labels: labelled tokens. loss: cross-entropy summed over these (nats). A task adds columns of
+    its own, such as `correct` (1 or 0), and `task_figures`, figure name -> value over all rows.
     """
 
     columns: dict[str, Sequence[str | int | float]]
+    task_figures: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, rows: "TokenRows", losses: Tensor) -> "RowScores":
@@ -30,23 +31,24 @@ class RowScores:
         num_labels = (rows.label_targets != IGNORED).sum(1)
         return cls(columns={"row": rows.digests(), "num_labels": num_labels.tolist(), "loss": losses.double().tolist()})
 
-    def with_correct(self, right: Tensor) -> "RowScores":
-        """These and whether each row was answered right: right (N,), 1 or 0."""
-        return RowScores(columns={**self.columns, "correct": [int(value) for value in right.tolist()]})
+    def with_task(self, columns: Mapping[str, Sequence[float]], figures: Mapping[str, float]) -> "RowScores":
+        """These scores and a task's; a column of whole numbers is written as such."""
+        own = {name: [_number(value) for value in values] for name, values in columns.items()}
+        return RowScores(columns={**self.columns, **own}, task_figures=figures)
 
     def figures(self, split: str) -> dict[str, float]:
-        """Metric key -> figure over all rows: the mean loss of a label, the share of right answers."""
+        """Metric key -> figure over all rows: the mean loss of a label, and the task's figures."""
         loss, num_labels = (sum(map(float, self.columns[name])) for name in ("loss", "num_labels"))
-        figures = {f"{split}/loss": loss / num_labels}
-        if "correct" in self.columns:
-            correct = [float(value) for value in self.columns["correct"]]
-            figures[f"{split}/accuracy"] = sum(correct) / len(correct)
-        return figures
+        return {f"{split}/loss": loss / num_labels} | {f"{split}/{name}": v for name, v in self.task_figures.items()}
 
     def write(self, split: str, folder: Path) -> None:
-        """Write `<split>.csv` into the folder; every number reads back as what it was."""
+        """Write `<split>.csv` into the folder; every number reads back to the bit."""
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"{split}.csv").open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(self.columns)
             writer.writerows(zip(*self.columns.values(), strict=True))
+
+
+def _number(value: float) -> int | float:
+    return int(value) if value.is_integer() else value

@@ -24,7 +24,7 @@ from loragrid_methods.engine.optimizer import MemberAdamW, adamw_update
 from loragrid_methods.engine.pack import AdapterPack
 
 if TYPE_CHECKING:
-    from loragrid.config.task import TaskConfig
+    from loragrid.tasks.contract import TaskConfig
 
 ATTENTION, MASKED_ATTENTION = "loragrid_shapes", "loragrid_masked_shapes"
 # What a compiled step holds of what a captured one does: the compiler computes parts of the activations again.
@@ -81,13 +81,14 @@ class ScoringShape:
     @classmethod
     def of(cls, task: "TaskConfig | None", *, length: int, prompt: int, num_prompts: int) -> "ScoringShape":
         """That of a task whose longest prompt has `prompt` tokens."""
-        if task is None or task.kind != "exact_match":
+        generation = None if task is None else task.generation
+        if generation is None:
             return cls(length=length)
         return cls(
             length=length,
             prompt=prompt,
-            max_new_tokens=task.max_new_tokens,
-            sampled=task.temperature is not None,
+            max_new_tokens=generation.max_new_tokens,
+            sampled=generation.temperature is not None,
             num_prompts=num_prompts,
         )
 

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from loragrid.comparison.ranking import is_higher_better
+from loragrid.comparison.ranking import is_proportion
 from loragrid.comparison.sweep_record import SweepRecord
 from loragrid.comparison.table import Comparison
 from loragrid.report.charts import Chart, MethodStyle, draw, legend_above, thin_out
 from loragrid.report.metric_text import format_metric
+from loragrid.tasks.discovery import task_figures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,13 +53,20 @@ LOSS = Curve(
     unit="loss (nats per token)",
     in_words="in nats per token",
 )
-ACCURACY = Curve(
-    key="eval/accuracy",
-    title="Evaluation accuracy",
-    metric="eval/accuracy",
-    unit="rows answered right",
-    in_words="of the rows answered right",
-)
+
+
+def curves_of_tasks() -> list[Curve]:
+    """The curves of the figures that task kinds compute."""
+    return [
+        Curve(
+            key=f"eval/{figure.name}",
+            title=f"Evaluation {figure.words}",
+            metric=f"eval/{figure.name}",
+            unit=figure.axis,
+            in_words=f"of the {figure.axis}" if figure.is_proportion else f"({figure.axis})",
+        )
+        for figure in task_figures()
+    ]
 
 
 def curve_charts(
@@ -66,13 +74,13 @@ def curve_charts(
 ) -> tuple[list[list[Chart]], list[str]]:
     """A row of charts per curve in `curves` (as `Comparison.curves`), and a sentence for each that cannot be drawn.
 
-    shown: what the lines are, see `what_is_shown`. An accuracy is drawn where the sweep's task has one.
+    shown: what the lines are, see `what_is_shown`. A figure of a task is drawn where it was recorded.
     """
     if curves[curves["key"] == LOSS.key].empty:
         missing = ["No evaluation loss was recorded: there is no curve to draw."]
-        drawable = [ACCURACY]
+        drawable = curves_of_tasks()
     else:
-        missing, drawable = [], [LOSS, ACCURACY]
+        missing, drawable = [], [LOSS, *curves_of_tasks()]
     scales = [
         ("steps", "step", dict.fromkeys(curves["trial_id"], 1.0), ""),
         ("tokens", "non-padding tokens", tokens_per_step(record), _TOKENS_CAPTION),
@@ -198,7 +206,7 @@ def _paint(
         panel.set_ylim(*frame)
     panel.xaxis.set_major_locator(MaxNLocator(nbins=5))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
-    if is_higher_better(curve.metric):
+    if is_proportion(curve.metric):
         bottom, top = panel.get_ylim()
         panel.set_ylim(max(bottom, -0.01), min(top, 1.01))  # no share lies outside
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
@@ -210,7 +218,7 @@ def _paint(
 def _frame(curve: Curve, lines: Sequence[Sequence[Point]]) -> tuple[float, float] | None:
     """Limits that let the fast fall of the loss at the start, which all methods share, leave the frame.
 
-    None: everything is shown. An accuracy is: where it starts, with the bare base, is what it is held against.
+    None: everything is shown, as of a task's figures, whose first value is that of the bare base.
     """
     if curve.key != LOSS.key:
         return None

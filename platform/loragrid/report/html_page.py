@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from loragrid.comparison.findings import ROWS_CAVEAT, heading_of_choices, was_chosen, what_is_shown
 from loragrid.comparison.fingerprint import fingerprint_of
-from loragrid.comparison.ranking import is_higher_better
+from loragrid.comparison.ranking import VALIDATION_LOSS, is_higher_better
 from loragrid.comparison.selection import Verdict
 from loragrid.comparison.settings import Setting, settings_of, show_setting, tasks_of
 from loragrid.comparison.sweep_record import SweepRecord
@@ -149,10 +149,10 @@ def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
 
 
 def validation_metric(verdict: Verdict) -> str:
-    """The metric by which settings were chosen; without any choice the one that would have been."""
+    """The metric by which settings were chosen; without any choice the loss."""
     if verdict.choices:
         return verdict.choices[0].metric
-    return "eval/accuracy" if verdict.higher_is_better else "eval/final_loss"
+    return VALIDATION_LOSS
 
 
 def card_swatches(comparison: Comparison) -> dict[str, dict[str, str]]:

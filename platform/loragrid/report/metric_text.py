@@ -1,7 +1,7 @@
 """Writes a compared figure for a reader: losses in nats, accuracies in per cent, with interval and number of seeds."""
 
-from loragrid.comparison.findings import LEVEL, METRIC_WORDS
-from loragrid.comparison.ranking import is_higher_better
+from loragrid.comparison.findings import LEVEL
+from loragrid.comparison.ranking import is_proportion, metric_words
 from loragrid.comparison.statistics import Interval
 
 MISSING = "–"
@@ -11,14 +11,14 @@ def format_metric(metric: str, value: float | None) -> str:
     """2.3456 for a loss, 41.2 % for an accuracy."""
     if value is None:
         return MISSING
-    return f"{100 * value:.1f} %" if is_higher_better(metric) else f"{value:.4f}"
+    return f"{100 * value:.1f} %" if is_proportion(metric) else f"{value:.4f}"
 
 
 def format_difference(metric: str, value: float | None) -> str:
     """The same with its sign; the difference of accuracies is in percentage points."""
     if value is None:
         return MISSING
-    text = f"{100 * value:+.1f} pp" if is_higher_better(metric) else f"{value:+.4f}"
+    text = f"{100 * value:+.1f} pp" if is_proportion(metric) else f"{value:+.4f}"
     return text.replace("-", "−")
 
 
@@ -31,7 +31,7 @@ def format_range(metric: str, interval: Interval | None) -> str:
 
 def metric_name(metric: str) -> str:
     """`test/loss` as a reader calls it."""
-    return METRIC_WORDS.get(metric, metric.replace("/", " ").replace("_", " "))
+    return metric_words(metric)
 
 
 def format_p(value: float | None) -> str:

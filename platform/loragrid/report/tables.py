@@ -20,6 +20,7 @@ from loragrid.report.metric_text import (
     format_range,
     metric_name,
 )
+from loragrid.tasks.discovery import figure_of
 from loragrid.trials.outcome import OUT_OF_MEMORY
 
 PACK_TAG = "loragrid.pack"
@@ -233,7 +234,7 @@ def write_figure(key: str, value: Any) -> str:
         return format_seconds(value)
     if key.startswith("parameters/"):
         return format_count(value)
-    if key.endswith(("loss", "accuracy")):
+    if key.endswith("loss") or figure_of(key) is not None:
         return format_metric(key, value)
     if value >= 1000:
         return f"{value:,.0f}"

@@ -17,6 +17,7 @@ from loragrid.comparison.table import Comparison, is_stopped_early
 from loragrid.formatting import count_of, format_bytes, format_count, format_seconds, format_value, is_missing
 from loragrid.report.loss_curves import plot_loss_curves
 from loragrid.report.metric_text import format_metric, metric_name
+from loragrid.tasks.discovery import figure_of, task_figures
 
 __all__ = ["plot_loss_curves", "render_table"]
 
@@ -40,9 +41,6 @@ class Column:
         return max(cell_len(line) for line in lines)
 
 
-# What trials are ranked by, and their loss beside it.
-RANKED_HEADERS = {"eval/accuracy": "eval\naccuracy", "eval/final_loss": "eval\nloss"}
-
 # The metrics that a terminal has room for: key, heading, writing, priority. The rest is in the CSV and in MLflow.
 METRIC_COLUMNS: tuple[tuple[str, str, Callable[[Any], str], int], ...] = (
     ("parameters/trainable", "trained\nparams", format_count, 1),
@@ -55,7 +53,7 @@ METRIC_COLUMNS: tuple[tuple[str, str, Callable[[Any], str], int], ...] = (
 
 
 def render_table(comparison: Comparison, width: int = 100) -> Table:
-    """One row per trial, the best by accuracy, where the task has one, or else by evaluation loss first.
+    """One row per trial, the best first: by the task's figure, otherwise by evaluation loss.
 
     Trials that did not finish stand in the table with their status and below it with their reason. Metrics for which
     `width` (characters) leaves no room are named below the table; settings are never left out.
@@ -67,7 +65,8 @@ def render_table(comparison: Comparison, width: int = 100) -> Table:
         columns.append(Column(header=name, cells=[Text(format_value(row[name])) for row in rows]))
     for key in dict.fromkeys((metric, "eval/final_loss")):
         cells = [_figure_cell(row, key, is_first=i == 0 and key == metric) for i, row in enumerate(rows)]
-        columns.append(Column(header=RANKED_HEADERS[key], cells=cells))
+        figure = figure_of(key)
+        columns.append(Column(header=f"eval\n{'loss' if figure is None else figure.words}", cells=cells))
     for key, header, write, priority in METRIC_COLUMNS:
         values = [row.get(key) for row in rows]
         if not all(is_missing(value) for value in values):
@@ -150,7 +149,7 @@ def _caption(comparison: Comparison, left_out: Sequence[Column], fingerprint: Fi
     if best and len(comparison.table) > 1 and len(tasks_of(comparison)) == 1:
         figure = format_metric(metric, sort_best_first(comparison.table).iloc[0][metric])
         caption.append(f"best trial by {metric_name(metric)}: {best} ({figure})\n")
-    for key, name in (("eval/loss", "loss"), ("eval/accuracy", "accuracy")):
+    for key, name in (("eval/loss", "loss"), *((f"eval/{figure.name}", figure.words) for figure in task_figures())):
         start = comparison.curves.query("key == @key and step == 0")["value"]
         if not start.empty:
             low, high = format_metric(key, start.min()), format_metric(key, start.max())

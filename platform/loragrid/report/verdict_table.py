@@ -5,8 +5,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from loragrid.comparison.findings import METRIC_WORDS, show_interval
-from loragrid.comparison.selection import TEST_METRICS, Choice, Verdict, reported_interval
+from loragrid.comparison.findings import show_interval
+from loragrid.comparison.ranking import metric_words, test_metrics
+from loragrid.comparison.selection import Choice, Verdict, reported_interval
 from loragrid.formatting import format_value
 
 EDGE_MARKS = {"lowest": "↓", "highest": "↑"}
@@ -30,15 +31,15 @@ def render_verdict(verdict: Verdict) -> RenderableType:
 def _table(verdict: Verdict) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     is_chosen = any(choice.num_settings > 1 for choice in (*verdict.choices, *verdict.references))
-    has_test = verdict.metric in TEST_METRICS
+    has_test = verdict.metric in test_metrics()
     has_defaults = any(choice.default is not None for choice in verdict.choices)
     validation = verdict.choices[0].metric if verdict.choices else verdict.references[0].metric
     table.add_column("method", overflow="fold", vertical="bottom")
     if is_chosen:
         table.add_column("best setting", overflow="fold", vertical="bottom")
-    table.add_column(f"{METRIC_WORDS[validation]}\n± 95 % (seeds)", justify="right", overflow="fold", vertical="bottom")
+    table.add_column(f"{metric_words(validation)}\n± 95 % (seeds)", justify="right", overflow="fold", vertical="bottom")
     if has_test:
-        heading = f"{METRIC_WORDS[verdict.metric]}\n± 95 % (seeds)"
+        heading = f"{metric_words(verdict.metric)}\n± 95 % (seeds)"
         table.add_column(heading, justify="right", overflow="fold", vertical="bottom")
     if has_defaults:
         table.add_column("at its\ndefault", justify="right", overflow="fold", vertical="bottom")

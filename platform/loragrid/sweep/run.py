@@ -14,7 +14,7 @@ from loragrid.comparison.table import NO_CURVES, Comparison, load_comparison
 from loragrid.config.experiment import DataConfig, Experiment, ModelConfig
 from loragrid.config.local_path import reason_of
 from loragrid.data.dataset import TokenizedData, load_data
-from loragrid.evaluation.tasks import task_scorer
+from loragrid.evaluation.task_scorer import task_scorer
 from loragrid.formatting import count_of
 from loragrid.models.loading import check_weights, load_tokenizer
 from loragrid.planning.placement import place

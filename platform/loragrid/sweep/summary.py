@@ -13,16 +13,10 @@ from loragrid.comparison.table import Comparison, is_stopped_early, load_compari
 from loragrid.formatting import is_missing
 from loragrid.report.loss_curves import has_losses, plot_loss_curves
 from loragrid.tracking.recorder import Recorder
+from loragrid.trials.metrics import best_figure_keys
 
 BEST_TRIAL_TAG = "loragrid.best_trial"
 BEST_METRIC_TAG = "loragrid.best_trial.metric"
-BEST_FIGURES = {
-    "eval/accuracy": "sweep/best_eval_accuracy",
-    "test/accuracy": "sweep/best_test_accuracy",
-    "eval/final_loss": "sweep/best_eval_loss",
-    "test/loss": "sweep/best_test_loss",
-}
-"""A trial's metric -> the sweep's, which has it of the best trial."""
 FIGURES = "figures"
 # The sweep's end waits long for a store that fails, so that the record arrives; a summary can be read from that.
 SUMMARY_PATIENCE_SECONDS = 2.0
@@ -91,7 +85,7 @@ def summary_metrics(comparison: Comparison) -> dict[str, float]:
     best = best_trial(comparison)
     for row in rows:
         if row["trial_id"] == best:
-            for key, own in BEST_FIGURES.items():
+            for key, own in best_figure_keys().items():
                 if not is_missing(row.get(key)):
                     metrics[own] = float(row[key])
     return metrics

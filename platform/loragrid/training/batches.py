@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from loragrid.data.dataset import IGNORED, TokenizedData, TokenRows, batch_indices
+from loragrid.data.dataset import TokenizedData, TokenRows, batch_indices
+from loragrid.data.labels import IGNORED
 from loragrid.training.chunks import Chunks
 from loragrid.training.step import Batch
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loragrid.data.dataset import IGNORED
+from loragrid.data.labels import IGNORED
 
 # Rows of logits at a time: enough to keep the product efficient, few enough to keep float32 logits small.
 CHUNK_ROWS = 2048

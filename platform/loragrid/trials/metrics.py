@@ -1,5 +1,7 @@
 """Every MLflow metric key of a trial or a sweep with its meaning and unit, and the note that explains them."""
 
+from loragrid.tasks.discovery import task_figures
+
 # The keys are the same for every method: MLflow's comparison page lays runs side by side by key.
 CURVE_METRICS: dict[str, str] = {
     "train/loss": "mean cross-entropy of the step's labelled tokens, before the step (nats)",
@@ -7,12 +9,16 @@ CURVE_METRICS: dict[str, str] = {
     "train/grad_norm": "norm of the trial's gradient before clipping",
     "train/learning_rate": "learning rate of the step, before a method's own multipliers",
 }
-SUMMARY_METRICS: dict[str, str] = {
+"""Metrics with a value for many steps."""
+
+_EVALUATION_METRICS: dict[str, str] = {
     "eval/final_loss": "evaluation loss after the last step",
     "eval/best_loss": "lowest evaluation loss",
-    "eval/accuracy": "share of the evaluation rows that are answered right (step 0: by the bare base)",
+}
+_TEST_METRICS: dict[str, str] = {
     "test/loss": "mean cross-entropy of the test rows' labelled tokens after the last step (nats)",
-    "test/accuracy": "share of the test rows that are answered right after the last step",
+}
+_COST_METRICS: dict[str, str] = {
     "forgetting/base_loss": "mean cross-entropy of the held-out plain text before training (nats)",
     "forgetting/loss": "the same after the last step: what it lies higher is what the adapter forgot",
     "parameters/trainable": "numbers that the optimizer changes",
@@ -56,24 +62,59 @@ SUMMARY_METRICS: dict[str, str] = {
     "time/report_seconds": "handing figures to the sweep, and waiting for other workers to do so",
 }
 
-CURVES_OF_TASKS = ("eval/accuracy",)
-"""Summary metrics that are looked at more than once: the last value stands in the table, every one in the curves."""
-
-SWEEP_METRICS: dict[str, str] = {
-    "sweep/trials_finished": "trials that came to their last step",
-    "sweep/trials_failed": "trials that failed; their runs say why",
+_TRIAL_COUNTS: dict[str, str] = {
+    "sweep/trials_finished": "trials that trained to their last step",
+    "sweep/trials_failed": "trials that failed; their runs hold the reason",
     "sweep/trials_stopped": "trials that fell behind and were stopped early",
-    "sweep/best_eval_accuracy": "evaluation accuracy of the best trial, which the tag `loragrid.best_trial` names; by "
-    "this, where the task has one, it is best (`loragrid.best_trial.metric`)",
-    "sweep/best_test_accuracy": "its accuracy on the test rows, which choose nothing",
-    "sweep/best_eval_loss": "its final evaluation loss, by which it is best where the task has no accuracy",
-    "sweep/best_test_loss": "its loss on the test rows",
+}
+_SWEEP_COSTS: dict[str, str] = {
     "sweep/wall_seconds": "from the start of Ray's trials to the end of the last, over all resumptions",
     "sweep/start_seconds": "from the start of the first queue to its workers' first word: Ray, processes, imports",
     "sweep/gpu_seconds": "seconds for which the sweep held GPUs, times their number",
     "sweep/estimated_seconds": "what the sweep was expected to take; `loragrid plan` says what that leaves out",
 }
-"""What the sweep's own run has."""
+
+
+def summary_metrics() -> dict[str, str]:
+    """Metrics of a trial's run beside the curves, with those of all task kinds."""
+    evaluation = {
+        f"eval/{figure.name}": f"{figure.description.format(rows='evaluation')} (step 0: by the bare base)"
+        for figure in task_figures()
+    }
+    test = {
+        f"test/{figure.name}": f"{figure.description.format(rows='test')} after the last step"
+        for figure in task_figures()
+    }
+    return {**_EVALUATION_METRICS, **evaluation, **_TEST_METRICS, **test, **_COST_METRICS}
+
+
+def curve_keys() -> tuple[str, ...]:
+    """All metrics with a value for more than one step; of a task's figures the last one is in the table, too."""
+    return (*CURVE_METRICS, *(f"eval/{figure.name}" for figure in task_figures()))
+
+
+def best_figure_keys() -> dict[str, str]:
+    """Metric of a trial -> metric of the sweep that holds it for the best trial."""
+    figures = {
+        f"{split}/{figure.name}": f"sweep/best_{split}_{figure.name}"
+        for figure in task_figures()
+        for split in ("eval", "test")
+    }
+    return {**figures, "eval/final_loss": "sweep/best_eval_loss", "test/loss": "sweep/best_test_loss"}
+
+
+def sweep_metrics() -> dict[str, str]:
+    """Metrics of the sweep's own run."""
+    best: dict[str, str] = {}
+    for figure in task_figures():
+        best[f"sweep/best_eval_{figure.name}"] = (
+            f"evaluation {figure.words} of the best trial, which the tag `loragrid.best_trial` names; the tag "
+            "`loragrid.best_trial.metric` names the metric that ranks the trials"
+        )
+        best[f"sweep/best_test_{figure.name}"] = f"its {figure.words} on the test rows, by which nothing is chosen"
+    best["sweep/best_eval_loss"] = "its final evaluation loss, which ranks the trials of a sweep without a task"
+    best["sweep/best_test_loss"] = "its loss on the test rows"
+    return {**_TRIAL_COUNTS, **best, **_SWEEP_COSTS}
 
 
 def sweep_note(question: str, experiment_name: str, *, trials: str, charts: str) -> str:
@@ -81,7 +122,7 @@ def sweep_note(question: str, experiment_name: str, *, trials: str, charts: str)
 
     trials, charts: addresses of MLflow's pages with the sweep's trials.
     """
-    everything = {**SUMMARY_METRICS, **CURVE_METRICS, **SWEEP_METRICS}
+    everything = {**summary_metrics(), **CURVE_METRICS, **sweep_metrics()}
     glossary = "\n".join(f"| `{key}` | {text} |" for key, text in everything.items())
     return (
         (f"**{question}**\n\n" if question else "")

@@ -15,7 +15,7 @@ from loragrid.config.sections import (
     ModelConfig,
     TrainingConfig,
 )
-from loragrid.config.task import TASK_OBSERVATION_KEYS, TaskConfig, task_parameters
+from loragrid.tasks.contract import TASK_OBSERVATION_KEYS, TaskConfig
 from loragrid_methods import Method
 
 DIGEST_LENGTH = 8
@@ -79,5 +79,5 @@ def _parameters(
             else:
                 parameters[f"{section}.{field}"] = value
     if task is not None:
-        parameters |= {f"task.{key}": value for key, value in task_parameters(task).items()}
+        parameters |= {f"task.{key}": value for key, value in task.parameters().items()}
     return parameters

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from loragrid.config.experiment import DataConfig, EarlyStoppingConfig, EngineConfig, ModelConfig
 from loragrid.data.dataset import TokenizedData
 from loragrid.evaluation.pack_scoring import PackScoring
-from loragrid.evaluation.tasks import TaskScorer, task_scorer
+from loragrid.evaluation.task_scorer import TaskScorer, task_scorer
 from loragrid.planning.memory_estimate import MemoryEstimate
 from loragrid.planning.timing import SHAPE_TAG
 from loragrid.training.assembly import build_batches, build_model

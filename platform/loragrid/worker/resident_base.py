@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from loragrid.config.experiment import DataConfig, EngineConfig, ModelConfig
 from loragrid.data.dataset import TokenizedData
 from loragrid.evaluation.generation import check_left_padding
-from loragrid.evaluation.tasks import TaskScorer
+from loragrid.evaluation.task_scorer import TaskScorer
 from loragrid.models.activation_checkpointing import checkpoint_activations
 from loragrid.models.attention import use_causal_attention
 from loragrid.models.loading import load_base, load_meta_model
@@ -186,20 +186,20 @@ class ResidentBase:
 
 
 def _check_task(base: PreTrainedModel, trial: Trial, data: TokenizedData) -> None:
-    if trial.task is not None and trial.task.kind == "exact_match":
+    if trial.task is not None and trial.task.generation is not None:
         row = data.evaluation.input_ids[0, : int(data.evaluation.num_tokens[0])]
-        check_left_padding(base, row[:NUM_TOKENS_TO_CHECK].to(base.device))
+        check_left_padding(base, row[:NUM_TOKENS_TO_CHECK].to(base.device), trial.task.kind)
 
 
 def _scoring_shape(data: TokenizedData, task: TaskScorer | None, num_workers: int) -> ScoringShape:
     lengths = [data.train.input_ids.shape[1]]  # every split's
-    if data.forgetting is not None:
-        lengths.append(data.forgetting.input_ids.shape[1])
+    if data.held_out_text is not None:
+        lengths.append(data.held_out_text.input_ids.shape[1])
     if task is None:
         return ScoringShape(length=max(lengths))
-    if task.task.kind == "label_likelihood":
+    if task.task.generation is None:
         lengths.append(task.longest_row)
-    num_prompts = math.ceil(max(len(questions) for questions in task.questions.values()) / num_workers)
+    num_prompts = math.ceil(task.num_questions / num_workers)
     return ScoringShape.of(task.task, length=max(lengths), prompt=task.longest_prompt, num_prompts=num_prompts)
 
 

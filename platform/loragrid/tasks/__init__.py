@@ -1,0 +1,1 @@
+"""Task kinds: what is scored beside the loss, one file per kind; imports no torch."""

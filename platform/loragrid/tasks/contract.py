@@ -1,0 +1,189 @@
+"""What a task kind declares and implements, and what it may ask of the rows and of the members of a pack.
+
+A kind is one file in `tasks/kinds`, whose name is the kind's name. The file holds a subclass of `TaskConfig` (the keys
+of the `task:` section, with their checks) and a subclass of `Scorer` (the score of every row). The room `evaluation`
+implements `Rows` and `Members`. A kind's file imports torch only inside functions, because the file is read with every
+experiment.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+
+from loragrid.schema.fields import OptionalCount, Section, Switch, Unit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TASK_OBSERVATION_KEYS = frozenset({"every", "base"})
+"""Task keys that decide when rows are scored, not what is found after the last step: no part of a trial's identity."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A figure that a kind computes from the scores of all rows of a split.
+
+    name: the metric keys are `eval/<name>` and `test/<name>`. description: what it measures, where `{rows}` is replaced
+    by the split's rows. axis: the label of a chart's axis. is_proportion: a share of rows, from 0 to 1: it is shown in
+    per cent, and its column holds 0 or 1 for every row. column: the row column whose mean it is; None if it is no mean
+    of a column, which leaves it without tests over rows.
+    """
+
+    name: str
+    description: str
+    axis: str
+    higher_is_better: bool = True
+    is_proportion: bool = False
+    column: str | None = None
+
+    @property
+    def words(self) -> str:
+        """The name as a reader sees it."""
+        return self.name.replace("_", " ")
+
+
+ACCURACY = Figure(
+    name="accuracy",
+    description="share of the {rows} rows that are answered right",
+    axis="rows answered right",
+    is_proportion=True,
+    column="correct",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A row as a task sees it: the tokens before its last answer, and the answer's tokens with their end token.
+
+    key: the row's digest.
+    """
+
+    key: str
+    prompt: tuple[int, ...]
+    reference: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """How answers are generated. temperature None is greedy decoding; top_p and seed matter only with a temperature."""
+
+    max_new_tokens: int
+    temperature: float | None = None
+    top_p: float = 1.0
+    seed: int = 0
+
+
+class Rows(Protocol):
+    """The rows of an experiment, as a kind may read them before training."""
+
+    @property
+    def questions(self) -> Mapping[str, Sequence[Question]]:
+        """The questions of the splits that are scored: `eval` and `test`."""
+
+    def train_questions(self) -> Sequence[Question]:
+        """The questions of the train rows; they are built at every call."""
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The decoded tokens, without special tokens."""
+
+
+class Members(Protocol):
+    """M members of a pack, or the bare base (M = 1), answering N questions. All workers get the same results."""
+
+    def generate(
+        self,
+        questions: Sequence[Question],
+        generation: Generation,
+        score: Callable[[int, str], Mapping[str, float]],
+        columns: Sequence[str],
+    ) -> "dict[str, Tensor]":
+        """Let every member answer every question with generated text.
+
+        score: question number, text -> a value for each of `columns`. Returns column -> values (M, N) float64.
+        """
+
+    def losses(self, questions: Sequence[Question], completions: Sequence[Sequence[int]]) -> "Tensor":
+        """Cross-entropy (nats), summed over its tokens, of each of K completions after each prompt: (M, N, K)."""
+
+
+class Scorer(ABC):
+    """Scores the rows of one experiment for a kind.
+
+    answer_tokens: the most tokens that an answer adds to its prompt.
+    """
+
+    answer_tokens: int
+
+    @abstractmethod
+    def score(self, members: Members, split: str) -> "Mapping[str, Tensor]":
+        """Row column -> the value of every row of the split for every member, (M, N) float64."""
+
+    def tags(self) -> dict[str, str]:
+        """Tags of every trial beside the decoding."""
+        return {}
+
+
+class TaskConfig(Section, ABC):
+    """The `task:` section of an experiment file: the keys of all kinds, and what a kind declares.
+
+    figures: what is computed from the row scores; trials are ranked by the first. former_keys: keys of other kinds with
+    their defaults that dumps of this kind hold because trial ids made before kinds had own keys cover them; a new kind
+    has none.
+    """
+
+    figures: ClassVar[tuple[Figure, ...]]
+    former_keys: ClassVar[Mapping[str, object]] = {}
+
+    kind: str = Field(description="What is scored beside the loss; the name of a task kind.", examples=["exact_match"])
+    every: Annotated[OptionalCount, Unit("optimizer steps")] = Field(
+        default=None,
+        description="Steps between two scorings of the evaluation rows; null scores them only before the first and "
+        "after the last step (test rows are scored once, after the last).",
+        examples=[100],
+    )
+    base: Switch = Field(
+        default=True, description="Whether the bare base is scored before the first step.", examples=[False]
+    )
+
+    @property
+    @abstractmethod
+    def decoding(self) -> str:
+        """How an answer is made, in words, for the record: nothing is left to a model's own settings."""
+
+    @property
+    def generation(self) -> Generation | None:
+        """How answers are generated; None for a kind that generates no text."""
+        return None
+
+    @abstractmethod
+    def scorer(self, rows: Rows) -> Scorer:
+        """The scorer of these rows.
+
+        Raises:
+            ValueError: rows that the task cannot score; the message names the key, what is wrong and what is allowed.
+        """
+
+    def compute_figures(self, columns: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        """Figure name -> value, from the row columns of one member; by default the mean of the figure's column."""
+        found = {}
+        for figure in self.figures:
+            assert figure.column is not None, f"{figure.name} is no mean: override compute_figures"
+            values = columns[figure.column]
+            found[figure.name] = sum(values) / len(values)
+        return found
+
+    def parameters(self) -> dict[str, str | int | float | bool | None]:
+        """Key -> value of the kind's own keys, flat, as MLflow records them."""
+        values = {key: getattr(self, key) for key in type(self).model_fields}
+        return {key: ",".join(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+    def is_changed(self, key: str) -> bool:
+        """Whether the key has another value than its default."""
+        return bool(getattr(self, key) != type(self).model_fields[key].default)
+
+    @model_serializer(mode="wrap")
+    def _with_former_keys(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {**dump(self), **self.former_keys}

@@ -1,0 +1,1 @@
+"""One file per task kind; the file's name is the value of `task.kind`."""
