@@ -1,4 +1,4 @@
-"""Collects the pages of the site into one folder, from which Zensical builds it: `python -m docs.generate build/docs`."""
+"""Collects the pages of the site in one folder, which Zensical reads: `python -m docs.generate build/docs`."""
 
 import sys
 from pathlib import Path

@@ -43,10 +43,10 @@ def command_line_page() -> str:
 
 
 def _usage(name: str, command: Any) -> str:
-    arguments = [_name(parameter) for parameter in command.params if parameter.param_type_name == "argument"]
-    optional = [f"[{word}]" if not parameter.required else word for word, parameter in zip(arguments, command.params)]
-    required = [f"{parameter.opts[0]} ..." for parameter in command.params if _is_required_option(parameter)]
-    return " ".join(["loragrid", name, *optional, *required, "[OPTIONS]"])
+    arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
+    words = [_name(parameter) if parameter.required else f"[{_name(parameter)}]" for parameter in arguments]
+    options = [f"{parameter.opts[0]} ..." for parameter in command.params if _is_required_option(parameter)]
+    return " ".join(["loragrid", name, *words, *options, "[OPTIONS]"])
 
 
 def _name(parameter: Any) -> str:

@@ -6,8 +6,8 @@ from docs.generate.markdown import fenced, page
 from loragrid.config.yaml_reader import parse_yaml
 
 INTRODUCTION = """
-One file per question, in the folder `experiments/`. Copy one and change it. Files that name a hub data set or a hub model
-need network access once; `quickstart`, `early_stopping`, `rank_sweep`, `lora_plus_ratio` and `methods_at_equal_rank` need none.
+One file per question, in the folder `experiments/`. Copy one and change it. Files that name a data set or a model of
+the hub need network access once; files that name `chitchat` and `smollm2-135m-instruct` need none.
 """
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from pydantic.fields import FieldInfo
@@ -11,13 +11,15 @@ from pydantic.fields import FieldInfo
 from docs.generate.markdown import MissingDescriptionError, fenced, page, plain, table
 from loragrid.config.experiment import MEMBER_TRAINING_KEYS, Experiment, MethodConfig
 from loragrid.schema.fields import Section, Unit, allowed_by
+from loragrid.tasks.contract import TaskConfig
+from loragrid.tasks.discovery import task_kinds
 
 INTRODUCTION = """
 An experiment is one YAML file. Unknown keys and impossible values are refused before anything starts; the message
 names the file, the key, the value and what is allowed.
 
-A key without a default is required. Each example below is a part of an experiment file. `--set KEY=VALUE` changes a key on the
-command line, with the dotted name that this page uses: `--set training.steps=50`.
+Each example below is a part of an experiment file. `--set KEY=VALUE` changes a key on the command line, with the
+dotted name that this page uses: `--set training.steps=50`.
 """
 
 METHOD_KEYS = f"""
@@ -40,42 +42,46 @@ def experiment_file_page() -> str:
     Raises:
         MissingDescriptionError: a field of a model has no description, or a key that is no section has no example.
     """
-    plain: list[str] = []
+    plain_keys: list[str] = []
     sections: list[str] = []
     for name, field in Experiment.model_fields.items():
-        models = sections_of(field.annotation)
+        model = section_of(field.annotation)
         if name == "methods":
             sections += ["## methods", _described("methods", field), METHOD_KEYS, *_keys("methods", MethodConfig)]
-        elif models:
-            sections.append(f"## {name}")
-            sections.append(_described(name, field))
-            sections.append("This section is required." if field.is_required() else "This section is optional.")
-            for model in models:
-                sections += [*_introduction(model, len(models) > 1), *_keys(name, model)]
+        elif model is not None:
+            need = "This section is required." if field.is_required() else "This section is optional."
+            sections += [f"## {name}", f"{_described(name, field)} {need}", *_keys(name, model)]
+            sections += _task_kinds() if model is TaskConfig else [_more_about(model)]
         else:
-            plain.append(_key(name, name, field))
-            plain += [GRID_NOTES] if name == "grid" else []
-    return page("Experiment file", INTRODUCTION, ["## Top level", *plain, *sections])
+            plain_keys.append(_key(name, name, field))
+            plain_keys += [GRID_NOTES] if name == "grid" else []
+    return page("Experiment file", INTRODUCTION, ["## Top level", *plain_keys, *sections])
 
 
-def sections_of(annotation: Any) -> list[type[Section]]:
-    """The models that a key's value may be; empty for a key that holds a plain value."""
+def section_of(annotation: Any) -> type[Section] | None:
+    """The model of a key that is a section; None for a key that holds a plain value."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
+        return annotation
     if get_origin(annotation) in (Union, UnionType, Annotated):
-        return [model for part in get_args(annotation) for model in sections_of(part)]
-    return []
+        return next((model for part in get_args(annotation) if (model := section_of(part))), None)
+    return None
 
 
 def keys_with_fields() -> Iterator[tuple[str, type[Section], str, FieldInfo]]:
     """Section ("" for the top level), its model, key and field of every key of an experiment file."""
     for name, field in Experiment.model_fields.items():
-        models = [MethodConfig] if name == "methods" else sections_of(field.annotation)
-        for model in models:
-            for key, inner in model.model_fields.items():
-                yield name, model, key, inner
-        if not models:
+        model = MethodConfig if name == "methods" else section_of(field.annotation)
+        if model is None:
             yield "", Experiment, name, field
+        else:
+            yield from ((name, model, key, inner) for key, inner in model.model_fields.items())
+        if model is TaskConfig:
+            for kind in task_kinds().values():
+                yield from ((name, kind, key, inner) for key, inner in _own_fields(kind).items())
+
+
+def _own_fields(kind: type[TaskConfig]) -> dict[str, FieldInfo]:
+    return {key: field for key, field in kind.model_fields.items() if key not in TaskConfig.model_fields}
 
 
 def example_of(section: str, model: type[Section], key: str, value: object) -> dict[str, Any]:
@@ -87,17 +93,25 @@ def example_of(section: str, model: type[Section], key: str, value: object) -> d
         for name, field in model.model_fields.items()
         if field.is_required() and field.examples and name != key
     }
-    if "kind" in model.model_fields and get_origin(model.model_fields["kind"].annotation) is Literal:
-        required.setdefault("kind", get_args(model.model_fields["kind"].annotation)[0])
-    block = {**required, key: value} if key != "kind" else {key: value, **required}
+    if issubclass(model, TaskConfig) and model is not TaskConfig:
+        required["kind"] = model.model_fields["kind"].default
+    block = {**required, key: value}
     return {section: [block] if section == "methods" else block}
 
 
-def _introduction(model: type[Section], is_one_of_several: bool) -> list[str]:
-    documentation = [" ".join(part.split()) for part in (model.__doc__ or "").split("\n\n")]
-    # The first sentence is the description of the section's own key, which is on the page already.
-    text = "\n\n".join(documentation if is_one_of_several else documentation[1:])
-    return [f"**{model.__name__.removesuffix('Config')}.** {text}" if is_one_of_several else text]
+def _task_kinds() -> list[str]:
+    """The kinds of task, each with the keys of its own."""
+    parts = []
+    for name, kind in task_kinds().items():
+        parts.append(f"## task, kind: {name} {{ #task-{name} }}")
+        parts.append(" ".join((kind.__doc__ or "").split()))
+        parts += [_key(f"task.{key}", key, field, "task", kind, name) for key, field in _own_fields(kind).items()]
+    return parts
+
+
+def _more_about(model: type[Section]) -> str:
+    """A model's documentation without its first paragraph, which is the section's description again."""
+    return "\n\n".join(" ".join(part.split()) for part in (model.__doc__ or "").split("\n\n")[1:])
 
 
 def _keys(section: str, model: type[Section]) -> list[str]:
@@ -105,18 +119,17 @@ def _keys(section: str, model: type[Section]) -> list[str]:
 
 
 def _key(
-    path: str, name: str, field: FieldInfo, section: str = "", model: type[Section] = Experiment
+    path: str, name: str, field: FieldInfo, section: str = "", model: type[Section] = Experiment, kind: str = ""
 ) -> str:
     """One key: its heading, its description, its facts and an example."""
     description = _described(path, field)
     if not field.examples:
         raise MissingDescriptionError(f"{path}: the field has no examples")
-    facts = [_type_of(field), _default_of(field), *_units_of(field)]
+    facts = [_type_of(path, field), _default_of(path, field), *_units_of(field)]
     head = ["type", "default", *(["unit"] if len(facts) == 3 else [])]
-    example = example_of(section, model, name, field.examples[0])
-    return "\n\n".join(
-        [f"### `{path}` {{ #{path.replace('.', '-')} }}", description, table(head, [facts]), fenced("yaml", _yaml(example))]
-    )
+    example = fenced("yaml", _yaml(example_of(section, model, name, field.examples[0])))
+    anchor = "-".join(part for part in (section, kind, name) if part)
+    return "\n\n".join([f"### `{path}` {{ #{anchor} }}", description, table(head, [facts]).strip(), example])
 
 
 def _described(path: str, field: FieldInfo) -> str:
@@ -125,7 +138,9 @@ def _described(path: str, field: FieldInfo) -> str:
     return plain(field.description)
 
 
-def _type_of(field: FieldInfo) -> str:
+def _type_of(path: str, field: FieldInfo) -> str:
+    if path == "task.kind":
+        return ", ".join(task_kinds())
     if allowed := allowed_by(field.metadata):
         return allowed
     words: dict[Any, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
@@ -133,11 +148,15 @@ def _type_of(field: FieldInfo) -> str:
     if get_origin(annotation) is dict:
         return "a mapping"
     if get_origin(annotation) in (Union, UnionType):
-        return " or ".join("null" if part is type(None) else words.get(part, str(part)) for part in get_args(annotation))
+        return " or ".join(
+            "null" if part is type(None) else words.get(part, str(part)) for part in get_args(annotation)
+        )
     return words.get(annotation, str(annotation))
 
 
-def _default_of(field: FieldInfo) -> str:
+def _default_of(path: str, field: FieldInfo) -> str:
+    if path == "methods.label":
+        return "the method's name"
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
@@ -155,7 +174,9 @@ def _yaml(example: dict[str, Any]) -> str:
         if isinstance(value, str | int | float | bool):
             lines.append(yaml.safe_dump({key: value}, allow_unicode=True, width=100, sort_keys=False).strip())
         else:
-            flow = yaml.safe_dump(_plain(value), default_flow_style=True, allow_unicode=True, width=10_000, sort_keys=False)
+            flow = yaml.safe_dump(
+                _plain(value), default_flow_style=True, allow_unicode=True, width=10_000, sort_keys=False
+            )
             lines.append(f"{key}: {flow.strip()}")
     return "\n".join(lines)
 

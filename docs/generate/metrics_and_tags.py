@@ -2,7 +2,7 @@
 
 from docs.generate.markdown import page, table
 from loragrid.comparison.fingerprint import PARTS
-from loragrid.trials.metrics import CURVE_METRICS, SUMMARY_METRICS, SWEEP_METRICS
+from loragrid.trials.metrics import CURVE_METRICS, summary_metrics, sweep_metrics
 
 INTRODUCTION = """
 One experiment is one MLflow experiment. Its sweeps are parent runs; each trial is a child run. Metric keys are
@@ -58,7 +58,7 @@ PREFIXES: dict[str, str] = {
 def metrics_and_tags_page() -> str:
     """The page, in Markdown."""
     summary: dict[str, list[tuple[str, str]]] = {}
-    for key, meaning in SUMMARY_METRICS.items():
+    for key, meaning in summary_metrics().items():
         summary.setdefault(key.partition("/")[0], []).append((f"`{key}`", meaning))
     groups = [f"### {group}\n\n{table(['metric', 'meaning'], rows)}" for group, rows in summary.items()]
     return page(
@@ -69,13 +69,14 @@ def metrics_and_tags_page() -> str:
             "These have a value per reported step.",
             table(["metric", "meaning"], [(f"`{key}`", meaning) for key, meaning in CURVE_METRICS.items()]),
             "## Figures of a trial",
-            "These have one value, except `eval/accuracy`, which is recorded at every evaluation of the task.",
+            "These have one value. The figures of a task on the evaluation rows, such as `eval/accuracy`, are also "
+            "recorded before the first step and every `task.every` steps.",
             *groups,
             "## Figures of a sweep",
-            table(["metric", "meaning"], [(f"`{key}`", meaning) for key, meaning in SWEEP_METRICS.items()]),
+            table(["metric", "meaning"], [(f"`{key}`", meaning) for key, meaning in sweep_metrics().items()]),
             "## Fingerprint tags",
-            "They identify what a trial ran on. `loragrid compare` reports where trials of a sweep differ in a part that "
-            "bears on results; `--strict` refuses such a sweep.",
+            "They identify what a trial ran on. `loragrid compare` reports where trials of a sweep differ in a part "
+            "that bears on results; `--strict` refuses such a sweep.",
             table(
                 ["tag", "what it names", "a difference bears on"],
                 [(f"`{part.tag}`", part.name, BEARINGS[part.bearing]) for part in PARTS],

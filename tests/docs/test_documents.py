@@ -79,7 +79,9 @@ def check_command(words: list[str]) -> None:
         check_make(words[1:])
     elif words[:2] == ["python", "-m"]:
         module = ROOT / words[2].replace(".", "/")
-        assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file() or words[2] in ("pytest", "pip")
+        assert (
+            module.with_suffix(".py").is_file() or (module / "__main__.py").is_file() or words[2] in ("pytest", "pip")
+        )
     else:
         assert words[0] in OTHER_PROGRAMS, words
     for word in words[1:]:
@@ -97,7 +99,7 @@ def check_make(words: list[str]) -> None:
     "words", [["run", "x.yaml", "--no-such-option"], ["report", "mine"], ["no-such-command"], ["export", "--to", "x"]]
 )
 def test_commands_that_are_wrong_are_found(words: list[str]) -> None:
-    with pytest.raises((Exception, SystemExit)):  # noqa: B017, PT011  # click's errors, wherever this typer keeps them
+    with pytest.raises((Exception, SystemExit)):  # click's errors, wherever this typer keeps them
         parse_command(words)
 
 
@@ -162,4 +164,6 @@ def test_links_lead_to_files_or_to_pages_that_are_generated(tmp_path: Path) -> N
 def test_no_document_claims_to_be_the_first_or_the_only_one() -> None:
     for path in documents():
         text = path.read_text(encoding="utf-8")
-        assert not re.search(r"\bthe (first|only) (tool|project|library|framework|one that)\b", text, re.IGNORECASE), path
+        assert not re.search(r"\bthe (first|only) (tool|project|library|framework|one that)\b", text, re.IGNORECASE), (
+            path
+        )

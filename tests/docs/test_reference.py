@@ -19,7 +19,7 @@ from docs.generate.metrics_and_tags import OTHER_TAGS, PREFIXES, metrics_and_tag
 from loragrid.comparison.fingerprint import PARTS
 from loragrid.config.experiment import Experiment, TrainingConfig
 from loragrid.schema.fields import Section
-from loragrid.trials.metrics import CURVE_METRICS, SUMMARY_METRICS, SWEEP_METRICS
+from loragrid.trials.metrics import CURVE_METRICS, summary_metrics, sweep_metrics
 from loragrid_methods import get_method, method_names
 from tests.docs.test_documents import with_minimal
 from tests.support.documents import ROOT
@@ -60,26 +60,26 @@ def test_examples_of_a_key_are_valid(section: str, model: type[Section], key: st
 
 def test_a_key_without_a_description_stops_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TrainingConfig.model_fields["lr"], "description", None)
-    with pytest.raises(MissingDescriptionError, match="training.lr: the field has no description"):
+    with pytest.raises(MissingDescriptionError, match=r"training\.lr: the field has no description"):
         experiment_file_page()
 
 
 def test_a_key_without_an_example_stops_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TrainingConfig.model_fields["lr"], "examples", None)
-    with pytest.raises(MissingDescriptionError, match="training.lr: the field has no examples"):
+    with pytest.raises(MissingDescriptionError, match=r"training\.lr: the field has no examples"):
         experiment_file_page()
 
 
 def test_every_section_has_a_heading() -> None:
     page = experiment_file_page()
     for name, field in Experiment.model_fields.items():
-        is_section = bool(experiment_file.sections_of(field.annotation)) or name == "methods"
+        is_section = experiment_file.section_of(field.annotation) is not None or name == "methods"
         assert f"\n## {name}\n" in page if is_section else f"\n### `{name}`" in page
 
 
 def test_every_metric_and_fingerprint_tag_is_listed() -> None:
     page = metrics_and_tags_page()
-    for key in (*CURVE_METRICS, *SUMMARY_METRICS, *SWEEP_METRICS, *(part.tag for part in PARTS)):
+    for key in (*CURVE_METRICS, *summary_metrics(), *sweep_metrics(), *(part.tag for part in PARTS)):
         assert f"| `{key}` |" in page
 
 
@@ -88,9 +88,9 @@ def tags_in_the_code() -> Iterator[str]:
     rooms = {path.name for path in (ROOT / "platform" / "loragrid").iterdir()}
     for path in (ROOT / "platform").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                if re.fullmatch(r"loragrid(\.[a-z_0-9]+)+\.?", node.value) and node.value.split(".")[1] not in rooms:
-                    yield node.value
+            text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+            if re.fullmatch(r"loragrid(\.[a-z_0-9]+)+\.?", text) and text.split(".")[1] not in rooms:
+                yield text
 
 
 def test_every_tag_in_the_code_is_listed() -> None:
@@ -138,8 +138,6 @@ def test_a_link_to_a_missing_file_stops_the_build(tmp_path: Path) -> None:
         ("benchmarks/results/two_cores.md", "worker_loss.md#x", "worker_loss.md#x"),
     ],
 )
-def test_links_between_files_become_links_between_pages(
-    source: str, link: str, expected: str, tmp_path: Path
-) -> None:
+def test_links_between_files_become_links_between_pages(source: str, link: str, expected: str, tmp_path: Path) -> None:
     text = with_page_links(f"[a]({link})", source, pages_of(ROOT), ROOT, tmp_path)
     assert text == f"[a]({expected})"
