@@ -36,6 +36,12 @@ def test_its_experiment_is_the_one_of_the_tutorial() -> None:
     assert len(expand(experiment_from_mapping(of_readme, source="README.md"))) == 2 * 3
 
 
+def test_the_larger_experiment_of_the_tutorial_has_42_trials() -> None:
+    block = [block for block in blocks_in(TUTORIAL, "tutorial.md") if block.language == "yaml"][-1]
+    assert len(expand(experiment_from_mapping(parse_yaml(block.text, block.place), source=block.place))) == 42
+    assert "It has 42 trials" in TUTORIAL
+
+
 def test_its_table_has_one_row_per_method() -> None:
     rows = [line.split("|")[1] for line in README.splitlines() if line.startswith("| `")]
     named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
