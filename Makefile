@@ -26,7 +26,7 @@ lint: .venv/.installed-lint
 
 # The site, in site/: reference pages are written from the code first; no page asks the network for anything.
 docs: .venv/.installed-docs
-	PYTHONPATH=. $(BIN)/python -m docs.generate build/docs
+	PYTHONPATH=platform:methods:. $(BIN)/python -m docs.generate build/docs
 	$(BIN)/zensical build --strict --clean
 
 install: .venv/.installed

@@ -26,10 +26,12 @@ COPIED_PAGES: Mapping[str, str] = {
     "CHANGELOG.md": "changelog.md",
     "benchmarks/README.md": "benchmarks/index.md",
 }
+ALIASES: Mapping[str, str] = {"README.md": "index.md"}
+"""Files that are no page of their own: a link to one becomes a link to the page."""
 """Files outside `docs/` that are pages of the site: file -> page. A file that does not exist yet is left out."""
 
 ATTACHED_SUFFIXES = (".png", ".html", ".yaml", ".js", ".txt")
-LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
+LINK = re.compile(r"\[([^\[\]]*)\]\((?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?\)")
 FENCE = re.compile(r"(^```.*?^```[^\S\n]*$)", re.MULTILINE | re.DOTALL)
 
 
@@ -80,18 +82,20 @@ def with_page_links(text: str, source: str, pages: Mapping[str, str], root: Path
     folder = PurePosixPath(pages[source]).parent
 
     def link(match: re.Match[str]) -> str:
-        path, anchor = match[1], match[2] or ""
+        label, path, anchor = match[1], match[2], match[3] or ""
         file = os.path.normpath(PurePosixPath(source).parent / path)
         if file.startswith("experiments/") and file.endswith(".yaml"):
             place, anchor = EXAMPLES_PAGE, f"#{PurePosixPath(file).stem}"
-        elif file in pages:
-            place = pages[file]
+        elif file in pages or file in ALIASES:
+            place = pages.get(file) or ALIASES[file]
         elif (root / file).is_file():
             place = f"files/{file}.txt" if PurePosixPath(file).suffix in ("", ".md", ".toml") else f"files/{file}"
             _copy(root / file, target / place)
+        elif (root / file).is_dir():
+            return label  # a site has no folder to look into
         else:
             raise BrokenLinkError(f"{source}: links to {path}, which is no file of the repository")
-        return os.path.relpath(place, folder) + anchor
+        return f"[{label}]({os.path.relpath(place, folder)}{anchor})"
 
     parts = FENCE.split(text)  # blocks of code lie at the odd places
     return "".join(part if number % 2 else LINK.sub(link, part) for number, part in enumerate(parts))

@@ -136,8 +136,13 @@ def test_a_link_to_a_missing_file_stops_the_build(tmp_path: Path) -> None:
         ("docs/how_to/gpu.md", "../../experiments/quickstart.yaml", "../reference/examples.md#quickstart"),
         ("docs/how_to/cluster.md", "../../cluster.yaml", "../files/cluster.yaml"),
         ("benchmarks/results/two_cores.md", "worker_loss.md#x", "worker_loss.md#x"),
+        ("docs/how_to/cluster.md", "../../README.md", "../index.md"),
     ],
 )
 def test_links_between_files_become_links_between_pages(source: str, link: str, expected: str, tmp_path: Path) -> None:
     text = with_page_links(f"[a]({link})", source, pages_of(ROOT), ROOT, tmp_path)
     assert text == f"[a]({expected})"
+
+
+def test_a_link_to_a_folder_becomes_its_text(tmp_path: Path) -> None:
+    assert with_page_links("[a](../methods)", "docs/index.md", pages_of(ROOT), ROOT, tmp_path) == "a"
