@@ -8,8 +8,8 @@ from transformers import PreTrainedModel
 from benchmarks.shapes import SEVEN_LINEARS
 from loragrid.training.step import PackModel
 from loragrid_methods import Method, get_method
-from loragrid_methods.engine.optimizer import MemberAdamW
-from loragrid_methods.engine.pack import AdapterPack, member_order
+from loragrid_methods.stacks.optimizer import MemberAdamW
+from loragrid_methods.stacks.pack import AdapterPack, member_order
 
 LEARNING_RATE, CLIP_NORM, RANK, ALPHA = 1e-4, 1.0, 16, 16.0
 

@@ -24,7 +24,7 @@ from benchmarks.sweeps import Outcome, SweepFailedError, run_sweep
 from benchmarks.tables import Table
 from benchmarks.worker_loss import HIGHEST, Comparison, Strike, check_strike, compare
 from loragrid.training.step_mode import choose_mode, features_of_step
-from loragrid_methods.engine.targets import adaptable_layers
+from loragrid_methods.stacks.targets import adaptable_layers
 
 ROOT = Path(__file__).parent.parent
 STRATEGIES = ("replicate", "shard")

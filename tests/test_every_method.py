@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, VeraConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from loragrid_methods import Card, get_method, method_names
-from loragrid_methods.engine.adapter_stack import AdapterStack
-from loragrid_methods.engine.pack import AdapterPack
-from loragrid_methods.engine.peft_format import peft_adapter
+from loragrid_methods.stacks.adapter_stack import AdapterStack
+from loragrid_methods.stacks.low_rank_stack import LowRankStack
+from loragrid_methods.stacks.pack import AdapterPack
+from loragrid_methods.stacks.peft_format import layer_tensors, peft_adapter
 from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, in_order, largest_difference, small_method
 
 pytestmark = pytest.mark.parametrize("name", method_names())
@@ -110,7 +111,7 @@ def test_everything_that_trains_changes_and_nothing_else_does(name: str) -> None
     run = PackRun(TinyModel(), members_of(name))
     base = {key: tensor.clone() for key, tensor in TinyModel().state_dict().items()}
     before = [parameter.detach().clone() for parameter in run.pack.trainable_parameters()]
-    assert bool(before) == (get_method(name)().num_parameters(run.pack.layers, 1).trainable > 0)
+    assert bool(before) == (run.members[0].method.num_parameters(run.pack.layers, 1).trainable > 0)
     run.train(3)
     for parameter, start in zip(run.pack.trainable_parameters(), before, strict=True):
         assert parameter.isfinite().all()
@@ -157,6 +158,9 @@ def test_the_counts_are_exact(name: str) -> None:
     count = member.method.num_parameters(pack.layers, num_base_parameters)
     assert count.trainable == sum(parameter.numel() for parameter in pack.trainable_parameters())
     assert count.shared <= count.stored
+    if member.method.packable:
+        held = [tensor for stack in pack.stacks() for tensor in (*stack.parameters(), *stack.buffers())]
+        assert count.stored + count.working == sum({tensor.data_ptr(): tensor.numel() for tensor in held}.values())
     if member.method.peft_config():
         _, tensors = peft_adapter(pack, 0, "base")
         assert count.stored == sum(tensor.numel() for tensor in tensors.values())
@@ -179,6 +183,30 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_other_ones(name: str
     assert torch.equal(first.train(3), second.train(3))
     other = PackRun(TinyModel(), [dataclasses.replace(member, seed=member.seed + 1)])
     assert not torch.equal(other.train(3), PackRun(TinyModel(), [member]).train(3))
+
+
+def test_what_trains_and_whether_a_start_depends_on_the_seed_is_declared(name: str) -> None:
+    (member,) = members_of(name, 1)
+    method = get_method(name)
+    starts = [PackRun(TinyModel(), [dataclasses.replace(member, seed=seed)]) for seed in (0, 1)]
+    for stack in starts[0].pack.stacks():
+        assert {key for key, _ in stack.named_parameters()} == set(method.trained)
+    assert bool(method.trained) == any(True for _ in starts[0].pack.stacks())
+    same = [
+        torch.equal(tensor, starts[1].member_tensors(0)[key]) for key, tensor in starts[0].member_tensors(0).items()
+    ]
+    assert all(same) == (not method.draws_from_seed)
+
+
+def test_a_stack_declares_what_it_reads_and_does_not_compute_its_term_itself(name: str) -> None:
+    run = PackRun(TinyModel(), members_of(name))
+    for layer in run.pack.adapted.values():
+        for stack in layer.stacks:
+            assert isinstance(stack, AdapterStack)
+            declared = type(stack).forward_with_base is not AdapterStack.forward_with_base
+            assert stack.needs_base_output == declared
+            # Later engines compute a term in other ways: nobody else may.
+            assert not isinstance(stack, LowRankStack) or type(stack).forward is LowRankStack.forward
 
 
 def test_building_a_pack_leaves_the_global_random_state_alone(name: str) -> None:
@@ -218,6 +246,30 @@ def test_the_export_names_only_what_pefts_configuration_knows(name: str) -> None
     config: dict[str, Any] = copy.deepcopy(get_method(name)().peft_config())
     if not config:
         pytest.skip("no adapter to export")
-    known = {"LORA": LoraConfig, "VERA": VeraConfig}[config.pop("peft_type")]
+    known = PEFT_TYPE_TO_CONFIG_MAPPING[config.pop("peft_type")]
     assert config.keys() <= {field.name for field in dataclasses.fields(known)}
     assert {"r", "target_modules"} <= config.keys()
+
+
+def test_an_exported_adapter_is_merged_by_its_method_and_one_of_another_kind_is_refused(name: str) -> None:
+    """That the merged weight computes what the member does is in `loragrid_methods/test_export.py`."""
+    (member,) = members_of(name, 1)
+    method = get_method(name)
+    if not method().peft_config():
+        with pytest.raises(ValueError, match=f"{name} has no adapter to merge"):
+            method.merge(torch.zeros(2, 2), {"peft_type": "LORA"}, {})
+        return
+    run = PackRun(TinyModel(), [member])
+    run.train(3)
+    config, tensors = peft_adapter(run.pack, 0, "base")
+    weight = run.pack.adapted["blocks.0.q_proj"].base_weight.dense().double()
+    own = layer_tensors(tensors)["blocks.0.q_proj"]
+    merged = method.merge(weight, config, own)
+    assert merged.shape == weight.shape
+    assert not torch.equal(merged, weight)
+    with pytest.raises(ValueError, match=r"peft_type: 'IA3' cannot be merged by this method"):
+        method.merge(weight, config | {"peft_type": "IA3"}, own)
+    with pytest.raises(ValueError, match=r"use_nonsense: True cannot be merged by this method"):
+        method.merge(weight, config | {"use_nonsense": True}, own)
+    with pytest.raises(ValueError, match=r"tensor 'nonsense' cannot be merged by this method"):
+        method.merge(weight, config, own | {"nonsense": weight})

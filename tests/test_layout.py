@@ -74,7 +74,7 @@ def test_importing_every_method_imports_torch_alone() -> None:
     code = (
         "import sys, loragrid_methods as m\n"
         "methods = [m.get_method(name) for name in m.method_names()]\n"
-        "import loragrid_methods.engine.peft_format, loragrid_methods.engine.optimizer\n"
+        "import loragrid_methods.stacks.peft_format, loragrid_methods.stacks.optimizer\n"
         f"print(len(methods), sorted(set({NEVER_IN_METHODS}) & sys.modules.keys()))"
     )
     count, found = run_python(code, path="methods").split(maxsplit=1)

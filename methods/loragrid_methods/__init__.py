@@ -1,21 +1,29 @@
-"""The methods LoraGrid compares: one file per method, whose name is the method's name everywhere else."""
+"""The methods LoraGrid compares: one file per method, whose name is the method's name everywhere else.
+
+Importing this package does not import torch: the names of the methods are the names of its files. torch is imported
+with the first method or class that is asked for.
+"""
 
 import difflib
 import importlib
 import pkgutil
+from typing import TYPE_CHECKING, Any
 
-from loragrid_methods.engine.contract import Card, LayerShape, Method, ParameterCount
+if TYPE_CHECKING:
+    from loragrid_methods.stacks.contract import Card, LayerShape, Method, ParameterCount
 
 __all__ = ["Card", "LayerShape", "Method", "ParameterCount", "get_method", "method_names"]
 
+_CONTRACT = ("Card", "LayerShape", "Method", "ParameterCount")
+
 
 def method_names() -> tuple[str, ...]:
-    """Every method there is: the names of the files beside this one, in alphabetical order."""
+    """The names of all methods, which are the names of the files beside this one, in alphabetical order."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg))
 
 
-def get_method(name: str) -> type[Method]:
-    """The method of that name.
+def get_method(name: str) -> type["Method"]:
+    """Return the method of that name.
 
     Raises:
         ValueError: no file of that name; the message lists the names there are.
@@ -32,4 +40,12 @@ def get_method(name: str) -> type[Method]:
 
 
 def _is_method_of(value: object, module_name: str) -> bool:
+    from loragrid_methods.stacks.contract import Method
+
     return isinstance(value, type) and issubclass(value, Method) and value.__module__ == module_name
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _CONTRACT:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("loragrid_methods.stacks.contract"), name)

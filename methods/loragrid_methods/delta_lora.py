@@ -11,10 +11,13 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from loragrid_methods.engine.adapter_stack import AdapterStack, per_member
-from loragrid_methods.engine.contract import Card, Method, ParameterCount, require
-from loragrid_methods.engine.low_rank import draw_lora_A, low_rank_update, rank_class
-from loragrid_methods.engine.targets import ALL_LINEAR, LayerShape, select_layers
+from loragrid_methods.stacks.adapter_stack import AdapterStack, per_member
+from loragrid_methods.stacks.contract import Card, Method, ParameterCount, require
+from loragrid_methods.stacks.draws import draw_lora_A
+from loragrid_methods.stacks.low_rank import FixedPair, LowRankTerm
+from loragrid_methods.stacks.low_rank_stack import LowRankStack, rank_class
+from loragrid_methods.stacks.merging import lora_of_two_pairs, merge_lora, scaled_pairs
+from loragrid_methods.stacks.targets import ALL_LINEAR, LayerShape, select_layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,8 @@ class DeltaLoRA(Method):
         "LoRA of alpha (1 + lambda): compare with that as a control.",
         peft_equivalent="None. Exported exactly as a LoRA of rank 2r.",
     )
+    trained: ClassVar[tuple[str, ...]] = ("lora_A", "lora_B")
+    draws_from_seed: ClassVar[bool] = True
 
     rank: int = 8
     alpha: float = 16.0
@@ -78,22 +83,19 @@ class DeltaLoRA(Method):
         return {layer.name: DeltaLoRAStack(members, seeds, layer) for layer in members[0].target_layers(layers)}
 
     def num_parameters(self, layers: Sequence[LayerShape], num_base_parameters: int = 0) -> ParameterCount:
-        count = sum(self.rank * (layer.in_features + layer.out_features) for layer in self.target_layers(layers))
-        return ParameterCount(trainable=count, stored=2 * count)
+        targets = self.target_layers(layers)
+        count = sum(self.rank * (layer.in_features + layer.out_features) for layer in targets)
+        return ParameterCount(trainable=count, stored=2 * count, working=3 * len(targets))
 
     def peft_config(self) -> dict[str, Any]:
-        # lora_alpha = r, so that PEFT's own scaling is 1: the factors carry theirs in lora_B.
-        return {
-            "peft_type": "LORA",
-            "r": 2 * self.rank,
-            "lora_alpha": 2 * self.rank,
-            "lora_dropout": 0.0,
-            "use_rslora": False,
-            "target_modules": self.target_modules,
-        }
+        return lora_of_two_pairs(self.rank, self.target_modules)
+
+    @classmethod
+    def merge(cls, weight: Tensor, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
+        return merge_lora(weight, config, tensors)
 
 
-class DeltaLoRAStack(AdapterStack):
+class DeltaLoRAStack(LowRankStack):
     """The Delta-LoRA updates of one linear layer, W's part included.
 
     Shapes, with M members, T tokens per member, r the largest rank:
@@ -129,10 +131,15 @@ class DeltaLoRAStack(AdapterStack):
         moved = self.delta_scale * self.started
         return self.scaling * (1 + moved), -self.scaling * moved
 
-    def forward(self, x: Tensor) -> Tensor:
+    def term(self) -> LowRankTerm:
         current, reference = self.scales()
-        moved = (self.reference_A, self.reference_B, reference)
-        return low_rank_update(x, self.lora_A, self.lora_B, current, gradient_scaling=self.scaling, fixed=moved)
+        return LowRankTerm(
+            down=self.lora_A,
+            up=self.lora_B,
+            scaling=current,
+            gradient_scaling=self.scaling,
+            fixed=FixedPair(down=self.reference_A, up=self.reference_B, scaling=reference),
+        )
 
     def after_step(self, completed: int) -> None:
         for member, snapshot_step in enumerate(self.snapshot_steps):
@@ -145,9 +152,7 @@ class DeltaLoRAStack(AdapterStack):
         """A LoRA of rank 2r and scaling 1: lora_A = [A; A_ref], lora_B = [s(1+l) B, -l s B_ref]."""
         tensors = self.member_tensors(member)
         current, reference = self.scales()
-        return {
-            "lora_A.weight": torch.cat([tensors["lora_A"], tensors["reference_A"]], dim=0),
-            "lora_B.weight": torch.cat(
-                [tensors["lora_B"] * current[member], tensors["reference_B"] * reference[member]], dim=1
-            ),
-        }
+        return scaled_pairs(
+            (tensors["lora_A"], tensors["lora_B"], current[member]),
+            (tensors["reference_A"], tensors["reference_B"], reference[member]),
+        )

@@ -6,9 +6,9 @@ from typing import ClassVar, Self
 
 from torch import nn
 
-from loragrid_methods.engine.adapter_stack import AdapterStack
-from loragrid_methods.engine.contract import Card, Method, ParameterCount
-from loragrid_methods.engine.targets import LayerShape
+from loragrid_methods.stacks.adapter_stack import AdapterStack
+from loragrid_methods.stacks.contract import Card, Method, ParameterCount
+from loragrid_methods.stacks.targets import LayerShape
 
 
 @dataclass(frozen=True, kw_only=True)

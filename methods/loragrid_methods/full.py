@@ -7,9 +7,9 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from loragrid_methods.engine.adapter_stack import AdapterStack
-from loragrid_methods.engine.contract import Card, Method, ParameterCount
-from loragrid_methods.engine.targets import LayerShape
+from loragrid_methods.stacks.adapter_stack import AdapterStack
+from loragrid_methods.stacks.contract import Card, Method, ParameterCount
+from loragrid_methods.stacks.targets import LayerShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,8 @@ class Full(Method):
         peft_equivalent="None; exported as a whole model.",
     )
     packable: ClassVar[bool] = False
+    sharding_obstacle: ClassVar[str] = "writes the base, and only a frozen one is sharded"
+    trained: ClassVar[tuple[str, ...]] = ("weights",)
 
     @classmethod
     def build_stacks(

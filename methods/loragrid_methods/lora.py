@@ -11,10 +11,13 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from loragrid_methods.engine.adapter_stack import AdapterStack, per_member
-from loragrid_methods.engine.contract import Card, Method, ParameterCount, require
-from loragrid_methods.engine.low_rank import draw_lora_A, low_rank_update, member_dropout, rank_class
-from loragrid_methods.engine.targets import ALL_LINEAR, LayerShape, select_layers
+from loragrid_methods.stacks.adapter_stack import AdapterStack, per_member
+from loragrid_methods.stacks.contract import Card, Method, ParameterCount, require
+from loragrid_methods.stacks.draws import MemberDropout, draw_lora_A
+from loragrid_methods.stacks.low_rank import LowRankTerm
+from loragrid_methods.stacks.low_rank_stack import LowRankStack, rank_class
+from loragrid_methods.stacks.merging import merge_lora
+from loragrid_methods.stacks.targets import ALL_LINEAR, LayerShape, select_layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,8 @@ class LoRA(Method):
         "says Gaussian. The input is kept once in the base's type: no float32 copy of it per adapted layer.",
         peft_equivalent="LoraConfig(r, lora_alpha, lora_dropout, use_rslora, target_modules)",
     )
+    trained: ClassVar[tuple[str, ...]] = ("lora_A", "lora_B")
+    draws_from_seed: ClassVar[bool] = True
 
     rank: int = 8
     alpha: float = 16.0
@@ -66,8 +71,9 @@ class LoRA(Method):
         return {layer.name: LoRAStack(members, seeds, layer) for layer in members[0].target_layers(layers)}
 
     def num_parameters(self, layers: Sequence[LayerShape], num_base_parameters: int = 0) -> ParameterCount:
-        count = sum(self.rank * (layer.in_features + layer.out_features) for layer in self.target_layers(layers))
-        return ParameterCount(trainable=count, stored=count)
+        targets = self.target_layers(layers)
+        count = sum(self.rank * (layer.in_features + layer.out_features) for layer in targets)
+        return ParameterCount(trainable=count, stored=count, working=len(targets))
 
     def peft_config(self) -> dict[str, Any]:
         return {
@@ -79,8 +85,12 @@ class LoRA(Method):
             "target_modules": self.target_modules,
         }
 
+    @classmethod
+    def merge(cls, weight: Tensor, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
+        return merge_lora(weight, config, tensors)
 
-class LoRAStack(AdapterStack):
+
+class LoRAStack(LowRankStack):
     """The LoRA updates of one linear layer.
 
     Shapes, with M members, T tokens per member, r the largest rank:
@@ -94,19 +104,14 @@ class LoRAStack(AdapterStack):
 
     def __init__(self, members: Sequence[LoRA], seeds: Sequence[int], layer: LayerShape) -> None:
         super().__init__([member.rank for member in members])
-        self.layer_name, self.seeds, self.dropout = layer.name, tuple(seeds), members[0].dropout
+        if members[0].dropout:
+            self.dropout = MemberDropout(probability=members[0].dropout, seeds=tuple(seeds), layer=layer.name)
         self.lora_A = nn.Parameter(draw_lora_A(seeds, self.ranks, layer.name, layer.in_features))
         self.lora_B = nn.Parameter(torch.zeros(len(members), layer.out_features, max(self.ranks)))
         self.register_buffer("scaling", per_member([member.scaling for member in members]), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return low_rank_update(self.dropped(x), self.lora_A, self.lora_B, self.scaling)
-
-    def dropped(self, x: Tensor) -> Tensor:
-        """x with the members' own dropout while training; x itself otherwise."""
-        if not self.training or self.dropout == 0.0:
-            return x
-        return member_dropout(x, self.dropout, self.seeds, self.layer_name, self.clock)
+    def term(self) -> LowRankTerm:
+        return LowRankTerm(down=self.lora_A, up=self.lora_B, scaling=self.scaling)
 
     def peft_tensors(self, member: int) -> dict[str, Tensor]:
         tensors = self.member_tensors(member)

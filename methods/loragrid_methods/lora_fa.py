@@ -1,16 +1,16 @@
 """LoRA-FA, version 1 (Zhang et al., 2023, arXiv 2308.03303): LoRA with A frozen at its random draw."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from torch import Tensor, nn
 
-from loragrid_methods.engine.adapter_stack import AdapterStack
-from loragrid_methods.engine.contract import Card, ParameterCount
-from loragrid_methods.engine.low_rank import rank_class
-from loragrid_methods.engine.targets import LayerShape
 from loragrid_methods.lora import LoRA, LoRAStack
+from loragrid_methods.stacks.adapter_stack import AdapterStack
+from loragrid_methods.stacks.contract import Card, ParameterCount
+from loragrid_methods.stacks.low_rank_stack import rank_class
+from loragrid_methods.stacks.targets import LayerShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class LoRAFA(LoRA):
         "compare saved bytes within one engine. Version 2 of the paper is `lora_fa_projected`.",
         peft_equivalent="LoraConfig with lora_A.requires_grad_(False) kept off, and a plain AdamW",
     )
+    trained: ClassVar[tuple[str, ...]] = ("lora_B",)
 
     def stack_key(self) -> Hashable:
         return ("lora_fa", rank_class(self.rank), self.dropout, self.target_modules)
@@ -41,7 +42,7 @@ class LoRAFA(LoRA):
 
     def num_parameters(self, layers: Sequence[LayerShape], num_base_parameters: int = 0) -> ParameterCount:
         trainable = sum(self.rank * layer.out_features for layer in self.target_layers(layers))
-        return ParameterCount(trainable=trainable, stored=super().num_parameters(layers).stored)
+        return replace(super().num_parameters(layers), trainable=trainable)
 
 
 class LoRAFAStack(LoRAStack):

@@ -4,17 +4,17 @@ Reference code: PEFT's `create_lorafa_optimizer`.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from loragrid_methods.engine.adapter_stack import AdapterStack
-from loragrid_methods.engine.contract import Card
-from loragrid_methods.engine.low_rank import rank_class
-from loragrid_methods.engine.targets import LayerShape
 from loragrid_methods.lora_fa import LoRAFA, LoRAFAStack
+from loragrid_methods.stacks.adapter_stack import AdapterStack
+from loragrid_methods.stacks.contract import Card, ParameterCount
+from loragrid_methods.stacks.low_rank_stack import rank_class
+from loragrid_methods.stacks.targets import LayerShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,10 @@ class LoRAFAProjected(LoRAFA):
         cls, members: Sequence[Self], seeds: Sequence[int], layers: Sequence[LayerShape], base: nn.Module
     ) -> Mapping[str, AdapterStack]:
         return {layer.name: LoRAFAProjectedStack(members, seeds, layer) for layer in members[0].target_layers(layers)}
+
+    def num_parameters(self, layers: Sequence[LayerShape], num_base_parameters: int = 0) -> ParameterCount:
+        count = super().num_parameters(layers)
+        return replace(count, working=count.working + self.rank**2 * len(self.target_layers(layers)))
 
 
 class LoRAFAProjectedStack(LoRAFAStack):

@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from loragrid_methods.engine.contract import Card, require
 from loragrid_methods.lora import LoRA
+from loragrid_methods.stacks.contract import Card, require
 
 
 @dataclass(frozen=True, kw_only=True)

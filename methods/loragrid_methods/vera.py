@@ -10,11 +10,13 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from loragrid_methods.engine.adapter_stack import AdapterStack
-from loragrid_methods.engine.contract import Card, Method, ParameterCount, require
-from loragrid_methods.engine.targets import ALL_LINEAR, LayerShape, select_layers
+from loragrid_methods.stacks.adapter_stack import AdapterStack
+from loragrid_methods.stacks.contract import Card, Method, ParameterCount, require
+from loragrid_methods.stacks.low_rank import LowRankTerm
+from loragrid_methods.stacks.low_rank_stack import LowRankStack
+from loragrid_methods.stacks.merging import check_adapter
+from loragrid_methods.stacks.targets import ALL_LINEAR, LayerShape, select_layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,7 @@ class VeRA(Method):
         "LoRA's, and ranks of 256 to 1024.",
         peft_equivalent="VeraConfig(r, d_initial, projection_prng_key, save_projection=True)",
     )
+    trained: ClassVar[tuple[str, ...]] = ("vera_lambda_d", "vera_lambda_b")
 
     rank: int = 256
     d_initial: float = 0.1
@@ -77,6 +80,16 @@ class VeRA(Method):
             "target_modules": self.target_modules,
         }
 
+    @classmethod
+    def merge(cls, weight: Tensor, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
+        keys = {"vera_lambda_d", "vera_lambda_b", "vera_A", "vera_B"}
+        settings = {"r", "d_initial", "projection_prng_key", "save_projection"}
+        check_adapter(config, tensors, kind="VERA", settings=settings, keys=keys)
+        out_features, in_features = weight.shape
+        d, b = tensors["vera_lambda_d"].double(), tensors["vera_lambda_b"].double()
+        shared_a, shared_b = tensors["vera_A"].double()[:, :in_features], tensors["vera_B"].double()[:out_features]
+        return weight + b.unsqueeze(1) * (shared_b * d @ shared_a)
+
 
 def largest_shape(layers: Sequence[LayerShape]) -> tuple[int, int]:
     """(largest d_in, largest d_out) over the layers, each maximum taken for itself."""
@@ -103,7 +116,7 @@ def _kaiming(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     return torch.empty(rows, columns).uniform_(-bound, bound, generator=generator)
 
 
-class VeRAStack(AdapterStack):
+class VeRAStack(LowRankStack):
     """The VeRA updates of one linear layer for members of one rank and projection seed.
 
     Shapes, with M members, T tokens per member, r the rank:
@@ -123,36 +136,12 @@ class VeRAStack(AdapterStack):
         """This layer's part of A, (r, d_in), and of B, (d_out, r)."""
         return self.projections.vera_A[:, : self.in_features], self.projections.vera_B[: self.out_features]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def term(self) -> LowRankTerm:
         a, b = self.factors()
-        update: Tensor = VeRAUpdate.apply(x, a, b, self.vera_lambda_d, self.vera_lambda_b)  # type: ignore[no-untyped-call]
-        return update
+        return LowRankTerm(down=a, up=b, inner=self.vera_lambda_d, outer=self.vera_lambda_b)
 
     def peft_tensors(self, member: int) -> dict[str, Tensor]:
         return self.member_tensors(member)
 
     def peft_shared_tensors(self) -> dict[str, Tensor]:
         return {"vera_A": self.projections.vera_A, "vera_B": self.projections.vera_B}
-
-
-class VeRAUpdate(torch.autograd.Function):
-    """y = b * [(d * u) B^T] with u = x A^T; backward keeps u and the factors, never the (T, d_out) product."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, lambda_d: Tensor, lambda_b: Tensor) -> Tensor:
-        """x (M, T, in), a (r, in), b (out, r), lambda_d (M, r), lambda_b (M, out) -> (M, T, out)."""
-        u = x @ a.to(x.dtype).mT
-        ctx.save_for_backward(u, a, b, lambda_d, lambda_b)
-        return (u * lambda_d.to(x.dtype).unsqueeze(1)) @ b.to(x.dtype).mT * lambda_b.to(x.dtype).unsqueeze(1)
-
-    @staticmethod
-    @once_differentiable  # u is a constant to a second backward, which would be wrong without a word
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        """With h = (g * b) B: dx = (h * d) A, dd = sum_t h * u, db = rowsum((g^T (u * d)) * B); g (M, T, out)."""
-        u, a, b, lambda_d, lambda_b = ctx.saved_tensors
-        d = lambda_d.to(g.dtype).unsqueeze(1)
-        h = (g * lambda_b.to(g.dtype).unsqueeze(1)) @ b.to(g.dtype)
-        grad_x = (h * d) @ a.to(g.dtype) if ctx.needs_input_grad[0] else None
-        grad_d = (h * u).to(lambda_d.dtype).sum(1)
-        grad_b = ((g.mT @ (u * d)).to(lambda_b.dtype) * b.to(lambda_b.dtype)).sum(2)
-        return grad_x, None, None, grad_d, grad_b

@@ -6,7 +6,27 @@
     result = lg.run(experiment)
     result.to_pandas()
 
-The names below are the whole public interface; they are imported when first used, so that `import loragrid` is quick.
+The public interface is `loragrid.__all__`. Every other name of this package is private, its sub-packages and modules
+included: it may change in any release. The package `loragrid_methods` has a public interface of its own, its `__all__`.
+
+Describe and run:
+    Experiment, load_experiment, experiment_from_mapping   an experiment from Python, from a file, from a mapping
+    ExperimentError                                        an experiment that cannot be run as it is written
+    method_names                                           the methods that an experiment can name
+    plan, Plan                                             what would run, without running it
+    run, SweepResult, SweepInterrupted                     run a sweep; its result; what a signal raises
+
+Your own Tune sweep:
+    trainable, recording                                   a Tune trainable, and the callback that records its trials
+
+Read what is recorded:
+    load_comparison, Comparison                            a sweep's table and curves, from MLflow
+    load_verdict, judge, Verdict, load_scores              what the sweep shows; the scores that the tests use
+    write_report                                           the report, as one file
+    export                                                 a trial's adapter, or the model merged with it
+    sync                                                   deliver to MLflow what a sweep could not deliver
+
+A name is imported when it is first used, so that `import loragrid` takes milliseconds.
 """
 
 import importlib
@@ -21,27 +41,37 @@ if TYPE_CHECKING:
     from loragrid.planning.plan import Plan, plan
     from loragrid.report.files import write_report
     from loragrid.sweep.run import SweepResult, run
+    from loragrid.sweep.signals import SweepInterrupted
     from loragrid.sweep.trainable import recording, trainable
+    from loragrid.tracking.artifacts import export_run as export
+    from loragrid.tracking.sync import sync_storage as sync
     from loragrid.trials.load import experiment_from_mapping, load_experiment
+    from loragrid_methods import method_names
 
-_HOME = {
-    "Comparison": "comparison.table",
-    "load_comparison": "comparison.table",
-    "Experiment": "config.experiment",
-    "ExperimentError": "config.experiment",
-    "experiment_from_mapping": "trials.load",
-    "load_experiment": "trials.load",
-    "recording": "sweep.trainable",
-    "trainable": "sweep.trainable",
-    "load_scores": "comparison.item_scores",
-    "Plan": "planning.plan",
-    "plan": "planning.plan",
-    "write_report": "report.files",
-    "Verdict": "comparison.selection",
-    "SweepResult": "sweep.run",
-    "run": "sweep.run",
-    "judge": "comparison.verdict",
-    "load_verdict": "comparison.verdict",
+# Public name -> module and name in it. No public name may be that of a sub-package: importing the sub-package would
+# replace it.
+_ORIGINS = {
+    "Comparison": "loragrid.comparison.table:Comparison",
+    "Experiment": "loragrid.config.experiment:Experiment",
+    "ExperimentError": "loragrid.config.experiment:ExperimentError",
+    "Plan": "loragrid.planning.plan:Plan",
+    "SweepInterrupted": "loragrid.sweep.signals:SweepInterrupted",
+    "SweepResult": "loragrid.sweep.run:SweepResult",
+    "Verdict": "loragrid.comparison.selection:Verdict",
+    "experiment_from_mapping": "loragrid.trials.load:experiment_from_mapping",
+    "export": "loragrid.tracking.artifacts:export_run",
+    "judge": "loragrid.comparison.verdict:judge",
+    "load_comparison": "loragrid.comparison.table:load_comparison",
+    "load_experiment": "loragrid.trials.load:load_experiment",
+    "load_scores": "loragrid.comparison.item_scores:load_scores",
+    "load_verdict": "loragrid.comparison.verdict:load_verdict",
+    "method_names": "loragrid_methods:method_names",
+    "plan": "loragrid.planning.plan:plan",
+    "recording": "loragrid.sweep.trainable:recording",
+    "run": "loragrid.sweep.run:run",
+    "sync": "loragrid.tracking.sync:sync_storage",
+    "trainable": "loragrid.sweep.trainable:trainable",
+    "write_report": "loragrid.report.files:write_report",
 }
 
 __all__ = [
@@ -49,23 +79,32 @@ __all__ = [
     "Experiment",
     "ExperimentError",
     "Plan",
+    "SweepInterrupted",
     "SweepResult",
     "Verdict",
     "experiment_from_mapping",
+    "export",
     "judge",
     "load_comparison",
     "load_experiment",
     "load_scores",
     "load_verdict",
+    "method_names",
     "plan",
     "recording",
     "run",
+    "sync",
     "trainable",
     "write_report",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _ORIGINS:
         raise AttributeError(f"module 'loragrid' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"loragrid.{_HOME[name]}"), name)
+    module, _, attribute = _ORIGINS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,15 +1,18 @@
 """Formats numbers for people: counts with their noun, parameters, bytes, seconds, settings."""
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
-import pandas as pd
-
 
 def is_missing(value: Any) -> bool:
-    """None, NaN or pandas' NA: the cell of something that was not measured."""
-    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+    """Whether a cell holds no measurement: None, NaN or pandas' NA."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return True
+    # Only a process that has imported pandas can hold its NA; the command line prints its help without pandas.
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and value is getattr(pandas, "NA", None)
 
 
 def count_of(number: int, noun: str) -> str:

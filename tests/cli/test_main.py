@@ -131,7 +131,7 @@ def test_an_unknown_model_is_named(loragrid: Command, write: Callable[..., Path]
     check_refused(loragrid("run", write(model={"name": str(folder)})), "model.name", str(folder))
 
 
-def test_a_target_that_matches_no_layer_is_named_with_the_method(loragrid: Command, write: Callable[..., Path]) -> None:
+def test_a_target_that_matches_no_layer_is_named(loragrid: Command, write: Callable[..., Path]) -> None:
     methods = [{"name": "lora", "target_modules": ["no_such_proj"]}]
     check_refused(loragrid("run", write(methods=methods)), "lora", "no_such_proj", "q_proj")
 

@@ -11,7 +11,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from loragrid.data import readers as row_files
+from loragrid.data import formats
 from tests.support.refusals import Refuses, Write
 
 GIGABYTE = 2**30
@@ -117,7 +117,7 @@ DATA: list[tuple[str, Make, str]] = [
 
 @pytest.mark.parametrize("key", ["data.name", "data.eval_name"])
 @pytest.mark.parametrize(("name", "make", "part"), DATA, ids=[name for name, _, _ in DATA])
-def test_a_malformed_data_file_is_refused_with_its_key_and_the_place_in_it(
+def test_a_malformed_data_file_is_refused_with_key_and_place(
     refuses: Refuses, write: Write, tmp_path: Path, key: str, name: str, make: Make, part: str
 ) -> None:
     make(tmp_path / name)
@@ -125,16 +125,14 @@ def test_a_malformed_data_file_is_refused_with_its_key_and_the_place_in_it(
     refuses(file, f"error: {key}: {tmp_path / name}: ", part)
 
 
-def test_a_line_of_a_gigabyte_is_refused_in_the_memory_of_a_line(
-    refuses: Refuses, write: Write, tmp_path: Path
-) -> None:
+def test_a_gigabyte_line_is_refused_within_a_lines_memory(refuses: Refuses, write: Write, tmp_path: Path) -> None:
     sparse(tmp_path / "rows.jsonl")
     file = write("data.name", str(tmp_path / "rows.jsonl"))
     tracemalloc.start()
     refuses(file, LONG_LINE)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 5 * row_files.MAX_LINE_BYTES
+    assert peak < 5 * formats.MAX_LINE_BYTES
 
 
 NO_PATHS = ["~nobody-has-this-name/x", "x" * 300, "../../x", "/etc/passwd", "a/../b", "[red]x[/blue]"]

@@ -197,7 +197,7 @@ LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip(
     ],
 )
 @pytest.mark.timeout(60)
-def test_a_file_that_is_not_plain_yaml_is_refused_and_nothing_in_it_runs(
+def test_yaml_that_is_not_plain_is_refused_and_never_run(
     refuses: Refuses, tmp_path: Path, content: str | bytes, part: str
 ) -> None:
     file = write(tmp_path, content)
@@ -222,6 +222,6 @@ def test_what_is_no_file_is_refused_by_name(
     refuses(path, str(path), part)
 
 
-def test_a_real_process_runs_nothing_of_a_file_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_real_process_neither_runs_nor_keeps_the_file(tmp_path: Path) -> None:
     file = write(tmp_path, "x: !!python/object/apply:os.system ['touch ran']\n")
     refuses_in_a_process(tmp_path, file, f"error: {file}: line 1: not valid YAML")

@@ -114,7 +114,7 @@ def folder(tiny_llama_dir: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("make", "part"), MODELS.values(), ids=MODELS.keys())
-def test_a_malformed_model_folder_is_refused_and_no_code_in_it_runs(
+def test_a_malformed_model_folder_is_refused_without_running_its_code(
     refuses: Refuses, write: Write, folder: Path, make: Make, part: str
 ) -> None:
     make(folder)

@@ -18,6 +18,7 @@ from loragrid.config.experiment import (
     TrainingConfig,
 )
 from loragrid.trials.load import experiment_from_mapping, load_experiment
+from loragrid_methods import get_method
 
 EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml"))
 FILE = """\
@@ -156,6 +157,15 @@ def test_a_base_that_a_method_writes_is_not_sharded(tmp_path: Path) -> None:
         "allowed: replicate, or methods without full"
     )
     assert len(message.splitlines()) == 1
+
+
+def test_a_method_that_declares_an_obstacle_is_not_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(get_method("vera"), "sharding_obstacle", "reads whole columns, which no worker has")
+    message = refusal(tmp_path, "methods=[lora, vera]", "workers.strategy=shard", "workers.num_workers=2", "grid={}")
+    assert message.endswith(
+        'workers.strategy: "shard": vera reads whole columns, which no worker has; '
+        "allowed: replicate, or methods without vera"
+    )
 
 
 def test_a_micro_batch_divides_the_rows_of_one_worker(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def alone(model: PackModel, member: int, setup: Setup, folder: Path) -> PreTrain
     """The base with one member's exported adapter merged into it."""
     base = lively_base(setup)
     if export_member(model, member, "base", folder):
-        merge_adapter(base, folder)
+        merge_adapter(base, folder, type(model.pack.methods[member]))
     return base
 
 

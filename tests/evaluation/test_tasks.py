@@ -83,7 +83,7 @@ def scorer_of(setup: Setup, task: TaskConfig) -> TaskScorer:
 def alone(run: Run, member: int, setup: Setup, folder: Path) -> PreTrainedModel:
     base = setup.base()
     if export_member(run.model, member, "base", folder / str(member)):
-        merge_adapter(base, folder / str(member))
+        merge_adapter(base, folder / str(member), type(run.model.pack.methods[member]))
     return base
 
 

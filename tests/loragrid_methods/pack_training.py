@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from loragrid_methods import Method, get_method
-from loragrid_methods.engine.optimizer import MemberAdamW
-from loragrid_methods.engine.pack import AdapterPack, member_order
+from loragrid_methods.stacks.optimizer import MemberAdamW
+from loragrid_methods.stacks.pack import AdapterPack, member_order
 
 torch.set_num_threads(1)
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from loragrid_methods import get_method, method_names
-from loragrid_methods.engine.peft_format import peft_adapter, weight_updates
+from loragrid_methods.lora import LoRA
+from loragrid_methods.stacks.peft_format import layer_tensors, peft_adapter
 from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, small_method, token_ids
 
 EXPORTABLE = [name for name in method_names() if small_method(name).peft_config()]
@@ -92,9 +93,10 @@ def test_the_export_holds_every_target_and_no_more_than_counted(folder: Path, na
         config, tensors = peft_adapter(run.pack, member, "the-base")
         layers = method.target_layers(run.pack.layers)
         assert len(layers) == (14 if "llama" in folder.name else 8)
+        (_,) = {frozenset(layer_tensors(tensors)[layer.name]) for layer in layers}  # every layer has the same tensors
         for layer in layers:
             own = [tensor for key, tensor in tensors.items() if key.startswith(f"base_model.model.{layer.name}.")]
-            assert len(own) == 2
+            assert len(own) >= 2
             assert all(tensor.isfinite().all() and tensor.count_nonzero() > 0 for tensor in own)
         assert sum(tensor.numel() for tensor in tensors.values()) == method.num_parameters(run.pack.layers).stored
         assert all(tensor.is_contiguous() and not tensor.requires_grad for tensor in tensors.values())
@@ -133,13 +135,15 @@ def test_merging_the_updates_into_the_base_gives_the_packs_logits(
     ids = token_ids(run.base, 99, 0)
     for member in range(2):
         merged = fresh()
-        updates = weight_updates(*peft_adapter(run.pack, member, "the-base"))
-        assert updates.keys() == {layer.name for layer in run.pack.methods[member].target_layers(run.pack.layers)}
+        config, tensors = peft_adapter(run.pack, member, "the-base")
+        adapter = layer_tensors(tensors)
+        assert adapter.keys() == {layer.name for layer in run.pack.methods[member].target_layers(run.pack.layers)}
         with torch.no_grad():
             before = merged(input_ids=ids).logits
             for layer in run.pack.layers:
-                update = updates[layer.name][:, : layer.in_features]
-                merged.get_submodule(layer.name).weight += update.mT if layer.transposed else update
+                weight = merged.get_submodule(layer.name).weight
+                out_by_in = weight.mT if layer.transposed else weight
+                out_by_in.copy_(run.pack.methods[member].merge(out_by_in, config, adapter[layer.name]))
             after = merged(input_ids=ids).logits
         ours = member_logits(run, member)
         assert (ours - before).abs().max().item() > 1e-3
@@ -151,8 +155,8 @@ def test_some_targets_only_are_exported_as_some_only() -> None:
         run = trained(TinyModel(), [name], torch.float64, target_modules=("q_proj", "down_proj"))
         config, tensors = peft_adapter(run.pack, 0, "the-base")
         assert config["target_modules"] == ["q_proj", "down_proj"]
-        updates = weight_updates(config, tensors)
-        assert sorted(updates) == [f"blocks.{block}.{layer}" for block in (0, 1) for layer in ("down_proj", "q_proj")]
+        layers = [f"blocks.{block}.{layer}" for block in (0, 1) for layer in ("down_proj", "q_proj")]
+        assert sorted(layer_tensors(tensors)) == layers
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -162,6 +166,20 @@ def test_a_method_without_an_adapter_says_so(name: str) -> None:
         peft_adapter(run.pack, 0, "the-base")
 
 
-def test_an_adapter_of_another_kind_is_not_merged() -> None:
-    with pytest.raises(ValueError, match=r"peft_type: 'IA3' cannot be merged; allowed: LORA, VERA"):
-        weight_updates({"peft_type": "IA3"}, {})
+def test_a_method_with_an_export_of_its_own_must_say_how_it_is_merged() -> None:
+    """LoRA's merge would leave out what such an export holds besides."""
+    with pytest.raises(TypeError, match="Another exports an adapter of its own"):
+
+        class Another(LoRA):
+            def peft_config(self) -> dict[str, Any]:
+                return super().peft_config() | {"use_dora": True}
+
+
+def test_what_a_kind_of_lora_adds_is_not_merged_as_plain_lora() -> None:
+    run = trained(TinyModel(), ["lora"], torch.float64)
+    config, tensors = peft_adapter(run.pack, 0, "the-base")
+    own, weight = layer_tensors(tensors)["blocks.0.q_proj"], torch.zeros(12, 12)
+    with pytest.raises(ValueError, match=r"use_dora: True cannot be merged by this method"):
+        LoRA.merge(weight, config | {"use_dora": True}, own)
+    with pytest.raises(ValueError, match=r"tensor 'lora_magnitude_vector' cannot be merged by this method"):
+        LoRA.merge(weight, config, own | {"lora_magnitude_vector": weight[0]})

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from loragrid_methods.engine.low_rank import low_rank_update
-from loragrid_methods.vera import VeRAUpdate
+from loragrid_methods.stacks.low_rank import FixedPair, LowRankTerm
+from loragrid_methods.stacks.low_rank import low_rank_update as update_of
 
 SOME_OF_THREE = [needs for needs in itertools.product([False, True], repeat=3) if any(needs)]
 
@@ -36,9 +36,12 @@ def vera_inputs(needs: tuple[bool, ...]) -> tuple[Tensor, ...]:
     )
 
 
-def apply_vera(*inputs: Tensor) -> Tensor:
-    update: Tensor = VeRAUpdate.apply(*inputs)  # type: ignore[no-untyped-call]
-    return update
+def low_rank_update(x: Tensor, a: Tensor, b: Tensor, scaling: Tensor, gradient_scaling: Tensor | None = None) -> Tensor:
+    return update_of(x, LowRankTerm(down=a, up=b, scaling=scaling, gradient_scaling=gradient_scaling))
+
+
+def apply_vera(x: Tensor, a: Tensor, b: Tensor, lambda_d: Tensor, lambda_b: Tensor) -> Tensor:
+    return update_of(x, LowRankTerm(down=a, up=b, inner=lambda_d, outer=lambda_b))
 
 
 def plain_vera(x: Tensor, a: Tensor, b: Tensor, lambda_d: Tensor, lambda_b: Tensor) -> Tensor:
@@ -59,6 +62,60 @@ def test_vera_update_has_the_derivatives_of_its_output(needs: tuple[bool, ...]) 
     inputs = vera_inputs(needs)
     assert (apply_vera(*inputs) - plain_vera(*inputs)).abs().max().item() <= 1e-14
     assert torch.autograd.gradcheck(apply_vera, inputs)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("needs", list(itertools.product([False, True], repeat=5))[1:], ids=str)
+def test_a_term_with_everything_that_can_train_has_the_derivatives_of_its_output(
+    needs: tuple[bool, ...], scaled: bool
+) -> None:
+    """x, A, B and both vectors, with and without a scaling: no method declares all of it yet."""
+    x, a, b = low_rank_inputs(needs[:3])
+    inner, outer = draw(2, 3, needs_grad=needs[3]), draw(2, 6, needs_grad=needs[4])
+    scaling = torch.tensor([2.0, -0.7], dtype=torch.float64).view(2, 1, 1) if scaled else None
+
+    def ours(x: Tensor, a: Tensor, b: Tensor, inner: Tensor, outer: Tensor) -> Tensor:
+        return update_of(x, LowRankTerm(down=a, up=b, scaling=scaling, inner=inner, outer=outer))
+
+    inputs = (x, a, b, inner, outer)
+    plain = outer.unsqueeze(1) * ((inner.unsqueeze(1) * (x @ a.mT)) @ b.mT) * (1.0 if scaling is None else scaling)
+    assert (ours(*inputs) - plain).abs().max().item() <= 1e-13
+    assert torch.autograd.gradcheck(ours, inputs)
+
+
+@pytest.mark.parametrize("kind", ["fixed", "origin"])
+@pytest.mark.parametrize("needs", SOME_OF_THREE, ids=str)
+def test_a_term_with_a_second_pair_has_the_derivatives_of_its_output(needs: tuple[bool, ...], kind: str) -> None:
+    scaling = torch.tensor([2.0, -0.7], dtype=torch.float64).view(2, 1, 1)
+    other = torch.tensor([0.4, 3.0], dtype=torch.float64).view(2, 1, 1)
+    inputs = low_rank_inputs(needs)
+    rank = {"fixed": 5, "origin": 3}[kind]
+    c, d = draw(2, rank, 4, seed=1), draw(2, 6, rank, seed=1)
+    pair = FixedPair(down=c, up=d, scaling=other if kind == "fixed" else None)
+
+    def ours(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        fixed, origin = (pair, None) if kind == "fixed" else (None, pair)
+        return update_of(x, LowRankTerm(down=a, up=b, scaling=scaling, fixed=fixed, origin=origin))
+
+    second = other if kind == "fixed" else -scaling
+    plain = scaling * ((inputs[0] @ inputs[1].mT) @ inputs[2].mT) + second * ((inputs[0] @ c.mT) @ d.mT)
+    assert (ours(*inputs) - plain).abs().max().item() <= 1e-13
+    assert torch.autograd.gradcheck(ours, inputs)
+
+
+def test_an_update_from_an_origin_is_zero_there_and_keeps_a_bfloat16s_digits() -> None:
+    x = draw(2, 5, 4, dtype=torch.bfloat16)
+    a, b = draw(2, 3, 4, dtype=torch.float32), draw(2, 6, 3, dtype=torch.float32)
+    scaling, origin = torch.ones(2, 1, 1), FixedPair(down=a, up=b)
+    assert update_of(x, LowRankTerm(down=a, up=b, scaling=scaling, origin=origin)).count_nonzero() == 0
+    moved_a, moved_b = a + 1e-4 * draw(2, 3, 4, seed=2).float(), b + 1e-4 * draw(2, 6, 3, seed=2).float()
+    ours = update_of(x, LowRankTerm(down=moved_a, up=moved_b, scaling=scaling, origin=origin)).double()
+    exact = x.double() @ (moved_b.double() @ moved_a.double() - b.double() @ a.double()).mT
+    # bfloat16 keeps 8 bits, two products in a row. The two products' own difference has no right digit here.
+    assert (ours - exact).abs().max().item() <= 0.02 * exact.abs().max().item()
+    apart = FixedPair(down=a, up=b, scaling=-scaling)
+    rounded = update_of(x, LowRankTerm(down=moved_a, up=moved_b, scaling=scaling, fixed=apart)).double()
+    assert (rounded - exact).abs().max().item() > 0.5 * exact.abs().max().item()
 
 
 def test_a_scaling_of_the_gradients_changes_those_of_the_factors_alone() -> None:

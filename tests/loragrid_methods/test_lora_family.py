@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from loragrid_methods.engine.adapter_stack import DrawClock
-from loragrid_methods.engine.low_rank import member_dropout, stable_seed
 from loragrid_methods.lora import LoRA
+from loragrid_methods.stacks.adapter_stack import DrawClock
+from loragrid_methods.stacks.draws import member_dropout, stable_seed
 from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, largest_difference, small_method
 
 

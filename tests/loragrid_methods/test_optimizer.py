@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from loragrid_methods.engine.optimizer import MemberAdamW, ParameterBlock
+from loragrid_methods.stacks.optimizer import MemberAdamW, ParameterBlock
 
 LEARNING_RATES = (0.01, 0.3, 0.002, 0.05)
 WEIGHT_DECAYS = (0.0, 0.1, 0.5, 0.01)

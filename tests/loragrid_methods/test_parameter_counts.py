@@ -8,9 +8,9 @@ import torch
 import transformers
 from torch import nn
 
-from loragrid_methods import LayerShape, ParameterCount
-from loragrid_methods.engine.pack import AdapterPack
-from loragrid_methods.engine.targets import adaptable_layers
+from loragrid_methods import LayerShape, ParameterCount, get_method, method_names
+from loragrid_methods.stacks.pack import AdapterPack
+from loragrid_methods.stacks.targets import adaptable_layers
 from tests.loragrid_methods.pack_training import small_method
 
 QUERY_VALUE = ("query", "value")
@@ -122,7 +122,9 @@ def test_the_head_is_not_adapted() -> None:
 
 def test_a_pack_counts_as_its_members_do() -> None:
     base = nn.Sequential(nn.Linear(6, 10), nn.Linear(10, 3))
-    for name in ("lora", "lora_fa", "vera", "delta_lora"):
+    for name in method_names():
+        if not get_method(name).packable or not get_method(name).trained:
+            continue
         method = small_method(name, rank=2)
         pack = AdapterPack(base, [(method, 0), (method, 1)])
         num_parameters = sum(parameter.numel() for parameter in pack.trainable_parameters())

@@ -1,27 +1,23 @@
 """On the same weights ours computes what PEFT computes: outputs, gradients, and the steps of PEFT's own optimizers."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, VeraConfig, get_peft_model
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
-from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from tests.loragrid_methods.pack_training import (
     LINEAR_LAYERS,
     Member,
     PackRun,
     TinyModel,
-    next_token_losses,
     small_method,
     token_ids,
 )
+from tests.loragrid_methods.peft_reference import assert_close, held_by_layer, peft_losses, randomise, targets_of
 
-GPT2_LAYERS = ("c_attn", "c_fc", "c_proj")
 LORA_LIKE = [
     ("lora", {"alpha": 6.0}),
     ("lora", {"alpha": 6.0, "rslora": True}),
@@ -31,26 +27,6 @@ LORA_LIKE = [
     ("delta_lora", {}),
 ]
 NUM_STEPS = 5
-
-
-@pytest.fixture(params=["nn.Linear", "Conv1D"])
-def base_of(request: pytest.FixtureRequest, tiny_gpt2_dir: Path) -> Callable[[], Any]:
-    """A function that makes the base anew, in float64: our tiny model or GPT-2, whose weights are stored (in, out)."""
-
-    def load_gpt2() -> Any:
-        model: Any = AutoModelForCausalLM.from_pretrained(tiny_gpt2_dir, dtype=torch.float64)
-        return model.eval()
-
-    return TinyModel if request.param == "nn.Linear" else load_gpt2
-
-
-def targets_of(base: Any) -> tuple[str, ...]:
-    return LINEAR_LAYERS if isinstance(base, TinyModel) else GPT2_LAYERS
-
-
-def peft_losses(model: Any, base: Any, step: int) -> Tensor:
-    ids = token_ids(base, 0, step)
-    return next_token_losses(model(input_ids=ids).logits, ids, 1)
 
 
 def peft_lora(base: Any, run: PackRun) -> Any:
@@ -70,20 +46,6 @@ def peft_lora(base: Any, run: PackRun) -> Any:
         layer.lora_A["default"].weight.data.copy_(held["lora_A"])
         layer.lora_B["default"].weight.data.copy_(held["lora_B"])
     return model
-
-
-def randomise(run: PackRun, parameter: str) -> None:
-    """Give a parameter that starts at zero random values, so that all gradients are there."""
-    generator = torch.Generator().manual_seed(0)
-    for stack in run.pack.stacks():
-        held = stack.get_parameter(parameter).data
-        held.copy_(0.3 * torch.randn(held.shape, generator=generator, dtype=held.dtype))
-
-
-def assert_close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-12) -> None:
-    assert ours.shape == theirs.shape
-    assert theirs.abs().max().item() > 0
-    assert (ours - theirs).abs().max().item() <= tolerance * theirs.abs().max().item()
 
 
 @pytest.mark.parametrize(("name", "fields"), LORA_LIKE, ids=lambda value: value if isinstance(value, str) else "")
@@ -213,12 +175,3 @@ def test_steps_of_lora_plus_are_those_of_pefts_loraplus_optimizer(base_of: Calla
         layer: Any = model.get_submodule(f"base_model.model.{name}")
         assert_close(held["lora_A"], layer.lora_A["default"].weight.detach())
         assert_close(held["lora_B"], layer.lora_B["default"].weight.detach())
-
-
-def held_by_layer(run: PackRun) -> dict[str, dict[str, Tensor]]:
-    """Layer -> tensor name -> a copy of what the run's first member holds."""
-    stacks, index = run.pack.member_stacks(0)
-    return {
-        layer: {name: tensor.clone() for name, tensor in stack.member_tensors(index).items()}
-        for layer, stack in stacks.items()
-    }

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from loragrid_methods.engine.pack import AdapterPack
+from loragrid_methods.stacks.pack import AdapterPack
 from tests.loragrid_methods.pack_training import small_method
 
 NUM_TOKENS, WIDTH, RANK = 64, 48, 4

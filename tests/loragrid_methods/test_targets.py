@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from loragrid_methods import LayerShape
-from loragrid_methods.engine.targets import adaptable_layers, select_layers
+from loragrid_methods.stacks.targets import adaptable_layers, select_layers
 from tests.loragrid_methods.pack_training import TinyModel
 
 LAYERS = [

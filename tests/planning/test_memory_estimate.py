@@ -24,8 +24,8 @@ from loragrid.training.meters import LiveBytes, count_activation_bytes, reset_pe
 from loragrid.training.step import Batch, PackModel, compute_step, one_worker, train_step
 from loragrid.training.step_mode import EngineChoice, Mode
 from loragrid_methods import Method, get_method, method_names
-from loragrid_methods.engine.optimizer import MemberAdamW
-from loragrid_methods.engine.pack import AdapterPack, member_order
+from loragrid_methods.stacks.optimizer import MemberAdamW
+from loragrid_methods.stacks.pack import AdapterPack, member_order
 from tests.support.small_packs import make_setup
 
 ROWS, LENGTH = 2, 64

@@ -13,7 +13,7 @@ from loragrid.training.loss import CHUNK_ROWS
 from loragrid.training.meters import LiveBytes, bytes_of, count_activation_bytes, peak_memory, reset_peak_memory
 from loragrid.training.step import Batch, compute_step, one_worker
 from loragrid_methods import method_names
-from loragrid_methods.engine.targets import adaptable_layers
+from loragrid_methods.stacks.targets import adaptable_layers
 from tests.support.small_packs import Setup, make_setup
 
 STEPS, WIDTH = 8, 32
@@ -36,18 +36,15 @@ def test_every_part_is_what_the_methods_own_counts_of_parameters_come_to(setup: 
     base, trial = setup.base(), setup.trial(name)
     layers, num_base = adaptable_layers(base, base.get_output_embeddings()), base.num_parameters()
     counts = trial.method.num_parameters(layers, num_base)
+    buffers = bytes_of(base.buffers())
     figures = resident_parts(build_model([trial], base))
 
-    buffers = sum(buffer.numel() * buffer.element_size() for buffer in base.buffers() if buffer.dim() == 1)
     assert figures["memory/base_bytes"] == num_base * base.dtype.itemsize + buffers
-    # Beside what is stored: scalings, one or three for each layer, and the projections of rank x rank.
-    rank, per_layer = trial.method.hyperparameters().get("rank", 0), {"vera": 0, "delta_lora": 3}.get(name, 1)
-    extra = len(layers) * (per_layer + (rank * rank if name == "lora_fa_projected" else 0)) if rank else 0
     in_base = name == "full" and base.dtype == torch.float32
-    assert figures["memory/adapter_bytes"] == (0 if in_base else FLOAT32_BYTES * (counts.stored + extra))
+    assert figures["memory/adapter_bytes"] == (0 if in_base else FLOAT32_BYTES * (counts.stored + counts.working))
     assert figures["memory/gradient_bytes"] == FLOAT32_BYTES * counts.trainable
-    names = {"lora": 2, "lora_plus": 2, "delta_lora": 2, "vera": 2, "frozen": 0}.get(name, 1)
-    settings = FLOAT64_BYTES * (3 + names + STEPS) + 1  # step count, decay, clipping; multipliers; rates; the mark
+    # Step count, decay and clipping norm; multipliers; learning rates; the stop mark.
+    settings = FLOAT64_BYTES * (3 + len(trial.method.trained) + STEPS) + 1
     assert figures["memory/optimizer_bytes"] == 2 * FLOAT32_BYTES * counts.trainable + settings
 
 

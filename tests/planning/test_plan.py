@@ -19,7 +19,7 @@ from loragrid.trials.expand import expand
 from loragrid.trials.load import experiment_from_mapping
 from loragrid.trials.packing import TOKENS_AT_ONCE, Pack, assign_queues, group_into_packs
 from loragrid_methods import method_names
-from loragrid_methods.engine.pack import member_order
+from loragrid_methods.stacks.pack import member_order
 from tests.support.small_packs import Setup, make_setup
 
 SMOLLM2_PARAMETERS = 134_515_008

@@ -47,12 +47,16 @@ class WorkerResult:
 def packs_of(setup: Setup) -> list[tuple[list[Trial], bool]]:
     """Two packs for one base; the second computes activations again, and its steps are of two micro batches.
 
-    Nobody draws dropout, which is per worker.
+    Nobody draws dropout, which is per worker. Every method that declares no obstacle is among them.
     """
 
     def mixed(**training: Any) -> list[Trial]:
         trials = mixed_trials(setup, batch_size=8, steps=4, **training)
-        return [trial for trial in trials if not trial.method.hyperparameters().get("dropout")]
+        return [
+            trial
+            for trial in trials
+            if not trial.method.hyperparameters().get("dropout") and not trial.method.sharding_obstacle
+        ]
 
     return [(mixed(), False), (mixed(micro_batch_size=2)[2:6], True)]
 

@@ -16,7 +16,7 @@ from loragrid.sweep.queue_failure import describe_failure
 from loragrid.training.determinism import WORKSPACES, compute_deterministically
 from loragrid.training.failure import Failure
 from loragrid.worker.resident_base import ResidentBase, _composition
-from loragrid_methods.engine.targets import adaptable_layers
+from loragrid_methods.stacks.targets import adaptable_layers
 from tests.support.small_packs import make_setup
 
 

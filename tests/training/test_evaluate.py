@@ -184,7 +184,7 @@ def test_a_worker_without_memory_scores_its_rows_in_smaller_portions_whatever_th
         assert seen[0] == (3 if score is scorings[2] else 4), "prompts stand without rows that fill the batch"
         assert second.scoring.size == most_rows
         torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
-    assert sums == [(1, NUM_TEST)] * 3, "nothing is agreed on the way"
+    assert sums == [(1, 1, NUM_TEST)] * 3, "nothing is agreed on the way"
 
 
 def test_workers_that_share_a_base_do_not_go_different_ways(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from loragrid.training.meters import (
     wait_for,
 )
 from loragrid_methods import get_method, method_names
-from loragrid_methods.engine.pack import AdapterPack
+from loragrid_methods.stacks.pack import AdapterPack
 from tests.support.small_packs import Setup, make_setup
 
 CPU = torch.device("cpu")

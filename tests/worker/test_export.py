@@ -15,10 +15,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from loragrid.config.experiment import ModelConfig
 from loragrid.models.loading import load_base, load_tokenizer
 from loragrid.worker.export import ADAPTER_CONFIG, ADAPTER_TENSORS, export_member, export_merged, merge_adapter
+from loragrid_methods import get_method, method_names
+from loragrid_methods.lora import LoRA
+from loragrid_methods.stacks.pack import member_order
 from tests.support.small_packs import Run, Setup, make_setup, run_pack
 
-NAMES = ("lora", "lora_plus", "lora_fa", "lora_fa_projected", "vera", "delta_lora", "frozen")
-ADAPTERS = [name for name in NAMES if name != "frozen"]
+ADAPTERS = [name for name in method_names() if get_method(name)().peft_config()]
+NAMES = [[*ADAPTERS, "frozen"][index] for index in member_order([get_method(name)() for name in [*ADAPTERS, "frozen"]])]
+"""Methods with an adapter and one without, in the order in which a pack takes them."""
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -72,7 +76,7 @@ def test_the_base_with_an_adapter_merged_into_it_computes_the_same(
     member = NAMES.index(name)
     export_member(run.model, member, "the-base", tmp_path)
     base = setup.base()
-    merge_adapter(base, tmp_path)
+    merge_adapter(base, tmp_path, get_method(name))
     expected = logits_of(run.model.base, setup, len(NAMES))[member]
     assert difference(logits_of(base, setup)[0], expected) <= tolerance(setup)
 
@@ -84,7 +88,7 @@ def test_into_a_bfloat16_base_an_adapter_is_added_exactly_and_rounded_once(
     run = run_pack(setup, [setup.trial("lora", {"rank": 3, "alpha": 7.0})])
     export_member(run.model, 0, "the-base", tmp_path)
     base, merged = setup.base(), setup.base()
-    merge_adapter(merged, tmp_path)
+    merge_adapter(merged, tmp_path, LoRA)
     tensors = load_file(tmp_path / ADAPTER_TENSORS)
     names = [key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")]
     assert len(names) == 14
@@ -128,13 +132,22 @@ def test_an_adapter_of_another_model_is_refused_by_its_first_unknown_layer(
     base = setup.base()
     before = copy.deepcopy(base.state_dict())
     with pytest.raises(ValueError, match=r"the adapter has a layer '.*\.7\..*', the model has not"):
-        merge_adapter(base, tmp_path)
+        merge_adapter(base, tmp_path, LoRA)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in base.state_dict().items())
+
+
+def test_an_adapter_is_not_merged_as_one_of_another_methods_kind(setup: Setup, run: Run, tmp_path: Path) -> None:
+    export_member(run.model, NAMES.index("vera"), "the-base", tmp_path)
+    base = setup.base()
+    before = copy.deepcopy(base.state_dict())
+    with pytest.raises(ValueError, match=r"peft_type: 'VERA' cannot be merged by this method; allowed: LORA"):
+        merge_adapter(base, tmp_path, LoRA)
     assert all(torch.equal(tensor, before[key]) for key, tensor in base.state_dict().items())
 
 
 def test_a_merged_export_is_a_model_folder_with_a_tokenizer(setup: Setup, run: Run, tmp_path: Path) -> None:
     export_member(run.model, 0, setup.model.name, tmp_path / "adapter")
-    export_merged(setup.model, tmp_path / "adapter", tmp_path / "merged")
+    export_merged(setup.model, tmp_path / "adapter", get_method(NAMES[0]), tmp_path / "merged")
     merged = ModelConfig(name=str(tmp_path / "merged"), dtype="float64")
     loaded: PreTrainedModel = load_base(merged)
     expected = logits_of(run.model.base, setup, len(NAMES))[0]

@@ -25,9 +25,9 @@ from loragrid.worker.checkpoints import SavedTrial, TrialStore
 from loragrid.worker.messages import PackUpdate
 from loragrid.worker.pack_trainer import PackTrainer
 from loragrid.worker.queue import run_queue
-from loragrid_methods.engine.adapter_stack import AdapterStack
-from loragrid_methods.engine.targets import LayerShape
 from loragrid_methods.lora import LoRA
+from loragrid_methods.stacks.adapter_stack import AdapterStack
+from loragrid_methods.stacks.targets import LayerShape
 from tests.support.small_packs import Setup, largest_difference, make_setup, mixed_trials, run_pack
 
 STEPS = 8

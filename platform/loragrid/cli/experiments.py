@@ -1,4 +1,4 @@
-"""The commands that take an experiment file: run, plan."""
+"""The commands that read an experiment file: run, plan."""
 
 import json
 import os
@@ -15,15 +15,22 @@ def run(
     file: ExperimentFile,
     set_: Overrides = None,
     address: Annotated[
-        str | None, typer.Option(help="A running Ray cluster: auto, or HOST:PORT. Default: one for this run.")
+        str | None, typer.Option(help="A running Ray cluster: auto, or HOST:PORT. Default: start one for this run.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="The sweep's name. Default: the experiment's, numbered.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the latest sweep (or --name): train what it has not finished.")
+        bool,
+        typer.Option(
+            "--resume", help="Continue the latest sweep (or --name): train the trials that have not finished."
+        ),
     ] = False,
 ) -> None:
     """Run an experiment: train every trial, record it in MLflow, print the comparison."""
-    # Ray reads this when it is imported. A pack's five processes are more than Ray expects on two CPUs, and it says so.
+    # A file that is refused is refused before the slow imports below.
+    from loragrid.trials.load import load_experiment
+
+    experiment = load_experiment(file, set_ or ())
+    # Ray reads this variable when it is imported. On two CPUs it would warn that a pack's five processes are too many.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "maximum expected startup concurrency")
     from loragrid.comparison.table import load_comparison
     from loragrid.report.loss_curves import has_losses, plot_loss_curves
@@ -31,9 +38,7 @@ def run(
     from loragrid.sweep.run import run as run_sweep
     from loragrid.sweep.signals import SweepInterrupted
     from loragrid.sweep.storage import local_folder
-    from loragrid.trials.load import load_experiment
 
-    experiment = load_experiment(file, set_ or ())
     console = terminal()
     if experiment.question:
         console.print(f"[bold]{escaped(experiment.question)}[/]", highlight=False)
@@ -42,13 +47,13 @@ def run(
     except SweepInterrupted as interruption:
         words = ["loragrid", "run", str(file), *(word for override in set_ or () for word in ("--set", override))]
         again = shlex.join([*words, "--name", interruption.sweep, "--resume"])
-        say(console, f"interrupted; to go on: {again}", "yellow")
+        say(console, f"interrupted; to continue: {again}", "yellow")
         raise typer.Exit(128 + interruption.signal) from None
     if result.waiting_record is not None:
         say(
             console,
-            f"MLflow has not taken all of the record: the rest waits in {result.waiting_record}; when it answers "
-            f"again: loragrid sync --storage {local_folder(experiment)}; then, for the report: "
+            f"MLflow does not have the whole record; the rest waits in {result.waiting_record}. When MLflow answers "
+            f"again, run: loragrid sync --storage {local_folder(experiment)}; then, for the report: "
             f"{shlex.join(['loragrid', 'report', experiment.name, '--sweep', result.name, '--out', 'report.html'])}",
             "yellow",
         )
@@ -72,22 +77,25 @@ def plan(
     set_: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Time some real steps of every shape of pack on this machine first.")
+        bool, typer.Option("--calibrate", help="First time some real steps of every shape of pack on this machine.")
     ] = False,
     calibration_seconds: Annotated[
-        float, typer.Option(help="After so long, --calibrate takes up no further shape of pack.")
+        float, typer.Option(help="The time after which --calibrate starts no further shape of pack, in seconds.")
     ] = 120.0,
 ) -> None:
-    """Print what would run: trials, parameter counts, packs, time. Without --calibrate it loads no weights."""
+    """Print what would run: trials, parameter counts, packs, time. Loads no weights unless --calibrate is given."""
+    # A file that is refused is refused before the slow imports below.
+    from loragrid.trials.load import load_experiment
+
+    experiment = load_experiment(file, set_ or ())
     from loragrid.cli.plan_table import render_plan
     from loragrid.planning.plan import plan as make_plan
     from loragrid.sweep.forecast import forecast, gpu_memory_here, too_large
-    from loragrid.trials.load import load_experiment
 
-    # What is said on the way must not come between the lines of the JSON.
-    told = Console(stderr=True)
+    # Progress goes to stderr so that stdout holds nothing but the JSON.
+    progress = Console(stderr=True)
     the_plan, estimate = forecast(
-        make_plan(load_experiment(file, set_ or ())), told, calibrated=calibrate, budget_seconds=calibration_seconds
+        make_plan(experiment), progress, calibrated=calibrate, budget_seconds=calibration_seconds
     )
     if as_json:
         typer.echo(json.dumps(the_plan.to_dict() | {"time_on_this_machine": estimate.to_dict()}, indent=2))

@@ -1,7 +1,11 @@
 """The command line: run, plan, compare, report, sync, export, methods, ui.
 
-Exit codes: 0 all went well; 1 a trial failed (the others are recorded), or MLflow does not have the whole record;
-2 the request was wrong; 130 interrupted, 143 ended by SIGTERM.
+Exit codes:
+    0    success
+    1    a trial failed (the others are recorded), or MLflow does not have the whole record yet
+    2    the request was wrong: an unknown option, a refused experiment, a store that does not exist
+    130  interrupted (SIGINT)
+    143  ended by SIGTERM
 """
 
 import sys
@@ -12,12 +16,14 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
-from loragrid.cli import experiments as cli_experiment
-from loragrid.cli import records as cli_record
+from loragrid.cli import experiments, records
 from loragrid.cli.options import escaped, terminal
 
 app = typer.Typer(
     help="Compare LoRA, LoRA-FA, VeRA, Delta-LoRA and LoRA+ on your model and your data.",
+    epilog="Exit codes: 0 success; 1 a trial failed, or MLflow does not have the whole record yet; 2 the request was "
+    "wrong; 130 interrupted; 143 ended by SIGTERM.",
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -25,7 +31,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one message and exit code 2, never a traceback."""
+    """Run the command line and exit; a user's mistake ends in one message and exit code 2, never in a traceback."""
     try:
         app()
     except ValueError as error:
@@ -39,7 +45,7 @@ def main() -> None:
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method. Default: all.", show_default=False)] = None,
 ) -> None:
-    """Print the methods' cards: paper, update rule, what differs from the paper, hyperparameters."""
+    """Print the methods' cards: paper, update rule, differences from the paper, hyperparameters."""
     from loragrid_methods import get_method, method_names
 
     console = terminal()
@@ -55,15 +61,15 @@ def methods(
         console.print()
 
 
-# In the order in which --help lists them.
+# `loragrid --help` lists the commands in this order.
 for command in (
-    cli_experiment.run,
-    cli_experiment.plan,
-    cli_record.compare,
-    cli_record.report,
-    cli_record.sync,
-    cli_record.export,
+    experiments.run,
+    experiments.plan,
+    records.compare,
+    records.report,
+    records.sync,
+    records.export,
     methods,
-    cli_record.ui,
+    records.ui,
 ):
     app.command()(command)

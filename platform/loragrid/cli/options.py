@@ -1,4 +1,4 @@
-"""What the command line's commands share: options that several take, and the terminal that they write to."""
+"""Options that several commands have in common, and the terminal that the commands write to."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,38 +17,41 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Change one key of the file: training.steps=10. Can be repeated.")
 ]
 ExperimentName = Annotated[str, typer.Argument(help="The experiment's name.", show_default=False)]
-SweepName = Annotated[str | None, typer.Option(help="One sweep of it. Default: the latest.")]
+SweepName = Annotated[str | None, typer.Option(help="One sweep of the experiment. Default: the latest.")]
 Apart = Annotated[
     list[str] | None,
-    typer.Option(help="An axis (a column) to compare at each of its values, not to choose over. Can be repeated."),
+    typer.Option(help="An axis (a column): compare at each of its values, choose no best value. Can be repeated."),
 ]
 Storage = Annotated[str, typer.Option(help="The folder a sweep was stored in (`storage.path`).")]
-TrackingUri = Annotated[str | None, typer.Option("--tracking-uri", help="MLflow's store, if not the one in --storage.")]
+TrackingUri = Annotated[
+    str | None, typer.Option("--tracking-uri", help="MLflow's store. Default: the one in --storage.")
+]
 
 
 def terminal() -> Console:
-    """Where commands write their results."""
+    """The console for a command's results."""
     console = Console()
-    # Without a terminal (a log, a pipe) rich would cut the table at 80 columns.
+    # If the output is not a terminal (a log, a pipe), rich would cut tables at 80 columns.
     return console if console.is_terminal else Console(width=120)
 
 
 def escaped(text: str) -> str:
-    """Text in which rich finds no markup."""
+    """The text with its markup escaped, so that rich prints it as it is."""
     from rich.markup import escape
 
     return escape(text)
 
 
 def say(console: Console, sentence: str, style: str | None = None) -> None:
-    """A sentence as it is: nothing in it is markup, coloured for what it looks like, or wrapped."""
+    """Print a sentence as it is: without markup, automatic colours or line breaks."""
     console.print(sentence, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def store_in(storage: str, tracking_uri: str | None) -> str:
-    """The tracking URI of a store that exists.
+    """Return the tracking URI of an existing store.
 
-    ValueError: there is none yet.
+    Raises:
+        ValueError: the store does not exist yet.
     """
     from loragrid.tracking.store_uri import default_tracking_uri, sqlite_path
 
@@ -60,7 +63,7 @@ def store_in(storage: str, tracking_uri: str | None) -> str:
 
 
 def print_verdict(console: Console, comparison: "Comparison", apart: Sequence[str] = ()) -> None:
-    """What the sweep shows, task by task."""
+    """Print the verdict on each task of a sweep."""
     from loragrid.comparison.settings import tasks_of
     from loragrid.comparison.verdict import load_verdict
     from loragrid.report.verdict_table import render_verdict

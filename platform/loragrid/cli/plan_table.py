@@ -16,7 +16,7 @@ from loragrid.trials.successive_halving import rung_steps
 
 
 def render_plan(plan: Plan, estimate: TimeEstimate | None = None) -> RenderableType:
-    """Every trial with its axes, its exact parameter counts and its pack; `estimate` is of this machine."""
+    """Render every trial with its axes, exact parameter counts and pack; `estimate` is the time on this machine."""
     experiment, first = plan.experiment, plan.trials[0]
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("trial", no_wrap=True)
@@ -63,7 +63,7 @@ def render_plan(plan: Plan, estimate: TimeEstimate | None = None) -> RenderableT
 
 def _memory(estimate: MemoryEstimate | None) -> str:
     if estimate is None:
-        return "not known: this model's steps depend on values"
+        return "unknown, because this model's steps depend on the data's values"
     sizes = asdict(estimate)
     scoring = _parts({name: sizes.pop(name) for name in ("evaluation", "generation")})
     instead = f"; when scored, in place of activations and passing: {scoring}" if scoring else ""
@@ -71,18 +71,18 @@ def _memory(estimate: MemoryEstimate | None) -> str:
 
 
 def _parts(sizes: Mapping[str, int]) -> str:
-    """What is large enough to be seen in GiB."""
+    """The parts that do not round to 0.0 GiB, with their sizes."""
     return ", ".join(f"{name} {size / 2**30:.1f}" for name, size in sizes.items() if size >= 2**30 / 20)
 
 
 def _rungs(plan: Plan) -> str:
-    """How many of the trials that compete train how far, as far as that is known beforehand."""
+    """The steps at which early stopping compares trials, and the share of trials that continues."""
     config = plan.experiment.early_stopping
     assert config is not None
     rungs = rung_steps(config, plan.trials[0].training.steps)
     return (
-        f"one in {config.reduction_factor} by {config.metric} goes on at step "
-        f"{', '.join(str(rung) for rung in rungs[:-1])}; the last end at {rungs[-1]}"
+        f"the best one in {config.reduction_factor} by {config.metric} continues at step "
+        f"{', '.join(str(rung) for rung in rungs[:-1])}; the last trials end at step {rungs[-1]}"
     )
 
 

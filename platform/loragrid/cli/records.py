@@ -1,4 +1,4 @@
-"""The commands that read a sweep's record, or see to it: compare, report, sync, export, ui."""
+"""The commands on recorded sweeps: compare, report, sync, export, ui."""
 
 import json
 import subprocess
@@ -29,24 +29,24 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Write the loss curves to this PNG file.")] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse a sweep whose trials ran on unlike code, hardware or inputs.")
+        bool, typer.Option("--strict", help="Refuse a sweep whose trials ran on different code, hardware or inputs.")
     ] = False,
     apart: Apart = None,
     storage: Storage = DEFAULT_STORAGE,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Print the table of a sweep and what it shows, from MLflow alone."""
+    """Print a sweep's table and verdict; reads only MLflow."""
     from loragrid.comparison.fingerprint import fingerprint_of, refuse_mixed
     from loragrid.comparison.selection import check_apart
     from loragrid.comparison.table import load_comparison
     from loragrid.report.terminal import plot_loss_curves, render_table
 
     if as_csv and as_json:
-        raise ValueError("--csv and --json: one of them at a time")
+        raise ValueError("--csv and --json exclude each other; allowed: one of them")
     if apart and (as_csv or as_json):
         raise ValueError(
-            "--apart: the CSV and the JSON of `compare` hold trials, of which nothing is chosen; allowed: without "
-            "--apart, or `loragrid report --apart`"
+            "--apart: the CSV and the JSON of `compare` list trials and choose none, so --apart has no effect there; "
+            "allowed: leave it out, or use `loragrid report --apart`"
         )
     comparison = load_comparison(name, store_in(storage, tracking_uri), sweep)
     check_apart(comparison, apart or ())
@@ -79,7 +79,7 @@ def report(
     storage: Storage = DEFAULT_STORAGE,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Write the report of a sweep, from MLflow alone: one page that holds all it shows and opens offline."""
+    """Write a sweep's report, one page that opens offline; reads only MLflow."""
     from loragrid.comparison.table import load_comparison
     from loragrid.report.files import format_of, write_report
 
@@ -92,28 +92,25 @@ def report(
 
 
 def sync(storage: Storage = DEFAULT_STORAGE) -> None:
-    """Deliver to MLflow what a sweep could not: the store was away, or the program was killed."""
-    from loragrid.tracking.sync import sync as deliver
+    """Deliver the part of the record that MLflow lacks, because it was unreachable or the program was killed."""
+    from loragrid.tracking.sync import sync_storage
 
-    folder = Path(storage).expanduser()
-    if not folder.is_dir():
-        raise ValueError(f"--storage {storage}: no such folder; allowed: the `storage.path` of a sweep that was run")
-    delivered = deliver(folder.resolve() / "spool")
+    delivered = sync_storage(storage)
     console = terminal()
     for sweep, number in delivered.items():
         say(console, f"{sweep}: {count_of(number, 'operation')} delivered")
     if not delivered:
-        say(console, "nothing waits: MLflow has it all")
+        say(console, "nothing to deliver: MLflow has the whole record")
 
 
 def export(
     run_id: Annotated[str, typer.Argument(help="A trial's MLflow run id, or its trial id.", show_default=False)],
-    to: Annotated[Path, typer.Option("--to", help="The folder to write; must not exist yet.", show_default=False)],
-    merged: Annotated[bool, typer.Option("--merged", help="A whole model with the adapter merged in.")] = False,
+    to: Annotated[Path, typer.Option("--to", help="The folder to write. It must not exist yet.", show_default=False)],
+    merged: Annotated[bool, typer.Option("--merged", help="Write the whole model with the adapter merged in.")] = False,
     storage: Storage = DEFAULT_STORAGE,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Write a trial's adapter, as PEFT loads it, or the merged model."""
+    """Write a trial's adapter in PEFT's format, or the merged model."""
     from loragrid.tracking.artifacts import export_run
 
     export_run(run_id, store_in(storage, tracking_uri), to, merged=merged)
@@ -126,7 +123,7 @@ def ui(
     host: Annotated[str, typer.Option(help="The address to serve on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to serve on.")] = 5000,
 ) -> None:
-    """Open MLflow's pages on the store."""
+    """Serve MLflow's pages on the store."""
     from loragrid.tracking.pages import experiment_pages, tracking_ui_command
 
     store = store_in(storage, tracking_uri)
@@ -134,5 +131,5 @@ def ui(
     console = terminal()
     for name, page in experiment_pages(store, f"http://{host}:{port}").items():
         say(console, f"{name}  {page}")
-    say(console, "MLflow is starting; Ctrl-C ends it")
+    say(console, "MLflow is starting; press Ctrl-C to stop it")
     raise typer.Exit(subprocess.run(command, check=False).returncode)

@@ -14,7 +14,7 @@ from loragrid.config.method_settings import (
     hyperparameter_types,
     label_problems,
     section_axis_types,
-    writes_base,
+    sharding_obstacle,
 )
 from loragrid.config.sections import (
     HOLDING_KEYS,
@@ -219,8 +219,8 @@ class Experiment(Section):
             what, allowed = "one worker shares the base with nobody", "replicate, or workers.num_workers from 2 on"
             yield Problem(key=key, value=value, what=what, allowed=allowed)
         for name in dict.fromkeys(block.name for block in self.methods):
-            if writes_base(name):
-                what = f"{name} writes the base, and only a frozen one is sharded"
+            if obstacle := sharding_obstacle(name):
+                what = f"{name} {obstacle}"
                 yield Problem(key=key, value=value, what=what, allowed=f"replicate, or methods without {name}")
 
     def _axis_problems(self, axis: str, values: Sequence[AxisValue]) -> Iterator[Problem]:

@@ -1,13 +1,16 @@
 """What a method's block and an axis may set, and the checks of single values; methods are looked up when needed."""
 
 import dataclasses
+import sys
 import types
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, Field, InstanceOf, PlainSerializer, TypeAdapter, ValidationError
 
+import loragrid_methods
 from loragrid.config.ladder import EXAMPLE, Ladder, as_written, ladder_values
+from loragrid.config.method_source import declared_types
 from loragrid.config.sections import (
     HOLDING_KEYS,
     MEMBER_TRAINING_KEYS,
@@ -34,8 +37,6 @@ AxisValues = Annotated[tuple[Any, ...], InstanceOf(), PlainSerializer(as_written
 
 def check_method_name(name: object) -> None:
     """Raises ExperimentError unless there is a method of that name."""
-    import loragrid_methods  # it imports torch, which reading the defaults must not need
-
     names = loragrid_methods.method_names()
     if not isinstance(name, str):
         raise ExperimentError([Problem(key="name", value=name, what="is not a name", allowed=", ".join(names))])
@@ -44,19 +45,20 @@ def check_method_name(name: object) -> None:
 
 
 def hyperparameter_types(method: str) -> dict[str, Any]:
-    """Hyperparameter -> type, for a method that exists."""
-    import loragrid_methods  # as above
+    """Hyperparameter -> type, for a method that exists.
 
+    The method is imported, and torch with it, only if its source file alone does not show them.
+    """
+    if f"loragrid_methods.{method}" not in sys.modules and (declared := declared_types(method)) is not None:
+        return declared
     method_class = loragrid_methods.get_method(method)
     hints = get_type_hints(method_class)
     return {field.name: hints[field.name] for field in dataclasses.fields(method_class) if field.init}
 
 
-def writes_base(method: str) -> bool:
-    """Whether the method, which exists, trains the base itself."""
-    import loragrid_methods  # as above
-
-    return not loragrid_methods.get_method(method).packable
+def sharding_obstacle(method: str) -> str:
+    """Why the method, which exists, does not train on a sharded base, as the end of a sentence; "" where it does."""
+    return loragrid_methods.get_method(method).sharding_obstacle
 
 
 def setting_types(method: str) -> dict[str, Any]:
@@ -159,8 +161,6 @@ def check_method_block(block: Mapping[str, Any]) -> dict[str, Any]:
     Raises ExperimentError listing everything that is wrong in the block, keys relative to it.
     """
     if "name" not in block:
-        import loragrid_methods  # as above
-
         allowed = ", ".join(loragrid_methods.method_names())
         raise ExperimentError([Problem(key="name", what="is missing", allowed=allowed)])
     name = block["name"]
@@ -195,8 +195,6 @@ def check_method_block(block: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_label(method: str, label: object) -> str | None:
     """A block's label; one that is the name of another method would deceive."""
-    import loragrid_methods  # as above
-
     text: str | None = check_value(Label, "label", label)
     if text != method and text in loragrid_methods.method_names():
         what = f"is another method's name, and this is {method}"

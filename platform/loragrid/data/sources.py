@@ -12,12 +12,10 @@ from typing import Any
 
 from loragrid.config.experiment import DataConfig
 from loragrid.config.local_path import local_path, reason_of
-from loragrid.data.readers import read_csv, read_jsonl, read_parquet
+from loragrid.data.formats import FORMATS, TEXT_FORMATS, FileRows
 from loragrid.models.hub import NotOnHubError, resolve_commit
 from loragrid.schema.errors import MAX_SHOWN_CHARACTERS
 
-LOCAL_SUFFIXES = (".jsonl", ".csv", ".parquet")
-TEXT_SUFFIX = ".txt"
 MAX_SHOWN_COLUMNS = 30
 ROW_KINDS = (("messages",), ("prompt", "completion"), ("text",))
 """The canonical columns of each kind of row; a data set is read as exactly one kind."""
@@ -74,16 +72,10 @@ def open_held_out_text(data: DataConfig) -> RowSource | None:
     key, name = "data.forgetting_name", data.forgetting_name
     if name is None:
         return None
-    if Path(name).suffix == TEXT_SUFFIX:
-        path = local_path(key, name)
-        try:
-            rows = [{"text": path.read_text(encoding="utf-8")}]
-            return _listed(key, name, rows, _fingerprint(path))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{key}: {name}: {reason_of(error)}") from error
-    if Path(name).suffix not in LOCAL_SUFFIXES:
-        raise ValueError(f"{key}: {name}: not a local {_one_of((TEXT_SUFFIX, *LOCAL_SUFFIXES))} file")
-    source = _read_file(key, name)
+    formats = {**TEXT_FORMATS, **FORMATS}
+    if Path(name).suffix not in formats:
+        raise ValueError(f"{key}: {name}: not a local {_one_of(tuple(formats))} file")
+    source = _read_file(key, name, formats)
     find_columns(source, {"text": "text"})
     return source
 
@@ -125,38 +117,35 @@ def find_columns(source: RowSource, columns: Mapping[str, str]) -> dict[str, str
 def _open_own(data: DataConfig, purpose: str, name: str | None, split: str | None) -> RowSource | None:
     if name is not None:
         key = f"data.{purpose}_name"
-        if Path(name).suffix not in LOCAL_SUFFIXES:
-            raise ValueError(f"{key}: {name}: not a local {_one_of(LOCAL_SUFFIXES)} file")
-        return _read_file(key, name)
+        if Path(name).suffix not in FORMATS:
+            raise ValueError(f"{key}: {name}: not a local {_one_of(tuple(FORMATS))} file")
+        return _read_file(key, name, FORMATS)
     return None if split is None else _open(data, f"data.{purpose}_split", data.name, split)
 
 
 def _open(data: DataConfig, key: str, name: str, split: str) -> RowSource:
     embedded = EMBEDDED_DATA.get(name)
     path = local_path(key, name)
-    if embedded is not None or path.suffix in LOCAL_SUFFIXES or path.exists() or name.startswith(("/", ".", "~")):
+    if embedded is not None or path.suffix in FORMATS or path.exists() or name.startswith(("/", ".", "~")):
         set_for_hub = {key: getattr(data, key) for key in ("revision", "subset", "eval_split", "test_split")}
         set_for_hub["split"] = None if data.split == "train" else data.split
         for field, value in set_for_hub.items():
             if value is not None:
                 raise ValueError(f"data.{field}: {value}: {name} is not on the hub; only data sets there have it")
-        return _read_chitchat(key, name, embedded) if embedded is not None else _read_file(key, name)
+        return _read_chitchat(key, name, embedded) if embedded is not None else _read_file(key, name, FORMATS)
     return _read_hub(data, key, name, split)
 
 
-def _read_file(key: str, name: str) -> RowSource:
+def _read_file(key: str, name: str, formats: Mapping[str, Callable[[Path], FileRows]]) -> RowSource:
     path = local_path(key, name)
-    if path.suffix not in LOCAL_SUFFIXES:
+    if path.suffix not in formats:
         raise ValueError(
-            f"{key}: {name}: cannot be read; allowed are local files that end in {_one_of(LOCAL_SUFFIXES)}"
+            f"{key}: {name}: cannot be read; allowed are local files that end in {_one_of(tuple(formats))}"
         )
     if not path.is_file():
         raise ValueError(f"{key}: {name}: there is no such file in {path.absolute().parent}")
     try:
-        if path.suffix == ".parquet":
-            return _read_parquet(key, name, path)
-        rows = read_jsonl(path) if path.suffix == ".jsonl" else read_csv(path)
-        return _listed(key, name, rows, _fingerprint(path))
+        return _named(key, name, formats[path.suffix](path), _fingerprint(path))
     except (OSError, ValueError) as error:
         raise ValueError(f"{key}: {name}: {error}") from error
 
@@ -166,35 +155,15 @@ def _fingerprint(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _listed(key: str, name: str, rows: list[dict[str, Any]], fingerprint: str) -> RowSource:
-    columns = tuple(dict.fromkeys(column for row in rows for column in row))
-    return RowSource(
-        key=key,
-        name=name,
-        columns=columns,
-        num_rows=len(rows),
-        fingerprint=fingerprint,
-        read=lambda indices: [rows[index] for index in indices],
-    )
-
-
-def _read_parquet(key: str, name: str, path: Path) -> RowSource:
-    table = read_parquet(path)
-
+def _named(key: str, name: str, rows: FileRows, fingerprint: str) -> RowSource:
     def read(indices: Sequence[int]) -> list[dict[str, Any]]:
         try:
-            rows: list[dict[str, Any]] = table.take(list(indices)).to_pylist()
-        except (ValueError, ArithmeticError) as error:  # a date of the year 300,000
-            raise ValueError(f"{key}: {name}: holds a value that cannot be read: {error}") from error
-        return rows
+            return rows.read(indices)
+        except ValueError as error:
+            raise ValueError(f"{key}: {name}: {error}") from error
 
     return RowSource(
-        key=key,
-        name=name,
-        columns=tuple(table.column_names),
-        num_rows=table.num_rows,
-        fingerprint=_fingerprint(path),
-        read=read,
+        key=key, name=name, columns=rows.columns, num_rows=rows.num_rows, fingerprint=fingerprint, read=read
     )
 
 
@@ -211,7 +180,7 @@ def _read_chitchat(key: str, name: str, embedded: EmbeddedData) -> RowSource:
             if said and answered:
                 pair = (("user", said), ("assistant", answered))
                 rows.append({"messages": [{"role": role, "content": text} for role, text in pair]})
-    return _listed(key, name, rows, hashlib.sha256(content).hexdigest())
+    return _named(key, name, FileRows.of(rows), hashlib.sha256(content).hexdigest())
 
 
 def _read_hub(data: DataConfig, key: str, name: str, split: str) -> RowSource:
@@ -222,7 +191,7 @@ def _read_hub(data: DataConfig, key: str, name: str, split: str) -> RowSource:
     except NotOnHubError as error:
         raise ValueError(
             f"{key}: {name}: unknown data: not an embedded name ({', '.join(EMBEDDED_DATA)}), not a local "
-            f"{_one_of(LOCAL_SUFFIXES)} file, and on the hub: {error}"
+            f"{_one_of(tuple(FORMATS))} file, and on the hub: {error}"
         ) from error
     had_bars = datasets.utils.logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()

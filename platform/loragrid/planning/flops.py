@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 from loragrid.models.activation_checkpointing import decoder_layers
 from loragrid.training.meters import wait_for
 from loragrid.training.trainable_set import base_trains
-from loragrid_methods.engine.pack import AdapterPack
-from loragrid_methods.engine.targets import adaptable_layers
+from loragrid_methods.stacks.pack import AdapterPack
+from loragrid_methods.stacks.targets import adaptable_layers
 
 # A product is as large as it must be to take this long, or as the largest: launching it does not count then.
 PRODUCT_SECONDS = {"cuda": 2e-3, "cpu": 5e-3}

@@ -20,8 +20,8 @@ from loragrid.training.meters import LiveBytes
 from loragrid.training.step import Batch, PackModel, compute_step, one_worker
 from loragrid.training.step_mode import Mode
 from loragrid_methods import Method
-from loragrid_methods.engine.optimizer import MemberAdamW, adamw_update
-from loragrid_methods.engine.pack import AdapterPack
+from loragrid_methods.stacks.optimizer import MemberAdamW, adamw_update
+from loragrid_methods.stacks.pack import AdapterPack
 
 if TYPE_CHECKING:
     from loragrid.tasks.contract import TaskConfig

@@ -12,7 +12,7 @@ from loragrid.training.step_mode import EngineChoice, capture_obstacle, choose_m
 from loragrid.trials.expand import expand
 from loragrid.trials.trial import Trial
 from loragrid_methods import LayerShape, ParameterCount
-from loragrid_methods.engine.targets import adaptable_layers
+from loragrid_methods.stacks.targets import adaptable_layers
 
 if TYPE_CHECKING:
     from loragrid.planning.memory_estimate import MemoryEstimate

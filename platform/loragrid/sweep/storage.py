@@ -12,6 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from loragrid.config.experiment import Experiment
 from loragrid.config.local_path import local_path, reason_of
 from loragrid.models.cache import cache_folder
+from loragrid.tracking.spool import SPOOL_FOLDER
 from loragrid.worker.checkpoints import TrialStore
 
 NODE_ANSWERS_SECONDS = 60.0
@@ -60,7 +61,7 @@ def trial_store(experiment: Experiment, sweep: str) -> TrialStore:
 
 def spool_folder(experiment: Experiment) -> Path:
     """Where the record waits for MLflow."""
-    return local_folder(experiment) / "spool"
+    return local_folder(experiment) / SPOOL_FOLDER
 
 
 def check_storage(experiment: Experiment) -> None:

@@ -137,7 +137,7 @@ class TaskConfig(Section, ABC):
     figures: ClassVar[tuple[Figure, ...]]
     former_keys: ClassVar[Mapping[str, object]] = {}
 
-    kind: str = Field(description="What is scored beside the loss; the name of a task kind.", examples=["exact_match"])
+    kind: str
     every: Annotated[OptionalCount, Unit("optimizer steps")] = Field(
         default=None,
         description="Steps between two scorings of the evaluation rows; null scores them only before the first and "

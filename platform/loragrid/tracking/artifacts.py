@@ -12,16 +12,20 @@ from loragrid.config.experiment import ModelConfig
 from loragrid.tracking.store_uri import parse_parameter
 from loragrid.trials.tags import REASON_TAG, TRIAL_TAG
 from loragrid.worker.export import ADAPTER_CONFIG, export_merged
+from loragrid_methods import get_method
 
 ADAPTER_ARTIFACT = "adapter"
 
 
-def export_run(run_id: str, tracking_uri: str, folder: Path, *, merged: bool) -> None:
-    """Write the adapter of an MLflow run (given by run id or trial id) into `folder`, or the model merged with it.
+def export_run(run_id: str, tracking_uri: str, folder: str | Path, *, merged: bool = False) -> None:
+    """Write a recorded trial's adapter into `folder`, in PEFT's format, or the whole model with the adapter merged in.
+
+    run_id: the trial's MLflow run id, or its trial id. `folder` must not exist yet.
 
     Raises:
-        ValueError: no such run, a run without an adapter, or a folder that exists.
+        ValueError: there is no such run, the run has no adapter, or the folder exists.
     """
+    folder = Path(folder)
     if folder.exists():
         raise ValueError(f"--to {folder}: exists already; give a folder that does not")
     client = MlflowClient(tracking_uri=tracking_uri)
@@ -37,7 +41,8 @@ def export_run(run_id: str, tracking_uri: str, folder: Path, *, merged: bool) ->
                 for key, value in run.data.params.items()
                 if key.startswith("model.")
             }
-            export_merged(ModelConfig.model_validate(fields), adapter, folder)
+            method = get_method(run.data.params["method.name"])
+            export_merged(ModelConfig.model_validate(fields), adapter, method, folder)
         else:
             shutil.copytree(adapter, folder)
 

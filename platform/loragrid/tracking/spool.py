@@ -12,6 +12,9 @@ from filelock import FileLock, Timeout
 Operation = Mapping[str, Any]
 """One thing to record, as JSON can hold it; what they are: `StoreWriter`."""
 
+SPOOL_FOLDER = "spool"
+"""The folder, below a storage folder, in which the record of its sweeps waits for MLflow."""
+
 START_ANEW_BYTES = 2**24
 """Beyond this, a file of which all is delivered is emptied."""
 

@@ -5,7 +5,21 @@ from pathlib import Path
 from loragrid.tracking.delivery import deliver_all
 from loragrid.tracking.mlflow_writer import StoreWriter
 from loragrid.tracking.recorder import Recorder
-from loragrid.tracking.spool import Spool, read_head, spools_in
+from loragrid.tracking.spool import SPOOL_FOLDER, Spool, read_head, spools_in
+
+
+def sync_storage(storage: str | Path) -> dict[str, int]:
+    """Deliver to MLflow what sweeps stored in `storage` could not: sweep -> number of operations delivered.
+
+    storage: the folder that the experiment names as `storage.path`. The dictionary is empty if nothing waited.
+
+    Raises:
+        ValueError: there is no such folder, a sweep is still running, or MLflow does not take the record.
+    """
+    folder = Path(storage).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"--storage {storage}: no such folder; allowed: the `storage.path` of a sweep that was run")
+    return sync(folder.resolve() / SPOOL_FOLDER)
 
 
 def sync(folder: Path, experiment_name: str | None = None) -> dict[str, int]:

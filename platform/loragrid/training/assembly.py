@@ -10,8 +10,8 @@ from loragrid.training.batches import PackBatches
 from loragrid.training.schedule import learning_rates
 from loragrid.training.step import PackModel
 from loragrid.trials.trial import Trial
-from loragrid_methods.engine.optimizer import MemberAdamW
-from loragrid_methods.engine.pack import AdapterPack
+from loragrid_methods.stacks.optimizer import MemberAdamW
+from loragrid_methods.stacks.pack import AdapterPack
 
 # Enough to see logits that are not the head's own, few enough for a large base on a CPU.
 NUM_TOKENS_TO_CHECK = 16

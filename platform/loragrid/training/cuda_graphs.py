@@ -24,7 +24,7 @@ from loragrid.training.step import (
     update_members,
 )
 from loragrid.training.step_mode import MODE_TAG, EngineChoice
-from loragrid_methods.engine.optimizer import adamw_update
+from loragrid_methods.stacks.optimizer import adamw_update
 
 # Real steps run before the capture: they make cuBLAS's workspaces and the compiled kernels, which a capture cannot.
 STEPS_BEFORE_CAPTURE = 3

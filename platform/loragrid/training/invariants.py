@@ -17,7 +17,7 @@ from loragrid.training.activation_bytes import ActivationBytes
 from loragrid.training.step import PackModel, SumOverWorkers, one_worker
 from loragrid.training.trainable_set import base_trains, base_weights, set_differences
 from loragrid.trials.outcome import INVARIANT_VIOLATED
-from loragrid_methods.engine.optimizer import ParameterBlock
+from loragrid_methods.stacks.optimizer import ParameterBlock
 
 WORD_BYTES = 8
 # From this step of a pack on every trained tensor has had a gradient: in the first, LoRA's A sees B = 0.

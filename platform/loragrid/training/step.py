@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from loragrid.models.sharding import whole_head
 from loragrid.training.loss import ScoreRows, labelled_hidden_states, member_losses, score_rows
-from loragrid_methods.engine.optimizer import MemberAdamW
-from loragrid_methods.engine.pack import AdapterPack
+from loragrid_methods.stacks.optimizer import MemberAdamW
+from loragrid_methods.stacks.pack import AdapterPack
 
 
 class SumOverWorkers(Protocol):

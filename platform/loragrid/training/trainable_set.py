@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor, nn
 
 from loragrid.training.step import PackModel
-from loragrid_methods.engine.adapter_stack import AdapterStack
-from loragrid_methods.engine.pack import AdapterPack
+from loragrid_methods.stacks.adapter_stack import AdapterStack
+from loragrid_methods.stacks.pack import AdapterPack
 
 
 def base_trains(pack: AdapterPack) -> bool:

@@ -10,7 +10,6 @@ from loragrid.config.experiment import Experiment
 from loragrid.config.overrides import apply_override
 from loragrid.config.yaml_reader import read_yaml
 from loragrid.schema.errors import ExperimentError, Problem, problems_of
-from loragrid.trials.expand import expand
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -32,6 +31,9 @@ def experiment_from_mapping(mapping: Any, source: str, overrides: Sequence[str] 
         overridden += keys
     try:
         experiment = Experiment.model_validate(mapping)
+        # It imports the methods and torch with them, which a file that is refused before this line does not need.
+        from loragrid.trials.expand import expand
+
         expand(experiment)  # what the grid refuses is refused here, with the file's name
     except ValidationError as error:
         raise ExperimentError(problems_of(error, Experiment), source, overridden) from None

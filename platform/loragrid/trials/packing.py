@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from loragrid.config.experiment import MEMBER_TRAINING_KEYS, PackConfig
 from loragrid.trials.trial import Trial
-from loragrid_methods.engine.pack import member_order
+from loragrid_methods.stacks.pack import member_order
 
 # Beyond this many tokens at once a GPU is full, and more members in a pack gain nothing. Of a step in micro batches
 # those of one count: a GPU that one of them leaves half empty is so for the whole step, whatever the batch's size.

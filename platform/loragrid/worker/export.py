@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 from loragrid.config.experiment import ModelConfig
 from loragrid.models.loading import load_base, load_tokenizer
 from loragrid.training.step import PackModel
-from loragrid_methods.engine.peft_format import peft_adapter, weight_updates
-from loragrid_methods.engine.targets import is_conv1d
+from loragrid_methods import Method
+from loragrid_methods.stacks.peft_format import layer_tensors, peft_adapter
+from loragrid_methods.stacks.targets import is_conv1d
 
 ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -35,31 +36,31 @@ def export_member(model: PackModel, member: int, base_name: str, folder: Path) -
 
 
 @torch.no_grad()
-def merge_adapter(base: PreTrainedModel, folder: Path) -> None:
-    """Add the adapter in `folder` to the weights of `base`, computed in float64 and rounded once.
+def merge_adapter(base: PreTrainedModel, folder: Path, method: type[Method]) -> None:
+    """Merge the adapter in `folder`, which is of that method, into `base`, computed in float64 and rounded once.
 
     Raises:
-        ValueError: the adapter names a layer the base does not have; the base is left as it was.
+        ValueError: the adapter names a layer the base does not have (the base is left as it was), or is of another
+            kind than the method's.
     """
     config = json.loads((folder / ADAPTER_CONFIG).read_text())
     layers = dict(base.named_modules())
-    updates = weight_updates(config, load_file(folder / ADAPTER_TENSORS))
-    for name in updates:
+    adapter = layer_tensors(load_file(folder / ADAPTER_TENSORS))
+    for name in adapter:
         if name not in layers:
             raise ValueError(f"{folder}: the adapter has a layer {name!r}, the model has not")
-    for name, update in updates.items():
+    for name, tensors in adapter.items():
         layer = layers[name]
         weight = layer.weight
         assert isinstance(weight, torch.Tensor)
         out_by_in = weight.T if is_conv1d(layer) else weight
-        # VeRA's projections are as wide as the widest layer: a narrower one uses the first columns.
-        merged = out_by_in.double() + update[:, : out_by_in.shape[1]].to(weight.device)
-        out_by_in.copy_(merged)
+        on_device = {key: tensor.to(weight.device) for key, tensor in tensors.items()}
+        out_by_in.copy_(method.merge(out_by_in.double(), config, on_device))
 
 
-def export_merged(model: ModelConfig, adapter: Path, folder: Path) -> None:
-    """Write the base with the adapter merged into it, and its tokenizer, as a model folder of its own."""
+def export_merged(model: ModelConfig, adapter: Path, method: type[Method], folder: Path) -> None:
+    """Write the base with an adapter of `method` merged into it, and its tokenizer, as a model folder of its own."""
     base = load_base(model)
-    merge_adapter(base, adapter)
+    merge_adapter(base, adapter, method)
     base.save_pretrained(folder)
     load_tokenizer(model).save_pretrained(folder)

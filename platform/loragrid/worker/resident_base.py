@@ -27,7 +27,7 @@ from loragrid.training.step import PackModel
 from loragrid.training.step_mode import EngineChoice, capture_obstacle, choose_mode, features_of_step
 from loragrid.trials.trial import Trial
 from loragrid_methods import LayerShape
-from loragrid_methods.engine.targets import adaptable_layers
+from loragrid_methods.stacks.targets import adaptable_layers
 
 
 class ResidentBase:

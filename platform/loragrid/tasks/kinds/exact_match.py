@@ -28,7 +28,11 @@ class ExactMatch(GeneratingTask):
     figures: ClassVar[tuple[Figure, ...]] = (ACCURACY,)
     former_keys: ClassVar[Mapping[str, object]] = {"labels": None, "likelihood": "summed"}
 
-    kind: Literal["exact_match"] = "exact_match"
+    kind: Literal["exact_match"] = Field(
+        default="exact_match",
+        description="A generated answer is right if it equals the answer in the completion.",
+        examples=["exact_match"],
+    )
     answer_after: OptionalText = Field(
         default=None, description="Text after which the answer stands, up to the end of its line.", examples=["####"]
     )

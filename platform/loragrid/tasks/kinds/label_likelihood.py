@@ -31,7 +31,11 @@ class LabelLikelihood(TaskConfig):
         "seed": 0,
     }
 
-    kind: Literal["label_likelihood"] = "label_likelihood"
+    kind: Literal["label_likelihood"] = Field(
+        default="label_likelihood",
+        description="A row is answered with the likeliest of a few completions.",
+        examples=["label_likelihood"],
+    )
     labels: Annotated[
         tuple[Text, ...] | None, Field(min_length=2), Allowed("a list of at least two completions, or null")
     ] = Field(

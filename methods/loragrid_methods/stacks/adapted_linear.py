@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from loragrid_methods.engine.adapter_stack import AdapterStack
+from loragrid_methods.stacks.adapter_stack import AdapterStack
+from loragrid_methods.stacks.base_weight import base_weight
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placement:
+class PlacedStack:
     """A stack and the members it serves: `start` up to, not including, `start + stack.num_members`."""
 
     start: int
@@ -20,12 +21,14 @@ class Placement:
 class AdaptedLinear(nn.Module):
     """`base_layer` run once over the rows of all members, plus every stack's update on the rows of its members.
 
+    A stack that needs the layer's own output gets it with the weight, and still returns an update: the sum is the same
+    for all stacks, and whoever shares the layer with such a stack keeps its bits.
     The rows of x come member by member: x (M * rows, ..., d_in) -> (M * rows, ..., d_out).
     """
 
-    def __init__(self, base_layer: nn.Module, num_members: int, placements: Sequence[Placement]) -> None:
+    def __init__(self, base_layer: nn.Module, num_members: int, placements: Sequence[PlacedStack]) -> None:
         super().__init__()
-        self.base_layer = base_layer
+        self.base_layer, self.base_weight = base_layer, base_weight(base_layer)
         self.num_members = num_members
         self.stacks = nn.ModuleList(placement.stack for placement in placements)
         self.enabled = True
@@ -47,12 +50,22 @@ class AdaptedLinear(nn.Module):
             return y
         rows = x.reshape(self.num_members, -1, x.shape[-1])
         if len(self.segments) == 1:
-            update: Tensor = self.stacks[0](rows)
-            return y + update.view_as(y)
-        updates = []
+            return y + self._update(0, rows, y, 0).view_as(y)
+        updates, start = [], 0
         for (size, index), piece in zip(self.segments, rows.split([size for size, _ in self.segments]), strict=True):
             if index is None:
                 updates.append(y.new_zeros(size, piece.shape[1], y.shape[-1]))
             else:
-                updates.append(self.stacks[index](piece))
+                updates.append(self._update(index, piece, y, start))
+            start += size
         return y + torch.cat(updates).view_as(y)
+
+    def _update(self, index: int, rows: Tensor, y: Tensor, start: int) -> Tensor:
+        """What a stack adds to its members' rows (M, T, d_in), which begin at member `start` of y -> (M, T, d_out)."""
+        stack = self.stacks[index]
+        assert isinstance(stack, AdapterStack)
+        if stack.needs_base_output:
+            base_output = y.reshape(self.num_members, -1, y.shape[-1])[start : start + len(rows)]
+            return stack.forward_with_base(rows, base_output, self.base_weight)
+        update: Tensor = stack(rows)
+        return update

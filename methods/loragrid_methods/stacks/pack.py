@@ -6,11 +6,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from loragrid_methods.engine.adapted_linear import AdaptedLinear, Placement
-from loragrid_methods.engine.adapter_stack import AdapterStack, DrawClock
-from loragrid_methods.engine.contract import Method
-from loragrid_methods.engine.optimizer import ParameterBlock
-from loragrid_methods.engine.targets import LayerShape, adaptable_layers
+from loragrid_methods.stacks.adapted_linear import AdaptedLinear, PlacedStack
+from loragrid_methods.stacks.adapter_stack import AdapterStack, DrawClock
+from loragrid_methods.stacks.contract import Method
+from loragrid_methods.stacks.optimizer import ParameterBlock
+from loragrid_methods.stacks.targets import LayerShape, adaptable_layers
 
 
 def member_order(methods: Sequence[Method]) -> list[int]:
@@ -179,11 +179,11 @@ class AdapterPack:
         return buffer, blocks
 
     def _attach(self) -> dict[str, AdaptedLinear]:
-        placements: dict[str, list[Placement]] = {}
+        placements: dict[str, list[PlacedStack]] = {}
         for start, stacks in self.groups:
             for name, stack in stacks.items():
                 if name:
-                    placements.setdefault(name, []).append(Placement(start=start, stack=stack))
+                    placements.setdefault(name, []).append(PlacedStack(start=start, stack=stack))
         adapted = {}
         for name, placed in placements.items():
             adapted[name] = AdaptedLinear(self.base.get_submodule(name), self.num_members, placed)

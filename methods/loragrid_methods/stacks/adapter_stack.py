@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from loragrid_methods.stacks.base_weight import BaseWeight
+
 
 @dataclass(kw_only=True)
 class DrawClock:
@@ -32,6 +34,9 @@ class AdapterStack(nn.Module):
     A stack's own buffers are (M, ...) as its parameters are; those of a module within it are shared.
     """
 
+    needs_base_output: bool = False
+    """Whether the update depends on what the frozen layer computes (DoRA): then `forward_with_base` is called."""
+
     def __init__(self, ranks: Sequence[int]) -> None:
         super().__init__()
         self.ranks = tuple(ranks)
@@ -44,6 +49,13 @@ class AdapterStack(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The update: x (M, T, d_in) -> (M, T, d_out)."""
+        raise NotImplementedError
+
+    def forward_with_base(self, x: Tensor, base_output: Tensor, weight: BaseWeight) -> Tensor:
+        """The update of a stack with `needs_base_output`.
+
+        x (M, T, d_in), base_output (M, T, d_out), the frozen layer's of the same rows, bias included -> (M, T, d_out).
+        """
         raise NotImplementedError
 
     def before_step(self) -> None:

@@ -2,6 +2,9 @@
 
 The training loop names no method. For one step of a pack it does, in this order:
 
+    forward: every adapted layer adds what its stacks return for their members' rows
+        stack(x)                                             a low-rank stack only declares `term()`
+        stack.forward_with_base(x, base output, weight)      for a stack with `needs_base_output` (DoRA)
     loss of every member; backward
     clip each member's gradient to its own norm
     stack.before_step()          for every stack: gradient corrections (LoRA-FA projected)
@@ -14,10 +17,10 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
-from torch import nn
+from torch import Tensor, nn
 
-from loragrid_methods.engine.adapter_stack import AdapterStack
-from loragrid_methods.engine.targets import LayerShape
+from loragrid_methods.stacks.adapter_stack import AdapterStack
+from loragrid_methods.stacks.targets import LayerShape
 
 __all__ = ["Card", "LayerShape", "Method", "ParameterCount"]
 
@@ -52,12 +55,14 @@ class ParameterCount:
     """Exact numbers of parameters of one member, counted from shapes.
 
     `trainable` is what the optimizer updates; `stored` what an adapter file must hold to be loaded elsewhere without
-    a random seed; `shared` the part of `stored` that one copy serves for all layers (VeRA's projections).
+    a random seed; `shared` the part of `stored` that one copy serves for all layers (VeRA's projections). `working` is
+    what the stacks hold beside `stored`, in the optimizer's type too: scalings, projections of gradients, row norms.
     """
 
     trainable: int
     stored: int
     shared: int = 0
+    working: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +72,20 @@ class Method(ABC):
     card: ClassVar[Card]
     packable: ClassVar[bool] = True
     """Whether several trials may share one base; False for a method that writes the base."""
+    sharding_obstacle: ClassVar[str] = ""
+    """Why the method does not train on a base that workers share out, as the end of a sentence; "" where it does."""
+    trained: ClassVar[tuple[str, ...]] = ()
+    """The names of the tensors that train in every stack."""
+    draws_from_seed: ClassVar[bool] = False
+    """Whether a member's start depends on its seed; where it does not, seeds differ in their batches only."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.name = cls.__module__.rpartition(".")[2]
+        # An export of another kind than the merge that is inherited would be merged wrong.
+        exports, merges = (_definer(cls, name) for name in ("peft_config", "merge"))
+        if merges is not exports and issubclass(exports, merges):
+            raise TypeError(f"{cls.__name__} exports an adapter of its own (`peft_config`) and must define its `merge`")
 
     name: ClassVar[str]
 
@@ -132,6 +147,23 @@ class Method(ABC):
     def peft_config(self) -> dict[str, Any]:
         """The method's part of PEFT's `adapter_config.json`; empty when there is no adapter to export."""
         return {}
+
+    @classmethod
+    def merge(cls, weight: Tensor, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
+        """The weight of one layer with an exported adapter merged into it; the class that has `peft_config` has this.
+
+        weight (d_out, d_in) in float64 -> the same shape. `config` is the adapter's, of any version of this package;
+        `tensors` are the layer's by PEFT's key after the layer's name, and what all layers share.
+
+        Raises:
+            ValueError: an adapter of another kind.
+        """
+        raise ValueError(f"{cls.name} has no adapter to merge")
+
+
+def _definer(cls: type, name: str) -> type:
+    """The class from which `cls` has an attribute."""
+    return next(base for base in cls.__mro__ if name in vars(base))
 
 
 def require(condition: bool, method: str, field: str, value: object, allowed: str) -> None:

@@ -1,15 +1,14 @@
-"""One member of a pack in the form that PEFT loads, and the way back: what such an adapter adds to each weight."""
+"""One member of a pack in the form that PEFT loads, and such a file taken apart by layers."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from loragrid_methods.engine.pack import AdapterPack
+from loragrid_methods.stacks.pack import AdapterPack
 
-PREFIX = "base_model.model."
+PREFIX, SHARED_PREFIX = "base_model.model.", "base_model."
 # The PEFT release whose file format this is; PEFT reads files without it as older ones.
 PEFT_FORMAT_VERSION = "0.21.0"
 
@@ -33,7 +32,7 @@ def peft_adapter(pack: AdapterPack, member: int, base_name: str) -> tuple[dict[s
         for key, tensor in stack.peft_tensors(index).items():
             tensors[f"{PREFIX}{layer}.{key}"] = tensor
         for key, tensor in stack.peft_shared_tensors().items():
-            tensors[f"base_model.{key}"] = tensor
+            tensors[f"{SHARED_PREFIX}{key}"] = tensor
     targets = method.target_layers(pack.layers)
     missing = {layer.name for layer in targets} - stacks.keys()
     assert not missing, f"the export of {method.name} lacks {sorted(missing)}"
@@ -53,32 +52,16 @@ def peft_adapter(pack: AdapterPack, member: int, base_name: str) -> tuple[dict[s
     }
 
 
-def weight_updates(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Layer name -> what the adapter adds to the layer's weight, (d_out, d_in) in float64; reads PEFT's format.
+def layer_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Layer name -> what an adapter file holds of that layer, as `Method.merge` takes it.
 
-    Raises:
-        ValueError: a `peft_type` other than LORA and VERA.
+    That is by PEFT's key after the layer's name, and with what all layers share (VeRA's projections).
     """
-    kind = config["peft_type"]
-    updates: dict[str, Tensor] = {}
-    if kind == "LORA":
-        rank = config["r"]
-        scaling = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
-        for key, a in tensors.items():
-            if key.endswith(".lora_A.weight"):
-                layer = key.removesuffix(".lora_A.weight")
-                b = tensors[f"{layer}.lora_B.weight"]
-                updates[layer.removeprefix(PREFIX)] = scaling * (b.double() @ a.double())
-    elif kind == "VERA":
-        shared_a, shared_b = tensors["base_model.vera_A"].double(), tensors["base_model.vera_B"].double()
-        for key, d in tensors.items():
-            if key.endswith(".vera_lambda_d"):
-                layer = key.removesuffix(".vera_lambda_d")
-                scale = tensors[f"{layer}.vera_lambda_b"].double()
-                # d_in is the layer's own and not in the file: the caller cuts the columns to the weight's.
-                updates[layer.removeprefix(PREFIX)] = scale.unsqueeze(1) * (
-                    shared_b[: len(scale)] * d.double() @ shared_a
-                )
-    else:
-        raise ValueError(f"peft_type: {kind!r} cannot be merged; allowed: LORA, VERA")
-    return updates
+    shared = {key.removeprefix(SHARED_PREFIX): tensor for key, tensor in tensors.items() if not key.startswith(PREFIX)}
+    layers: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith(PREFIX):
+            name = key.removesuffix(".weight")
+            layer, _, tensor_name = name.rpartition(".")
+            layers.setdefault(layer.removeprefix(PREFIX), dict(shared))[tensor_name + key.removeprefix(name)] = tensor
+    return layers
