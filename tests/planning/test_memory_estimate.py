@@ -196,7 +196,7 @@ def decoding(scoring: ScoringShape) -> Decoding:
 
 
 def answer(model: PackModel, scoring: ScoringShape) -> None:
-    """Let every member answer ROWS prompts, one of them shorter, as `loragrid.evaluation.tasks` does."""
+    """Let every member answer ROWS prompts, one of them shorter, as `loragrid.evaluation.pack_members` does."""
     prompts = [[1] * scoring.prompt, *[[1] * (scoring.prompt - 2)] * (ROWS - 1)]
     generate(model, prompts, [str(row) for row in range(ROWS)], decoding(scoring), one_worker)
 
