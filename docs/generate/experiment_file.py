@@ -50,8 +50,8 @@ def experiment_file_page() -> str:
             sections += ["## methods", _described("methods", field), METHOD_KEYS, *_keys("methods", MethodConfig)]
         elif model is not None:
             need = "This section is required." if field.is_required() else "This section is optional."
-            sections += [f"## {name}", f"{_described(name, field)} {need}", *_keys(name, model)]
-            sections += _task_kinds() if model is TaskConfig else [_more_about(model)]
+            sections += [f"## {name}", f"{_described(name, field)} {need}"]
+            sections += _task_keys() if model is TaskConfig else [_more_about(model), *_keys(name, model)]
         else:
             plain_keys.append(_key(name, name, field))
             plain_keys += [GRID_NOTES] if name == "grid" else []
@@ -73,11 +73,11 @@ def keys_with_fields() -> Iterator[tuple[str, type[Section], str, FieldInfo]]:
         model = MethodConfig if name == "methods" else section_of(field.annotation)
         if model is None:
             yield "", Experiment, name, field
+        elif model is TaskConfig:
+            for kind in task_kinds().values():
+                yield from ((name, kind, key, inner) for key, inner in kind.model_fields.items())
         else:
             yield from ((name, model, key, inner) for key, inner in model.model_fields.items())
-        if model is TaskConfig:
-            for kind in task_kinds().values():
-                yield from ((name, kind, key, inner) for key, inner in _own_fields(kind).items())
 
 
 def _own_fields(kind: type[TaskConfig]) -> dict[str, FieldInfo]:
@@ -93,16 +93,22 @@ def example_of(section: str, model: type[Section], key: str, value: object) -> d
         for name, field in model.model_fields.items()
         if field.is_required() and field.examples and name != key
     }
-    if issubclass(model, TaskConfig) and model is not TaskConfig:
+    if issubclass(model, TaskConfig) and key != "kind":
         required["kind"] = model.model_fields["kind"].default
     block = {**required, key: value}
     return {section: [block] if section == "methods" else block}
 
 
-def _task_kinds() -> list[str]:
-    """The kinds of task, each with the keys of its own."""
-    parts = []
-    for name, kind in task_kinds().items():
+def _task_keys() -> list[str]:
+    """The keys of every task, and those of each kind."""
+    kinds = task_kinds()
+    rows = [(f"`{name}`", _described("task.kind", kind.model_fields["kind"])) for name, kind in kinds.items()]
+    parts = ["### `task.kind` { #task-kind }", "What is scored. It is required.", table(["kind", "meaning"], rows)]
+    parts.append(fenced("yaml", f"task: {{kind: {next(iter(kinds))}}}"))
+    first = next(iter(kinds.values()))
+    shared = [key for key in TaskConfig.model_fields if key != "kind"]
+    parts += [_key(f"task.{key}", key, first.model_fields[key], "task", first) for key in shared]
+    for name, kind in kinds.items():
         parts.append(f"## task, kind: {name} {{ #task-{name} }}")
         parts.append(" ".join((kind.__doc__ or "").split()))
         parts += [_key(f"task.{key}", key, field, "task", kind, name) for key, field in _own_fields(kind).items()]
@@ -125,7 +131,7 @@ def _key(
     description = _described(path, field)
     if not field.examples:
         raise MissingDescriptionError(f"{path}: the field has no examples")
-    facts = [_type_of(path, field), _default_of(path, field), *_units_of(field)]
+    facts = [_type_of(field), _default_of(path, field), *_units_of(field)]
     head = ["type", "default", *(["unit"] if len(facts) == 3 else [])]
     example = fenced("yaml", _yaml(example_of(section, model, name, field.examples[0])))
     anchor = "-".join(part for part in (section, kind, name) if part)
@@ -138,9 +144,7 @@ def _described(path: str, field: FieldInfo) -> str:
     return plain(field.description)
 
 
-def _type_of(path: str, field: FieldInfo) -> str:
-    if path == "task.kind":
-        return ", ".join(task_kinds())
+def _type_of(field: FieldInfo) -> str:
     if allowed := allowed_by(field.metadata):
         return allowed
     words: dict[Any, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
