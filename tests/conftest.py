@@ -1,9 +1,8 @@
-"""Fixtures shared by all tests: tiny models with a real tokenizer, a chat file, a private cache, a Ray of two CPUs."""
+"""Fixtures shared by all tests (tiny models, a chat file, a private cache, a Ray) and the limits of unit tests."""
 
 import gc
 import json
-import logging
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from tests.support.refusals import Refuses, Write
+    from tests.support.shared_ray import SharedRay
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n{% endfor %}"
@@ -22,6 +22,26 @@ CHAT_TEMPLATE = (
 NUM_CHAT_ROWS = 96
 PLACES = ("harbour", "market", "library", "garden", "station", "bakery", "museum", "bridge")
 COLOURS = ("red", "green", "blue", "yellow", "white", "black")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addini("unit_cpu_seconds", "CPU time that the call of a unit test may use", default="5")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    from tests.support.tiers import arrange
+
+    arrange(items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    from tests.support.tiers import check_cpu, cpu_seconds
+
+    before = cpu_seconds()
+    yield
+    check_cpu(item, cpu_seconds() - before)
 
 
 def chat_rows() -> list[dict[str, str]]:
@@ -148,14 +168,20 @@ def chat_jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def ray_of_two_cpus() -> Iterator[str]:
-    """A Ray cluster that the tests of one file share, in which this process is the driver; gives its address."""
-    import ray
+@pytest.fixture(scope="session")
+def shared_ray() -> "Iterator[SharedRay]":
+    """The Ray that all tests of this process share, started by the first that needs it."""
+    from tests.support.shared_ray import SharedRay
 
-    ray.init(address="local", num_cpus=2, num_gpus=0, log_to_driver=False, logging_level=logging.ERROR)
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
+    shared = SharedRay()
+    yield shared
+    shared.stop()
+
+
+@pytest.fixture(scope="module")
+def ray_of_two_cpus(shared_ray: "SharedRay") -> str:
+    """The address of the shared Ray cluster, which runs and whose driver is this process."""
+    return shared_ray.start()
 
 
 @pytest.fixture

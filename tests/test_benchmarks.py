@@ -1,4 +1,4 @@
-"""The benchmarks that need no GPU to run, at a toy's size: what they write says what happened, and what failed."""
+"""The benchmarks that need no GPU to run, at a toy's size: their tables state what happened and what failed."""
 
 import os
 import re
@@ -51,7 +51,8 @@ def rows_of(table: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.end_to_end
-def test_workers_have_the_losses_of_one_whether_they_hold_the_base_or_share_it(tmp_path: Path) -> None:
+@pytest.mark.xdist_group("benchmark-data-parallel")
+def test_workers_have_the_losses_of_one_with_either_strategy(tmp_path: Path) -> None:
     options = ["--workers", "1", "2", "--strategies", *STRATEGIES, "--members", "1", "5", "--rows", "2"]
     code, said = run_benchmark("data_parallel", *options, "--length", "32", table=tmp_path / "table.md")
     assert code == 0, said
@@ -71,7 +72,8 @@ def test_workers_have_the_losses_of_one_whether_they_hold_the_base_or_share_it(t
 
 
 @pytest.mark.end_to_end
-def test_a_measurement_that_fails_is_a_row_that_says_so_and_the_rest_goes_on(tmp_path: Path) -> None:
+@pytest.mark.xdist_group("benchmark-failed-measurement")
+def test_a_failed_measurement_is_a_row_with_its_reason(tmp_path: Path) -> None:
     def job(*, model: str = "tiny", rows: int = 1, num_workers: int = 1) -> Job:
         return Job(
             model=model,
@@ -97,7 +99,7 @@ def test_a_measurement_that_fails_is_a_row_that_says_so_and_the_rest_goes_on(tmp
     assert rows_of(tmp_path / "table.md")[-1]["column 4"] == "failed: not at its end after 0.5 s"
 
 
-def test_a_sweep_that_cannot_run_or_does_not_end_in_time_is_a_row_that_says_so_and_nothing_of_it_is_left(
+def test_a_failed_sweep_is_a_row_and_leaves_no_process(
     tmp_path: Path,
 ) -> None:
     def run(num_gpus: int) -> Outcome:
@@ -119,7 +121,7 @@ def test_a_sweep_that_cannot_run_or_does_not_end_in_time_is_a_row_that_says_so_a
     assert not [command for command in left if str(tmp_path) in command]
 
 
-def test_a_row_of_the_grid_counts_from_the_start_and_from_the_first_step_and_compares_with_the_first() -> None:
+def test_a_row_of_the_grid_is_compared_with_the_first() -> None:
     def outcome(num_trials: int, seconds: float, lines: list[tuple[float, str, str]]) -> Outcome:
         table = [{"trial_id": str(index), "time/train_seconds": 5.0 + index} for index in range(num_trials)]
         return Outcome(tracking_uri="", name="", started=0.0, seconds=seconds, lines=lines, table=table)
@@ -141,7 +143,8 @@ def test_a_row_of_the_grid_counts_from_the_start_and_from_the_first_step_and_com
 
 
 @pytest.mark.end_to_end
-def test_a_grid_on_two_places_has_twice_the_trials_and_a_queue_on_each(tmp_path: Path) -> None:
+@pytest.mark.xdist_group("benchmark-grid-scaling")
+def test_a_grid_on_two_places_has_a_queue_on_each(tmp_path: Path) -> None:
     options = ["--gpus", "1", "2", "--trials", "2", "--steps", "4", "--length", "32"]
     code, said = run_benchmark("grid_scaling", *options, table=tmp_path / "table.md")
     assert code == 0, said
@@ -157,7 +160,8 @@ def test_a_grid_on_two_places_has_twice_the_trials_and_a_queue_on_each(tmp_path:
 
 
 @pytest.mark.end_to_end
-def test_a_script_that_is_told_to_end_leaves_no_process(tmp_path: Path) -> None:
+@pytest.mark.xdist_group("benchmark-ended-script")
+def test_a_terminated_script_leaves_no_process(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.grid_scaling", "--model", "tiny", "--device", "cpu", "--gpus", "1"]
     command += ["--trials", "2", "--steps", "100000", "--length", "32", "--folder", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "platform", ROOT / "methods", ROOT)))}
@@ -182,7 +186,8 @@ def test_a_script_that_is_told_to_end_leaves_no_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.end_to_end
-def test_a_pack_whose_worker_is_killed_has_the_curves_of_the_undisturbed_one_to_the_bit(tmp_path: Path) -> None:
+@pytest.mark.xdist_group("benchmark-worker-loss")
+def test_a_killed_worker_changes_no_bit_of_the_curves(tmp_path: Path) -> None:
     options = ["--workers", "2", "--steps", "60", "--length", "32", "--killed", "highest"]
     code, said = run_benchmark("worker_loss", *options, table=tmp_path / "table.md")
     assert code == 0, said
@@ -210,7 +215,7 @@ class LargeTensors(TorchDispatchMode):
         return result
 
 
-def test_a_base_is_made_on_its_device_in_its_dtype_and_nowhere_else() -> None:
+def test_a_base_is_made_only_on_its_device_and_dtype() -> None:
     # 8 billion weights are 16 GB there, and would be 32 GB more in float32, in every worker.
     with LargeTensors() as tensors:
         random_base("tiny", torch.device("meta"), torch.bfloat16)
@@ -233,7 +238,7 @@ def test_a_base_is_made_on_its_device_in_its_dtype_and_nowhere_else() -> None:
         ("qwen3-0.6b", 8192, 4, 225.1, 103.0),
     ],
 )
-def test_the_cost_model_is_within_what_it_says_of_the_steps_it_was_read_off(
+def test_the_cost_model_fits_the_steps_it_was_read_off(
     shapes: str, num_tokens: int, num_stacks: int, graph: float, compiled: float
 ) -> None:
     base = shapes_alone(shapes, torch.bfloat16)
@@ -255,7 +260,7 @@ def test_every_script_and_table_is_in_the_readme() -> None:
         assert f"(results/{table.name})" in readme
 
 
-def test_a_pack_counts_as_struck_only_where_others_have_gone_on_from_its_states(tmp_path: Path) -> None:
+def test_a_struck_pack_must_go_on_from_its_states(tmp_path: Path) -> None:
     def outcome(*after: str) -> Outcome:
         lines = [(20.0, "a", "training"), *((40.0 + index, "a", text) for index, text in enumerate(after))]
         return Outcome(tracking_uri="", name="", started=1000.0, seconds=90.0, lines=lines, table=[])
@@ -270,7 +275,7 @@ def test_a_pack_counts_as_struck_only_where_others_have_gone_on_from_its_states(
             check_strike(outcome(*after), strike, steps=60)
 
 
-def test_curves_are_compared_point_by_point_and_lacking_and_doubled_ones_are_counted() -> None:
+def test_curves_are_compared_point_by_point() -> None:
     norms = {("a", "train/grad_norm"): [(1, 3.0)]}
     theirs = {("a", "train/loss"): [(1, 2.0), (2, 4.0)], ("b", "train/loss"): [(1, 1.0)], **norms}
     same = compare(theirs, theirs)
@@ -282,6 +287,7 @@ def test_curves_are_compared_point_by_point_and_lacking_and_doubled_ones_are_cou
     assert close.norms == pytest.approx(1e-3)
 
 
+@pytest.mark.heavy
 def test_a_script_refuses_what_it_cannot_measure(tmp_path: Path) -> None:
     code, said = run_benchmark("data_parallel", "--workers", "3", table=tmp_path / "table.md")
     assert code == 2

@@ -19,7 +19,7 @@ from loragrid_methods.stacks.adapter_stack import AdapterStack
 from loragrid_methods.stacks.low_rank_stack import LowRankStack
 from loragrid_methods.stacks.pack import AdapterPack
 from loragrid_methods.stacks.peft_format import layer_tensors, peft_adapter
-from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, in_order, largest_difference, small_method
+from tests.support.pack_training import Member, PackRun, TinyModel, in_order, largest_difference, small_method
 
 pytestmark = pytest.mark.parametrize("name", method_names())
 

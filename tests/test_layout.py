@@ -82,6 +82,7 @@ def test_importing_every_method_imports_torch_alone() -> None:
     assert found == "[]"
 
 
+@pytest.mark.heavy
 def test_what_every_process_of_a_sweep_imports_leaves_the_models_and_the_record_out() -> None:
     code = (
         "import sys, loragrid.sweep.ray_trainer, loragrid.worker.messages\n"
@@ -90,6 +91,7 @@ def test_what_every_process_of_a_sweep_imports_leaves_the_models_and_the_record_
     assert run_python(code, path="platform:methods") == "[]"
 
 
+@pytest.mark.heavy
 def test_steps_are_timed_without_what_sweeps_and_their_record_need() -> None:
     code = (
         "import sys, benchmarks.engine_step, benchmarks.data_parallel, benchmarks.data_parallel_worker\n"

@@ -9,8 +9,8 @@ from loragrid import experiment_from_mapping
 from loragrid.config.yaml_reader import parse_yaml
 from loragrid.trials.expand import expand
 from loragrid_methods import method_names
+from tests.support import custom_sweeps
 from tests.support.documents import ROOT, blocks_in
-from tests.sweep import test_trainable as test_custom_sweep
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON_PAGE = (ROOT / "docs" / "how_to" / "python.md").read_text(encoding="utf-8")
@@ -21,7 +21,7 @@ def test_it_is_one_page() -> None:
     assert len(README.splitlines()) <= 150
 
 
-@pytest.mark.parametrize("function", [test_custom_sweep.search_with_optuna, test_custom_sweep.stop_early_with_asha])
+@pytest.mark.parametrize("function", [custom_sweeps.search_with_optuna, custom_sweeps.stop_early_with_asha])
 def test_the_custom_sweeps_in_the_docs_are_the_tested_ones(function: object) -> None:
     source = re.sub(r'    """.*?"""\n', "", inspect.getsource(function))  # type: ignore[arg-type]
     assert source in PYTHON_PAGE

@@ -144,9 +144,7 @@ def test_a_submitted_experiment_succeeds_and_is_recorded(submit: Submit, head: d
     assert recorded(tmp_path / "store") == {"": "FINISHED", "lora": "FINISHED"}
 
 
-def test_a_trial_that_fails_fails_the_job_and_the_others_are_recorded_as_finished(
-    submit: Submit, head: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_failed_trial_fails_the_job_but_no_other_trial(submit: Submit, head: dict[str, str], tmp_path: Path) -> None:
     done = submit(tmp_path / "store", "lora", {"name": "lora_fa", "lr": 1e30}, "vera")
     assert done.returncode != 0
     assert "diverged: loss or gradient not finite" in done.stdout, done.stdout + done.stderr
@@ -154,9 +152,7 @@ def test_a_trial_that_fails_fails_the_job_and_the_others_are_recorded_as_finishe
     assert recorded(tmp_path / "store") == {"": "FAILED", "lora": "FINISHED", "lora_fa": "FAILED", "vera": "FINISHED"}
 
 
-def test_the_job_of_the_kuberay_manifest_starts_its_sweep_and_goes_on_with_it_when_it_is_started_again(
-    submit: Submit, tmp_path: Path
-) -> None:
+def test_the_kuberay_job_resumes_its_sweep_when_started_again(submit: Submit, tmp_path: Path) -> None:
     text = (ROOT / "docs" / "kuberay.yaml").read_text(encoding="utf-8")
     (entrypoint,) = (found["spec"]["entrypoint"] for found in yaml.safe_load_all(text) if found["kind"] == "RayJob")
     # As in the Kubernetes job that KubeRay makes of it; its image has the project installed.

@@ -118,7 +118,7 @@ def test_an_unknown_key_is_named_with_its_file(loragrid: Command, write: Callabl
     check_refused(loragrid("run", file), str(file), "trainig", "training")
 
 
-def test_an_unknown_method_is_answered_with_those_there_are(loragrid: Command, write: Callable[..., Path]) -> None:
+def test_an_unknown_method_is_answered_with_all_methods(loragrid: Command, write: Callable[..., Path]) -> None:
     check_refused(loragrid("plan", write(methods=["lorra"])), "methods.0", "lorra", *method_names())
 
 
@@ -141,11 +141,13 @@ def test_a_missing_column_is_named(loragrid: Command, write: Callable[..., Path]
     check_refused(loragrid("run", write(data=data)), "question", "prompt, completion")
 
 
+@pytest.mark.end_to_end
 def test_more_workers_than_the_machine_holds_are_refused(write: Callable[..., Path]) -> None:
     done = run_command("run", write(workers={"num_workers": 4, "cpus_per_worker": 1000}))
     check_refused(done, "workers", "do not fit on this machine")
 
 
+@pytest.mark.heavy
 def test_an_address_where_no_cluster_answers_is_named(write: Callable[..., Path], tmp_path: Path) -> None:
     done = run_command("run", write(), "--address", "127.0.0.1:1")
     check_refused(done, "--address 127.0.0.1:1")
@@ -161,6 +163,7 @@ def test_an_unknown_command_is_a_wrong_request(loragrid: Command) -> None:
     assert loragrid("train").code == 2
 
 
+@pytest.mark.heavy
 def test_a_plan_as_json_starts_no_ray_and_writes_nothing(write: Callable[..., Path], tmp_path: Path) -> None:
     file = write(storage={"path": str(tmp_path / "store")})
     code = (
@@ -230,10 +233,9 @@ def finished(keys: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
     return run_command("run", file, RAY_ADDRESS="")
 
 
+@pytest.mark.smoke
 @pytest.mark.end_to_end
-def test_a_run_ends_with_the_table_the_picture_and_the_store_and_prints_nothing_of_rays(
-    finished: Done, keys: dict[str, Any]
-) -> None:
+def test_a_run_prints_its_table_and_nothing_of_rays(finished: Done, keys: dict[str, Any]) -> None:
     assert finished.code == 0, finished
     assert "Does the [command] line work?" in finished.out
     assert "step 3/3" in finished.out
@@ -248,8 +250,9 @@ def test_a_run_ends_with_the_table_the_picture_and_the_store_and_prints_nothing_
         assert noise not in finished.out
 
 
+@pytest.mark.smoke
 @pytest.mark.end_to_end
-def test_compare_reads_the_record_as_table_csv_json_and_picture(
+def test_compare_prints_table_csv_json_and_picture(
     finished: Done, loragrid: Command, keys: dict[str, Any], tmp_path: Path
 ) -> None:
     storage = ("--storage", keys["storage"]["path"])
@@ -267,8 +270,9 @@ def test_compare_reads_the_record_as_table_csv_json_and_picture(
     check_refused(loragrid("compare", "tiny", *storage, "--csv", "--json"), "--csv", "--json")
 
 
+@pytest.mark.smoke
 @pytest.mark.end_to_end
-def test_a_run_leaves_its_report_in_the_storage_and_in_mlflow_with_the_file_that_repeats_it(
+def test_a_run_leaves_its_report_and_its_experiment_file(
     finished: Done, loragrid: Command, keys: dict[str, Any], tmp_path: Path
 ) -> None:
     from mlflow import MlflowClient
@@ -293,8 +297,9 @@ def test_a_run_leaves_its_report_in_the_storage_and_in_mlflow_with_the_file_that
     assert load_experiment(Path(repeated)) == load_experiment(tmp_path / "original.yaml")
 
 
+@pytest.mark.smoke
 @pytest.mark.end_to_end
-def test_an_adapter_and_the_merged_model_are_exported_and_give_the_same_logits(
+def test_exported_adapter_and_merged_model_have_the_same_logits(
     finished: Done, loragrid: Command, keys: dict[str, Any], tmp_path: Path
 ) -> None:
     peft = pytest.importorskip("peft")
@@ -336,7 +341,7 @@ def broken_llama_dir(tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.end_to_end
-def test_a_trial_that_diverges_and_a_pack_that_fails_leave_the_others_alone_and_the_exit_code_is_1(
+def test_failed_trials_leave_the_others_alone_and_exit_with_1(
     ray_of_two_cpus: str, write: Callable[..., Path], keys: dict[str, Any], broken_llama_dir: Path
 ) -> None:
     models = [str(broken_llama_dir), keys["model"]["name"]]

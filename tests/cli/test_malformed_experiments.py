@@ -222,6 +222,7 @@ def test_what_is_no_file_is_refused_by_name(
     refuses(path, str(path), part)
 
 
+@pytest.mark.heavy
 def test_a_real_process_neither_runs_nor_keeps_the_file(tmp_path: Path) -> None:
     file = write(tmp_path, "x: !!python/object/apply:os.system ['touch ran']\n")
     refuses_in_a_process(tmp_path, file, f"error: {file}: line 1: not valid YAML")

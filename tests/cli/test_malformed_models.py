@@ -152,6 +152,7 @@ def test_a_chat_template_that_fails_is_refused_with_the_row(
     refuses(write("data.name", str(tmp_path / "chat.jsonl")), "error: data.name: ", "the chat template refuses it")
 
 
+@pytest.mark.heavy
 def test_a_real_process_unpickles_nothing_and_leaves_nothing_behind(write: Write, folder: Path, tmp_path: Path) -> None:
     pickled("pytorch_model.bin")(folder)
     file = write("model.name", str(folder))

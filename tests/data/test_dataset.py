@@ -311,6 +311,7 @@ def test_columns_can_be_mapped(load: Loader) -> None:
 # Same tokens everywhere, made once
 
 
+@pytest.mark.heavy
 def test_digest_is_the_same_in_every_process(tmp_path: Path, model: ModelConfig, load: Loader) -> None:
     import loragrid
 

@@ -21,28 +21,16 @@ from loragrid.evaluation.task_scorer import TaskScorer, task_scorer
 from loragrid.models.loading import load_tokenizer, max_context
 from loragrid.tasks.contract import TaskConfig
 from loragrid.tasks.discovery import read_task
-from loragrid.tasks.kinds.exact_match import ExactMatch
 from loragrid.tasks.kinds.label_likelihood import LabelLikelihood
 from loragrid.training.assembly import build_batches
 from loragrid.training.step import one_worker
 from loragrid.trials.trial import Trial
 from loragrid.worker.export import export_member, merge_adapter
+from tests.support.queue_runs import Seen, queue
 from tests.support.small_packs import Run, Setup, largest_difference, make_setup, run_pack
-from tests.worker.test_queue import Seen, queue
+from tests.support.sums_task import EXACT, NUM_EVAL, NUM_TEST, STEPS, sums
 
-STEPS = 60
-NUM_EVAL, NUM_TEST = 10, 7
-EXACT = ExactMatch(answer_pattern="(#+)", max_new_tokens=12)
-"""As much as so small a model learns in so few steps: to write four of these."""
 LIKELY = LabelLikelihood()
-
-
-def sums() -> list[dict[str, str]]:
-    """Rows whose answer is one of three, and of several tokens."""
-    return [
-        {"prompt": f"What makes {n} and {n % 3}?", "completion": f" It is #### {('7', '1,250', '-33')[n % 3]}"}
-        for n in range(60)
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +196,7 @@ def _decide(scorer: TaskScorer, shares: Sequence[torch.Tensor], task: TaskConfig
     return right
 
 
+@pytest.mark.heavy
 def test_accuracy_is_looked_at_before_the_first_step_after_the_last_and_when_asked(setup: Setup) -> None:
     for fields, expected in (
         ({}, {0, STEPS}),
@@ -253,6 +242,7 @@ def test_the_record_holds_accuracies_the_column_correct_the_decoding_and_the_tim
         assert seen.ended[trial.trial_id].seconds["generate"] > 0
 
 
+@pytest.mark.heavy
 def test_a_task_changes_no_step_and_without_one_nothing_is_generated(setup: Setup) -> None:
     with_task, without = trials_of(setup, EXACT), trials_of(setup, None)
     seen, plain = queue(setup, [with_task]), queue(setup, [without])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.loragrid_methods.pack_training import TinyModel
+from tests.support.pack_training import TinyModel
 
 
 @pytest.fixture(params=["nn.Linear", "Conv1D"])

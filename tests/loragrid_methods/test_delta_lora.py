@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from loragrid_methods.delta_lora import DeltaLoRA
-from tests.loragrid_methods.pack_training import (
+from tests.support.pack_training import (
     LINEAR_LAYERS,
     Member,
     PackRun,

@@ -12,8 +12,8 @@ from loragrid_methods.stacks.adapter_stack import per_member
 from loragrid_methods.stacks.base_weight import base_weight
 from loragrid_methods.stacks.low_rank import LowRankTerm, updated_row_norms
 from loragrid_methods.stacks.pack import AdapterPack
-from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, small_method, token_ids
-from tests.loragrid_methods.peft_reference import (
+from tests.support.pack_training import Member, PackRun, TinyModel, small_method, token_ids
+from tests.support.peft_reference import (
     adamw_of,
     assert_close,
     held_by_layer,

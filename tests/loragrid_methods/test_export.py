@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from loragrid_methods import get_method, method_names
 from loragrid_methods.lora import LoRA
 from loragrid_methods.stacks.peft_format import layer_tensors, peft_adapter
-from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, small_method, token_ids
+from tests.support.pack_training import Member, PackRun, TinyModel, small_method, token_ids
 
 EXPORTABLE = [name for name in method_names() if small_method(name).peft_config()]
 VARIANTS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in EXPORTABLE] + [

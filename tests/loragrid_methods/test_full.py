@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from loragrid_methods import LayerShape, get_method
-from tests.loragrid_methods.pack_training import (
+from tests.support.pack_training import (
     Member,
     PackRun,
     TinyModel,

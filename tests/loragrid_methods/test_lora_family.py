@@ -9,7 +9,7 @@ from torch import Tensor
 from loragrid_methods.lora import LoRA
 from loragrid_methods.stacks.adapter_stack import DrawClock
 from loragrid_methods.stacks.draws import member_dropout, stable_seed
-from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, largest_difference, small_method
+from tests.support.pack_training import Member, PackRun, TinyModel, largest_difference, small_method
 
 
 def test_lora_plus_at_ratio_one_is_lora_to_the_bit() -> None:

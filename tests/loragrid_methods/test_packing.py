@@ -7,7 +7,7 @@ import torch
 
 from loragrid_methods import get_method, method_names
 from loragrid_methods.stacks.pack import AdapterPack, member_order
-from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, in_order, largest_difference, small_method
+from tests.support.pack_training import Member, PackRun, TinyModel, in_order, largest_difference, small_method
 
 PACKABLE = [name for name in method_names() if get_method(name).packable]
 SAME_DRAW = [name for name in PACKABLE if get_method(name).draws_from_seed]

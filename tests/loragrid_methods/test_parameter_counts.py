@@ -11,7 +11,7 @@ from torch import nn
 from loragrid_methods import LayerShape, ParameterCount, get_method, method_names
 from loragrid_methods.stacks.pack import AdapterPack
 from loragrid_methods.stacks.targets import adaptable_layers
-from tests.loragrid_methods.pack_training import small_method
+from tests.support.pack_training import small_method
 
 QUERY_VALUE = ("query", "value")
 Q_V = ("q_proj", "v_proj")

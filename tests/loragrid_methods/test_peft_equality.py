@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, VeraConfig, get_peft_model
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
 
-from tests.loragrid_methods.pack_training import (
+from tests.support.pack_training import (
     LINEAR_LAYERS,
     Member,
     PackRun,
@@ -16,7 +16,7 @@ from tests.loragrid_methods.pack_training import (
     small_method,
     token_ids,
 )
-from tests.loragrid_methods.peft_reference import assert_close, held_by_layer, peft_losses, randomise, targets_of
+from tests.support.peft_reference import assert_close, held_by_layer, peft_losses, randomise, targets_of
 
 LORA_LIKE = [
     ("lora", {"alpha": 6.0}),

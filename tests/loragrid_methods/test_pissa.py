@@ -14,8 +14,8 @@ from loragrid_methods.pissa import principal_pairs
 from loragrid_methods.stacks.base_weight import base_weight
 from loragrid_methods.stacks.pack import AdapterPack
 from loragrid_methods.stacks.targets import adaptable_layers
-from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, small_method, token_ids
-from tests.loragrid_methods.peft_reference import adamw_of, assert_close, held_by_layer, peft_losses, targets_of
+from tests.support.pack_training import Member, PackRun, TinyModel, small_method, token_ids
+from tests.support.peft_reference import adamw_of, assert_close, held_by_layer, peft_losses, targets_of
 
 NUM_STEPS = 20
 

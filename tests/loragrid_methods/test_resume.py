@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from loragrid_methods import get_method, method_names
-from tests.loragrid_methods.pack_training import Member, PackRun, TinyModel, in_order, small_method
+from tests.support.pack_training import Member, PackRun, TinyModel, in_order, small_method
 
 NUM_STEPS = 4
 

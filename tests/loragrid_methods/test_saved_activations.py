@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from loragrid_methods.stacks.pack import AdapterPack
-from tests.loragrid_methods.pack_training import small_method
+from tests.support.pack_training import small_method
 
 NUM_TOKENS, WIDTH, RANK = 64, 48, 4
 OUT_FEATURES = (40, 24, 56)

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from loragrid_methods import LayerShape
 from loragrid_methods.stacks.targets import adaptable_layers, select_layers
-from tests.loragrid_methods.pack_training import TinyModel
+from tests.support.pack_training import TinyModel
 
 LAYERS = [
     LayerShape(name=f"blocks.{block}.{name}", in_features=4, out_features=4)

@@ -11,8 +11,8 @@ from loragrid.models.loading import load_meta_model
 from loragrid.planning.memory_estimate import estimate_memory
 from loragrid.training.assembly import build_batches, build_model
 from loragrid.training.meters import count_activation_bytes
+from tests.support.queue_runs import queue
 from tests.support.small_packs import Setup, bit_equal, make_setup, mixed_trials, run_pack
-from tests.worker.test_queue import queue
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])

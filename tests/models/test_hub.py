@@ -103,6 +103,7 @@ def ask(address: str, home: Path, *lines: str) -> tuple[list[str], str]:
     return done.stdout.splitlines(), done.stderr
 
 
+@pytest.mark.heavy
 def test_model_and_data_are_loaded_at_their_revision_and_later_without_the_hub(hub: str, tmp_path: Path) -> None:
     lines = ("model tiny/llama v1 -", "data tiny/chat v1 train")
     texts = [{"text": "row 2"}, {"text": "row 1"}]

@@ -21,6 +21,8 @@ from loragrid_methods import get_method, method_names
 from tests.support.sharded_packs import WorkerResult, packs_of, train_on_whole_and_sharded
 from tests.support.small_packs import Setup, largest_difference, make_setup
 
+pytestmark = pytest.mark.heavy  # real processes train the same packs on a whole and on a sharded base
+
 NUM_WORKERS = 2
 SHARDABLE = {name for name in method_names() if not get_method(name).sharding_obstacle}
 

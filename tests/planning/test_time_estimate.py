@@ -290,6 +290,7 @@ def test_every_shape_of_one_base_has_what_loading_it_took(
     assert load > 0.0
 
 
+@pytest.mark.heavy
 def test_plan_calibrate_prints_a_time_that_a_later_plan_knows_without(
     write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

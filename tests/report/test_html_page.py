@@ -243,6 +243,7 @@ def test_every_chart_has_a_title_and_a_description_in_words(maths: Page) -> None
     assert "Last values in nats per token: delta_lora 1." in maths.html
 
 
+@pytest.mark.heavy
 def test_what_is_set_apart_has_a_course_of_its_own_over_the_learning_rates(maths_uri: str, tmp_path: Path) -> None:
     def courses(*apart: str) -> dict[str, str]:
         write_report(load_comparison("maths", maths_uri), tmp_path / "report.html", apart=apart)
@@ -435,6 +436,7 @@ def test_a_sweep_over_two_data_sets_is_judged_once_for_each(tmp_path: Path) -> N
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.smoke
 @pytest.mark.end_to_end
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
 @pytest.mark.skipif(CHROMEDRIVER is None, reason="no chromedriver on this machine: apt-get install chromium-driver")

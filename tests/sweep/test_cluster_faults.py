@@ -17,10 +17,12 @@ from rich.console import Console
 
 import loragrid as lg
 from tests.support.mounts import can_mount
-from tests.support.sweep_processes import STEPS, curves, experiment, settings_of
+from tests.support.shared_ray import SharedRay
+from tests.support.sweep_processes import STEPS, curves, experiment, sqlite_uri
 
 pytestmark = [
     pytest.mark.end_to_end,
+    pytest.mark.xdist_group("faults"),
     pytest.mark.skipif(not can_mount(), reason="no right to mount: the nodes would share all their folders"),
 ]
 
@@ -63,11 +65,12 @@ class Node:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Node]]:
+def cluster(shared_ray: SharedRay, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Node]]:
     """Two nodes beside a head that trains nothing; this process is connected."""
     import ray
     from ray.cluster_utils import Cluster
 
+    shared_ray.stop()
     private = tmp_path_factory.mktemp("private")
     head = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     ray.init(address=head.address, log_to_driver=False)
@@ -92,11 +95,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Node]]:
         head.shutdown()  # type: ignore[no-untyped-call]
 
 
-@pytest.fixture(scope="module")
-def settings(tiny_gpt2_dir: Path, chat_jsonl: Path) -> dict[str, Any]:
-    return settings_of(tiny_gpt2_dir, chat_jsonl)
-
-
 class PullsThePlug(io.StringIO):
     """A terminal that loses a node which trains, once the first pack to train is some steps into its training.
 
@@ -116,26 +114,29 @@ class PullsThePlug(io.StringIO):
         return super().write(text)
 
 
-def test_a_folder_that_the_nodes_do_not_share_is_refused_with_the_reason(
-    cluster: list[Node], settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+def test_a_folder_that_nodes_do_not_share_is_refused(
+    cluster: list[Node], faults_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     private = next(tmp_path_factory.getbasetemp().glob("private*"))
     with pytest.raises(ValueError, match=r"storage\.path: .*private.* does not see what this machine writes there"):
-        lg.run(experiment(settings, private))
+        lg.run(experiment(faults_settings, private))
 
 
-def test_packs_on_two_nodes_that_share_the_storage_alone_outlive_the_loss_of_one_to_the_bit(
-    cluster: list[Node], settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_lost_node_changes_no_bit_of_the_sweep(
+    undisturbed: Path,
+    cluster: list[Node],
+    faults_settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("loragrid.sweep.progress.PLAIN_LINE_SECONDS", 0.0)  # a line for every step
     # A URI, as of a bucket: nothing may take it for a folder of this machine.
     uri = (tmp_path / "shared").as_uri()
-    the_experiment = experiment(settings, uri, tracking={"uri": f"sqlite:///{tmp_path}/m.db"})
-    calm = lg.run(the_experiment)
-    assert calm.succeeded
     terminal = PullsThePlug(cluster)
-    result = lg.run(the_experiment, console=Console(file=terminal, width=200))
+    result = lg.run(
+        experiment(faults_settings, uri, tracking={"uri": f"sqlite:///{tmp_path}/m.db"}),
+        console=Console(file=terminal, width=200),
+    )
     assert terminal.lost == 1
     assert result.succeeded, result.to_pandas()["reason"].tolist()
-    assert (calm.name, result.name) == ("faults-1", "faults-2")
-    assert curves(result.tracking_uri, result.name) == curves(calm.tracking_uri, calm.name)
+    assert curves(result.tracking_uri, result.name) == curves(sqlite_uri(undisturbed))

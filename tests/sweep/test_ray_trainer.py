@@ -23,7 +23,7 @@ def free_cpus(expected: float) -> float:
     return float(ray.available_resources().get("CPU", 0.0))  # type: ignore[no-untyped-call]
 
 
-def test_a_controller_that_could_not_end_its_workers_gives_their_places_back_as_it_ends() -> None:
+def test_an_ending_controller_gives_its_workers_places_back() -> None:
     # What Train reserves for workers is bound to no process: it stays reserved when the controller is gone.
     handle = DefaultPlacementGroupHandle(placement_group([{"CPU": 2}]))
     assert handle.wait(60)

@@ -121,9 +121,7 @@ def test_every_trial_finishes_and_the_clusters_resources_are_free_again(packed: 
     assert any(free == 2.0 for free in free_cpus())
 
 
-def test_five_methods_and_the_frozen_base_share_one_pack_and_full_fine_tuning_has_its_own(
-    packed: lg.SweepResult, runs: dict[str, Run]
-) -> None:
+def test_full_fine_tuning_has_a_pack_of_its_own(packed: lg.SweepResult, runs: dict[str, Run]) -> None:
     packs: dict[str, set[str]] = {}
     for run in runs.values():
         packs.setdefault(run.data.tags["loragrid.pack"], set()).add(run.data.tags[METHOD_TAG])
@@ -133,9 +131,7 @@ def test_five_methods_and_the_frozen_base_share_one_pack_and_full_fine_tuning_ha
     ]
 
 
-def test_mlflow_holds_one_experiment_one_parent_run_and_one_finished_child_run_per_trial(
-    packed: lg.SweepResult, runs: dict[str, Run]
-) -> None:
+def test_mlflow_holds_one_finished_child_run_per_trial(packed: lg.SweepResult, runs: dict[str, Run]) -> None:
     everything = all_runs(packed)
     parents = [run for run in everything if PARENT_TAG not in run.data.tags]
     assert len(everything) == 1 + len(packed.plan.trials)
@@ -146,9 +142,7 @@ def test_mlflow_holds_one_experiment_one_parent_run_and_one_finished_child_run_p
     assert all(run.info.end_time >= run.info.start_time for run in everything)
 
 
-def test_a_run_has_the_paths_of_the_file_as_parameters_and_the_methods_card_versions_and_commit_as_tags(
-    runs: dict[str, Run], tiny_gpt2_dir: Path
-) -> None:
+def test_a_run_carries_parameters_card_and_versions(runs: dict[str, Run], tiny_gpt2_dir: Path) -> None:
     run = of_method(runs, "delta_lora")
     expected = {
         "method.name": "delta_lora",
@@ -196,9 +190,7 @@ def test_memory_and_speed_of_every_method_are_measured(runs: dict[str, Run]) -> 
     assert figure(saved, "lora", rank=2) < figure(saved, "full")
 
 
-def test_losses_are_recorded_at_every_step_and_evaluations_when_they_are_due(
-    packed: lg.SweepResult, runs: dict[str, Run]
-) -> None:
+def test_losses_are_recorded_per_step_and_evaluations_when_due(packed: lg.SweepResult, runs: dict[str, Run]) -> None:
     for run in runs.values():
         assert sorted(curve(packed, run, "train/loss")) == list(range(1, STEPS + 1))
         assert sorted(curve(packed, run, "train/learning_rate")) == list(range(1, STEPS + 1))
@@ -213,9 +205,7 @@ def test_losses_are_recorded_at_every_step_and_evaluations_when_they_are_due(
         assert of_method(runs, method).data.metrics["eval/final_loss"] == losses[STEPS]
 
 
-def test_steps_and_seconds_to_the_threshold_are_those_of_the_curve(
-    packed: lg.SweepResult, runs: dict[str, Run]
-) -> None:
+def test_steps_to_the_threshold_are_those_of_the_curve(packed: lg.SweepResult, runs: dict[str, Run]) -> None:
     crossed = 0
     for run in runs.values():
         below = [step for step, loss in sorted(curve(packed, run, "eval/loss").items()) if loss <= 5.6]
@@ -262,7 +252,7 @@ def test_every_finished_trial_keeps_its_score_on_each_test_row(
         assert scores["loss"].sum() / rows.num_labels == pytest.approx(run.data.metrics["test/loss"], rel=1e-12)
 
 
-def test_full_fine_tuning_leaves_a_whole_model_and_the_frozen_base_leaves_nothing(
+def test_full_fine_tuning_leaves_a_model_and_frozen_nothing(
     packed: lg.SweepResult, runs: dict[str, Run], tmp_path: Path
 ) -> None:
     from transformers import AutoModelForCausalLM
@@ -282,7 +272,7 @@ def test_the_table_has_a_row_per_trial(packed: lg.SweepResult) -> None:
     assert {"rank", "parameters/trainable", "eval/final_loss"} <= set(table.columns)
 
 
-def test_the_sweep_leaves_its_report_in_the_storage_and_with_its_run(
+def test_the_report_lies_in_the_storage_and_the_run(
     packed: lg.SweepResult, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     assert packed.report == Path(settings["storage"]["path"]) / f"{packed.name}.html"
@@ -293,9 +283,7 @@ def test_the_sweep_leaves_its_report_in_the_storage_and_with_its_run(
     assert Path(kept).read_text(encoding="utf-8") == page
 
 
-def test_a_pack_of_one_each_has_a_trainer_of_its_own_the_same_curves_and_tunes_asha_for_early_stopping(
-    packed: lg.SweepResult, settings: dict[str, Any]
-) -> None:
+def test_packs_of_one_have_the_same_curves_and_tunes_asha(packed: lg.SweepResult, settings: dict[str, Any]) -> None:
     # The last is hopeless. Two run at once, so two others have been at the first rung when it comes: Tune stops it.
     methods = [{"name": "lora", "rank": 4}, "lora_plus", FIVE_METHODS[2], FIVE_METHODS[3] | {"lr": 1e-6}]
     experiment = lg.Experiment(
@@ -356,7 +344,7 @@ class KillsTheWorker(io.StringIO):
         return super().write(text)
 
 
-def test_packs_follow_each_other_in_one_worker_those_behind_are_stopped_and_the_rest_outlive_the_worker(
+def test_packs_of_a_queue_are_halved_and_outlive_their_worker(
     settings: dict[str, Any],
 ) -> None:
     experiment = lg.Experiment(

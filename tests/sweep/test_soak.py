@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.sweep_processes import assert_undisturbed, finish, settings_of, start, statuses, write
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.slow, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.soak, pytest.mark.timeout(2400)]
 
 NUM_STRIKES = 12
 SECONDS_BETWEEN_STRIKES = (4.0, 50.0)
@@ -21,7 +21,7 @@ SECONDS_BETWEEN_STRIKES = (4.0, 50.0)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_24_trials_whose_processes_are_killed_at_random_end_as_if_nothing_had_happened(
+def test_processes_killed_at_random_change_no_bit_of_24_trials(
     tiny_gpt2_dir: Path, chat_jsonl: Path, tmp_path: Path, seed: int
 ) -> None:
     settings = settings_of(tiny_gpt2_dir, chat_jsonl)

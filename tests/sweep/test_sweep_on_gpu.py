@@ -10,7 +10,8 @@ import ray
 import torch
 
 import loragrid as lg
-from tests.evaluation.test_tasks import EXACT, NUM_TEST, STEPS, sums
+from tests.support.shared_ray import SharedRay
+from tests.support.sums_task import EXACT, NUM_TEST, STEPS, sums
 
 REPEATED = ("train/loss", "train/grad_norm", "eval/loss", "eval/accuracy")
 
@@ -21,13 +22,14 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def ray_with_a_gpu() -> Iterator[None]:
+def ray_with_a_gpu(shared_ray: SharedRay) -> Iterator[None]:
+    shared_ray.stop()
     ray.init(address="local", num_cpus=4, num_gpus=1, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()
 
 
-def test_with_deterministic_kernels_a_sweep_with_a_task_repeats_to_the_bit(tiny_gpt2_dir: Path, tmp_path: Path) -> None:
+def test_a_deterministic_sweep_with_a_task_repeats_to_the_bit(tiny_gpt2_dir: Path, tmp_path: Path) -> None:
     rows, text = tmp_path / "sums.jsonl", tmp_path / "plain.txt"
     rows.write_text("".join(json.dumps(row) + "\n" for row in sums()), encoding="utf-8")
     text.write_text("The old bridge stands near the market, and nobody knows who built it. " * 6, encoding="utf-8")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import loragrid as lg
-from tests.evaluation.test_tasks import EXACT, NUM_TEST, STEPS, sums
+from tests.support.sums_task import EXACT, NUM_TEST, STEPS, sums
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.usefixtures("ray_of_two_cpus")]
 
@@ -34,7 +34,7 @@ def settings(tiny_gpt2_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     }
 
 
-def test_two_workers_generate_the_answers_of_one_and_the_verdict_is_by_accuracy(settings: dict[str, Any]) -> None:
+def test_two_workers_generate_the_answers_of_one(settings: dict[str, Any]) -> None:
     one, two = (
         lg.run(lg.Experiment(name=f"task-{number}", workers={"num_workers": number, "cpus_per_worker": 1}, **settings))
         for number in (1, 2)

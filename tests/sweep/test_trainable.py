@@ -13,35 +13,9 @@ from ray._common.utils import get_ray_address_file
 import loragrid as lg
 from loragrid.sweep.trainable import queue_at
 from loragrid.tracking.store_uri import default_tracking_uri
+from tests.support.custom_sweeps import search_with_optuna, stop_early_with_asha
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.usefixtures("ray_of_two_cpus")]
-
-
-def search_with_optuna(experiment: lg.Experiment) -> tune.ResultGrid:
-    """Optuna looks for LoRA+'s learning rate and ratio (this function stands in the README)."""
-    from ray.tune.search.optuna import OptunaSearch
-
-    tuner = tune.Tuner(
-        lg.trainable(experiment),
-        param_space={"training.lr": tune.loguniform(1e-4, 1e-1), "method.lr_ratio": tune.uniform(1, 16)},
-        tune_config=tune.TuneConfig(search_alg=OptunaSearch(), metric="eval_loss", mode="min", num_samples=2),
-        run_config=tune.RunConfig(callbacks=[lg.recording(experiment)]),
-    )
-    return tuner.fit()
-
-
-def stop_early_with_asha(experiment: lg.Experiment) -> tune.ResultGrid:
-    """ASHA ends the trials that fall behind (this function stands in the README)."""
-    from ray.tune.schedulers import ASHAScheduler
-
-    scheduler = ASHAScheduler(time_attr="step", grace_period=2, max_t=experiment.training.steps)
-    tuner = tune.Tuner(
-        lg.trainable(experiment),
-        param_space={"method.name": "lora", "training.lr": tune.grid_search([1e-2, 1e-6])},
-        tune_config=tune.TuneConfig(scheduler=scheduler, metric="eval_loss", mode="min", max_concurrent_trials=1),
-        run_config=tune.RunConfig(callbacks=[lg.recording(experiment)]),
-    )
-    return tuner.fit()
 
 
 @pytest.fixture
@@ -98,7 +72,7 @@ def test_optuna_searches_and_every_point_it_tried_is_a_run(
 
 
 @pytest.mark.usefixtures("address_of_a_killed_head")
-def test_asha_stops_the_trial_that_falls_behind_whose_worker_goes_and_whose_run_says_so(
+def test_asha_stops_a_trial_that_falls_behind(
     make_experiment: Callable[..., lg.Experiment],
 ) -> None:
     experiment = make_experiment(name="asha", methods=["lora"])
@@ -121,7 +95,7 @@ def free_cpus() -> float:
     return float(ray.available_resources().get("CPU", 0.0))  # type: ignore[no-untyped-call]
 
 
-def test_a_diverged_trial_counts_as_infinitely_bad_and_an_impossible_point_fails_alone(
+def test_a_diverged_trial_counts_as_infinitely_bad(
     make_experiment: Callable[..., lg.Experiment],
 ) -> None:
     experiment = make_experiment(name="extremes", methods=["lora"], training={"steps": 3})

@@ -18,7 +18,7 @@ from loragrid.tracking.pages import comparison_page, experiment_page, tracking_u
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.store_uri import default_tracking_uri
 from loragrid.trials.tags import QUESTION_TAG
-from tests.sweep.test_summary import record_many
+from tests.support.many_trials import record_many
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CHROMEDRIVER = shutil.which("chromedriver")
@@ -47,10 +47,16 @@ LOSSES = {"lora": 2.512, "delta_lora": 2.347}
 TRAINABLE = {"lora": 460_800, "delta_lora": 921_600}
 
 
-@pytest.fixture
-def recorder(tmp_path: Path) -> Recorder:
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tracking URI of the store that both experiments are recorded in."""
+    return default_tracking_uri(str(tmp_path_factory.mktemp("store")), None)
+
+
+@pytest.fixture(scope="module")
+def recorder(store: str) -> Recorder:
     """Two finished trials of two methods."""
-    recorder = Recorder("quickstart", default_tracking_uri(str(tmp_path / "store"), None))
+    recorder = Recorder("quickstart", store)
     recorder.start_sweep("first", {"name": "quickstart"}, {QUESTION_TAG: "Which learns best?"})
     for method, loss in LOSSES.items():
         recorder.start_trial(f"{method}-1", {"method.name": method, "method.rank": 8, "training.lr": 1e-3}, {})
@@ -61,22 +67,26 @@ def recorder(tmp_path: Path) -> Recorder:
     return recorder
 
 
-@pytest.fixture
-def server(recorder: Recorder, tmp_path: Path) -> Iterator[str]:
-    yield from serve(recorder, tmp_path)
+@pytest.fixture(scope="module")
+def many(store: str) -> Recorder:
+    """Thirty-two trials, summarised as a sweep is that has ended."""
+    recorder, sweep = record_many(store)
+    record_summary(recorder, sweep, SweepCost())
+    recorder.end_sweep("FAILED")
+    return recorder
 
 
-def serve(recorder: Recorder, tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def server(recorder: Recorder, many: Recorder, store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """MLflow's own server on the recorded store, started with the command behind `loragrid ui`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    folder = tmp_path / "server"
-    folder.mkdir()
+    folder, log_file = tmp_path_factory.mktemp("server"), tmp_path_factory.mktemp("log") / "server.log"
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "DO_NOT_TRACK": "true"}
-    with (tmp_path / "server.log").open("w") as log:
+    with log_file.open("w") as log:
         process = subprocess.Popen(
-            tracking_ui_command(recorder.tracking_uri, "127.0.0.1", port),
+            tracking_ui_command(store, "127.0.0.1", port),
             cwd=folder,
             env=environment,
             stdout=log,
@@ -85,7 +95,7 @@ def serve(recorder: Recorder, tmp_path: Path) -> Iterator[str]:
         )
         try:
             address = f"http://127.0.0.1:{port}"
-            wait_for_server(address, process, tmp_path / "server.log")
+            wait_for_server(address, process, log_file)
             yield address
             assert not list(folder.iterdir()), "the server leaves files where it is started"
         finally:
@@ -113,9 +123,8 @@ def end_session(process: subprocess.Popen[bytes]) -> None:
         process.wait(20)
 
 
-def test_mlflows_pages_show_both_methods_and_their_metrics_side_by_side_and_the_table_of_runs(
-    recorder: Recorder, server: str, tmp_path: Path
-) -> None:
+@pytest.mark.smoke
+def test_mlflows_pages_show_both_methods_side_by_side(recorder: Recorder, server: str, tmp_path: Path) -> None:
     from selenium import webdriver
     from selenium.webdriver.chrome.options import Options
     from selenium.webdriver.chrome.service import Service
@@ -152,23 +161,7 @@ def test_mlflows_pages_show_both_methods_and_their_metrics_side_by_side_and_the_
         )
 
 
-@pytest.fixture
-def many(tmp_path: Path) -> Recorder:
-    """Thirty-two trials, summarised as a sweep is that has ended."""
-    recorder, sweep = record_many(default_tracking_uri(str(tmp_path / "store"), None))
-    record_summary(recorder, sweep, SweepCost())
-    recorder.end_sweep("FAILED")
-    return recorder
-
-
-@pytest.fixture
-def server_of_many(many: Recorder, tmp_path: Path) -> Iterator[str]:
-    yield from serve(many, tmp_path)
-
-
-def test_thirty_two_trials_are_listed_charted_and_compared_and_the_sweeps_note_leads_there(
-    many: Recorder, server_of_many: str, tmp_path: Path
-) -> None:
+def test_thirty_two_trials_are_listed_charted_and_compared(many: Recorder, server: str, tmp_path: Path) -> None:
     from selenium import webdriver
     from selenium.webdriver.chrome.options import Options
     from selenium.webdriver.chrome.service import Service
@@ -178,7 +171,7 @@ def test_thirty_two_trials_are_listed_charted_and_compared_and_the_sweeps_note_l
     options.binary_location = str(CHROMIUM)
     for flag in (*CHROMIUM_FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
         options.add_argument(flag)
-    server, experiment_id, trials = server_of_many, many.experiment_id, many.run_ids
+    experiment_id, trials = many.experiment_id, many.run_ids
     with webdriver.Chrome(options=options, service=Service(str(CHROMEDRIVER))) as browser:
 
         def shows(page: str, name: str, *parts: str) -> None:

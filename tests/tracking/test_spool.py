@@ -101,6 +101,7 @@ def artifact(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.heavy
 def test_a_server_that_is_killed_and_comes_back_has_everything_once_and_nobody_waited_for_it(
     server: Server, tmp_path: Path, artifact: Path
 ) -> None:
@@ -129,6 +130,7 @@ def test_a_server_that_is_killed_and_comes_back_has_everything_once_and_nobody_w
     assert not list((tmp_path / "spool").glob("*")), "what is delivered is not kept"
 
 
+@pytest.mark.heavy
 def test_a_server_that_is_gone_for_good_costs_a_bounded_wait_and_sync_delivers_later(
     server: Server, tmp_path: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -390,6 +392,7 @@ def test_files_that_are_kept_later_never_meet_those_that_still_wait(tmp_path: Pa
     assert Spool(tmp_path / "a").keep_files(artifact) not in names
 
 
+@pytest.mark.heavy
 def test_a_store_that_was_away_for_long_still_gets_the_whole_patience_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

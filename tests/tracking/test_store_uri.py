@@ -120,6 +120,7 @@ def test_points_carry_the_time_of_their_record_or_of_the_clock(uri: str) -> None
     assert "timestamp" not in read_run(recorder, run_id).data.metrics
 
 
+@pytest.mark.heavy
 def test_64_trials_of_250_steps_are_recorded_whole(recorder: Recorder) -> None:
     # 64,000 points; each trial's batch is exactly as large as MLflow takes, and one more makes a second batch.
     recorder.start_sweep("large", {}, {})
@@ -217,6 +218,7 @@ def test_a_text_too_long_for_mlflow_is_cut_and_says_so(recorder: Recorder) -> No
     assert run.data.tags[REASON_TAG] == "y" * 7999 + "…"
 
 
+@pytest.mark.heavy
 def test_the_first_start_of_a_store_prints_nothing(tmp_path: Path) -> None:
     code = (
         "from loragrid.tracking.recorder import Recorder\n"

@@ -15,9 +15,9 @@ from loragrid.training.assembly import build_batches, build_model
 from loragrid.training.meters import count_activation_bytes
 from loragrid.training.step import Batch, PackModel, compute_step, one_worker, train_step
 from loragrid_methods import method_names
+from tests.support.broken_invariants import FLIPPED_AFTER, first_stack, queue_with
+from tests.support.queue_runs import assert_as_alone
 from tests.support.small_packs import Setup, bit_equal, make_setup, mixed_trials, run_pack
-from tests.training.test_invariants import FLIPPED_AFTER, first_stack, queue_with
-from tests.worker.test_queue import assert_as_alone
 
 STEPS = 8
 

@@ -29,7 +29,7 @@ from loragrid.training.step_mode import (
 )
 from loragrid_methods import LayerShape, get_method, method_names
 from loragrid_methods.stacks.optimizer import MemberAdamW, ParameterBlock, adamw_update
-from tests.loragrid_methods.pack_training import small_method
+from tests.support.pack_training import small_method
 from tests.support.small_packs import (
     Run,
     Setup,

@@ -25,8 +25,8 @@ from loragrid.training.batches import PackBatches
 from loragrid.training.evaluate import evaluate, score_rows_alone
 from loragrid.training.step import PackModel, one_worker
 from loragrid.trials.trial import Trial
+from tests.support.queue_runs import Seen, queue
 from tests.support.small_packs import Setup, make_setup
-from tests.worker.test_queue import Seen, queue
 
 NUM_TEST = 7
 ROWS = 8

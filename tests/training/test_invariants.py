@@ -9,21 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from loragrid.config.experiment import DataConfig, ModelConfig
-from loragrid.data.dataset import TokenizedData
 from loragrid.training.assembly import build_model
 from loragrid.training.invariants import InvariantChecks, InvariantError, base_sums, bit_sums
-from loragrid.training.step import Batch, PackModel, StepResult, SumOverWorkers, compute_step
-from loragrid.trials.packing import Pack
+from loragrid.training.step import PackModel
 from loragrid.trials.trial import Trial
-from loragrid.worker.pack_trainer import PackTrainer
-from loragrid.worker.queue import run_queue
 from loragrid_methods import get_method, method_names
+from tests.support.broken_invariants import FLIPPED_AFTER, first_stack, queue_with
+from tests.support.queue_runs import assert_as_alone
 from tests.support.small_packs import Setup, bit_equal, make_setup, mixed_trials, run_pack
-from tests.worker.test_queue import Seen, assert_as_alone
 
 STEPS = 8
-FLIPPED_AFTER = 4
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +111,6 @@ def test_a_mixed_pack_of_padded_ranks_passes(setup: Setup) -> None:
 
     run_pack(setup, mixed_trials(setup), check=checked, check_every=3)
     assert found == [{}] * 4
-
-
-def first_stack(model: PackModel, member: int = 0) -> Any:
-    return next(iter(model.pack.member_stacks(member)[0].values()))
 
 
 def test_the_steps_that_check_are_the_first_the_last_and_every_so_many(setup: Setup) -> None:
@@ -271,36 +262,6 @@ def _without_member(gradient: Tensor, member: int) -> Tensor:
     gradient = gradient.clone()
     gradient[member] = 0
     return gradient
-
-
-def queue_with(
-    setup: Setup,
-    monkeypatch: pytest.MonkeyPatch,
-    packs: list[list[Trial]],
-    spoil: Callable[[PackModel], object],
-    **settings: Any,
-) -> Seen:
-    """Run packs as a worker does; after step `FLIPPED_AFTER` of the first pack, `spoil` its model once."""
-    import loragrid.training.cuda_graphs
-
-    spoiled: list[bool] = []
-
-    def step(model: PackModel, batch: Batch, rates: Tensor, sum_over_workers: SumOverWorkers) -> StepResult:
-        result = compute_step(model, batch, rates, sum_over_workers)
-        if model.completed == FLIPPED_AFTER - 1 and not spoiled:
-            spoiled.append(True)
-            spoil(model)
-        return result
-
-    def rows_of(model: ModelConfig, data: DataConfig) -> TokenizedData:
-        return setup.rows
-
-    monkeypatch.setattr(loragrid.training.cuda_graphs, "compute_step", step)
-    seen = Seen()
-    trainer = PackTrainer(rows_of, seen, seen.store, torch.device("cpu"), **{"isolate_failures": True} | settings)
-    run_queue([Pack(pack_id=f"pack-{i}", trials=tuple(trials)) for i, trials in enumerate(packs)], trainer, None)
-    assert spoiled
-    return seen
 
 
 @pytest.mark.parametrize("isolate_failures", [True, False])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 import torch
 from torch.multiprocessing.spawn import start_processes
 
@@ -17,6 +18,8 @@ from loragrid.worker.messages import PackUpdate
 from loragrid.worker.pack_trainer import PackTrainer
 from loragrid.worker.queue import run_queue
 from tests.support.small_packs import Setup, make_setup, run_pack
+
+pytestmark = pytest.mark.heavy  # each test starts a process of its own
 
 MORE_BYTES = 700 * 2**20
 """What the process may take beyond what it has once everything is imported and loaded."""

@@ -4,7 +4,7 @@ import importlib
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Self
@@ -15,10 +15,8 @@ from torch import nn
 
 import loragrid.evaluation.pack_scoring
 import loragrid.planning.solo_run
-from loragrid.config.experiment import DataConfig, EarlyStoppingConfig, EngineConfig, ModelConfig
-from loragrid.data.dataset import TokenizedData
+from loragrid.config.experiment import EarlyStoppingConfig, EngineConfig
 from loragrid.planning.timing import pack_shape
-from loragrid.trials.outcome import TrialEnd
 from loragrid.trials.packing import Pack, cut_evenly
 from loragrid.trials.trial import Trial
 from loragrid.worker.checkpoints import SavedTrial, TrialStore
@@ -28,9 +26,8 @@ from loragrid.worker.queue import run_queue
 from loragrid_methods.lora import LoRA
 from loragrid_methods.stacks.adapter_stack import AdapterStack
 from loragrid_methods.stacks.targets import LayerShape
-from tests.support.small_packs import Setup, largest_difference, make_setup, mixed_trials, run_pack
-
-STEPS = 8
+from tests.support.queue_runs import STEPS, Seen, assert_as_alone, queue
+from tests.support.small_packs import Setup, make_setup, mixed_trials
 
 
 @pytest.fixture(scope="module")
@@ -41,77 +38,6 @@ def setup(tiny_gpt2_dir: Path, chat_jsonl: Path) -> Setup:
 @pytest.fixture(autouse=True)
 def stores_that_pytest_cleans_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-
-
-@dataclass(kw_only=True)
-class Seen:
-    """Everything a queue sent, put together."""
-
-    store: TrialStore = field(default_factory=lambda: TrialStore(tempfile.mkdtemp()))
-    updates: list[PackUpdate] = field(default_factory=list)
-
-    def __call__(self, update: PackUpdate) -> None:
-        self.updates.append(update)
-
-    @property
-    def exported(self) -> set[str]:
-        return {path.parent.name for path in Path(self.store.uri).glob("*/adapter")}
-
-    @property
-    def ended(self) -> dict[str, TrialEnd]:
-        ends = [item for update in self.updates for item in update.ended.items()]
-        assert len(ends) == len(dict(ends)), "a trial ends once"
-        return dict(ends)
-
-    @property
-    def figures(self) -> dict[str, dict[str, float]]:
-        return {trial_id: found for update in self.updates for trial_id, found in update.figures.items()}
-
-    def records(self, trial: Trial) -> dict[int, dict[str, float]]:
-        found = [record for update in self.updates for record in update.records.get(trial.trial_id, [])]
-        by_step = {int(record["step"]): record for record in found}
-        assert len(by_step) == len(found), "a step is reported once"
-        return by_step
-
-    def tags(self, trial: Trial) -> dict[str, str]:
-        return {key: value for update in self.updates for key, value in update.tags.get(trial.trial_id, {}).items()}
-
-    def num_loaded(self) -> int:
-        return sum(update.phase == "loading the base" for update in self.updates)
-
-
-def queue(
-    setup: Setup, packs: Sequence[Sequence[Trial]], early_stopping: EarlyStoppingConfig | None = None, **settings: Any
-) -> Seen:
-    """Run the packs in this process, as a worker would."""
-
-    def rows_of(model: ModelConfig, data: DataConfig) -> TokenizedData:
-        assert (model, data) == (setup.model, setup.data)
-        return setup.rows
-
-    seen = Seen()
-    device = torch.device("cpu")
-    trainer = PackTrainer(
-        rows_of, seen, seen.store, device, early_stopping=early_stopping, **{"isolate_failures": True} | settings
-    )
-    named = [Pack(pack_id=f"pack-{index:03d}", trials=tuple(trials)) for index, trials in enumerate(packs)]
-    run_queue(named, trainer, early_stopping)
-    return seen
-
-
-def assert_as_alone(setup: Setup, seen: Seen, trial: Trial, steps: int = STEPS) -> None:
-    """The trial's curves up to `steps` are those of a pack of one that nothing happened to."""
-    alone, ours = run_pack(setup, [trial], eval_every=None).records[0], seen.records(trial)
-    assert set(ours) == set(range(steps + 1))
-    for key in ("train/loss", "train/grad_norm", "train/learning_rate"):
-        difference = largest_difference(
-            {step: ours[step][key] for step in range(1, steps + 1)},
-            {step: alone[step][key] for step in range(1, steps + 1)},
-        )
-        assert difference <= 1e-10, (trial.trial_id, key)
-    assert abs(ours[0]["eval/loss"] - alone[0]["eval/loss"]) <= 1e-10
-    if steps == STEPS:
-        assert abs(ours[steps]["eval/loss"] - alone[steps]["eval/loss"]) <= 1e-10
 
 
 def test_packs_follow_each_other_on_one_copy_of_the_base_and_every_trial_is_what_it_is_alone(setup: Setup) -> None:

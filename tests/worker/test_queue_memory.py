@@ -13,8 +13,8 @@ from loragrid.training.step_mode import RequestedMode
 from loragrid.trials.packing import Pack
 from loragrid.worker.pack_trainer import PackTrainer
 from loragrid.worker.queue import run_queue
+from tests.support.queue_runs import STEPS, Seen, queue
 from tests.support.small_packs import Setup, make_setup
-from tests.worker.test_queue import STEPS, Seen, queue
 
 
 @pytest.fixture(scope="module")

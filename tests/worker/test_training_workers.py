@@ -16,10 +16,11 @@ from tests.support.small_packs import (
     largest_difference,
     make_setup,
     run_pack,
-    run_queue_as_worker,
-    train_as_worker,
     worker_packs,
 )
+from tests.support.worker_processes import run_queue_as_worker, train_as_worker
+
+pytestmark = pytest.mark.heavy  # each test starts two processes of its own
 
 NUM_WORKERS = 2
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.loragrid_methods.pack_training import LINEAR_LAYERS, PackRun, TinyModel, next_token_losses, token_ids
+from tests.support.pack_training import LINEAR_LAYERS, PackRun, TinyModel, next_token_losses, token_ids
 
 GPT2_LAYERS = ("c_attn", "c_fc", "c_proj")
 

@@ -1,0 +1,93 @@
+"""Runs packs in this process as a worker does, and keeps everything that was sent."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loragrid.config.experiment import DataConfig, EarlyStoppingConfig, ModelConfig
+from loragrid.data.dataset import TokenizedData
+from loragrid.trials.outcome import TrialEnd
+from loragrid.trials.packing import Pack
+from loragrid.trials.trial import Trial
+from loragrid.worker.checkpoints import TrialStore
+from loragrid.worker.messages import PackUpdate
+from loragrid.worker.pack_trainer import PackTrainer
+from loragrid.worker.queue import run_queue
+from tests.support.small_packs import Setup, largest_difference, run_pack
+
+STEPS = 8
+
+
+@dataclass(kw_only=True)
+class Seen:
+    """Everything a queue sent, put together."""
+
+    store: TrialStore = field(default_factory=lambda: TrialStore(tempfile.mkdtemp()))
+    updates: list[PackUpdate] = field(default_factory=list)
+
+    def __call__(self, update: PackUpdate) -> None:
+        self.updates.append(update)
+
+    @property
+    def exported(self) -> set[str]:
+        return {path.parent.name for path in Path(self.store.uri).glob("*/adapter")}
+
+    @property
+    def ended(self) -> dict[str, TrialEnd]:
+        ends = [item for update in self.updates for item in update.ended.items()]
+        assert len(ends) == len(dict(ends)), "a trial ends once"
+        return dict(ends)
+
+    @property
+    def figures(self) -> dict[str, dict[str, float]]:
+        return {trial_id: found for update in self.updates for trial_id, found in update.figures.items()}
+
+    def records(self, trial: Trial) -> dict[int, dict[str, float]]:
+        found = [record for update in self.updates for record in update.records.get(trial.trial_id, [])]
+        by_step = {int(record["step"]): record for record in found}
+        assert len(by_step) == len(found), "a step is reported once"
+        return by_step
+
+    def tags(self, trial: Trial) -> dict[str, str]:
+        return {key: value for update in self.updates for key, value in update.tags.get(trial.trial_id, {}).items()}
+
+    def num_loaded(self) -> int:
+        return sum(update.phase == "loading the base" for update in self.updates)
+
+
+def queue(
+    setup: Setup, packs: Sequence[Sequence[Trial]], early_stopping: EarlyStoppingConfig | None = None, **settings: Any
+) -> Seen:
+    """Run the packs in this process, as a worker would."""
+
+    def rows_of(model: ModelConfig, data: DataConfig) -> TokenizedData:
+        assert (model, data) == (setup.model, setup.data)
+        return setup.rows
+
+    seen = Seen()
+    device = torch.device("cpu")
+    trainer = PackTrainer(
+        rows_of, seen, seen.store, device, early_stopping=early_stopping, **{"isolate_failures": True} | settings
+    )
+    named = [Pack(pack_id=f"pack-{index:03d}", trials=tuple(trials)) for index, trials in enumerate(packs)]
+    run_queue(named, trainer, early_stopping)
+    return seen
+
+
+def assert_as_alone(setup: Setup, seen: Seen, trial: Trial, steps: int = STEPS) -> None:
+    """The trial's curves up to `steps` are those of a pack of one that nothing happened to."""
+    alone, ours = run_pack(setup, [trial], eval_every=None).records[0], seen.records(trial)
+    assert set(ours) == set(range(steps + 1))
+    for key in ("train/loss", "train/grad_norm", "train/learning_rate"):
+        difference = largest_difference(
+            {step: ours[step][key] for step in range(1, steps + 1)},
+            {step: alone[step][key] for step in range(1, steps + 1)},
+        )
+        assert difference <= 1e-10, (trial.trial_id, key)
+    assert abs(ours[0]["eval/loss"] - alone[0]["eval/loss"]) <= 1e-10
+    if steps == STEPS:
+        assert abs(ours[steps]["eval/loss"] - alone[steps]["eval/loss"]) <= 1e-10

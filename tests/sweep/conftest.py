@@ -1,0 +1,30 @@
+"""One undisturbed sweep for all tests of faults: what they compare a sweep with to which something happened."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.shared_ray import SharedRay
+
+
+@pytest.fixture(scope="session")
+def faults_settings(tiny_gpt2_dir: Path, chat_jsonl: Path) -> dict[str, Any]:
+    """The keys of the sweep that faults are injected into."""
+    from tests.support.sweep_processes import settings_of
+
+    return settings_of(tiny_gpt2_dir, chat_jsonl)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    faults_settings: dict[str, Any], shared_ray: SharedRay, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The store of a sweep to which nothing happened."""
+    import loragrid as lg
+    from tests.support.sweep_processes import experiment
+
+    shared_ray.start()
+    store = tmp_path_factory.mktemp("undisturbed")
+    assert lg.run(experiment(faults_settings, store)).succeeded
+    return store
