@@ -1,12 +1,9 @@
 """What the documents show works: experiments are valid, commands and options exist, Python uses public names."""
 
 import ast
-import copy
 import inspect
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,26 +12,10 @@ from docs.generate.collect import EXAMPLES_PAGE, GENERATED, collect
 from docs.generate.command_line import commands
 from loragrid.config.yaml_reader import parse_yaml
 from loragrid.trials.expand import expand
-from tests.support.documents import ROOT, Block, blocks, command_lines, documents, spans
+from tests.support.documents import ROOT, Block, blocks, command_lines, documents, spans, with_minimal
 
-MINIMAL: Mapping[str, Any] = {
-    "name": "minimal",
-    "model": {"name": "smollm2-135m-instruct"},
-    "data": {"name": "chitchat"},
-    "training": {"steps": 100},
-    "methods": ["lora"],
-}
 OTHER_PROGRAMS = {"ray", "export", ".", "pip", "git", "cd", "zensical", "pre-commit", "python3"}
 """What the documents call beside `make`, `loragrid` and Python modules of the repository."""
-
-
-def with_minimal(fragment: Mapping[str, Any]) -> dict[str, Any]:
-    """A whole experiment that holds the fragment."""
-    whole: dict[str, Any] = copy.deepcopy(dict(MINIMAL))
-    for key, value in fragment.items():
-        is_section = isinstance(value, Mapping) and isinstance(whole.get(key), Mapping)
-        whole[key] = {**whole[key], **value} if is_section else value
-    return whole
 
 
 def parse_command(words: list[str]) -> None:

@@ -21,8 +21,7 @@ from loragrid.config.experiment import Experiment, TrainingConfig
 from loragrid.schema.fields import Section
 from loragrid.trials.metrics import CURVE_METRICS, summary_metrics, sweep_metrics
 from loragrid_methods import get_method, method_names
-from tests.docs.test_documents import with_minimal
-from tests.support.documents import ROOT
+from tests.support.documents import ROOT, with_minimal
 
 KEYS = list(keys_with_fields())
 

@@ -1,16 +1,28 @@
 """The documents of the repository and the blocks of code in them, for the tests that check what they show."""
 
+import copy
 import re
 import shlex
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(
     r"^(?P<indent>[ ]*)```(?P<language>\w+)\n(?P<text>.*?)^(?P=indent)```[ ]*$", re.MULTILINE | re.DOTALL
 )
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+
+MINIMAL: Mapping[str, Any] = {
+    "name": "minimal",
+    "model": {"name": "smollm2-135m-instruct"},
+    "data": {"name": "chitchat"},
+    "training": {"steps": 100},
+    "methods": ["lora"],
+}
+"""The experiment that a fragment in a document completes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,3 +74,12 @@ def command_lines(text: str) -> list[list[str]]:
     """The words of every command in a shell block: continued lines joined, comments left out."""
     lines = text.replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def with_minimal(fragment: Mapping[str, Any]) -> dict[str, Any]:
+    """A whole experiment that holds the fragment."""
+    whole: dict[str, Any] = copy.deepcopy(dict(MINIMAL))
+    for key, value in fragment.items():
+        is_section = isinstance(value, Mapping) and isinstance(whole.get(key), Mapping)
+        whole[key] = {**whole[key], **value} if is_section else value
+    return whole
