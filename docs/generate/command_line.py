@@ -54,7 +54,7 @@ def _name(parameter: Any) -> str:
 
 
 def _is_required_option(parameter: Any) -> bool:
-    return parameter.param_type_name == "option" and parameter.required
+    return bool(parameter.param_type_name == "option" and parameter.required)
 
 
 def _row(parameter: Any) -> tuple[str, str, str]:

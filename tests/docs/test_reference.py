@@ -13,7 +13,8 @@ from docs.generate import experiment_file
 from docs.generate.collect import BrokenLinkError, pages_of, with_page_links
 from docs.generate.command_line import command_line_page, commands
 from docs.generate.examples import examples_page
-from docs.generate.experiment_file import MissingDescriptionError, example_of, experiment_file_page, keys_with_fields
+from docs.generate.experiment_file import example_of, experiment_file_page, keys_with_fields
+from docs.generate.markdown import MissingDescriptionError
 from docs.generate.methods import methods_page
 from docs.generate.metrics_and_tags import OTHER_TAGS, PREFIXES, metrics_and_tags_page
 from loragrid.comparison.fingerprint import PARTS
