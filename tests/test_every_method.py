@@ -185,7 +185,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_other_ones(name: str
     assert not torch.equal(other.train(3), PackRun(TinyModel(), [member]).train(3))
 
 
-def test_what_trains_and_whether_a_start_depends_on_the_seed_is_declared(name: str) -> None:
+def test_what_trains_and_what_depends_on_the_seed_is_declared(name: str) -> None:
     (member,) = members_of(name, 1)
     method = get_method(name)
     starts = [PackRun(TinyModel(), [dataclasses.replace(member, seed=seed)]) for seed in (0, 1)]
@@ -198,14 +198,14 @@ def test_what_trains_and_whether_a_start_depends_on_the_seed_is_declared(name: s
     assert all(same) == (not method.draws_from_seed)
 
 
-def test_a_stack_declares_what_it_reads_and_does_not_compute_its_term_itself(name: str) -> None:
+def test_a_stack_declares_its_term_and_what_it_reads(name: str) -> None:
     run = PackRun(TinyModel(), members_of(name))
     for layer in run.pack.adapted.values():
         for stack in layer.stacks:
             assert isinstance(stack, AdapterStack)
             declared = type(stack).forward_with_base is not AdapterStack.forward_with_base
             assert stack.needs_base_output == declared
-            # Later engines compute a term in other ways: nobody else may.
+            # The engine may compute a term in another way; a stack must not compute it at all.
             assert not isinstance(stack, LowRankStack) or type(stack).forward is LowRankStack.forward
 
 
@@ -251,7 +251,7 @@ def test_the_export_names_only_what_pefts_configuration_knows(name: str) -> None
     assert {"r", "target_modules"} <= config.keys()
 
 
-def test_an_exported_adapter_is_merged_by_its_method_and_one_of_another_kind_is_refused(name: str) -> None:
+def test_a_method_merges_its_own_adapters_and_refuses_others(name: str) -> None:
     """That the merged weight computes what the member does is in `loragrid_methods/test_export.py`."""
     (member,) = members_of(name, 1)
     method = get_method(name)

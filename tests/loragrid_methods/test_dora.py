@@ -7,11 +7,14 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from loragrid_methods.dora import DoRA, DoRAStack
 from loragrid_methods.stacks.adapter_stack import per_member
-from loragrid_methods.stacks.base_weight import base_weight
+from loragrid_methods.stacks.base_weight import BaseWeight, base_weight
 from loragrid_methods.stacks.low_rank import LowRankTerm, updated_row_norms
 from loragrid_methods.stacks.pack import AdapterPack
+from loragrid_methods.stacks.targets import LayerShape
 from tests.support.pack_training import Member, PackRun, TinyModel, small_method, token_ids
 from tests.support.peft_reference import (
     adamw_of,
@@ -117,7 +120,7 @@ def test_row_norms_are_those_of_the_weight_that_is_never_made(
     assert (ours / exact - 1).abs().max().item() <= tolerance
 
 
-def test_row_norms_of_an_update_that_takes_most_of_a_row_away_keep_their_digits() -> None:
+def test_row_norms_survive_an_update_that_cancels_most_of_a_row() -> None:
     """The sum of three terms cancels: of a norm a hundred times smaller than its row's, float32 keeps three digits."""
     layer = nn.Linear(8, 3).requires_grad_(False)
     with torch.no_grad():
@@ -133,7 +136,7 @@ def test_row_norms_of_an_update_that_takes_most_of_a_row_away_keep_their_digits(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_attach_changes_no_bit_in_the_formats_that_bases_have(dtype: torch.dtype) -> None:
+def test_attach_changes_no_bit_of_the_output(dtype: torch.dtype) -> None:
     base, ids = TinyModel(dtype), token_ids(TinyModel(), 0, 0)
     before = base(input_ids=ids).logits
     AdapterPack(base, [(small_method("dora"), 0)], output_layer=base.head)
@@ -154,7 +157,7 @@ def test_a_row_of_zeros_stays_zero_and_everything_finite() -> None:
         assert held[name]["lora_B"][3].count_nonzero() == 0
 
 
-def test_backward_keeps_one_tensor_of_the_width_of_the_output_more_than_lora() -> None:
+def test_backward_keeps_one_more_output_than_lora() -> None:
     def saved(name: str) -> int:
         base = nn.Sequential(nn.Linear(48, 40)).double()
         pack = AdapterPack(base, [(small_method(name), 0)], dtype=torch.float64)
@@ -175,3 +178,46 @@ def test_backward_keeps_one_tensor_of_the_width_of_the_output_more_than_lora() -
 
     # Beside it two vectors: the norms, and what the output is multiplied with.
     assert saved("dora") - saved("lora") == 8 * (64 * 40 + 2 * 40)
+
+
+def test_the_norms_cost_r_rows_of_the_base_product_per_member() -> None:
+    def operations(name: str) -> int:
+        base = nn.Sequential(nn.Linear(48, 40))
+        pack = AdapterPack(base, [(small_method(name), seed) for seed in range(3)])
+        pack.train()
+        with FlopCounterMode(display=False) as counter:
+            base(torch.randn(3, 64, 48))
+        return int(counter.get_total_flops())
+
+    members, rank = 3, 4
+    product = 2 * members * rank * 48 * 40
+    with_itself = 2 * members * (rank * rank * 48 + 40 * rank * rank)
+    assert operations("dora") - operations("lora") == product + with_itself
+
+
+class Int8Weight(BaseWeight):
+    """A weight that the layer stores in eight bits with one scale: all that a stack may ask for is the interface."""
+
+    def __init__(self, whole: Tensor) -> None:
+        self.scale = whole.abs().max() / 127
+        self.stored = (whole / self.scale).round().to(torch.int8)
+
+    shape, dtype, device = (14, 20), torch.float64, torch.device("cpu")
+    bias = None
+
+    def dense(self) -> Tensor:
+        return self.stored.to(self.dtype) * self.scale
+
+
+def test_a_weight_stored_in_another_way_only_answers_the_interface() -> None:
+    weight = Int8Weight(nn.Linear(20, 14).double().weight.detach())
+    shape, method = LayerShape(name="layer", in_features=20, out_features=14), DoRA(rank=3)
+    stack = DoRAStack([method], [0], shape, weight).double()
+    with torch.no_grad():
+        stack.lora_B.normal_(generator=torch.Generator().manual_seed(0))
+        x = torch.randn(1, 5, 20, dtype=torch.float64)
+        y = x @ weight.dense().mT
+        updated = weight.dense() + method.scaling * stack.lora_B[0] @ stack.lora_A[0]
+        directions = updated / torch.linalg.vector_norm(updated, dim=1, keepdim=True)
+        expected = x @ (stack.lora_magnitude_vector[0].unsqueeze(1) * directions).mT
+        assert_close(y + stack.forward_with_base(x, y, weight), expected)

@@ -175,6 +175,26 @@ def test_a_method_with_an_export_of_its_own_must_say_how_it_is_merged() -> None:
                 return super().peft_config() | {"use_dora": True}
 
 
+def test_an_adapter_of_an_older_version_is_merged() -> None:
+    a, b = torch.randn(2, 5), torch.randn(3, 2)
+    config = {
+        "peft_type": "LORA",
+        "r": 2,
+        "lora_alpha": 6.0,
+        "lora_dropout": 0.1,
+        "target_modules": ["q_proj"],
+        "base_model_name_or_path": "the-base",
+        "task_type": "CAUSAL_LM",
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "peft_version": "0.21.0",
+        "inference_mode": True,
+    }
+    for method in (LoRA, get_method("lora_fa"), get_method("delta_lora")):
+        merged = method.merge(torch.zeros(3, 5, dtype=torch.float64), config, {"lora_A.weight": a, "lora_B.weight": b})
+        assert torch.equal(merged, 3.0 * (b.double() @ a.double()))
+
+
 def test_what_a_kind_of_lora_adds_is_not_merged_as_plain_lora() -> None:
     run = trained(TinyModel(), ["lora"], torch.float64)
     config, tensors = peft_adapter(run.pack, 0, "the-base")

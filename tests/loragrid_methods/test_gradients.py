@@ -66,9 +66,7 @@ def test_vera_update_has_the_derivatives_of_its_output(needs: tuple[bool, ...]) 
 
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("needs", list(itertools.product([False, True], repeat=5))[1:], ids=str)
-def test_a_term_with_everything_that_can_train_has_the_derivatives_of_its_output(
-    needs: tuple[bool, ...], scaled: bool
-) -> None:
+def test_a_term_in_which_everything_trains_has_its_derivatives(needs: tuple[bool, ...], scaled: bool) -> None:
     """x, A, B and both vectors, with and without a scaling: no method declares all of it yet."""
     x, a, b = low_rank_inputs(needs[:3])
     inner, outer = draw(2, 3, needs_grad=needs[3]), draw(2, 6, needs_grad=needs[4])
@@ -85,7 +83,7 @@ def test_a_term_with_everything_that_can_train_has_the_derivatives_of_its_output
 
 @pytest.mark.parametrize("kind", ["fixed", "origin"])
 @pytest.mark.parametrize("needs", SOME_OF_THREE, ids=str)
-def test_a_term_with_a_second_pair_has_the_derivatives_of_its_output(needs: tuple[bool, ...], kind: str) -> None:
+def test_a_term_with_a_second_pair_has_its_derivatives(needs: tuple[bool, ...], kind: str) -> None:
     scaling = torch.tensor([2.0, -0.7], dtype=torch.float64).view(2, 1, 1)
     other = torch.tensor([0.4, 3.0], dtype=torch.float64).view(2, 1, 1)
     inputs = low_rank_inputs(needs)
@@ -103,7 +101,7 @@ def test_a_term_with_a_second_pair_has_the_derivatives_of_its_output(needs: tupl
     assert torch.autograd.gradcheck(ours, inputs)
 
 
-def test_an_update_from_an_origin_is_zero_there_and_keeps_a_bfloat16s_digits() -> None:
+def test_an_update_from_an_origin_keeps_the_digits_of_bfloat16() -> None:
     x = draw(2, 5, 4, dtype=torch.bfloat16)
     a, b = draw(2, 3, 4, dtype=torch.float32), draw(2, 6, 3, dtype=torch.float32)
     scaling, origin = torch.ones(2, 1, 1), FixedPair(down=a, up=b)

@@ -75,7 +75,7 @@ def test_start_outputs_and_gradients_are_pefts(float32_base_of: Callable[[], Any
         assert_close(ours_b[0], signs * theirs.lora_B["default"].weight.grad, tolerance=1e-4)
 
 
-def test_twenty_steps_of_adamw_are_those_on_a_written_residual_to_the_last_digits(base_of: Callable[[], Any]) -> None:
+def test_twenty_steps_of_adamw_are_those_on_a_written_residual(base_of: Callable[[], Any]) -> None:
     """In float64, where PEFT has no start of its own: PEFT's LoRA with our pair, on a base from which it was taken."""
     base, reference = base_of(), base_of()
     method: Any = small_method("pissa", target_modules=targets_of(base))
@@ -106,7 +106,7 @@ def test_twenty_steps_of_adamw_are_those_on_a_written_residual_to_the_last_digit
         assert_close(held["lora_B"], layer.lora_B["default"].weight.detach(), tolerance=1e-8)
 
 
-def test_twenty_steps_of_adamw_on_a_float32_base_are_pefts_from_its_own_start(
+def test_twenty_steps_on_a_float32_base_are_pefts(
     float32_base_of: Callable[[], Any],
 ) -> None:
     base, reference = float32_base_of(), float32_base_of()
@@ -127,7 +127,7 @@ def test_twenty_steps_of_adamw_on_a_float32_base_are_pefts_from_its_own_start(
     assert (first - last).abs().item() > 0.05
 
 
-def test_a_bfloat16_base_keeps_its_output_where_pefts_residual_is_rounded() -> None:
+def test_a_bfloat16_base_keeps_its_output_unlike_pefts() -> None:
     base, reference, ids = TinyModel(torch.bfloat16), TinyModel(torch.bfloat16), token_ids(TinyModel(), 0, 0)
     method: Any = small_method("pissa", target_modules=targets_of(base))
     before = base(input_ids=ids).logits
@@ -145,7 +145,7 @@ def test_a_bfloat16_base_keeps_its_output_where_pefts_residual_is_rounded() -> N
     assert 2**-12 < difference <= 2 * 2**-8 * whole["blocks.0.up_proj"].abs().max().item()
 
 
-def test_the_start_is_the_best_part_of_its_rank_and_depends_on_neither_seed_nor_pack() -> None:
+def test_the_start_is_the_best_approximation_whatever_the_pack() -> None:
     layer = nn.Linear(20, 14).double()
     weight = base_weight(layer)
     a, b = principal_pairs(weight, [(3, 2.0), (5, 0.5)])
@@ -159,7 +159,7 @@ def test_the_start_is_the_best_part_of_its_rank_and_depends_on_neither_seed_nor_
     assert (a.gather(2, a.abs().argmax(2, keepdim=True)) >= 0).all()
 
 
-def test_the_pair_at_the_start_never_changes_and_is_exported_with_the_trained_one() -> None:
+def test_the_pair_at_the_start_never_changes() -> None:
     run = PackRun(TinyModel(), [Member(method=small_method("pissa"))])
     before = held_by_layer(run)
     run.train(4)
@@ -169,7 +169,7 @@ def test_the_pair_at_the_start_never_changes_and_is_exported_with_the_trained_on
         assert not torch.equal(held["lora_A"], before[layer]["lora_A"])
 
 
-def test_a_rank_above_the_number_of_singular_values_is_refused_with_the_layer() -> None:
+def test_a_rank_above_the_singular_values_is_refused() -> None:
     layers = adaptable_layers(TinyModel())
     with pytest.raises(ValueError, match=r"pissa.rank: 7 is not possible; allowed: 1 to 6: blocks\.0\.q_proj has no"):
         small_method("pissa", rank=7).target_layers(layers)

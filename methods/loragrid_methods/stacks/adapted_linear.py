@@ -21,8 +21,8 @@ class PlacedStack:
 class AdaptedLinear(nn.Module):
     """`base_layer` run once over the rows of all members, plus every stack's update on the rows of its members.
 
-    A stack that needs the layer's own output gets it with the weight, and still returns an update: the sum is the same
-    for all stacks, and whoever shares the layer with such a stack keeps its bits.
+    A stack that needs the layer's own output receives it together with the weight. It returns an update like any other
+    stack, so the sum is the same for all, and the members that share the layer with it keep their bits.
     The rows of x come member by member: x (M * rows, ..., d_in) -> (M * rows, ..., d_out).
     """
 

@@ -1,4 +1,4 @@
-"""The frozen weight of a layer, behind a small interface: whole, sharded, and later merged or quantised ones alike."""
+"""The frozen weight of a layer behind a small interface, which hides how the layer stores it (transposed, sharded)."""
 
 from abc import ABC, abstractmethod
 

@@ -8,13 +8,13 @@ from loragrid_methods.stacks.low_rank import LowRankTerm, low_rank_update
 
 
 class LowRankStack(AdapterStack):
-    """Adds a `LowRankTerm` to its layer. A subclass holds the tensors and says what they are in `term`."""
+    """Adds a `LowRankTerm` to its layer. A subclass holds the tensors and declares them in `term`."""
 
     dropout: MemberDropout | None = None
     """Dropout of the layer's input in training; None for a method that has none."""
 
     def term(self) -> LowRankTerm:
-        """The update as it is now; called once per forward, without computing anything of the size of a factor."""
+        """The update as it is now. Called in every forward: nothing of the size of a factor may be computed here."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
