@@ -16,28 +16,29 @@ def is_missing(value: Any) -> bool:
 
 
 def count_of(number: int, noun: str) -> str:
-    """The number with its noun, which takes a plain `s` where there is not exactly one."""
+    """The number with its noun; the noun gets an `s` unless the number is one."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def format_value(value: object) -> str:
-    """A setting as short as it can be written without loss: 8, 0.001, 1e-05, all-linear."""
+    """A setting, written as short as possible without loss: 8, 0.001, 1e-05, all-linear."""
     if is_missing(value):
         return "–"
     return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def format_count(value: float) -> str:
-    """Numbers of parameters with three digits: 460.8 K is 461 K, 1,234,567 is 1.23 M."""
+    """A number of parameters with three digits: 461 K for 460,800, 1.23 M for 1,234,567."""
     return _with_unit(value, 1000.0, ("", " K", " M", " G", " T"))
 
 
 def format_bytes(value: float, like: float | None = None) -> str:
-    """Bytes in the binary units that memory is sold and measured in; `like`: in the unit of so many bytes."""
+    """A number of bytes with three digits in a binary unit: its own, or the unit that `like` bytes would have."""
     return _with_unit(value, 1024.0, (" B", " KiB", " MiB", " GiB", " TiB"), like)
 
 
 def format_seconds(value: float) -> str:
+    """Seconds with three digits, in milliseconds below one second and in minutes from 600 on."""
     if value < 1.0:
         return f"{1000 * value:.3g} ms"
     return f"{value:.3g} s" if value < 600.0 else f"{value / 60:.3g} min"
@@ -45,7 +46,7 @@ def format_seconds(value: float) -> str:
 
 def _with_unit(value: float, base: float, units: Sequence[str], like: float | None = None) -> str:
     index, size = 0, abs(value if like is None else like)
-    # 999.6 would be written as 1e+03: the step to the next unit is taken where three digits round up to it.
+    # With three digits, 999.6 would be written as 1e+03, so the next unit begins where rounding reaches it.
     while size >= 999.5 and index < len(units) - 1:
         value, size = value / base, size / base
         index += 1

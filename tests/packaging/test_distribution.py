@@ -200,7 +200,6 @@ def check_every_process_used_the_wheel(run: Callable[..., str]) -> None:
         "client = mlflow.MlflowClient('sqlite:///loragrid-store/mlflow.db')\n"
         "(experiment,) = client.search_experiments(filter_string=\"name = 'tiny'\")\n"
         "tags = [run.data.tags for run in client.search_runs([experiment.experiment_id])]\n"
-        "trials = [tag for tag in tags if 'loragrid.trial' in tag]\n"
         "print(len(tags), [key for tag in tags for key in tag if 'commit' in key])"
     )
     assert run("python", "-c", code).split(maxsplit=1) == ["3", "[]\n"]

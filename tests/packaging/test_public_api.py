@@ -52,6 +52,17 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = lg.runn
 
 
+def test_sync_takes_a_storage_folder(tmp_path: Path) -> None:
+    assert lg.sync(tmp_path) == lg.sync(str(tmp_path)) == {}
+    with pytest.raises(ValueError, match="no such folder"):
+        lg.sync(tmp_path / "nowhere")
+
+
+def test_export_refuses_a_folder_that_exists(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="exists already"):
+        lg.export("lora-1", "sqlite:///nowhere.db", str(tmp_path))
+
+
 def used_names(code: str) -> Iterator[str]:
     """The names of the package `loragrid` that a piece of Python uses; a private module as `module.name`."""
     tree = ast.parse(code)
