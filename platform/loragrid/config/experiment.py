@@ -73,7 +73,7 @@ class MethodConfig(Section):
         default=None,
         description="Name of the method in the comparison, by default `name`; blocks of one method with one label are "
         "tuned together.",
-        examples=["LoRA, rank 8"],
+        examples=["LoRA (alpha x 3)"],
     )
     grid: dict[str, AxisValues] = Field(
         default_factory=dict,

@@ -1,0 +1,89 @@
+"""The reference of every metric and tag that a run in MLflow can have, made from the tables that name them."""
+
+from docs.generate.markdown import page, table
+from loragrid.comparison.fingerprint import PARTS
+from loragrid.trials.metrics import CURVE_METRICS, summary_metrics, sweep_metrics
+
+INTRODUCTION = """
+One experiment is one MLflow experiment. Its sweeps are parent runs; each trial is a child run. Metric keys are
+`group/name`, with the unit in the name where there is one. The keys are the same for every method, so MLflow's
+comparison page lines them up. A metric that is missing was not measured or does not apply; there are no placeholder
+values. A trial's parameters are the dotted keys of the [experiment file](experiment_file.md).
+
+[What the figures mean](../figures.md) explains how they are measured and compared.
+"""
+
+BEARINGS = {
+    "results": "results: losses and scores can differ",
+    "speed": "speed: times and memory can differ, losses only by rounding",
+    "neither": "neither",
+}
+
+OTHER_TAGS: dict[str, str] = {
+    "loragrid.kind": "`sweep` or `trial`",
+    "loragrid.sweep": "name of the sweep that the run belongs to",
+    "loragrid.trial_id": "identity of the trial, a digest of its settings; the same settings have the same id",
+    "loragrid.method": "name of the method",
+    "loragrid.label": "name of the method in the comparison, where a block of the file sets `label`",
+    "loragrid.question": "the question of the experiment",
+    "loragrid.reason": "why a trial failed or was stopped",
+    "loragrid.out_of_memory": "set if the trial ran out of memory",
+    "loragrid.rung": "the rung of successive halving at which the trial was stopped",
+    "loragrid.pack": "the pack that trained the trial last",
+    "loragrid.pack.split": "why the pack was halved",
+    "loragrid.pack.shape": "shape of the pack, under which its timing is reused by later plans",
+    "loragrid.scoring.rows_at_once": "rows scored at once, where memory allowed fewer than a step trains",
+    "loragrid.scoring.prompts_at_once": "prompts answered at once, where memory allowed fewer than a step trains",
+    "loragrid.checkpoint.damaged": "set if a damaged state was found and the one before it was used",
+    "loragrid.engine.reason": "why the engine runs the steps in this mode",
+    "loragrid.engine.evaluation": "set if steps are captured and evaluation is not, with the reason",
+    "loragrid.estimate.source": "what the time estimate of the sweep rests on",
+    "loragrid.git.dirty": "`true` if the code had changes that no commit holds",
+    "loragrid.trials": "the trials that the sweep was started with",
+    "loragrid.resumed": "how the sweep was resumed",
+    "loragrid.best_trial": "run of the best trial of a sweep",
+    "loragrid.best_trial.metric": "the metric by which it is the best",
+    "loragrid.summary.problem": "why the summary of a sweep could not be computed",
+}
+"""Tags that are no part of the fingerprint -> meaning. A test compares this with the tags in the code."""
+
+PREFIXES: dict[str, str] = {
+    "loragrid.before.": "`loragrid.before.TAG`: value under which a trial began, if it was resumed under another one",
+    "loragrid.card.": "`loragrid.card.FIELD`: the card of the method: title, authors, year, paper, update rule, ...",
+    "loragrid.decoding": "`loragrid.decoding`, `loragrid.decoding.*`: how answers are generated; bears on results",
+    "loragrid.version.": "`loragrid.version.PACKAGE`: installed versions",
+}
+
+
+def metrics_and_tags_page() -> str:
+    """The page, in Markdown."""
+    summary: dict[str, list[tuple[str, str]]] = {}
+    for key, meaning in summary_metrics().items():
+        summary.setdefault(key.partition("/")[0], []).append((f"`{key}`", meaning))
+    groups = [f"### {group}\n\n{table(['metric', 'meaning'], rows)}" for group, rows in summary.items()]
+    return page(
+        "Metrics and tags",
+        INTRODUCTION,
+        [
+            "## Curves of a trial",
+            "These have a value per reported step.",
+            table(["metric", "meaning"], [(f"`{key}`", meaning) for key, meaning in CURVE_METRICS.items()]),
+            "## Figures of a trial",
+            "These have one value. The figures of a task on the evaluation rows, such as `eval/accuracy`, are also "
+            "recorded before the first step and every `task.every` steps.",
+            *groups,
+            "## Figures of a sweep",
+            table(["metric", "meaning"], [(f"`{key}`", meaning) for key, meaning in sweep_metrics().items()]),
+            "## Fingerprint tags",
+            "They identify what a trial ran on. `loragrid compare` reports where trials of a sweep differ in a part "
+            "that bears on results; `--strict` refuses such a sweep.",
+            table(
+                ["tag", "what it names", "a difference bears on"],
+                [(f"`{part.tag}`", part.name, BEARINGS[part.bearing]) for part in PARTS],
+            ),
+            "## Other tags",
+            table(["tag", "meaning"], [(f"`{tag}`", meaning) for tag, meaning in OTHER_TAGS.items()]),
+            "## Groups of tags",
+            "\n".join(f"* {meaning}" for meaning in PREFIXES.values()),
+        ],
+    )
