@@ -215,8 +215,10 @@ def end_by_ctrl_c(file: Path, store: Path) -> None:
 def assert_undisturbed_and_one_more(store: Path, calm: Path) -> None:
     """Every point and adapter of the undisturbed sweep is there to the bit; one trial more has finished."""
     assert statuses(store) == [*statuses(calm), "FINISHED"]
-    for found, expected in ((curves(sqlite_uri(store)), curves(sqlite_uri(calm))), (adapters(store), adapters(calm))):
-        assert {key: found[key] for key in expected} == expected
+    found, expected = curves(sqlite_uri(store)), curves(sqlite_uri(calm))
+    assert {key: found[key] for key in expected} == expected
+    files, expected_files = adapters(store), adapters(calm)
+    assert {name: files[name] for name in expected_files} == expected_files
 
 
 @pytest.mark.usefixtures("ray_of_two_cpus")
