@@ -28,8 +28,8 @@ from loragrid.tasks.discovery import task_figures, task_kinds
 from loragrid.tracking.recorder import Recorder
 from loragrid.trials.load import load_experiment
 from loragrid.trials.trial import Trial
+from tests.support.queue_runs import Seen, queue
 from tests.support.small_packs import Setup, make_setup
-from tests.worker.test_queue import Seen, queue
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 12
