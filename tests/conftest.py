@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests (tiny models, a chat file, a private cache, a Ray) and the limits of unit tests."""
+"""Fixtures shared by all tests (tiny models, a chat file, a private cache, a Ray), and the limits of unit tests."""
 
 import gc
 import json
@@ -60,7 +60,7 @@ def chat_rows() -> list[dict[str, str]]:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keep the tests' tokens out of the user's cache, but keep the embedded model, whose conversion takes long."""
+    """A private cache for the tests, except for the embedded model: its slow conversion stays in the user's cache."""
     from loragrid.models.cache import cache_folder
 
     kept_models = cache_folder() / "models"
@@ -74,10 +74,10 @@ def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_collections() -> None:
-    """Let the garbage collector pass over what the modules before have imported and kept.
+    """Exclude the objects of earlier test modules from garbage collection.
 
-    Packs free their memory by a whole collection, which in a process with Ray, MLflow and half of all tests behind it
-    takes longer than the pack's training. What has become garbage since is collected at the next module's start.
+    Packs free their memory with a full collection. In a process that has imported Ray, MLflow and half of the tests,
+    a full collection takes longer than a pack's training. Excluded garbage is collected when the next module starts.
     """
     gc.unfreeze()
     gc.collect()
@@ -109,7 +109,7 @@ def tiny_tokenizer() -> "PreTrainedTokenizerFast":
 
 @pytest.fixture(scope="session")
 def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: "PreTrainedTokenizerFast") -> Path:
-    """A folder with a random Llama: hidden 32, 2 layers, 4 heads of which 2 for keys and values, context 128."""
+    """A folder with a random Llama: hidden 32, 2 layers, 4 heads (2 for keys and values), context 128."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -170,7 +170,7 @@ def chat_jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shared_ray() -> "Iterator[SharedRay]":
-    """The Ray that all tests of this process share, started by the first that needs it."""
+    """The Ray that all tests of this process share; the first test that needs it starts it."""
     from tests.support.shared_ray import SharedRay
 
     shared = SharedRay()
@@ -180,7 +180,7 @@ def shared_ray() -> "Iterator[SharedRay]":
 
 @pytest.fixture(scope="module", autouse=True)
 def no_ray_among_units(request: pytest.FixtureRequest, shared_ray: "SharedRay") -> None:
-    """Stop the shared Ray before a file of unit tests: its processes would take time from them."""
+    """Stop the shared Ray before a file of unit tests, because its processes use CPU time."""
     tests = (item for item in request.session.items if item.path == request.node.path)
     if not any(item.get_closest_marker("end_to_end") for item in tests):
         shared_ray.stop()
@@ -188,13 +188,13 @@ def no_ray_among_units(request: pytest.FixtureRequest, shared_ray: "SharedRay") 
 
 @pytest.fixture(scope="module")
 def ray_of_two_cpus(shared_ray: "SharedRay") -> str:
-    """The address of the shared Ray cluster, which runs and whose driver is this process."""
+    """The address of the shared Ray, which is running; this process is its driver."""
     return shared_ray.start()
 
 
 @pytest.fixture
 def refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> "Refuses":
-    """Runs a malformed experiment and checks that it is refused, by the command line, as everything must be."""
+    """Runs a malformed experiment on the command line and checks the refusal."""
     from tests.support.refusals import make_refuses
 
     return make_refuses(tmp_path, monkeypatch, capsys)
@@ -202,7 +202,7 @@ def refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 @pytest.fixture
 def valid_experiment(tiny_llama_dir: Path, chat_jsonl: Path, tmp_path: Path) -> dict[str, Any]:
-    """The contents of an experiment file that could run."""
+    """The contents of a valid experiment file."""
     return {
         "name": "valid",
         "model": {"name": str(tiny_llama_dir), "dtype": "float32"},
@@ -215,7 +215,7 @@ def valid_experiment(tiny_llama_dir: Path, chat_jsonl: Path, tmp_path: Path) -> 
 
 @pytest.fixture
 def write(valid_experiment: dict[str, Any], tmp_path: Path) -> "Write":
-    """Writes that experiment with one key changed."""
+    """Writes `valid_experiment` to a file, with one key changed."""
     from tests.support.refusals import changed
 
     def write_file(key: str, value: object) -> Path:

@@ -1,4 +1,4 @@
-"""The benchmarks that need no GPU to run, at a toy's size: their tables state what happened and what failed."""
+"""The benchmarks that run without a GPU, at toy size: their tables report every result and every failure."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""`cluster.yaml` is a file that Ray's own launcher takes, and installs what the rest of the repository pins."""
+"""Ray's launcher accepts `cluster.yaml`, which installs the versions that the repository pins."""
 
 import copy
 import re

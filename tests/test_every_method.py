@@ -1,4 +1,4 @@
-"""The contract that every method keeps, over all that are discovered: a new file is tested by being there."""
+"""The contract of a method, tested for every discovered method; a new file is included automatically."""
 
 import ast
 import bisect

@@ -1,4 +1,4 @@
-"""The import law in pyproject.toml holds for the tree, and it bites: an import against it fails the check."""
+"""The code obeys the import law in pyproject.toml, and the check reports a planted forbidden import."""
 
 import os
 import shutil

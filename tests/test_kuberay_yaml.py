@@ -1,4 +1,4 @@
-"""`docs/kuberay.yaml` runs an experiment file of this repository, as `cluster.yaml` does, and can be started again."""
+"""`docs/kuberay.yaml` runs an experiment file of this repository, as `cluster.yaml` does, and can be restarted."""
 
 import re
 import shlex

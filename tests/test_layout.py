@@ -1,7 +1,7 @@
 """The layout that keeps `platform/`, which is also a standard-library module, from breaking Python.
 
 A `platform/__init__.py`, or a stray module beside the package, would shadow the standard library wherever the
-repository's root or a source root is on the path: `import uuid` and `import ray` die, and Ray's workers never start.
+repository's root or a source root is on the path: `import uuid` and `import ray` fail, and Ray's workers never start.
 """
 
 import ast

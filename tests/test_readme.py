@@ -1,4 +1,4 @@
-"""What the README shows is what the project holds: its methods, its experiment, its examples of Python."""
+"""The README agrees with the project: its methods, its experiment, and the documented custom sweeps."""
 
 import inspect
 import re

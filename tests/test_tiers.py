@@ -1,4 +1,4 @@
-"""The tiers of the tests: what a unit test may cost, what each target runs, and that promises have their tests."""
+"""The test tiers: the cost limits of unit tests, the tests of each make target, and the tests behind the promises."""
 
 import ast
 import os

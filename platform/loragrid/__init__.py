@@ -6,27 +6,27 @@
     result = lg.run(experiment)
     result.to_pandas()
 
-The public interface is `loragrid.__all__`. Every other name of this package is private, its sub-packages and modules
-included: it may change in any release. The package `loragrid_methods` has a public interface of its own, its `__all__`.
+The public interface is `loragrid.__all__`. Every other name, including sub-packages and modules, is private and may
+change in any release. The public interface of the package `loragrid_methods` is `loragrid_methods.__all__`.
 
 Describe and run:
     Experiment, load_experiment, experiment_from_mapping   an experiment from Python, from a file, from a mapping
-    ExperimentError                                        an experiment that cannot be run as it is written
+    ExperimentError                                        an experiment that cannot run as it is written
     method_names                                           the methods that an experiment can name
     plan, Plan                                             what would run, without running it
-    run, SweepResult, SweepInterrupted                     run a sweep; its result; what a signal raises
+    run, SweepResult, SweepInterrupted                     run a sweep; its result; the exception after a signal
 
 Your own Tune sweep:
     trainable, recording                                   a Tune trainable, and the callback that records its trials
 
 Read what is recorded:
     load_comparison, Comparison                            a sweep's table and curves, from MLflow
-    load_verdict, judge, Verdict, load_scores              what the sweep shows; the scores that the tests use
+    load_verdict, judge, Verdict, load_scores              which differences a sweep shows; the scores behind them
     write_report                                           the report, as one file
     export                                                 a trial's adapter, or the model merged with it
     sync                                                   deliver to MLflow what a sweep could not deliver
 
-A name is imported when it is first used, so that `import loragrid` takes milliseconds.
+Each name is imported on first use; `import loragrid` itself takes milliseconds.
 """
 
 import importlib
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from loragrid.trials.load import experiment_from_mapping, load_experiment
     from loragrid_methods import method_names
 
-# Public name -> module and name in it. No public name may be that of a sub-package: importing the sub-package would
-# replace it.
+# Public name -> module and name in it. A public name must not equal a sub-package's name: importing the sub-package
+# would overwrite it.
 _ORIGINS = {
     "Comparison": "loragrid.comparison.table:Comparison",
     "Experiment": "loragrid.config.experiment:Experiment",

@@ -10,7 +10,7 @@ def is_missing(value: Any) -> bool:
     """Whether a cell holds no measurement: None, NaN or pandas' NA."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return True
-    # Only a process that has imported pandas can hold its NA; the command line prints its help without pandas.
+    # pandas is not imported here, because that is slow: a process that has not imported it cannot hold its NA.
     pandas = sys.modules.get("pandas")
     return pandas is not None and value is getattr(pandas, "NA", None)
 
@@ -21,7 +21,7 @@ def count_of(number: int, noun: str) -> str:
 
 
 def format_value(value: object) -> str:
-    """A setting, written as short as possible without loss: 8, 0.001, 1e-05, all-linear."""
+    """A setting in its shortest form: 8, 0.001, 1e-05, all-linear. Floats keep ten digits."""
     if is_missing(value):
         return "–"
     return f"{value:.10g}" if isinstance(value, float) else str(value)
@@ -33,12 +33,12 @@ def format_count(value: float) -> str:
 
 
 def format_bytes(value: float, like: float | None = None) -> str:
-    """A number of bytes with three digits in a binary unit: its own, or the unit that `like` bytes would have."""
+    """A number of bytes with three digits, in the binary unit that suits it, or that suits `like` bytes."""
     return _with_unit(value, 1024.0, (" B", " KiB", " MiB", " GiB", " TiB"), like)
 
 
 def format_seconds(value: float) -> str:
-    """Seconds with three digits, in milliseconds below one second and in minutes from 600 on."""
+    """A duration with three digits: in ms below 1 s, in min from 600 s on, otherwise in s."""
     if value < 1.0:
         return f"{1000 * value:.3g} ms"
     return f"{value:.3g} s" if value < 600.0 else f"{value / 60:.3g} min"
@@ -46,7 +46,7 @@ def format_seconds(value: float) -> str:
 
 def _with_unit(value: float, base: float, units: Sequence[str], like: float | None = None) -> str:
     index, size = 0, abs(value if like is None else like)
-    # With three digits, 999.6 would be written as 1e+03, so the next unit begins where rounding reaches it.
+    # The next unit begins at 999.5, because three digits would show 999.6 as 1e+03.
     while size >= 999.5 and index < len(units) - 1:
         value, size = value / base, size / base
         index += 1

@@ -1,4 +1,4 @@
-"""`ray job submit` of an experiment to a cluster started by hand: the README's very command, against a real head."""
+"""`ray job submit` of an experiment to a cluster started by hand: the README's own command on a real head node."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The command line: what it prints, its exit codes, and that a user's mistake is a message and no traceback."""
+"""The command line: its output, its exit codes, and messages instead of tracebacks for users' mistakes."""
 
 import json
 import os

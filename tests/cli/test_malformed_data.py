@@ -1,4 +1,4 @@
-"""A malformed data file is refused with exit code 2, the key, the file and the place in it."""
+"""A malformed data file is refused with exit code 2; the message names the key, the file and the place in it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A malformed experiment file is refused with exit code 2 and the key; nothing is started, nothing is written."""
+"""A malformed experiment file is refused with exit code 2 and the key; nothing is started or written."""
 
 import math
 import os

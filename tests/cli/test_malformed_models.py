@@ -1,4 +1,4 @@
-"""A malformed model folder is refused with exit code 2 and what is wrong with it, and no code that lies in it runs."""
+"""A malformed model folder is refused with exit code 2 and the reason; code inside it never runs."""
 
 import json
 import os

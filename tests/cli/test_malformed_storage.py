@@ -1,4 +1,4 @@
-"""A place that cannot hold the results, or would be another than the one named, is refused before anything starts."""
+"""A storage path or tracking URI that is unusable or ambiguous is refused before anything starts."""
 
 import io
 from pathlib import Path

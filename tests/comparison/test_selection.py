@@ -1,4 +1,4 @@
-"""The choice of a method's setting, by validation rows and without luck, from comparisons with known values."""
+"""The choice of each method's setting on the evaluation rows, in comparisons with known values."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Intervals and tests against scipy, closed forms and simulations of their error rates."""
+"""Confidence intervals and tests agree with scipy, with closed forms and with simulated error rates."""
 
 import itertools
 import math

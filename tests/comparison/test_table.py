@@ -1,4 +1,4 @@
-"""The comparison contains what MLflow holds, and nothing else."""
+"""The comparison contains exactly what MLflow holds."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The verdict: tests of every pair, with scores per test row from a real store, and the sentences."""
+"""The verdict: its tests of every pair, on scores per test row from a real store, and its sentences."""
 
 import itertools
 import sys

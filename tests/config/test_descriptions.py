@@ -1,4 +1,4 @@
-"""Every key of an experiment file is described well enough for a reference to be made of it."""
+"""Every key of an experiment file has the description, unit and example that the reference page needs."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, get_args, get_origin, get_type_hints

@@ -1,4 +1,4 @@
-"""An experiment file is read as it is meant, or refused with file, key, value and what is allowed."""
+"""An experiment file is read correctly, or refused with file, key, value and what is allowed."""
 
 import math
 import pickle

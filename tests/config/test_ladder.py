@@ -1,4 +1,4 @@
-"""A ladder stands for the values of an axis, in equal ratios from its lowest to its highest."""
+"""A ladder becomes the values of an axis, with equal ratios from the lowest to the highest."""
 
 import pickle
 from typing import Any

@@ -1,4 +1,4 @@
-"""Reading a method's hyperparameters from its source: what is read, and what is left to an import of the method."""
+"""A method's hyperparameters are read from its source if it is plain; otherwise the method is imported."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Rows become tokens and labels of static shape; which rows a step takes is a pure function of seed and step."""
+"""Rows become tokens and labels of static shape; the rows of a step are a pure function of seed and step."""
 
 import csv
 import importlib.util

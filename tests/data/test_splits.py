@@ -1,4 +1,4 @@
-"""Training, evaluation and test rows have none in common, whatever the data holds."""
+"""No row is in two of the train, evaluation and test splits, whatever the data holds."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What the documents show works: experiments are valid, commands and options exist, Python uses public names."""
+"""The documents show only what works: valid experiments, existing commands and options, public Python names."""
 
 import ast
 import inspect

@@ -1,4 +1,4 @@
-"""Packed greedy decoding gives every member the tokens that transformers gives its model alone, row by row."""
+"""Packed greedy decoding returns, row by row, the tokens that transformers generates with each member's model."""
 
 import shutil
 from collections.abc import Sequence

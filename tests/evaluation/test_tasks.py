@@ -1,4 +1,4 @@
-"""Accuracy and forgetting are what each member's model shows alone, looked at when asked, and recorded."""
+"""Accuracy and forgetting equal those of each member's model by itself, and are recorded at the configured steps."""
 
 import csv
 import itertools

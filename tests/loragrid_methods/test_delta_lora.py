@@ -1,4 +1,4 @@
-"""Delta-LoRA without ever writing W is the paper's loop, which writes it after every step."""
+"""Delta-LoRA never writes W, and equals the paper's loop, which writes W after every step."""
 
 import copy
 import math

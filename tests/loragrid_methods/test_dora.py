@@ -1,4 +1,4 @@
-"""DoRA: equal to PEFT's own, with row norms that need no second weight, exact at the start in every number format."""
+"""DoRA equals PEFT's, computes row norms without a second weight, and starts exactly at the base in every dtype."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a member exports is what it computed: PEFT loads it, and merging it into the base gives the same logits."""
+"""An exported member computes what the member computed, loaded into PEFT or merged into the base."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The hand-written backward passes are the derivatives, for every combination of inputs that need one."""
+"""The hand-written backward passes are the true derivatives, for every combination of inputs that need a gradient."""
 
 import itertools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What ties LoRA's relatives to LoRA: LoRA+ at ratio 1, rsLoRA's scaling, LoRA-FA's frozen A, dropout per member."""
+"""How LoRA's relatives relate to LoRA: LoRA+ at ratio 1, rsLoRA's scaling, LoRA-FA's frozen A, dropout per member."""
 
 import math
 

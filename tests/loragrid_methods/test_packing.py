@@ -1,4 +1,4 @@
-"""Members of one pack never touch each other: packed is alone, whatever the pack holds."""
+"""Members of a pack do not affect each other: each trains as in a pack of one, whatever else the pack holds."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""On the same weights ours computes what PEFT computes: outputs, gradients, and the steps of PEFT's own optimizers."""
+"""With equal weights LoraGrid computes the same outputs, gradients and optimizer steps as PEFT."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""PiSSA: equal to PEFT's own on a float32 base, started at the principal part of every weight, exact in bfloat16."""
+"""PiSSA equals PEFT's on a float32 base, starts at the principal part of every weight, and is exact in bfloat16."""
 
 from collections.abc import Callable
 from pathlib import Path

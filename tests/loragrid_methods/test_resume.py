@@ -1,4 +1,4 @@
-"""A run that is saved and continued in a fresh pack goes on to the bit."""
+"""A run that is saved and continued in a new pack equals an unbroken run to the bit."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a method keeps for backward, counted in bytes: LoRA x and z, LoRA-FA z alone, VeRA u alone."""
+"""The bytes that a method keeps for the backward pass: LoRA keeps x and z, LoRA-FA only z, VeRA only u."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`target_modules` selects what PEFT would select, and refuses what matches nothing."""
+"""`target_modules` selects the layers that PEFT would select, and a name that matches none is refused."""
 
 from pathlib import Path
 from typing import Any

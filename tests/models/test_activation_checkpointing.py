@@ -1,4 +1,4 @@
-"""Activation checkpointing changes what is kept, and not one bit of what is computed."""
+"""Activation checkpointing changes which activations are kept, but no bit of any result."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Names on the hub: loaded at their revision, later without a network, and refused at once when they are wrong."""
+"""Hub names are loaded at their revision, later without a network; wrong names are refused at once."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Loading: names, folders and hub ids become a frozen base and a tokenizer, or an error that says why not."""
+"""Names, folders and hub ids become a frozen base and a tokenizer, or an error with the reason."""
 
 import importlib.util
 import json

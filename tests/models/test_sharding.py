@@ -1,4 +1,4 @@
-"""A base sharded over two workers trains, measures and exports what the whole one does, from half of the weights."""
+"""A base sharded over two workers trains, measures and exports as a whole base, with half of the weights per worker."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

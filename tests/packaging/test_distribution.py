@@ -1,7 +1,7 @@
-"""The wheel and the sdist: what they hold, and that the wheel works in an environment that knows no checkout.
+"""The wheel and the sdist have the right contents, and the wheel works in an environment without the checkout.
 
-The environment gets the wheel alone. Its dependencies are those of the environment that runs the tests: installing them
-once more would take minutes and gigabytes.
+Only the wheel is installed there. It uses the dependencies of the environment that runs the tests, because installing
+them again would take minutes and gigabytes.
 """
 
 import os

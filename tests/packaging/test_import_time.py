@@ -1,6 +1,6 @@
-"""What starts quickly: `import loragrid`, the command line's help, and the refusal of an experiment file.
+"""`import loragrid`, the command line's help and the refusal of an experiment file start quickly.
 
-CPU seconds are compared, not seconds of the clock, and the limits leave a factor of about four to what was measured.
+CPU seconds are compared, not wall time. The limits are about four times the measured values.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What a visitor expects of a project: licence, changelog, guide, hooks and workflow agree with the code."""
+"""Licence, changelog, guide, hooks and workflow agree with the code."""
 
 import re
 import tomllib

@@ -1,4 +1,4 @@
-"""Model FLOPs against counts by hand, and a device's limit by a clock that is known."""
+"""Model FLOPs equal counts by hand; a device's limit is checked with a fake clock."""
 
 import itertools
 import shutil

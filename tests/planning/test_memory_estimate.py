@@ -1,4 +1,4 @@
-"""What a pack will need on a GPU is told from shapes: against counts by hand, and on a GPU against its allocator."""
+"""A pack's estimated GPU memory, computed from shapes, agrees with counts by hand and with a GPU's allocator."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Memory by part: every figure against an independent count, every byte in one part and none in two."""
+"""Memory by part: every figure equals an independent count, and every byte is in exactly one part."""
 
 import gc
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Workers fit the cluster, and no more packs start than it can hold."""
+"""Workers fit the cluster, and no more packs start than the cluster can hold."""
 
 from pathlib import Path
 

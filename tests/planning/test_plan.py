@@ -1,4 +1,4 @@
-"""Packs hold trials that can share a base, and parameter counts are those of the papers, without loading weights."""
+"""Packs hold trials that can share a base; parameter counts equal the papers' and need no weights."""
 
 import importlib.util
 import io

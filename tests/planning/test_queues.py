@@ -1,4 +1,4 @@
-"""Packs and queues on a cluster: the estimate of a sweep and the sweep itself come to the same."""
+"""The estimate of a sweep uses the same packs and queues as the sweep itself."""
 
 from collections.abc import Sequence
 from pathlib import Path

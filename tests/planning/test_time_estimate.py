@@ -1,4 +1,4 @@
-"""The expected time of a sweep: timings of real steps, timings from earlier sweeps, and the arithmetic between."""
+"""The expected time of a sweep, computed from timings of real steps and of earlier sweeps."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""The data of charts (fronts, grids, values on the axes), and that drawings on one page do not affect each other."""
+"""The data of charts (fronts, grids, axis values), and the independence of drawings on one page."""
 
 import math
 import random

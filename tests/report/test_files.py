@@ -1,4 +1,4 @@
-"""Reports as files: Markdown, CSV and JSON with the verdict's figures, PEFT's result files as its app loads them."""
+"""Report files: Markdown, CSV and JSON contain the verdict's figures, and PEFT's app can load the result files."""
 
 import csv
 import io

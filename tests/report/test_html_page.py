@@ -1,4 +1,4 @@
-"""The report is one page without requests that shows what MLflow holds, whatever the state of the sweep."""
+"""The report is one page that requests nothing and shows what MLflow holds, in every state of the sweep."""
 
 import math
 import os

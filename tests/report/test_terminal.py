@@ -1,4 +1,4 @@
-"""The terminal's table and the picture, from comparisons with known values."""
+"""The terminal's table and the picture of loss curves, for comparisons with known values."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

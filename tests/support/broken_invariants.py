@@ -1,4 +1,4 @@
-"""Runs packs as a worker does and breaks an invariant of their training once."""
+"""Runs packs as a worker does, and breaks one invariant of training on the way."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +33,7 @@ def queue_with(
     *,
     isolate_failures: bool = True,
 ) -> Seen:
-    """Run packs as a worker does; after step `FLIPPED_AFTER` of the first pack, `spoil` its model once."""
+    """Run packs as a worker does; call `spoil` once, on the first model that completes step `FLIPPED_AFTER`."""
     import loragrid.training.step_runner
 
     spoiled: list[bool] = []

@@ -15,7 +15,7 @@ Point = tuple[str, str, int, str, float]
 def made_up_comparison(
     rows: Sequence[Mapping[str, Any]], axes: Mapping[str, str], curves: Sequence[Point] = (), **fields: Any
 ) -> Comparison:
-    """A comparison of trials that finished, unless a row states another status. axes: those with a column are kept."""
+    """A comparison with one trial per row, FINISHED unless the row has a status. Axes without a column are dropped."""
     filled = [
         {"trial_id": f"{row.get('method')}-{i}", "status": "FINISHED", "reason": "", "run_id": f"r{i}", **row}
         for i, row in enumerate(rows)

@@ -1,4 +1,4 @@
-"""The two custom sweeps that the documentation shows; a test runs them."""
+"""The two custom sweeps of docs/how_to/python.md; a test runs them."""
 
 from ray import tune
 
@@ -6,7 +6,7 @@ import loragrid as lg
 
 
 def search_with_optuna(experiment: lg.Experiment) -> tune.ResultGrid:
-    """Optuna looks for LoRA+'s learning rate and ratio (this function stands in the README)."""
+    """Optuna searches LoRA+'s learning rate and ratio (docs/how_to/python.md shows this function)."""
     from ray.tune.search.optuna import OptunaSearch
 
     tuner = tune.Tuner(
@@ -19,7 +19,7 @@ def search_with_optuna(experiment: lg.Experiment) -> tune.ResultGrid:
 
 
 def stop_early_with_asha(experiment: lg.Experiment) -> tune.ResultGrid:
-    """ASHA ends the trials that fall behind (this function stands in the README)."""
+    """ASHA ends trials that fall behind (docs/how_to/python.md shows this function)."""
     from ray.tune.schedulers import ASHAScheduler
 
     scheduler = ASHAScheduler(time_attr="step", grace_period=2, max_t=experiment.training.steps)

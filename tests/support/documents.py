@@ -1,4 +1,4 @@
-"""The documents of the repository and the blocks of code in them, for the tests that check what they show."""
+"""The repository's documents and their code blocks, for the tests that check them."""
 
 import copy
 import re
@@ -22,7 +22,7 @@ MINIMAL: Mapping[str, Any] = {
     "training": {"steps": 100},
     "methods": ["lora"],
 }
-"""The experiment that a fragment in a document completes."""
+"""The keys that complete a document's fragment to a valid experiment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +35,13 @@ class Block:
 
 
 def documents() -> list[Path]:
-    """Every hand-written Markdown file that a reader is meant to read."""
+    """Every hand-written Markdown file for readers."""
     found = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md")]
     return sorted(found)
 
 
 def blocks_in(text: str, name: str) -> list[Block]:
-    """The blocks of a document, also those inside lists."""
+    """The blocks of a document, including those inside lists."""
     return [
         Block(
             place=f"{name}:{text.count(chr(10), 0, match.start()) + 1}",
@@ -77,7 +77,7 @@ def command_lines(text: str) -> list[list[str]]:
 
 
 def with_minimal(fragment: Mapping[str, Any]) -> dict[str, Any]:
-    """A whole experiment that holds the fragment."""
+    """`MINIMAL` with the fragment's keys: a whole experiment."""
     whole: dict[str, Any] = copy.deepcopy(dict(MINIMAL))
     for key, value in fragment.items():
         is_section = isinstance(value, Mapping) and isinstance(whole.get(key), Mapping)

@@ -1,4 +1,4 @@
-"""A sweep of thirty-two trials, recorded by the real recorder with made-up values."""
+"""A sweep of 32 trials with made-up values, written by the real recorder."""
 
 from loragrid.tracking.recorder import Recorder
 from loragrid.trials.outcome import STOPPED_EARLY
@@ -7,7 +7,7 @@ NUM_TRIALS = 32
 
 
 def record_many(uri: str) -> tuple[Recorder, str]:
-    """Thirty-two trials of four methods: one failed, one stopped early; `lora-5` is best on the evaluation rows."""
+    """Records 32 trials of four methods: one failed, one stopped early; `lora-5` is best on the evaluation rows."""
     recorder = Recorder("many", uri)
     recorder.start_sweep("many-1", {}, {})
     for index in range(NUM_TRIALS):
@@ -26,7 +26,7 @@ def record_many(uri: str) -> tuple[Recorder, str]:
                 for step in range(6)
             ],
         )
-        # The lowest test loss is another trial's: it must not be chosen by it.
+        # Trial 9 has the lowest test loss. It must not be chosen: test rows choose nothing.
         recorder.log_summary(trial_id, {"eval/final_loss": loss, "test/loss": 1.0 if index == 9 else loss + 0.25})
         if index == 30:
             recorder.end_trial(trial_id, "FAILED", "out of memory")

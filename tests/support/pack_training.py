@@ -1,4 +1,4 @@
-"""What the methods' tests train: a tiny model exact in float64, members with settings of their own, a plain loop."""
+"""What the methods' tests train: a tiny float64 model, members with their own settings, and a plain loop."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -39,7 +39,7 @@ class TinyBlock(nn.Module):
 
 
 class TinyModel(nn.Module):
-    """A causal language model that keeps float64 all through (Llama computes its norms in float32)."""
+    """A causal language model that computes only in `dtype`; Llama always computes its norms in float32."""
 
     def __init__(self, dtype: torch.dtype = torch.float64, width: int = 12, vocabulary: int = 20) -> None:
         super().__init__()
@@ -79,24 +79,24 @@ class Member:
 
 
 def small_method(name: str, **fields: Any) -> Method:
-    """The method with hyperparameters that suit a tiny model, as far as it has them, and those given."""
+    """The method with rank 4 and start_step 1, if it has these hyperparameters, and with `fields`."""
     cls = get_method(name)
     small = {"rank": 4, "start_step": 1}
     return cls(**{key: value for key, value in small.items() if key in cls.field_names()} | fields)
 
 
 def in_order(members: Sequence[Member]) -> list[Member]:
-    """The members in an order in which a pack takes them."""
+    """The members in an order that a pack accepts."""
     return [members[index] for index in member_order([member.method for member in members])]
 
 
 def decay_slowly(step: int) -> float:
-    """A schedule that changes at every step: the factor on the learning rate of step `step`."""
+    """A schedule that changes at every step: step -> factor on the learning rate."""
     return 1.0 / (1.0 + 0.05 * step)
 
 
 def token_ids(base: Any, seed: int, step: int) -> Tensor:
-    """(ROWS, LENGTH) tokens that depend on the seed and the step alone."""
+    """(ROWS, LENGTH) tokens that depend only on the seed and the step."""
     generator = torch.Generator().manual_seed(1000 * seed + step)
     return torch.randint(base.get_input_embeddings().num_embeddings, (ROWS, LENGTH), generator=generator)
 
@@ -138,7 +138,7 @@ class PackRun:
         self.pack.train()
 
     def backward(self) -> Tensor:
-        """The members' losses on the batches of this step, (M,), with the gradients of their sum."""
+        """Computes the gradients of the sum of the members' losses on this step's batches; returns the losses, (M,)."""
         self.pack.clock.step = self.completed
         ids = torch.cat([token_ids(self.base, member.seed, self.completed) for member in self.members])
         losses = next_token_losses(self.base(input_ids=ids).logits, ids, len(self.members))
@@ -148,13 +148,13 @@ class PackRun:
         return losses.detach()
 
     def step(self, active: Tensor | None = None) -> Tensor:
-        """One step of the contract's loop; the losses before it, (M,)."""
+        """Runs one step of the contract's loop; returns the losses before the update, (M,)."""
         losses = self.backward()
         self.update(active)
         return losses
 
     def update(self, active: Tensor | None = None) -> None:
-        """What follows the backward pass of a step; without `active` (M,) every member is."""
+        """The part of a step after the backward pass. active (M,): the members to update; None for all."""
         self.optimizer.clip_gradients()
         self.pack.before_step()
         rate = self._vector([member.lr for member in self.members]) * self.schedule(self.completed)
@@ -163,11 +163,11 @@ class PackRun:
         self.pack.after_step(self.completed)
 
     def train(self, num_steps: int) -> Tensor:
-        """The losses of `num_steps` steps, (num_steps, M)."""
+        """Runs `num_steps` steps; returns their losses, (num_steps, M)."""
         return torch.stack([self.step() for _ in range(num_steps)])
 
     def member_tensors(self, member: int) -> dict[str, Tensor]:
-        """Copies of everything one member holds, without padding, by `layer.tensor`."""
+        """`layer.tensor` -> a copy of the tensor, without padding, for one member."""
         stacks, index = self.pack.member_stacks(member)
         return {
             f"{layer}.{name}": tensor.clone()
@@ -176,7 +176,7 @@ class PackRun:
         }
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Copies of everything a continued run needs."""
+        """Copies of all tensors that a continued run needs."""
         state = self.pack.state_tensors() | self.optimizer.state_tensors()
         return {name: tensor.clone() for name, tensor in state.items()}
 
@@ -186,6 +186,6 @@ class PackRun:
 
 
 def largest_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
-    """The largest difference of any entry; the names must be the same."""
+    """The largest absolute difference between entries; the names must be equal."""
     assert ours.keys() == theirs.keys()
     return max(((ours[name] - theirs[name]).abs().max().item() for name in ours), default=0.0)

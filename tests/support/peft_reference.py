@@ -1,4 +1,4 @@
-"""What the comparisons with PEFT share: its losses on our batches, its optimizer, and when two tensors are equal."""
+"""Shared by the comparisons with PEFT: its losses on our batches, its optimizer, and the test for equality."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def peft_losses(model: Any, base: Any, step: int) -> Tensor:
 
 
 def randomise(run: PackRun, parameter: str) -> None:
-    """Give a parameter that starts at zero random values, so that all gradients are there."""
+    """Fill a parameter that starts at zero with random values; otherwise other gradients would be zero."""
     generator = torch.Generator().manual_seed(0)
     for stack in run.pack.stacks():
         held = stack.get_parameter(parameter).data
@@ -34,7 +34,7 @@ def assert_close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-12) -> None
 
 
 def held_by_layer(run: PackRun) -> dict[str, dict[str, Tensor]]:
-    """Layer -> tensor name -> a copy of what the run's first member holds."""
+    """Layer -> tensor name -> a copy of the first member's tensor."""
     stacks, index = run.pack.member_stacks(0)
     return {
         layer: {name: tensor.clone() for name, tensor in stack.member_tensors(index).items()}
@@ -43,6 +43,6 @@ def held_by_layer(run: PackRun) -> dict[str, dict[str, Tensor]]:
 
 
 def adamw_of(model: Any, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """torch's AdamW over what trains of PEFT's model."""
+    """torch's AdamW over the trainable parameters of PEFT's model."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)

@@ -1,4 +1,4 @@
-"""Runs packs in this process as a worker does, and keeps everything that was sent."""
+"""Runs packs in this process as a worker does, and collects the updates that it sends."""
 
 import tempfile
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ STEPS = 8
 
 @dataclass(kw_only=True)
 class Seen:
-    """Everything a queue sent, put together."""
+    """All updates that a queue sent, and what they contain together."""
 
     store: TrialStore = field(default_factory=lambda: TrialStore(tempfile.mkdtemp()))
     updates: list[PackUpdate] = field(default_factory=list)
@@ -83,7 +83,7 @@ def queue(
 
 
 def assert_as_alone(setup: Setup, seen: Seen, trial: Trial, steps: int = STEPS) -> None:
-    """The trial's curves up to `steps` are those of a pack of one that nothing happened to."""
+    """Asserts that the trial's curves up to `steps` equal those of an undisturbed pack of one."""
     alone, ours = run_pack(setup, [trial], eval_every=None).records[0], seen.records(trial)
     assert set(ours) == set(range(steps + 1))
     for key in ("train/loss", "train/grad_norm", "train/learning_rate"):

@@ -1,4 +1,4 @@
-"""Sweeps recorded by the real recorder with values made up by a formula, so that a report on them can be checked."""
+"""Sweeps with values from known formulas, written by the real recorder; tests check reports on them."""
 
 import csv
 import math
@@ -64,7 +64,7 @@ class MadeUpTrial:
 
     @property
     def loss(self) -> float:
-        """Validation loss at the end: a bowl in log(lr), a little better at rank 16, a little noise of the seed."""
+        """Final evaluation loss: a parabola in log(lr), a little lower at rank 16, plus a little noise."""
         best, loss, *_ = METHODS[self.method]
         bowl = 0.035 * math.log(self.lr / best) ** 2
         ratio = 0.006 * abs(math.log((self.lr_ratio or 16) / 16))
@@ -73,7 +73,7 @@ class MadeUpTrial:
 
     @property
     def accuracy(self) -> float:
-        """Share of 40 rows answered right at the end: highest at three times the learning rate of the lowest loss."""
+        """Final share of 40 rows answered right; it peaks at three times the learning rate of the lowest loss."""
         best, loss, *_ = METHODS[self.method]
         share = 0.52 - 0.6 * (loss - 1.17) - 0.08 * math.log(self.lr / (3 * best)) ** 2 + 0.025 * self.seed
         return (round(NUM_TEST_ROWS * share) + random.Random(self.trial_id).choice((0, 0, 1))) / NUM_TEST_ROWS
@@ -109,7 +109,7 @@ def made_up_trials() -> Iterator[MadeUpTrial]:
 
 
 def record_maths(uri: str) -> Recorder:
-    """The whole sweep, 90 trials, `maths-1` of the experiment `maths`."""
+    """Records all 90 trials as the sweep `maths-1` of the experiment `maths`."""
     experiment = experiment_from_mapping(
         {
             "name": "maths",
@@ -136,7 +136,7 @@ def record_maths(uri: str) -> Recorder:
 
 
 def record_word_problems(uri: str) -> Recorder:
-    """A task with an accuracy, 27 trials, `words-1` of the experiment `words`: one of the methods goes by a label."""
+    """Records 26 trials with accuracies as the sweep `words-1` of the experiment `words`; one method has a label."""
     recorder = Recorder("words", uri)
     recorder.start_sweep("words-1", {}, {QUESTION_TAG: "Which method solves most word problems?"})
     for method, label in {"lora": "lora", "lora_fa": "LoRA, A frozen", "delta_lora": "delta_lora"}.items():
@@ -152,7 +152,7 @@ def record_word_problems(uri: str) -> Recorder:
 def record_trial(
     recorder: Recorder, trial: MadeUpTrial, more_tags: Mapping[str, str] | None = None, *, is_answered: bool = False
 ) -> None:
-    """One of them, to its end; with the accuracies of a task where its rows are answered."""
+    """Records one trial from start to end, with a task's accuracies if `is_answered`."""
     _, _, per_rank, saved_mib, step_ms = METHODS[trial.method]
     parameters: dict[str, Scalar] = {
         "method.name": trial.method,
@@ -232,14 +232,14 @@ def record_trial(
 
 
 def write_scores(path: Path, loss: float, trial_id: str, num_right: int | None = None) -> None:
-    """A line per test row; the rows are the same for every trial, their losses average to `loss` nats per label."""
+    """Writes one line per test row. All trials have the same rows; the mean loss is `loss` nats per label."""
     noise = random.Random(trial_id)
     spread: Sequence[float] = [0.3 * math.sin(row) + noise.gauss(0, 0.02) for row in range(NUM_TEST_ROWS)]
     middle = sum(spread) / len(spread)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["row", "num_labels", "loss", *([] if num_right is None else ["correct"])])
-        # The hard rows are the same for all; a trial misses some of the others, too.
+        # Later rows are harder for every trial; noise lets a trial miss some of the others too.
         right = sorted(range(NUM_TEST_ROWS), key=lambda row: row + noise.uniform(0, 10))[:num_right]
         for row, offset in enumerate(spread):
             correct = [] if num_right is None else [int(row in right)]

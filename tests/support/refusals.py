@@ -1,4 +1,4 @@
-"""What every refusal of the command line has to be, whatever the file that causes it."""
+"""The checks that every refusal of the command line must pass."""
 
 import copy
 import os
@@ -18,22 +18,22 @@ MAX_MESSAGE_CHARACTERS = 20_000
 
 
 class Write(Protocol):
-    """Writes the file of an experiment that is valid but for one key."""
+    """Writes the file of an experiment that is valid except for one key."""
 
     def __call__(self, key: str, value: object) -> Path: ...
 
 
 class Refuses(Protocol):
-    """Runs an experiment file that must be refused and gives the message, which holds the `parts`.
+    """Runs an experiment file that must be refused, and returns the message, which must contain the `parts`.
 
-    Nothing is started, and nothing is written but below `may_write`.
+    It checks that nothing starts, and that nothing is written outside `may_write`.
     """
 
     def __call__(self, file: Path, *parts: str, may_write: Path | None = None) -> str: ...
 
 
 def make_refuses(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refuses:
-    """Runs `loragrid run FILE` in this process; the home and the working folder are below `place`, which is watched."""
+    """Returns a `Refuses` that runs `loragrid run FILE` in this process, with home and working folder below `place`."""
     for folder in ("work", "home"):
         (place / folder).mkdir()
     monkeypatch.chdir(place / "work")
@@ -62,7 +62,7 @@ def make_refuses(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
 
 def refuses_in_a_process(place: Path, file: Path, *parts: str) -> None:
-    """The same in a process of its own, as a user runs it."""
+    """Checks a refusal in a separate process, as a user runs it; nothing may be written below `place`."""
     (place / "home").mkdir()
     before = everything_in(place)
     path = os.pathsep.join(str(ROOT / source_root) for source_root in ("platform", "methods"))
@@ -81,7 +81,7 @@ def refuses_in_a_process(place: Path, file: Path, *parts: str) -> None:
 
 
 def check_message(code: object, message: str, *parts: str) -> None:
-    """Exit code 2 and an error that is whole, short, harmless to a terminal, and holds the parts."""
+    """Asserts exit code 2 and a short, printable error message with all `parts` and without a traceback."""
     assert code == 2, message
     assert message.startswith("error: ")
     assert "Traceback" not in message
@@ -92,13 +92,13 @@ def check_message(code: object, message: str, *parts: str) -> None:
 
 
 def everything_in(folder: Path) -> dict[Path, tuple[int, int]]:
-    """Path -> size and time of the last change of everything below a folder."""
+    """Path -> (size, time of the last change), for everything below a folder."""
     stats = {path: path.lstat() for path in folder.rglob("*")}
     return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
 
 
 def changed(mapping: dict[str, Any], key: str, value: object) -> dict[str, Any]:
-    """A copy of an experiment with one key set; a number in it is a method's place, what follows `grid.` one axis."""
+    """A copy of an experiment with one key set; `methods.0.` is the first method, the text after `grid.` one axis."""
     whole = copy.deepcopy(mapping)
     node: Any = whole
     head, _, rest = key.partition(".")

@@ -1,4 +1,4 @@
-"""The body of one of several real processes that train packs on a base held whole, and on the same base sharded."""
+"""The body of a worker process that trains packs on a whole base, then on the same base sharded."""
 
 import os
 from collections.abc import Iterator
@@ -32,12 +32,12 @@ class PackResult:
     weights: list[dict[str, Tensor]]
     collectives: list[dict[str, list[int]]]
     reduced: list[int]
-    """The sizes of what a step must sum, each once: gradients and losses."""
+    """Number of elements of the two tensors that a step sums over workers: gradients and losses."""
 
 
 @dataclass
 class WorkerResult:
-    """What a worker keeps of one way to hold the base."""
+    """What a worker keeps for one way of holding the base, whole or sharded."""
 
     resident_bytes: int
     packs: list[PackResult] = field(default_factory=list)
@@ -45,9 +45,9 @@ class WorkerResult:
 
 
 def packs_of(setup: Setup) -> list[tuple[list[Trial], bool]]:
-    """Two packs for one base; the second computes activations again, and its steps are of two micro batches.
+    """Two packs for one base: (trials, whether activations are recomputed). The second also uses micro batches.
 
-    Nobody draws dropout, which is per worker. Every method that declares no obstacle is among them.
+    The trials cover all packable methods without a sharding obstacle. None has dropout, which is drawn per worker.
     """
 
     def mixed(**training: Any) -> list[Trial]:
@@ -62,7 +62,7 @@ def packs_of(setup: Setup) -> list[tuple[list[Trial], bool]]:
 
 
 def train_on_whole_and_sharded(worker: int, num_workers: int, model: str, rows: str, dtype: str, folder: str) -> None:
-    """Leave `whole` and `sharded` results in `folder`, and worker 0's exports from the sharded base."""
+    """Train on the whole, then on the sharded base; save both results, and worker 0's sharded exports, in `folder`."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=worker, world_size=num_workers
@@ -123,7 +123,7 @@ def _train(
 
 @contextmanager
 def _collectives() -> Iterator[dict[str, list[int]]]:
-    """Within, notes every collective: its name -> the elements of its result, call by call."""
+    """Records every collective while open: its name -> the number of elements, call by call."""
     with _Collectives() as mode:
         yield mode.seen
 

@@ -1,10 +1,10 @@
-"""One Ray of two CPUs for all tests of a process: to start one takes as long as many tests do."""
+"""One Ray of two CPUs for all tests of a process, because starting Ray takes as long as many tests."""
 
 import logging
 
 
 class SharedRay:
-    """Starts Ray when the first test needs it; what needs a cluster of its own, or none at all, stops it before."""
+    """Starts Ray when the first test needs it. Tests that need their own cluster, or no Ray, stop it first."""
 
     def __init__(self) -> None:
         self._runs = False

@@ -1,4 +1,4 @@
-"""What the tests of the training share: trials on a tiny model, and packs of them in the real loop."""
+"""Shared by the training tests: trials on a tiny model, and packs of them in the real loop."""
 
 import copy
 import math
@@ -29,7 +29,7 @@ from loragrid_methods import get_method, method_names
 torch.set_num_threads(1)
 
 NUM_EVAL = 10
-"""No multiple of any batch size in use: the last evaluation batch is always filled up."""
+"""Not a multiple of any batch size in use: the last evaluation batch is always padded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +42,11 @@ class Setup:
     _base: PreTrainedModel
 
     def base(self) -> PreTrainedModel:
-        """A base of one's own."""
+        """A fresh copy of the base."""
         return copy.deepcopy(self._base)
 
     def trial(self, name: str, fields: Mapping[str, Any] | None = None, *, seed: int = 0, **training: Any) -> Trial:
-        """A trial of a method with some hyperparameters (small ones otherwise) and training settings."""
+        """A trial of a method with these hyperparameters (small by default) and training settings."""
         method = get_method(name)
         small = {"rank": 3, "start_step": 1} | dict(fields or {})
         return Trial(
@@ -68,13 +68,13 @@ def make_setup(model_folder: Path, rows_file: Path, dtype: str, **data: Any) -> 
 
 
 def fastest(name: str) -> float:
-    """The largest factor on the learning rate of what a method trains: at 16 x 0.01 roundings grow with each step."""
+    """The largest learning-rate factor of a method's tensors. At 16 x 0.01 rounding errors grow with each step."""
     method = get_method(name)()
     return max((method.learning_rate_multiplier(tensor) for tensor in method.trained), default=1.0)
 
 
 def mixed_trials(setup: Setup, **training: Any) -> list[Trial]:
-    """Trials of all packable methods, no two with equal settings, in the order of their one pack."""
+    """Trials of all packable methods, no two with equal settings, in the order of the one pack that they form."""
     choices: list[tuple[str, dict[str, Any]]] = [
         (name, {"rank": rank}) for name in method_names() if get_method(name).packable for rank in (2, 5)
     ]
@@ -101,18 +101,18 @@ def mixed_trials(setup: Setup, **training: Any) -> list[Trial]:
 
 @dataclass(kw_only=True)
 class Run:
-    """What a run of the loop leaves: the model, every report, and the records of every member by step."""
+    """The result of a run of the loop: the model, every report, and the records of every member by step."""
 
     model: PackModel
     reports: list[Report] = field(default_factory=list)
     records: list[dict[int, dict[str, float]]] = field(default_factory=list)
 
     def curve(self, member: int, key: str) -> dict[int, float]:
-        """Step -> figure, where there is one."""
+        """Step -> figure, for the steps that have it."""
         return {step: record[key] for step, record in self.records[member].items() if key in record}
 
     def weights(self, member: int) -> dict[str, Tensor]:
-        """Copies of everything one member holds."""
+        """`layer.tensor` -> a copy of the tensor, for one member."""
         stacks, index = self.model.pack.member_stacks(member)
         return {
             f"{layer}.{name}": tensor.clone()
@@ -139,7 +139,7 @@ def run_pack(
     check: Callable[[PackModel], Callable[[], object]] | None = None,
     check_every: int | None = None,
 ) -> Run:
-    """Train the trials as one pack to their end; `prepare` may change the model before."""
+    """Train the trials as one pack to their end; `prepare` may change the model first."""
     run = Run(model=build_model(trials, setup.base() if base is None else base), records=[{} for _ in trials])
     run.model.pack.clock.worker = worker
     prepare(run.model)
@@ -172,7 +172,7 @@ def run_pack(
 
 
 def resume(setup: Setup, trials: Sequence[Trial], folder: Path) -> Run:
-    """Go on from a checkpoint in a fresh pack, whatever pack it was saved from."""
+    """Continue trials from their checkpoints in a new pack; the checkpoints may come from other packs."""
 
     def put(model: PackModel) -> None:
         for member, trial in enumerate(trials):
@@ -187,7 +187,7 @@ def resume(setup: Setup, trials: Sequence[Trial], folder: Path) -> Run:
 
 
 def largest_difference(ours: Mapping[Any, Any], theirs: Mapping[Any, Any], *, relative: bool = False) -> float:
-    """The largest difference between figures or tensors of the same names; infinity where one is not finite."""
+    """The largest difference between figures or tensors of equal names; infinity if one is not finite."""
     assert ours.keys() == theirs.keys()
     largest = 0.0
     for key in ours:
@@ -204,14 +204,14 @@ def bit_equal(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
 
 
 def look_at_values(model: PackModel) -> None:
-    """Let a forward do what cannot be captured."""
+    """Make the model's forward copy a value to the CPU, which cannot be captured."""
     model.base.base_model.register_forward_pre_hook(
         lambda module, arguments, keywords: (keywords["input_ids"].sum().item(), None)[1], with_kwargs=True
     )
 
 
 def base_on(setup: Setup, device: torch.device) -> PreTrainedModel:
-    """A base on the device, with the attention that builds no mask: what can be captured is captured."""
+    """A base on the device; on a GPU with the attention that builds no mask, because only that can be captured."""
     base = setup.base()
     base.to(device)  # type: ignore[arg-type]  # transformers narrows torch's own signature
     if device.type == "cuda":
@@ -220,8 +220,8 @@ def base_on(setup: Setup, device: torch.device) -> PreTrainedModel:
 
 
 def worker_packs(setup: Setup, micro_batch_size: int | None = None) -> list[list[Trial]]:
-    """Packs of eight rows per step, however shared and cut: every packable method without dropout, and full."""
-    # Dropout draws its masks per worker and micro batch, so that two of them do not repeat one's.
+    """Two packs with eight rows per step over all workers: all packable methods without dropout, and `full`."""
+    # Dropout draws its masks per worker and micro batch: results would depend on their number.
     rows: dict[str, Any] = {"batch_size": 8, "micro_batch_size": micro_batch_size}
     mixed = [trial for trial in mixed_trials(setup, **rows) if not trial.method.hyperparameters().get("dropout")]
     return [mixed, [setup.trial("full", lr=0.001, **rows)]]

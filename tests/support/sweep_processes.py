@@ -1,4 +1,4 @@
-"""What the tests of faults share: sweeps as processes of their own, and all that they left in MLflow."""
+"""Shared by the fault tests: sweeps in separate processes, and what they recorded in MLflow."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ CHECKPOINT_EVERY = 4
 CURVES = ("train/loss", "train/grad_norm", "train/learning_rate", "eval/loss")
 
 Points = list[tuple[int, float]]
-"""(Step, value) of one curve, in the order in which MLflow gives them."""
+"""(Step, value) of one curve, in the order in which MLflow returns them."""
 
 
 def settings_of(model_folder: Path, rows_file: Path) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def settings_of(model_folder: Path, rows_file: Path) -> dict[str, Any]:
         "model": {"name": str(model_folder), "dtype": "float32"},
         "data": {"name": str(rows_file), "max_length": 96, "num_train": 40, "num_eval": 10},
         "training": {
-            # Many, for a pack must still be training when its line has been read and its process found.
+            # Many steps: a pack must still be training when the test has found its line and its process.
             "steps": STEPS,
             "batch_size": 4,
             "lr": 1e-2,
@@ -65,7 +65,7 @@ def sqlite_uri(store: Path) -> str:
 
 
 def trial_runs(tracking_uri: str, sweep: str = f"{NAME}-1") -> dict[str, Run]:
-    """Trial id -> run, of which there must be one."""
+    """Trial id -> its one run."""
     client = MlflowClient(tracking_uri=tracking_uri)
     found = client.get_experiment_by_name(NAME)
     assert found is not None
@@ -77,12 +77,12 @@ def trial_runs(tracking_uri: str, sweep: str = f"{NAME}-1") -> dict[str, Run]:
 
 
 def statuses(store: Path) -> list[str]:
-    """How the trials stand, in alphabetical order."""
+    """The statuses of all trials, sorted."""
     return sorted(run.info.status for run in trial_runs(sqlite_uri(store)).values())
 
 
 def curves(tracking_uri: str, sweep: str = f"{NAME}-1") -> dict[tuple[str, str], Points]:
-    """(Trial id, key) -> every point that MLflow holds, doubled ones included."""
+    """(Trial id, key) -> every point that MLflow holds, including duplicates."""
     client = MlflowClient(tracking_uri=tracking_uri)
     return {
         (trial_id, key): [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, key)]
@@ -101,14 +101,14 @@ def adapters(store: Path) -> dict[str, bytes]:
 
 
 def assert_undisturbed(store: Path, calm: Path) -> None:
-    """Every run, point and adapter is the undisturbed sweep's, to the bit."""
+    """Asserts that statuses, points and adapters equal those of the undisturbed sweep in `calm`, to the bit."""
     assert statuses(store) == statuses(calm)
     assert curves(sqlite_uri(store)) == curves(sqlite_uri(calm))
     assert adapters(store) == adapters(calm)
 
 
 def start(file: Path, *options: str) -> subprocess.Popen[str]:
-    """`loragrid run` as a process of its own, the leader of its own session."""
+    """Starts `loragrid run` as a separate process that leads its own session."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "COLUMNS": "200"}
     return subprocess.Popen(
         [sys.executable, "-m", "loragrid", "run", str(file), *options],
@@ -121,7 +121,7 @@ def start(file: Path, *options: str) -> subprocess.Popen[str]:
 
 
 def read_until(process: subprocess.Popen[str], line: str) -> str:
-    """What the process prints up to a line, which must come."""
+    """The output up to the first line that contains `line`; fails if there is none."""
     assert process.stdout is not None
     seen = ""
     for printed in process.stdout:
@@ -132,7 +132,7 @@ def read_until(process: subprocess.Popen[str], line: str) -> str:
 
 
 def wait_for_states(store: Path, trial_ids: Iterable[str], timeout_seconds: float = 120.0) -> None:
-    """Wait until each of these trials has a state to go on from."""
+    """Wait until each of these trials has a saved state."""
     deadline = time.monotonic() + timeout_seconds
     folders = [store / "trials" / f"{NAME}-1" / trial_id for trial_id in trial_ids]
     while not all(list(folder.glob("*.step-*")) for folder in folders):
@@ -141,13 +141,13 @@ def wait_for_states(store: Path, trial_ids: Iterable[str], timeout_seconds: floa
 
 
 def finish(process: subprocess.Popen[str], timeout_seconds: float = 300.0) -> tuple[int, str]:
-    """(Exit code, the rest of what is printed)."""
+    """Waits for the process to end; returns (exit code, the rest of the output)."""
     output, _ = process.communicate(timeout=timeout_seconds)
     return process.returncode, output
 
 
 def living_in_session_of(leader: int) -> list[psutil.Process]:
-    """What lives in the session that a process has led."""
+    """The living processes of the session that process `leader` led."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(ProcessLookupError, psutil.Error):

@@ -1,4 +1,4 @@
-"""Which tier a test belongs to, in which order tests start, and what a unit test may cost.
+"""The tier of a test, the order in which tests start, and the cost limits of a unit test.
 
 `make test` runs the unit tests and those marked `smoke`; `make test-all` runs everything but those marked `soak`.
 """
@@ -10,7 +10,7 @@ import pytest
 TIERS = ("end_to_end", "heavy", "soak")
 """The marks of tests that may take longer than a unit test."""
 UNIT_TIMEOUT_SECONDS = 180
-"""Wall time of a unit test with its fixtures: many times what it needs, because machines are shared."""
+"""Limit of a unit test's wall time, fixtures included; generous, because machines are shared."""
 
 
 def is_unit(item: pytest.Item) -> bool:
@@ -19,10 +19,10 @@ def is_unit(item: pytest.Item) -> bool:
 
 
 def arrange(items: list[pytest.Item]) -> None:
-    """Put the longest tests first, keep each file's tests in one process, and limit the time of the units.
+    """Put the longest tests first, keep each file's tests in one process, and limit the time of unit tests.
 
-    With `--dist loadgroup` the processes take one group after the other. Files share fixtures that are expensive, so a
-    file is a group unless its tests name another. Real sweeps come first: the units fill what is left of the time.
+    With `--dist loadgroup` the processes take one group after the other. The tests of a file share expensive fixtures,
+    so a file is a group unless its tests name another. Real sweeps start first; unit tests fill the gaps at the end.
     """
     for item in items:
         if not item.get_closest_marker("xdist_group"):
@@ -40,12 +40,12 @@ def _group(item: pytest.Item) -> str:
 
 
 def cpu_seconds() -> float:
-    """Seconds of processor time that this process and its children that have ended have used."""
+    """CPU seconds used by this process and by its ended children."""
     return sum(os.times()[:4])
 
 
 def check_cpu(item: pytest.Item, used: float) -> None:
-    """Fail a unit test whose own call has used more processor time than a unit test may."""
+    """Fail a unit test whose call, without fixtures, used more CPU time than allowed."""
     limit = float(item.config.getini("unit_cpu_seconds"))
     if is_unit(item) and used > limit:
         pytest.fail(

@@ -1,4 +1,4 @@
-"""The bodies of real processes that train packs together, as the workers of one pack do."""
+"""The bodies of worker processes that train packs together."""
 
 import os
 from collections.abc import Sequence
@@ -31,9 +31,10 @@ def train_as_worker(
     mode: Mode,
     not_captured: Sequence[int] = (),
 ) -> None:
-    """The body of one of several real processes: train `worker_packs`, leave figures and weights in `folder`.
+    """The body of a worker process: trains `worker_packs` and saves figures and weights in `folder`.
 
-    Captured on GPUs: with gloo all on the first, with NCCL on one each. In the workers `not_captured` that fails.
+    mode: eager runs on CPUs, the others on GPUs (gloo: all workers on the first GPU; NCCL: one GPU each).
+    not_captured: the workers in which capture must fail.
     """
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     device = torch.device("cpu" if mode == "eager" else f"cuda:{worker if backend == 'nccl' else 0}")
@@ -66,9 +67,9 @@ def train_as_worker(
 def run_queue_as_worker(
     worker: int, num_workers: int, model_folder: str, rows_file: str, folder: str, free: Sequence[float]
 ) -> None:
-    """The body of one of several real processes: run a queue of four trials while `free[worker]` bytes are free.
+    """The body of a worker process: runs a queue of four trials while `free[worker]` bytes seem to be free.
 
-    Leaves what it sent in `folder`.
+    It saves its updates in `folder`.
     """
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.distributed.init_process_group(
@@ -76,7 +77,7 @@ def run_queue_as_worker(
         init_method=f"file://{folder}/meeting",
         rank=worker,
         world_size=num_workers,
-        timeout=timedelta(seconds=60),  # who waits for a worker that went its own way fails then
+        timeout=timedelta(seconds=60),  # a worker fails after this if another took a different path
     )
     setup = make_setup(Path(model_folder), Path(rows_file), "float64")
     updates: list[PackUpdate] = []

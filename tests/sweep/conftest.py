@@ -1,4 +1,4 @@
-"""One undisturbed sweep for all tests of faults: what they compare a sweep with to which something happened."""
+"""One undisturbed sweep, with which all fault tests compare their disturbed sweeps."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""A cluster whose two nodes share the storage path and nothing else; one of them is lost in the middle of its pack."""
+"""A cluster whose two nodes share only the storage path loses one node in the middle of a pack."""
 
 import contextlib
 import io

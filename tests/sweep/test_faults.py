@@ -1,4 +1,4 @@
-"""Processes that are killed for real while a sweep runs: nothing that was recorded is lost, nothing comes twice."""
+"""Real processes of a running sweep are killed: nothing recorded is lost, and nothing is recorded twice."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""A queue's places on the cluster, which are given back however the queue ends."""
+"""A queue's places on the cluster are released, however the queue ends."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Ray's private parts: used in one file, with the Ray versions that it was tried with."""
+"""Only one file uses Ray's private parts, and it names the Ray versions that it was tried with."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""A whole sweep: packs on Ray, the record in MLflow, and the same numbers however the work is spread."""
+"""A whole sweep: packs on Ray, the record in MLflow, and equal results however the work is distributed."""
 
 import importlib.metadata
 import io

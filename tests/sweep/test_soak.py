@@ -1,6 +1,6 @@
-"""A sweep of 24 trials whose workers and driver are killed at random every few seconds ends as the undisturbed one.
+"""A sweep of 24 trials whose workers and driver are killed at random every few seconds ends as an undisturbed one.
 
-Takes some ten minutes: `make soak`, and not part of `make test`.
+It takes about ten minutes and runs only with `make soak`.
 """
 
 import random

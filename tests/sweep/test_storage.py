@@ -1,4 +1,4 @@
-"""Where the files of an experiment lie, for every way to write its storage."""
+"""The places of an experiment's files, for every way to write `storage.path`."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The summary in a sweep's own run: how its trials ended, the best trial, the cost, the picture."""
+"""The summary in a sweep's parent run: how its trials ended, the best trial, the cost, the picture."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Whole sweeps through Ray on a GPU: captured steps, answers, and what repeats to the bit."""
+"""Whole sweeps through Ray on a GPU: captured steps, generated answers, and results that repeat to the bit."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""LoraGrid's trials in a sweep of the user's own: any searcher and scheduler of Ray Tune."""
+"""LoraGrid's trials in a user's own Tune sweep, with any searcher and scheduler."""
 
 import time
 from collections.abc import Callable, Iterator

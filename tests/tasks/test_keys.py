@@ -1,4 +1,4 @@
-"""A task is declared in the file, refused where it cannot be, and told apart from every other."""
+"""The `task:` section is read, refused if it is impossible, and is part of a trial's identity."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Convergence in numbers: the last and the best evaluation loss, and the cost of reaching a threshold."""
+"""Convergence figures: the last and the best evaluation loss, and the cost of reaching a threshold."""
 
 import numpy as np
 import pytest

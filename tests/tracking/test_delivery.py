@@ -1,4 +1,4 @@
-"""The operations of a spool are delivered in few calls and in order, and only delivered ones are noted."""
+"""The operations of a spool are delivered in order and in few calls, and only delivered ones are marked."""
 
 import time
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""How far a previous run of a sweep got, even if users changed its runs on MLflow's pages."""
+"""The progress of a sweep's previous run is read correctly, even if users changed its runs on MLflow's pages."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""If MLflow fails while a sweep records, the record is kept in order and is delivered completely and once."""
+"""If MLflow fails during a sweep, the record is kept in order, and is delivered completely and only once."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Recorded runs, statuses, parameters, metrics, tags and artifacts, read with MLflow's own client."""
+"""Recorded runs, statuses, parameters, metrics, tags and artifacts, as MLflow's own client reads them."""
 
 import dataclasses
 import math

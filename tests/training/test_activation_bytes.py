@@ -1,4 +1,4 @@
-"""A step keeps for backward what the first one kept, to the byte; a graph that has grown fails the trials."""
+"""Every step keeps as many bytes for the backward pass as the first; if the graph grows, the trials fail."""
 
 import tempfile
 from collections.abc import Callable

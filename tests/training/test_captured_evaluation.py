@@ -1,4 +1,4 @@
-"""Evaluation between captured steps: captured itself, it gives what it gave, and training does not notice."""
+"""Captured evaluation between captured steps returns what eager evaluation returns, and does not affect training."""
 
 import copy
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""How steps are run changes nothing but their speed; what cannot be captured is run eagerly, with the reason."""
+"""The mode of steps changes only their speed; a step that cannot be captured runs eagerly, with the reason."""
 
 import copy
 from collections.abc import Callable

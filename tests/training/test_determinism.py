@@ -1,4 +1,4 @@
-"""`engine.deterministic`: kernels that repeat to the bit alone, and a clear word where there is none."""
+"""`engine.deterministic` uses only kernels that repeat to the bit, and an operation without one fails with its name."""
 
 import os
 import sys

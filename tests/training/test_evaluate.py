@@ -1,4 +1,4 @@
-"""Scoring asks for less memory where there is not enough, for the same scores; and reads a task's rows but once."""
+"""If memory is short, scoring uses less of it and returns the same scores; a task's rows are read only once."""
 
 import csv
 import json

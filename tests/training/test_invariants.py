@@ -1,4 +1,4 @@
-"""What must hold during training: every violation, injected for real, fails the trials it concerns and no others."""
+"""Training invariants: every violation, injected for real, fails exactly the trials that it concerns."""
 
 import tempfile
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""One training loop for every pack: what a member learns depends on nothing but its own trial."""
+"""One training loop for every pack: what a member learns depends only on its own trial."""
 
 import itertools
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The chunked loss of every member is cross-entropy as PyTorch computes it from whole logits."""
+"""Every member's chunked loss equals PyTorch's cross-entropy on whole logits."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Time and memory: exact where they can be counted, present where they can only be taken."""
+"""Time and memory: figures that can be counted are exact; figures that are only measured are recorded."""
 
 import itertools
 import statistics

@@ -1,4 +1,4 @@
-"""A batch that is computed in parts trains as it does in one pass: 1 x 8 = 2 x 4 = 8 x 1."""
+"""A batch computed in parts trains as in one pass: 1 x 8 = 2 x 4 = 8 x 1."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Learning rates: warm-up, then constant, linear or cosine, every member by its own settings."""
+"""Learning rates: warm-up, then constant, linear or cosine, with each member's own settings."""
 
 import math
 

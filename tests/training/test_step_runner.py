@@ -1,4 +1,4 @@
-"""How a step runner comes from eager steps to replayed ones, without a GPU: a stub takes the place of the capture."""
+"""A step runner goes from eager to replayed steps; a stub replaces the capture, so no GPU is needed."""
 
 from pathlib import Path
 from typing import Any

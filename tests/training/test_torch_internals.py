@@ -1,4 +1,4 @@
-"""The private parts of torch: touched by one module only, and doing what it says."""
+"""Only one module uses torch's private parts, and they work as it documents."""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""An experiment expands into exactly the trials its axes describe, each with an id that never changes by accident."""
+"""An experiment expands into exactly the trials that its axes describe, with ids that change only if results change."""
 
 import re
 import subprocess

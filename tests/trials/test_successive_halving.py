@@ -1,4 +1,4 @@
-"""Successive halving: the rungs, and who goes on."""
+"""Successive halving: the rungs, and the trials that continue."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A pack that is saved and continued in a fresh process's place ends with the same bits."""
+"""A pack that is saved and continued as in a new process ends with the same bits."""
 
 import hashlib
 import pickle

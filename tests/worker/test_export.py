@@ -1,4 +1,4 @@
-"""Trained members as files: what PEFT and transformers read back computes what the member computed in its pack."""
+"""Exported members: the model that PEFT or transformers loads computes what the member computed in its pack."""
 
 import copy
 import json

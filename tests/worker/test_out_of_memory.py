@@ -1,4 +1,4 @@
-"""A process that may not have more memory: a trial that does not fit is a result, and those beside it finish."""
+"""In a process with a memory limit, a trial that does not fit is recorded as a result, and the other trials finish."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""A queue's packs in one worker: one base for all, trials that fall behind stopped, failures contained."""
+"""A queue's packs in one worker share one base, stop trials that fall behind, and contain failures."""
 
 import importlib
 import tempfile

@@ -1,4 +1,4 @@
-"""A queue's packs that do not fit: foreseen or not, they are halved, and every trial gets its curve."""
+"""A queue's packs that do not fit into memory, predicted or not, are halved, and every trial gets its curve."""
 
 import gc
 import tempfile

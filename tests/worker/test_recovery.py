@@ -1,4 +1,4 @@
-"""Workers killed at any moment: others take the queue over, and every curve is the undisturbed one to the bit."""
+"""If a worker is killed at any moment, others continue the queue; every curve is the undisturbed one to the bit."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Several workers train a pack as one worker does: real processes that meet through gloo or NCCL."""
+"""Several workers train a pack as one worker does, in real processes connected by gloo or NCCL."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

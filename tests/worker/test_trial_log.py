@@ -1,4 +1,4 @@
-"""The log of a trial: what is new is returned once, and a saved log comes back."""
+"""The log of a trial returns each new record once, and can be saved and restored."""
 
 import torch
 

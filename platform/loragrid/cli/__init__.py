@@ -1,1 +1,1 @@
-"""The command line: one module for the commands on experiments, one for those on records."""
+"""The command line: one module for commands on experiment files, one for commands on recorded sweeps."""

@@ -26,11 +26,11 @@ def run(
     ] = False,
 ) -> None:
     """Run an experiment: train every trial, record it in MLflow, print the comparison."""
-    # A file that is refused is refused before the slow imports below.
+    # Refuse a bad file before the slow imports below.
     from loragrid.trials.load import load_experiment
 
     experiment = load_experiment(file, set_ or ())
-    # Ray reads this variable when it is imported. On two CPUs it would warn that a pack's five processes are too many.
+    # Ray reads this variable on import. Without it, Ray warns on two CPUs that a pack's five processes are too many.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "maximum expected startup concurrency")
     from loragrid.comparison.table import load_comparison
     from loragrid.report.loss_curves import has_losses, plot_loss_curves
@@ -84,7 +84,7 @@ def plan(
     ] = 120.0,
 ) -> None:
     """Print what would run: trials, parameter counts, packs, time. Loads no weights unless --calibrate is given."""
-    # A file that is refused is refused before the slow imports below.
+    # Refuse a bad file before the slow imports below.
     from loragrid.trials.load import load_experiment
 
     experiment = load_experiment(file, set_ or ())
@@ -92,7 +92,7 @@ def plan(
     from loragrid.planning.plan import plan as make_plan
     from loragrid.sweep.forecast import forecast, gpu_memory_here, too_large
 
-    # Progress goes to stderr so that stdout holds nothing but the JSON.
+    # Progress goes to stderr: with --json, stdout must hold only the JSON.
     progress = Console(stderr=True)
     the_plan, estimate = forecast(
         make_plan(experiment), progress, calibrated=calibrate, budget_seconds=calibration_seconds

@@ -31,19 +31,19 @@ TrackingUri = Annotated[
 def terminal() -> Console:
     """The console for a command's results."""
     console = Console()
-    # If the output is not a terminal (a log, a pipe), rich would cut tables at 80 columns.
+    # Without a terminal (in a log, a pipe) rich would cut tables at 80 columns.
     return console if console.is_terminal else Console(width=120)
 
 
 def escaped(text: str) -> str:
-    """The text with its markup escaped, so that rich prints it as it is."""
+    """The text with its markup escaped: rich prints it unchanged."""
     from rich.markup import escape
 
     return escape(text)
 
 
 def say(console: Console, sentence: str, style: str | None = None) -> None:
-    """Print a sentence as it is: without markup, automatic colours or line breaks."""
+    """Print a sentence unchanged: without markup, automatic colours or line breaks."""
     console.print(sentence, style=style, highlight=False, markup=False, soft_wrap=True)
 
 

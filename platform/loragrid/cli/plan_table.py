@@ -71,12 +71,12 @@ def _memory(estimate: MemoryEstimate | None) -> str:
 
 
 def _parts(sizes: Mapping[str, int]) -> str:
-    """The parts that do not round to 0.0 GiB, with their sizes."""
+    """The parts with their sizes, without those that round to 0.0 GiB."""
     return ", ".join(f"{name} {size / 2**30:.1f}" for name, size in sizes.items() if size >= 2**30 / 20)
 
 
 def _rungs(plan: Plan) -> str:
-    """The steps at which early stopping compares trials, and the share of trials that continues."""
+    """A sentence: the steps at which early stopping compares trials, and the share of trials that continues."""
     config = plan.experiment.early_stopping
     assert config is not None
     rungs = rung_steps(config, plan.trials[0].training.steps)

@@ -93,7 +93,7 @@ def report(
 
 
 def sync(storage: Storage = DEFAULT_STORAGE) -> None:
-    """Deliver the part of the record that MLflow lacks, because it was unreachable or the program was killed."""
+    """Deliver the records that MLflow lacks because MLflow was unreachable or the sweep was killed."""
     from loragrid.tracking.sync import sync_storage
 
     delivered = sync_storage(storage)

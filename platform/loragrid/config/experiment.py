@@ -63,7 +63,7 @@ __all__ = [
 class MethodConfig(Section):
     """One method of an experiment with its own settings and axes.
 
-    Every key beside these three is a hyperparameter of the method or one of MEMBER_TRAINING_KEYS.
+    Every other key is a hyperparameter of the method or one of MEMBER_TRAINING_KEYS.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -95,7 +95,7 @@ class MethodConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _check_block(cls, block: Any) -> Any:
-        if isinstance(block, cls):  # made, and so checked, in Python
+        if isinstance(block, cls):  # built in Python, so already checked
             return block
         if isinstance(block, str):
             block = {"name": block}
@@ -147,7 +147,7 @@ class Experiment(Section):
         default=StorageConfig(), description="Where trial states, plots and the default MLflow store are kept."
     )
 
-    if TYPE_CHECKING:  # the types that pydantic converts to the fields' types
+    if TYPE_CHECKING:  # types that pydantic converts to the fields' types
 
         def __init__(
             self,
@@ -272,7 +272,7 @@ class Experiment(Section):
                     break
 
     def _fixed_value_problems(self, axis: str, values: Sequence[AxisValue]) -> Iterator[Problem]:
-        """A section's value beside an axis of the same key would be ignored, unless it is one of the axis's values."""
+        """The problem of a section that sets a key to a value outside the axis of that key: it would be ignored."""
         section, _, field = axis.partition(".")
         config: BaseModel = getattr(self, section)
         fixed = getattr(config, field)
@@ -291,7 +291,7 @@ class Experiment(Section):
 
 
 def sharing_problems(batch_size: int, micro_batch_size: int | None, num_workers: int) -> Iterator[Problem]:
-    """Why the workers cannot share a batch equally, or a worker cannot cut its share into equal micro batches."""
+    """Why workers cannot share a batch equally, or cannot cut their shares into equal micro batches."""
     share, left = divmod(batch_size, num_workers)
     if left:
         what = f"cannot share the {batch_size} rows of training.batch_size equally"

@@ -14,7 +14,7 @@ EXAMPLE = "such as {ladder: [1.0e-4, 1.0e-2], points: 5}"
 class Ladder(tuple[Any, ...]):
     """The values of an axis that was written as a ladder, and how it was written.
 
-    The record keeps the ladder, because a best value at its end shows that it is too short.
+    MLflow records the written form: a best value at an end of a ladder shows that the ladder is too short.
     """
 
     written: dict[str, object]

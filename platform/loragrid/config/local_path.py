@@ -11,14 +11,14 @@ def local_path(key: str, text: str) -> Path:
     """
     try:
         path = Path(text).expanduser()
-        path.exists()  # the system checks the length of the name and the permissions
+        path.exists()  # raises if the name is too long or a folder is not readable
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: `~name` of an unknown user
         raise ValueError(f"{key}: {text}: is no path here: {reason_of(error)}") from error
     return path
 
 
 def reason_of(error: Exception) -> str:
-    """The reason on one line: the system's message, without the path, which the caller names."""
+    """The reason on one line, without the path, because the caller names the path."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error).strip() or type(error).__name__
     first, *rest = text.splitlines()
     return f"{first} {rest[0].strip()}" if rest and first.endswith(":") else first

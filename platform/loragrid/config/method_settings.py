@@ -25,18 +25,18 @@ from loragrid.schema.fields import MAX_SEED, Label, Section, Seed, allowed_by
 AXIS_SECTIONS: dict[str, type[Section]] = {"model": ModelConfig, "data": DataConfig, "training": TrainingConfig}
 
 MAX_TRIALS = 10_000
-"""More trials than this are taken as a mistake (six axes of ten values are a million trials)."""
+"""Larger grids are refused as mistakes: six axes of ten values are a million trials."""
 
 Scalar = str | int | float | bool | None
 AxisValue = Scalar | tuple[str, ...]
 """One value of an axis; the tuple is for lists of names such as `target_modules`."""
 
 AxisValues = Annotated[tuple[Any, ...], InstanceOf(), PlainSerializer(as_written)]
-"""The values of an axis in an experiment; a ladder keeps how it was written."""
+"""The values of an axis in an experiment; a ladder also keeps its written form."""
 
 
 def check_method_name(name: object) -> None:
-    """Raises ExperimentError unless there is a method of that name."""
+    """Raises ExperimentError unless a method has that name."""
     names = loragrid_methods.method_names()
     if not isinstance(name, str):
         raise ExperimentError([Problem(key="name", value=name, what="is not a name", allowed=", ".join(names))])
@@ -45,9 +45,9 @@ def check_method_name(name: object) -> None:
 
 
 def hyperparameter_types(method: str) -> dict[str, Any]:
-    """Hyperparameter -> type, for a method that exists.
+    """Hyperparameter -> type, for an existing method.
 
-    The method is imported, and torch with it, only if its source file alone does not show them.
+    Imports the method, and torch with it, only if its source file does not show the types.
     """
     if f"loragrid_methods.{method}" not in sys.modules and (declared := declared_types(method)) is not None:
         return declared
@@ -57,7 +57,7 @@ def hyperparameter_types(method: str) -> dict[str, Any]:
 
 
 def sharding_obstacle(method: str) -> str:
-    """Why the method, which exists, does not train on a sharded base, as the end of a sentence; "" where it does."""
+    """Why an existing method cannot train on a sharded base, as the end of a sentence; "" if it can."""
     return loragrid_methods.get_method(method).sharding_obstacle
 
 
@@ -68,12 +68,12 @@ def setting_types(method: str) -> dict[str, Any]:
 
 
 def section_axis_types() -> dict[str, Any]:
-    """Axis -> type, for every top-level axis that is no hyperparameter of a method."""
+    """Axis -> type, for every top-level axis that is not a method's hyperparameter."""
     axis_types: dict[str, Any] = {"seed": Seed}
     for section, section_class in AXIS_SECTIONS.items():
         hints = get_type_hints(section_class, include_extras=True)
         for field in section_class.model_fields:
-            # `columns` is a mapping; keys outside a trial's identity would make equal trials.
+            # `columns` is a mapping. Axes over keys outside a trial's identity would make trials with equal ids.
             if field != "columns" and field not in OBSERVATION_KEYS | HOLDING_KEYS:
                 axis_types[f"{section}.{field}"] = hints[field]
     return axis_types
@@ -93,13 +93,13 @@ def check_value(value_type: Any, key: str, value: object) -> Any:
 
 
 def _adapter(value_type: Any) -> TypeAdapter[Any]:
-    if value_type is int:  # Python's integers are unlimited, a tensor's size and a generator's seed are not
+    if value_type is int:  # Python's integers are unbounded; tensor sizes and seeds are not
         value_type = Annotated[int, Field(ge=-MAX_SEED, le=MAX_SEED)]
     return TypeAdapter(value_type, config=ConfigDict(strict=True, allow_inf_nan=False))
 
 
 def describe_type(value_type: Any) -> str:
-    """What a type allows, in words: its `Allowed` if it has one."""
+    """The values that a type allows, in words: the text of its `Allowed`, if it has one."""
     if allowed := allowed_by(getattr(value_type, "__metadata__", ())):
         return allowed
     origin = get_origin(value_type)
@@ -158,7 +158,7 @@ def check_axis_shape(key: str, values: object) -> tuple[AxisValue, ...]:
 def check_method_block(block: Mapping[str, Any]) -> dict[str, Any]:
     """A method's block with every value checked on its own and converted to its type.
 
-    Raises ExperimentError, which lists all problems of the block; keys are relative to it.
+    Raises one ExperimentError with all problems of the block; their keys are relative to the block.
     """
     if "name" not in block:
         allowed = ", ".join(loragrid_methods.method_names())
@@ -203,9 +203,9 @@ def check_label(method: str, label: object) -> str | None:
 
 
 def label_problems(blocks: Sequence[tuple[str, str | None]]) -> list[Problem]:
-    """The problems of the labels of (method, label) blocks: two methods with one label would be mixed in comparisons.
+    """The problems of (method, label) blocks in which two methods share one label.
 
-    Comparisons distinguish trials by label and axes, so that equal rank, learning rate and seed would be one trial.
+    Comparisons distinguish trials by label and axes. Trials of the two methods with equal axes would count as one.
     """
     methods: dict[str, str] = {}
     problems = []

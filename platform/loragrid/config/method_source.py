@@ -17,14 +17,14 @@ _PLAIN_DEFAULTS = (ast.Attribute, ast.Constant, ast.Name, ast.Tuple, ast.UnaryOp
 
 
 class _NotPlainError(Exception):
-    """The source uses something that this module does not read; the method has to be imported."""
+    """This module cannot read the source; the method must be imported."""
 
 
 def declared_types(method: str) -> dict[str, Any] | None:
     """Return hyperparameter -> type as the method's file declares them, in the order of declaration.
 
-    Returns None if the file does not consist of what this module reads: one class that is derived from `Method` or from
-    the class of another method's file, with fields of plain types. The caller then imports the method.
+    Returns None if this module cannot read the file; the caller then imports the method. It can read one class, derived
+    from `Method` or from another method's class, with fields of plain types.
     """
     try:
         return dict(_read(method)[1])
@@ -34,7 +34,7 @@ def declared_types(method: str) -> dict[str, Any] | None:
 
 @functools.cache
 def _read(method: str) -> tuple[str, dict[str, Any]]:
-    """The name of the class that is the method, and its hyperparameters with their types."""
+    """The name of the method's class, and hyperparameter -> type."""
     spec = importlib.util.find_spec(f"loragrid_methods.{method}")
     if spec is None or spec.origin is None:
         raise _NotPlainError
@@ -56,7 +56,7 @@ def _read(method: str) -> tuple[str, dict[str, Any]]:
 
 
 def _inherited(definition: ast.ClassDef, imported: dict[str, tuple[str, str]]) -> dict[str, Any] | None:
-    """The hyperparameters of the class's base if the base is a method; None if it is none."""
+    """The hyperparameters that a class inherits from a method or `Method`; None if it derives from neither."""
     bases = [base.id for base in definition.bases if isinstance(base, ast.Name)]
     origins = [imported.get(base, ("", base)) for base in bases]
     if ("loragrid_methods", "Method") in origins or any(
@@ -100,5 +100,5 @@ def _type_of(annotation: ast.expr) -> Any:
             raise _NotPlainError
     if isinstance(annotation, ast.Constant):  # an annotation in quotes
         raise _NotPlainError
-    # Only names from the table above, `|` and `[...]` are left.
+    # `eval` is safe: the loop above lets only names of `_TYPES`, constants, `|` and `[...]` through.
     return eval(compile(ast.Expression(annotation), "<annotation>", "eval"), {"__builtins__": {}}, dict(_TYPES))

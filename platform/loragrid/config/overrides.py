@@ -34,7 +34,7 @@ def apply_override(mapping: Mapping[str, Any], override: str) -> tuple[dict[str,
 
 
 def _keys_in_file(mapping: Mapping[str, Any], key: str) -> list[str]:
-    """The key itself, or for `methods.NAME...` the key of every method's block of that name, by its place."""
+    """The key itself; for `methods.NAME...`, one key for each block of that name, with the block's place."""
     section, _, rest = key.partition(".")
     blocks = mapping.get(section)
     if section != "methods" or not rest or not isinstance(blocks, list | tuple):

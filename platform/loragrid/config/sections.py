@@ -1,4 +1,4 @@
-"""The sections of an experiment file that belong to no task kind and no method, with their defaults."""
+"""The sections of an experiment file, with their defaults, except `task:` and the methods' own keys."""
 
 from typing import Annotated, Literal
 
@@ -238,12 +238,12 @@ MEMBER_TRAINING_KEYS = ("lr", "schedule", "warmup_steps", "weight_decay", "clip_
 OBSERVATION_KEYS = frozenset(
     {"eval_every", "report_every", "checkpoint_every", "check_every", "loss_threshold", "measure_steps"}
 )
-"""Training keys that decide what is observed, not what is trained: no part of a trial's identity, never an axis."""
+"""Training keys that decide what is observed, not what is trained; not in a trial's identity, never axes."""
 
 HOLDING_KEYS = frozenset({"micro_batch_size"})
-"""Training keys that decide how many rows a step holds at once: no part of a trial's identity, never an axis.
+"""Training keys that decide how many rows a step holds at once; not in a trial's identity, never axes.
 
-They change only the rounding of a result and, with dropout, the random draws (as the number of workers does).
+Like the number of workers, they change only rounding and, with dropout, the random draws.
 """
 
 
@@ -305,9 +305,9 @@ class EngineConfig(Section):
 class EarlyStoppingConfig(Section):
     """Trials that fall behind end early: at every rung, only one in `reduction_factor` trials continues.
 
-    Rungs are at `grace_steps` and at every `reduction_factor` times that. Trials that can share a base are compared
-    with those in the same workers. With `pack.max_members: 1`, and for methods that write the base, every trial is
-    compared with all others of the sweep by Tune's ASHA.
+    The first rung is at `grace_steps`; each further rung has `reduction_factor` times as many steps. Trials that can
+    share a base are compared with the trials of the same workers. With `pack.max_members: 1`, and for methods that
+    write the base, Tune's ASHA compares every trial with all others of the sweep.
     """
 
     kind: Annotated[Literal["successive_halving"], Allowed("successive_halving")] = Field(

@@ -7,7 +7,7 @@ from loragrid.schema.errors import Problem
 
 
 def task_problems(data: DataConfig, values_of: Mapping[str, Sequence[object]]) -> Iterator[Problem]:
-    """What keeps rows from having a prompt and an answer; `values_of`: axis of the grid -> its values."""
+    """The problems of data whose rows lack a prompt or an answer; `values_of`: axis of the grid -> its values."""
     allowed = "rows with a prompt (prompt and completion, or messages), or no task"
     if "text" in data.columns:
         yield Problem(

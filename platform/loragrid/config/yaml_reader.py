@@ -11,7 +11,7 @@ import yaml
 from loragrid.schema.errors import ExperimentError, Problem, is_unicode
 
 MAX_FILE_BYTES = 256 * 1024
-"""Largest experiment file; a person writes it, so a larger file is something else."""
+"""Largest experiment file. It is written by hand; a larger file is a mistake."""
 
 
 class _ExperimentLoader(yaml.SafeLoader):
@@ -47,7 +47,7 @@ class _ExperimentLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1 reads `1e-3` and `1.0e3` as text, but as a learning rate they are meant as numbers.
+# YAML 1.1 reads `1e-3` and `1.0e3` as text; a learning rate written like this is a number.
 _ExperimentLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
 )
@@ -56,7 +56,7 @@ _ExperimentLoader.add_implicit_resolver(
 def parse_yaml(text: str, source: str) -> Any:
     """The plain data (mappings, lists, text, numbers, true, false, null) in the text.
 
-    Raises ExperimentError, which names source and line, for text that is not plain, unambiguous YAML.
+    Raises ExperimentError with source and line if the text is not plain, unambiguous YAML.
     """
     try:
         return yaml.load(text, Loader=_ExperimentLoader)
@@ -74,7 +74,7 @@ def parse_yaml(text: str, source: str) -> Any:
 def read_yaml(path: Path) -> Any:
     """The plain data in a file; raises ExperimentError if it is no readable YAML file of at most `MAX_FILE_BYTES`."""
     try:
-        if path.exists() and not path.is_file():  # a folder, or a device without an end
+        if path.exists() and not path.is_file():  # a folder, or an endless device such as /dev/zero
             raise ExperimentError([Problem(key="", what="is not a file")], str(path))
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)

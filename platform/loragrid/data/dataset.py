@@ -50,7 +50,7 @@ class TokenRows:
         return int((self.label_targets != IGNORED).sum())
 
     def digests(self) -> list[str]:
-        """A digest of each row's content, its tokens and its labels: 16 hexadecimal digits."""
+        """A digest of each row's tokens and label positions: 16 hexadecimal digits."""
         found = []
         for ids, positions, targets, length in zip(
             self.input_ids, self.label_positions, self.label_targets, self.num_tokens.tolist(), strict=True
@@ -68,7 +68,7 @@ class TokenRows:
 class TokenizedData:
     """All rows of an experiment.
 
-    test: has 0 rows if none were asked for. skipped: reason -> number of rows that were read but not used. digest:
+    test: has 0 rows if `num_test` is 0. skipped: reason -> number of rows that were read but not used. digest:
     identifies the tokens of all splits. num_source_rows: number of rows in the train source. held_out_text: plain text
     with its own shapes; it is never cached.
     """
@@ -121,9 +121,9 @@ def load_data(data: DataConfig, model: ModelConfig, tokenizer: "PreTrainedTokeni
 
 
 def batch_indices(num_rows: int, batch_size: int, seed: int, step: int) -> Tensor:
-    """The row numbers (batch_size,) of a step, counted from 0. A pure function, so that resuming needs no state.
+    """The row numbers (batch_size,) of a step, counted from 0. A pure function: resuming needs no state.
 
-    Every epoch takes all rows in its own order, drawn from seed and epoch. A batch can hold the last rows of one epoch
+    Every epoch takes all rows in an order that depends on seed and epoch. A batch can hold the last rows of one epoch
     and the first rows of the next.
     """
     if num_rows < 1:
@@ -163,7 +163,7 @@ def _save(
 def pad_rows(
     rows: Sequence[LabelledTokens], pad_token_id: int, *, shaped_by: Sequence[LabelledTokens] | None = None
 ) -> TokenRows:
-    """Pad rows to the longest of `shaped_by` (None: of these rows), in tokens and in labels."""
+    """Pad rows to the most tokens and the most labels of any row in `shaped_by` (None: in `rows`)."""
     length = max(len(row.input_ids) for row in shaped_by or rows)
     num_labels = max(len(row.label_positions) for row in shaped_by or rows)
     input_ids = torch.full((len(rows), length), pad_token_id, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""The formats of local data files: one entry of a table per suffix. An unreadable file is a ValueError."""
+"""Readers of local data files, in a table by suffix. An unreadable file raises ValueError."""
 
 import itertools
 import json
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 MAX_LINE_BYTES = 32 * 2**20
-"""Longest line of a text format: a row is at most a few million tokens, and a longer line would fill the memory."""
+"""Longest line of a text format. It holds millions of tokens; a longer line could fill the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileRows:
-    """The rows of a file. read: numbers of rows, counted from 0 -> these rows, column -> value."""
+    """The rows of a file. read: row numbers, counted from 0 -> those rows, each as column -> value."""
 
     columns: tuple[str, ...]
     num_rows: int
@@ -21,7 +21,7 @@ class FileRows:
 
     @classmethod
     def of(cls, rows: Sequence[dict[str, Any]]) -> "FileRows":
-        """Rows that are in memory, with the columns that any of them has."""
+        """Rows in memory; `columns` are all columns that occur in any row."""
         columns = tuple(dict.fromkeys(column for row in rows for column in row))
         return cls(columns=columns, num_rows=len(rows), read=lambda indices: [rows[index] for index in indices])
 
@@ -38,13 +38,13 @@ def read_csv(path: Path) -> FileRows:
     num_lines = sum(bool(line.strip()) for _, line in _numbered_lines(path))  # also checks every line
     if not num_lines:
         return FileRows.of([])
-    # Everything stays text: "007" is no number and "NA" is no missing value.
+    # Everything stays text: "007" must not become 7, nor "NA" a missing value.
     frame = pandas.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
     return FileRows.of([{str(name): value for name, value in row.items()} for row in frame.to_dict(orient="records")])
 
 
 def read_parquet(path: Path) -> FileRows:
-    """The rows of a Parquet file, in which every value is checked to be one of its column's type."""
+    """The rows of a Parquet file, after a check of every value against its column's type."""
     import pyarrow
     from pyarrow import parquet
 
@@ -57,7 +57,7 @@ def read_parquet(path: Path) -> FileRows:
     def read(indices: Sequence[int]) -> list[dict[str, Any]]:
         try:
             rows: list[dict[str, Any]] = table.take(list(indices)).to_pylist()
-        except (ValueError, ArithmeticError) as error:  # a date of the year 300,000
+        except (ValueError, ArithmeticError) as error:  # such as a date in the year 300,000
             raise ValueError(f"holds a value that cannot be read: {error}") from error
         return rows
 
@@ -72,15 +72,15 @@ def read_text(path: Path) -> FileRows:
 FORMATS: dict[str, Callable[[Path], FileRows]] = {".jsonl": read_jsonl, ".csv": read_csv, ".parquet": read_parquet}
 """Suffix -> reader of the files that hold rows; a new format is one more entry.
 
-A reader raises ValueError that names the place in the file; who calls it adds the experiment's key and the file's name.
+A reader raises ValueError with the place in the file; its caller adds the experiment's key and the file's name.
 """
 
 TEXT_FORMATS: dict[str, Callable[[Path], FileRows]] = {".txt": read_text}
-"""Suffix -> reader of the files that hold plain text; only held-out text is read from these, beside `FORMATS`."""
+"""Suffix -> reader of plain-text files; rows never come from them, but held-out text may."""
 
 
 def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    # Not splitlines(): U+2028 and its like are ordinary characters inside a JSON string.
+    # splitlines() would also split at U+2028 and the like, which are ordinary characters inside a JSON string.
     with path.open("rb") as file:
         for number in itertools.count(1):
             line = file.readline(MAX_LINE_BYTES + 1)

@@ -86,7 +86,7 @@ def open_held_out_text(data: DataConfig) -> RowSource | None:
 def find_columns(source: RowSource, columns: Mapping[str, str]) -> dict[str, str]:
     """Canonical column -> the source's own column, for the one kind of row that the source holds.
 
-    columns: canonical column -> the source's column, as the experiment names them; this also selects the kind.
+    columns: the experiment's canonical column -> the source's column; if it is not empty, it selects the kind.
 
     Raises:
         ValueError: the columns fit no kind of row, or several.
@@ -221,7 +221,7 @@ def _read_hub(data: DataConfig, key: str, name: str, split: str) -> RowSource:
 
 
 def _shown(columns: Sequence[str]) -> str:
-    """The first columns' names, shortened and printable, because a file can have any number of any length."""
+    """The first column names, shortened and printable: a file can have many columns with long names."""
     names = [name if name.isprintable() else ascii(name) for name in columns[:MAX_SHOWN_COLUMNS]]
     cut = [name if len(name) <= MAX_SHOWN_CHARACTERS else name[: MAX_SHOWN_CHARACTERS - 1] + "…" for name in names]
     more = len(columns) - len(cut)

@@ -48,8 +48,8 @@ def choose_rows(
 ) -> dict[str, list[LabelledTokens]]:
     """Draw eval rows, then test rows, then train rows, and tokenize only as many rows as needed.
 
-    Every source has one order, from which its splits draw one after another. Rows that were read but not used are
-    counted in `skipped`, by reason.
+    The splits of one source draw from it one after another, in one fixed order. `skipped` counts the rows that were
+    read but not used, by reason.
 
     Raises:
         ValueError: there are too few usable rows.
@@ -107,7 +107,7 @@ def _draw(
     skipped: Counter[str],
     known: Mapping[tuple[int, ...], str],
 ) -> list[LabelledTokens]:
-    """Draw the rows of a split from its source or the train source; removes what it read from the order in `deck`."""
+    """Draw the rows of a split from its source or the train source; removes the rows that it read from `deck`."""
     origin = split if split in sources else "train"
     rows = sources[origin].rows
     found, num_seen = _take(sources[origin], deck[origin], num_wanted, skipped, known)
@@ -138,7 +138,7 @@ def _take(
     num_seen = 0
     while num_seen < len(order) and (num_wanted is None or len(taken) < num_wanted):
         num_missing = MOST_ROWS_AT_ONCE if num_wanted is None else num_wanted - len(taken)
-        # Never more than are missing, so that every usable row that is read is taken.
+        # Read no more rows than are missing: otherwise usable rows would be read and not taken.
         indices = order[num_seen : num_seen + min(num_missing, MOST_ROWS_AT_ONCE)]
         for row in source.tokenizer.tokenize(source.rows.read(indices), indices):
             if isinstance(row, str):

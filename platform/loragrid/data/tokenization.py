@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TEMPLATE_DATE = datetime.date(2024, 7, 26)
-"""The date for chat templates that ask for today's, because the same rows must always have the same tokens."""
+"""The date that chat templates get as today's: the same rows must always become the same tokens."""
 
 DATE_CODES = ("%d", "%m", "%b", "%B", "%y", "%Y", "%a", "%A", "%H", "%M", "%S", "%F")
 
@@ -35,8 +35,8 @@ class RowTokenizer:
     """Tokenizes rows of one kind; `columns`: canonical column -> the rows' own.
 
     messages: rendered with the tokenizer's chat template. Labels are the assistant's turns with their end tokens.
-    prompt, completion: tokenized one by one and joined, so that generation starts from exactly the prompt's tokens; the
-    end token is appended. Labels are the completion.
+    prompt, completion: tokenized separately and joined, so generation starts from exactly the prompt's tokens. The end
+    token is appended. Labels are the completion.
     text: the end token is appended. Labels are all tokens.
     With `loss_on="all"` all tokens are labels in every kind.
     """
@@ -60,15 +60,15 @@ class RowTokenizer:
                 "use an instruction-tuned model, or rows with prompt and completion"
             )
         self.chat_template = _dated(str(tokenizer.get_chat_template())) if "messages" in columns else None
-        # Some tokenizers append the end token; it is removed between a prompt and its completion.
+        # Some tokenizers end every text with the end token; it must not stand between a prompt and its completion.
         end = tokenizer.eos_token_id
         self.ends_every_text = end is not None and tokenizer("a")["input_ids"][-1] == end
 
     def tokenize(self, rows: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> list[LabelledTokens | str]:
-        """Every row's tokens, or the reason why the row is skipped; `indices`: the rows' numbers for errors.
+        """Every row's tokens, or the reason why the row is skipped; `indices`: the rows' numbers, for error messages.
 
         Raises:
-            ValueError: a value of a type that its column must not hold.
+            ValueError: a value has a type that its column does not allow.
         """
         if "messages" in self.columns:
             tokenized = self._tokenize_messages(rows, indices)
@@ -114,7 +114,7 @@ class RowTokenizer:
         texts = [conversation.text for conversation in rendered if isinstance(conversation, _Conversation)]
         if not texts:
             return [WITHOUT_LABELS if isinstance(row, _Conversation) else row for row in rendered]
-        # The template has written the special tokens.
+        # The template has already written the special tokens.
         encoded = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
         of_texts = iter(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
         tokenized: list[LabelledTokens | str] = []
@@ -146,7 +146,7 @@ class RowTokenizer:
             until = text if last else self._apply_template(messages[: number + 1], index, add_generation_prompt=False)
             if not (text.startswith(until) and until.startswith(before)):
                 return REWRITTEN
-            # Text after the end token (most templates write a newline) is never generated.
+            # Text after the end token (often a newline) is no label, because it is never generated.
             ended = until.rstrip()
             end_token = self.tokenizer.eos_token
             turns.append((len(before), len(ended) if end_token and ended.endswith(str(end_token)) else len(until)))
@@ -160,7 +160,7 @@ class RowTokenizer:
                 chat_template=self.chat_template,
                 add_generation_prompt=add_generation_prompt,
             )
-        except Exception as error:  # a template is a program, which can raise anything
+        except Exception as error:  # a template is a program and can raise any exception
             raise ValueError(f"{self.title}: row {index + 1}: the chat template refuses it: {error}") from error
         if not is_unicode(str(rendered)):
             raise ValueError(f"{self.title}: row {index + 1}, column {self.columns['messages']}: {HALF_CHARACTERS}")
@@ -179,7 +179,7 @@ class RowTokenizer:
                 raise ValueError(
                     f"{wrong}: {_shown(message)}: not a message, which has a role and a content, both text"
                 )
-        # Columnar files add null for keys that only other messages have; templates ask whether a key is there.
+        # Columnar files store null for keys that only other messages have, but templates test whether a key exists.
         return [{key: item for key, item in message.items() if item is not None} for message in value]
 
     def _texts(self, rows: Sequence[Mapping[str, Any]], indices: Sequence[int], canonical: str) -> list[str | None]:
@@ -213,7 +213,7 @@ class _Conversation:
 def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
     """A digest of everything that turns rows into tokens: vocabulary, merges, special tokens and chat template."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())
-    # State of earlier calls, not used here.
+    # Settings that earlier calls left behind; they do not affect LoraGrid's tokens.
     content.pop("truncation", None)
     content.pop("padding", None)
     described = {
@@ -226,16 +226,16 @@ def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def _dated(chat_template: str) -> str:
-    """The template with its own `strftime_now`, as a macro, because a template takes no functions as arguments."""
+    """The template with a macro `strftime_now` of a fixed date; a template takes no functions as arguments."""
     if "strftime_now" not in chat_template:
         return chat_template
     filters = "".join(f" | replace('{code}', '{TEMPLATE_DATE.strftime(code)}')" for code in DATE_CODES)
-    # The template engine drops the newline, so that the template still begins on its own line.
+    # The template must begin at the start of a line; the engine drops this newline from the output.
     return f"{{% macro strftime_now(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}\n{chat_template}"
 
 
 def _labelled(ids: Sequence[int], first: int) -> LabelledTokens:
-    """Labels are the tokens from number `first` on, except the very first one, which nothing predicts."""
+    """A row whose labels are the tokens from index `first` on, without token 0, which nothing predicts."""
     return LabelledTokens(tuple(ids), tuple(range(max(first - 1, 0), len(ids) - 1)))
 
 

@@ -1,4 +1,4 @@
-"""Errors of an experiment that name file, key, value and what is allowed, so that its author can correct it."""
+"""Errors in an experiment, which name file, key, value and what is allowed."""
 
 import difflib
 import json
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from loragrid.schema.fields import allowed_by
 
 MISSING = object()
-"""The value of a key that is missing."""
+"""Marks the value of a missing key."""
 
 MAX_SHOWN_CHARACTERS = 80
 MAX_SHOWN_PROBLEMS = 40
@@ -62,7 +62,7 @@ class ExperimentError(ValueError):
         return "\n".join([*lines, f"and {more} more"] if more else lines)
 
     def _line(self, problem: Problem) -> str:
-        # A value from the command line is not in the file, so the message must not send the reader there.
+        # An overridden value is not in the file; the message must name --set too.
         from_override = any(problem.key == key or problem.key.startswith(f"{key}.") for key in self.overridden)
         source = f"{self.source} (--set)" if from_override else self.source
         return f"{source}: {problem}" if source else str(problem)
@@ -81,7 +81,7 @@ def unknown(kind: str, word: object, known: Iterable[str], *, key: str, value: o
 
 
 def problems_of(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
-    """The problems that pydantic found in a `root`, one per key, with the fields' `Allowed` as what is allowed."""
+    """What pydantic found in a `root`, as problems, each once; `allowed` is the text of the field's `Allowed`."""
     problems: dict[tuple[str, str], Problem] = {}
     for detail in error.errors(include_url=False):
         cause = detail.get("ctx", {}).get("error")
@@ -89,9 +89,9 @@ def problems_of(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
             found = [problem.under(_dotted(detail["loc"])) for problem in cause.problems]
         else:
             found = [_problem_of(detail["loc"], detail["type"], detail["input"], detail["msg"], root)]
-        for problem in found:  # a union reports once per alternative: the first is kept
+        for problem in found:  # pydantic reports once per alternative of a union; keep the first
             problems.setdefault((problem.key, problem.what), problem)
-    # pydantic also reports a list as too short if its entries are wrong; that would be a second report.
+    # If entries of a list are wrong, pydantic also reports the list as too short. Drop problems above others' keys.
     above = {parent for problem in problems.values() for parent in _parents(problem.key)}
     return [problem for problem in problems.values() if problem.key not in above]
 
@@ -112,7 +112,7 @@ def _problem_of(loc: tuple[int | str, ...], kind: str, value: object, message: s
     field = section.model_fields[name]
     inner = _section_of(section, name)
     allowed = f"a mapping with the keys {', '.join(inner.model_fields)}" if inner else allowed_by(field.metadata)
-    if name != "columns":  # the location of a union's alternative is longer than the field's
+    if name != "columns":  # for a union, pydantic appends the alternative to the location
         loc = loc[: len(loc) - len(path) + 1]
     if kind == "missing":
         return Problem(key=_dotted(loc), what="is missing", allowed=allowed)
@@ -132,7 +132,7 @@ def _section_of(section: type[BaseModel], field_name: int | str) -> type[BaseMod
 
 
 def what_is_wrong(value: object, allowed: str) -> str:
-    """Why a value is refused; names a common mistake if it is one."""
+    """Why a value is refused; recognises common mistakes."""
     if isinstance(value, list | tuple) and "list" not in allowed:
         return "a list is an axis only inside a grid: block"
     if isinstance(value, str) and "number" in allowed and _is_number(value):
@@ -156,7 +156,7 @@ def _dotted(loc: tuple[int | str, ...]) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`, did you mean 'rank'?` if a known name resembles the word, otherwise empty."""
-    # Compares last parts: `lr` resembles `training.lr`, and a common section alone is no resemblance.
+    # Compares last parts only: `lr` must match `training.lr`, and a shared section is not a match.
     names = {name.rpartition(".")[2]: name for name in reversed(list(known))}
     matches = difflib.get_close_matches(word.rpartition(".")[2][:MAX_SHOWN_CHARACTERS], names, n=1, cutoff=0.6)
     return f", did you mean '{names[matches[0]]}'?" if matches else ""

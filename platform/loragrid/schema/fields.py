@@ -1,4 +1,4 @@
-"""The types of the values in an experiment file, with what an error says is allowed, and the base of its sections."""
+"""The value types of an experiment file, with their allowed values in words, and the base class of its sections."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -12,14 +12,14 @@ ONE_LINE = r"^[^\x00-\x1f\x7f]*$"
 
 @dataclass(frozen=True)
 class Allowed:
-    """Metadata of a type: the values that it accepts, in the words of an error message."""
+    """Metadata of a type: the values that it accepts, as error messages name them."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Metadata of a type: the unit of its numbers, for the reference of all keys."""
+    """Metadata of a type: the unit of its numbers, for the generated reference page."""
 
     text: str
 
@@ -71,14 +71,14 @@ Seed = Annotated[int, Field(strict=True, ge=0, le=MAX_SEED), Allowed(f"a whole n
 
 
 class Section(BaseModel):
-    """A part of an experiment file: it cannot be changed once made, and it refuses keys that it does not know.
+    """A section of an experiment file: immutable, and without unknown keys.
 
-    Every field has a `description` of one sentence and `examples`; a number has its `Unit`. The reference of all keys
-    is made of these.
+    Every field has a `description` of one sentence and `examples`; a number also has a `Unit`. The reference page of
+    all keys is generated from them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def __hash__(self) -> int:
-        # pydantic's own hash fails on fields that are dictionaries; sections group trials into packs.
+        # pydantic's own hash fails on dictionary fields, and grouping trials into packs hashes sections.
         return hash(self.model_dump_json())

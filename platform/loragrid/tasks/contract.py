@@ -1,9 +1,9 @@
-"""What a task kind declares and implements, and what it may ask of the rows and of the members of a pack.
+"""The contract of a task kind: what it declares and implements, and how it reads rows and uses a pack's members.
 
 A kind is one file in `tasks/kinds`, whose name is the kind's name. The file holds a subclass of `TaskConfig` (the keys
 of the `task:` section, with their checks) and a subclass of `Scorer` (the score of every row). The room `evaluation`
-implements `Rows` and `Members`. A kind's file imports torch only inside functions, because the file is read with every
-experiment.
+implements `Rows` and `Members`. A kind's file imports torch only inside functions, because every experiment imports
+the file.
 """
 
 from abc import ABC, abstractmethod
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TASK_OBSERVATION_KEYS = frozenset({"every", "base"})
-"""Task keys that decide when rows are scored, not what is found after the last step: no part of a trial's identity."""
+"""Task keys that decide when rows are scored, not the final scores; not in a trial's identity."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
     """A figure that a kind computes from the scores of all rows of a split.
 
-    name: the metric keys are `eval/<name>` and `test/<name>`. description: what it measures, where `{rows}` is replaced
-    by the split's rows. axis: the label of a chart's axis. is_proportion: a share of rows, from 0 to 1: it is shown in
-    per cent, and its column holds 0 or 1 for every row. column: the row column whose mean it is; None if it is no mean
-    of a column, which leaves it without tests over rows.
+    name: the metric keys are `eval/<name>` and `test/<name>`. description: what it measures; `{rows}` is replaced by
+    the split's rows. axis: the label of a chart's axis. is_proportion: whether it is a share of rows, from 0 to 1; then
+    it is shown in per cent, and its column holds 0 or 1 for every row. column: the row column whose mean it is; None if
+    it is not such a mean, and then it is not tested over rows.
     """
 
     name: str
@@ -56,7 +56,7 @@ ACCURACY = Figure(
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A row as a task sees it: the tokens before its last answer, and the answer's tokens with their end token.
+    """A row as a task sees it: the tokens before its last answer, and the answer's tokens including the end token.
 
     key: the row's digest.
     """
@@ -68,7 +68,7 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """How answers are generated. temperature None is greedy decoding; top_p and seed matter only with a temperature."""
+    """How answers are generated. temperature None is greedy decoding; top_p and seed apply only with a temperature."""
 
     max_new_tokens: int
     temperature: float | None = None
@@ -84,7 +84,7 @@ class Rows(Protocol):
         """The questions of the splits that are scored: `eval` and `test`."""
 
     def train_questions(self) -> Sequence[Question]:
-        """The questions of the train rows; they are built at every call."""
+        """The questions of the train rows, built again at every call."""
 
     def text(self, tokens: Sequence[int]) -> str:
         """The decoded tokens, without special tokens."""
@@ -106,7 +106,7 @@ class Members(Protocol):
         """
 
     def losses(self, questions: Sequence[Question], completions: Sequence[Sequence[int]]) -> "Tensor":
-        """Cross-entropy (nats), summed over its tokens, of each of K completions after each prompt: (M, N, K)."""
+        """Cross-entropy (nats) of K completions after each prompt, summed over the completion's tokens: (M, N, K)."""
 
 
 class Scorer(ABC):
@@ -119,19 +119,19 @@ class Scorer(ABC):
 
     @abstractmethod
     def score(self, members: Members, split: str) -> "Mapping[str, Tensor]":
-        """Row column -> the value of every row of the split for every member, (M, N) float64."""
+        """Row column -> a value for every member and every row of the split, (M, N) float64."""
 
     def tags(self) -> dict[str, str]:
-        """Tags of every trial beside the decoding."""
+        """Tags of every trial, in addition to the decoding."""
         return {}
 
 
 class TaskConfig(Section, ABC):
     """The `task:` section of an experiment file: the keys of all kinds, and what a kind declares.
 
-    figures: what is computed from the row scores; trials are ranked by the first. former_keys: keys of other kinds with
-    their defaults that dumps of this kind hold because trial ids made before kinds had own keys cover them; a new kind
-    has none.
+    figures: what is computed from the row scores; the first one ranks trials. former_keys: keys of other kinds, with
+    their defaults, that are added to dumps of this kind. Trial ids are digests of dumps and must not change, although
+    these keys once belonged to all kinds. A new kind has none.
     """
 
     figures: ClassVar[tuple[Figure, ...]]
@@ -151,7 +151,7 @@ class TaskConfig(Section, ABC):
     @property
     @abstractmethod
     def decoding(self) -> str:
-        """How an answer is made, in words, for the record: nothing is left to a model's own settings."""
+        """How answers are made, in words for the record. A model's own generation settings are never used."""
 
     @property
     def generation(self) -> Generation | None:
@@ -176,12 +176,12 @@ class TaskConfig(Section, ABC):
         return found
 
     def parameters(self) -> dict[str, str | int | float | bool | None]:
-        """Key -> value of the kind's own keys, flat, as MLflow records them."""
+        """Key -> value, as MLflow records them; a tuple becomes text with commas."""
         values = {key: getattr(self, key) for key in type(self).model_fields}
         return {key: ",".join(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
     def is_changed(self, key: str) -> bool:
-        """Whether the key has another value than its default."""
+        """Whether the key's value differs from its default."""
         return bool(getattr(self, key) != type(self).model_fields[key].default)
 
     @model_serializer(mode="wrap")

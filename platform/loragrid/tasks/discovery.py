@@ -1,4 +1,4 @@
-"""Finds the task kinds by the files of `tasks/kinds`, and reads the `task:` section of an experiment with them."""
+"""Finds the task kinds, one per file of `tasks/kinds`, and reads the `task:` section of an experiment."""
 
 import importlib
 import pkgutil
@@ -14,12 +14,12 @@ from loragrid.tasks.contract import Figure, TaskConfig
 
 
 def task_kinds() -> Mapping[str, type[TaskConfig]]:
-    """Kind -> the class of its keys, for every file in `tasks/kinds`, in alphabetical order."""
+    """Kind -> its `TaskConfig`, for every file in `tasks/kinds`, in alphabetical order."""
     return _kinds_in(tuple(kinds.__path__))
 
 
 def task_figures() -> tuple[Figure, ...]:
-    """Every figure that a kind computes, each once; those by which trials are ranked come first."""
+    """All figures of all kinds, each once; those that rank trials come first."""
     by_rank = [(place, figure) for kind in task_kinds().values() for place, figure in enumerate(kind.figures)]
     found: dict[str, Figure] = {}
     for _, figure in sorted(by_rank, key=lambda entry: entry[0]):
@@ -36,12 +36,12 @@ def figure_of(metric: str) -> Figure | None:
 
 
 def read_task(section: Any) -> TaskConfig:
-    """The `task:` section with the keys of its kind; a key of another kind is accepted at its default only.
+    """The `task:` section with the keys of its kind; a key of another kind is accepted only with its default.
 
     Raises:
         ExperimentError: naming key, value and what is allowed.
     """
-    if isinstance(section, TaskConfig):  # made, and so checked, in Python
+    if isinstance(section, TaskConfig):  # built in Python, so already checked
         return section
     known = task_kinds()
     if not isinstance(section, Mapping):

@@ -1,4 +1,4 @@
-"""The keys that all kinds share that answer prompts by generation."""
+"""The keys shared by all task kinds that generate answers."""
 
 from collections.abc import Iterator
 from typing import Annotated
@@ -60,7 +60,7 @@ class GeneratingTask(TaskConfig):
         return self
 
     def answer_problems(self) -> Iterator[Problem]:
-        """What is wrong with the kind's own keys."""
+        """The problems of the kind's own keys; none by default."""
         yield from ()
 
     def _sampling_problems(self) -> Iterator[Problem]:

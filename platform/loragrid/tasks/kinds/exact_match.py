@@ -21,7 +21,7 @@ NUMBER = re.compile(r"-?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)")
 class ExactMatch(GeneratingTask):
     """The prompt is answered by generation; an answer is right if it equals the answer in the row's completion.
 
-    The answer is what follows `answer_after` on its line, or the group of `answer_pattern`; without either it is the
+    The answer is the rest of the line after `answer_after`, or the group of `answer_pattern`; without either it is the
     whole text.
     """
 
@@ -94,7 +94,7 @@ class ExactMatch(GeneratingTask):
         return text
 
     def _normalised(self, answer: str) -> str | None:
-        """The first number by its value (1,250.50 is 1250.5), or the words with single blanks; None without any."""
+        """The first number's value (1,250.50 -> 1250.5), or the words with single blanks; None if there is none."""
         if self.normalise == "text":
             return " ".join(answer.split()) or None
         number = NUMBER.search(answer.replace("$", ""))

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_LABELS = 256
-"""Rows with more different completions hold free text, not labels; each row would be scored with every one of them."""
+"""Most labels. Each row is scored with every label, and rows with more different completions hold free text."""
 
 MAX_SHOWN_LABELS = 20
 
 
 class LabelLikelihood(TaskConfig):
-    """The prompt is answered with the likeliest of all completions that the rows have, or of `labels`."""
+    """The prompt is answered with the likeliest of `labels`, by default of all completions that the rows have."""
 
     figures: ClassVar[tuple[Figure, ...]] = (ACCURACY,)
     former_keys: ClassVar[Mapping[str, object]] = {
@@ -92,7 +92,7 @@ class LabelLikelihoodScorer(Scorer):
         return self._rows.text(question.reference).strip()
 
     def _find_labels(self) -> dict[str, tuple[int, ...]]:
-        """Label -> its tokens with their end token in the most frequent spelling; labels in sorted order."""
+        """Label -> tokens of its most frequent spelling, with the end token; as in `task.labels`, or all, sorted."""
         scored = self._rows.questions
         spellings: dict[str, Counter[tuple[int, ...]]] = {}
         for question in (*self._rows.train_questions(), *scored["eval"], *scored["test"]):
