@@ -1,4 +1,4 @@
-"""DoRA (Liu et al., 2024, arXiv 2402.09353): LoRA changes the direction of each row of W, a vector its length.
+"""DoRA (Liu et al., 2024, arXiv 2402.09353): LoRA changes the direction of each row of W, a trained vector its length.
 
 Reference code: PEFT's `DoraLinearLayer`, NVlabs/DoRA.
 """

@@ -14,7 +14,7 @@ from loragrid.worker.saved_trial import SavedTrial, from_tensors, to_tensors
 from loragrid.worker.storage import Storage
 
 NUM_KEPT = 2
-"""States that are kept of a trial: the latest, and the one before it in case the latest cannot be read."""
+"""States kept per trial: the latest, and the one before it in case the latest cannot be read."""
 
 OUTPUTS = ("adapter", "scores")
 """The folders that a finished trial leaves; they have the same names in MLflow."""
@@ -54,7 +54,7 @@ class TrialStore:
             self._storage.delete_file(f"{trial_id}/{old}")
 
     def load(self, trial_id: str) -> tuple[SavedTrial | None, list[str]]:
-        """The latest state that can be read (None if there is none), and the problems of later ones."""
+        """The latest readable state (None if there is none), and the problems of later, unreadable ones."""
         spoiled: list[str] = []
         for name in reversed(self._states(trial_id)):
             with tempfile.TemporaryDirectory() as folder:

@@ -37,7 +37,7 @@ class Reporter:
         self._send(self._update(pack, name, steps=self.until))
 
     def figures(self, pack: Pack, figures: Mapping[str, dict[str, float]]) -> None:
-        """Report figures that trials of the pack have once, by trial id."""
+        """Report figures of trials of the pack that do not change during training, by trial id."""
         for trial_id, found in figures.items():
             self._logs[trial_id].figures.update(found)
         self._send(self._update(pack, "measured", figures=figures))
