@@ -36,7 +36,11 @@ class Node:
     def __init__(self, address: str, private: list[Path], log: Path) -> None:
         mounts = [f"mount -t tmpfs none '{folder}'" for folder in private]
         ray = f"exec '{Path(sys.executable).parent / 'ray'}' start --address={address} --num-cpus=2 --block"
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "RAY_raylet_start_wait_time_s": "120",  # a busy machine needs more than 30 s to start a node
+        }
         self.process = subprocess.Popen(
             ["unshare", "--mount", "sh", "-c", " && ".join([*mounts, ray])],
             env=environment,

@@ -12,7 +12,7 @@ LEVEL = round(1 - CONFIDENCE, 10)  # 1 - 0.95 is a little more than 0.05
 """A difference is shown if its corrected p-value is below this level."""
 
 MAX_PAIRS_IN_WORDS = 3
-"""If more pairs than this lack the best contestant, they are counted instead of described one by one."""
+"""If more pairs than this do not include the best contestant, they are counted instead of described one by one."""
 
 
 ROWS_CAVEAT = (

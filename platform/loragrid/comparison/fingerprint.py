@@ -82,7 +82,7 @@ class FingerprintRow:
 
     @property
     def is_mixed(self) -> bool:
-        """Whether trials differ that should be equal."""
+        """Whether trials differ in this part although they should be equal."""
         return bool(self.minority)
 
 
@@ -90,8 +90,8 @@ class FingerprintRow:
 class FingerprintReport:
     """The fingerprint of a sweep.
 
-    rows: one per part that any trial has. num_trials: the trials that a worker has started. num_dirty: those of them
-    whose code was not committed.
+    rows: one per part that any trial has. num_trials: the number of trials that a worker has started. num_dirty: how
+    many of them ran code that was not committed.
     """
 
     rows: tuple[FingerprintRow, ...]
@@ -242,7 +242,7 @@ def _values(row: FingerprintRow) -> str:
 
 
 def _short(value: str) -> str:
-    """Digests and commits, cut to twelve digits."""
+    """The value, with digests and commits cut to twelve digits."""
     if not value:
         return NOT_RECORDED
     words = [word[: len("sha256:") + 12] if word.startswith("sha256:") else word for word in value.split(" ")]

@@ -38,7 +38,7 @@ def load_scores(comparison: Comparison, trial_ids: Collection[str] | None = None
                 target.mkdir()
                 path = client.download_artifacts(run_id, SCORES_ARTIFACT, str(target))
                 # `row` is text, because pandas would read digits such as 1234567890123456 or 12345678901e2345 as a
-                # number. Pandas before 3 may by default read another last digit of a loss.
+                # number. By default, pandas before 3 may read a loss with a different last digit.
                 part = pd.read_csv(path, dtype={"row": str}, float_precision="round_trip")
                 part.insert(0, "trial_id", trial_id)
                 parts.append(part)
@@ -47,7 +47,7 @@ def load_scores(comparison: Comparison, trial_ids: Collection[str] | None = None
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Hide MLflow's progress bars, of which it draws one for each small file."""
+    """Hide the progress bar that MLflow draws for each small file."""
     key = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
     is_set = key in os.environ
     os.environ.setdefault(key, "false")

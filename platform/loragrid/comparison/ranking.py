@@ -1,4 +1,4 @@
-"""Ranks trials by the metric that settings are chosen by: the task's first figure, otherwise the loss."""
+"""Ranks trials by the metric that also chooses settings: the task's first figure, otherwise the loss."""
 
 import math
 
@@ -12,17 +12,17 @@ VALIDATION_LOSS, TEST_LOSS = "eval/final_loss", "test/loss"
 
 
 def validation_metrics() -> tuple[str, ...]:
-    """Settings are chosen by the first of these metrics that any trial has."""
+    """The metrics by which settings can be chosen, in order; the first that any trial has is used."""
     return (*(f"eval/{figure.name}" for figure in task_figures()), VALIDATION_LOSS)
 
 
 def test_metrics() -> tuple[str, ...]:
-    """Chosen settings are compared by the first of these metrics that any trial has."""
+    """The metrics by which chosen settings can be compared, in order; the first that any trial has is used."""
     return (*(f"test/{figure.name}" for figure in task_figures()), TEST_LOSS)
 
 
 def is_higher_better(metric: str) -> bool:
-    """Whether more of the metric is better, as a task's figure declares it; of a loss, less is better."""
+    """Whether a higher value is better, as a task's figure declares it; False for a loss."""
     figure = figure_of(metric)
     return figure is not None and figure.higher_is_better
 
@@ -34,7 +34,7 @@ def is_proportion(metric: str) -> bool:
 
 
 def metric_words(metric: str) -> str:
-    """`eval/final_loss` and a task's figures as a reader calls them: `evaluation loss`, `test accuracy`."""
+    """The metric's name in words, such as `evaluation loss` or `test accuracy`."""
     split, _, name = metric.partition("/")
     words = {"eval": "evaluation", "test": "test"}.get(split, split)
     figure = figure_of(metric)
@@ -49,7 +49,7 @@ def holds(table: pd.DataFrame, key: str) -> bool:
 
 
 def ranking_metric(table: pd.DataFrame) -> str:
-    """The metric of `validation_metrics` that decides between the trials of a comparison's table."""
+    """The metric of `validation_metrics` that ranks the trials of a comparison's table."""
     return next((key for key in validation_metrics() if holds(table, key)), VALIDATION_LOSS)
 
 

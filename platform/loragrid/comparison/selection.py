@@ -36,7 +36,7 @@ class Choice:
     validation, test: the figures of the chosen setting; test is None if the sweep has no test rows.
     edges: axis -> best value, if that is at an end of its ladder. edge_sides: axis -> "lowest" or "highest".
     default: the method's untuned setting with its own figures; None if the sweep has no figures for it.
-    default_fault: why a default setting in the sweep is without figures, or has a trial that failed.
+    default_fault: what is wrong with the default setting: no trial has finished, or one diverged or was stopped early.
     apart: axis -> value, for the axes by which the user splits the method into several contestants.
     """
 
@@ -122,7 +122,7 @@ def choose(comparison: Comparison, apart: Collection[str] = ()) -> Selection:
     """Every method's best setting by its mean validation figure over seeds, see `ranking_metric`.
 
     apart: axes (columns of the table) that split a method into contestants, one per value, such as `rank` to compare
-    methods at equal ranks. Equal figures are decided by the lower validation loss, then by the order of the table.
+    methods at equal ranks. The lower validation loss breaks ties, then the order of the table.
 
     A best value is not at the edge of its ladder if the next value diverged or was stopped early; it is at the edge if
     the next value is missing. `tuning` defines ladders and defaults.
@@ -181,7 +181,7 @@ class _Candidate:
 
     @property
     def fault(self) -> str:
-        """Why the setting cannot win, whatever its other seeds show; "" if it can."""
+        """Why the setting cannot win, whatever the figures of its other seeds; "" if it can win."""
         reasons = [str(row["reason"] or "") for row in self.rows]
         if any(reason.startswith(DIVERGED) for reason in reasons):
             return "diverged"
@@ -299,7 +299,7 @@ def _as_choice(
 
 
 def _trains_nothing(candidates: Sequence[_Candidate]) -> bool:
-    """Whether a method has no trainable parameters: its figures are those of the base, which is a reference."""
+    """Whether a method has no trainable parameters; its figures are those of the base and serve as a reference."""
     counts = [row.get("parameters/trainable") for candidate in candidates for row in candidate.rows]
     present = [count for count in counts if not is_missing(count)]
     return bool(present) and not any(present)

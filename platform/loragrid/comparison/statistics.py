@@ -162,7 +162,7 @@ def paired_bootstrap(
 def mcnemar(first_correct: Sequence[bool], second_correct: Sequence[bool]) -> PairedTest:
     """McNemar's exact test of two methods on the same items: `scipy.stats.binomtest` on the items where they disagree.
 
-    The difference is that of the accuracies. Its interval is Tango's (1998, "Equivalence test and confidence interval
+    `difference` is that of the accuracies. Its interval is Tango's (1998, "Equivalence test and confidence interval
     for the difference in proportions for the paired-sample design"), which keeps its coverage if few items disagree,
     and has a positive width if none does. The exact p-value is more conservative: the interval can just exclude 0 while
     p is just above 0.05.

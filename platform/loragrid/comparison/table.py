@@ -1,4 +1,4 @@
-"""Reads a sweep from MLflow, without any other source, as a table of trials and a table of their curves."""
+"""Reads a sweep from MLflow, and from no other source, as a table of trials and a table of their curves."""
 
 import io
 import json
@@ -195,7 +195,7 @@ def _build_curves(client: MlflowClient, runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def _last_value_per_step(history: Iterable[Metric]) -> list[tuple[int, float]]:
-    """(Step, value) by step. A pack that continues from a checkpoint logs some steps twice: the later value counts."""
+    """(Step, value) by rising step. A pack that continues from a checkpoint repeats steps; the later value counts."""
     ordered = sorted(history, key=lambda point: (point.step, point.timestamp))
     return list({int(point.step): float(point.value) for point in ordered}.items())
 

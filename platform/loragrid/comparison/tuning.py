@@ -1,4 +1,4 @@
-"""Finds out whether a chosen setting is at the end of a ladder of tried values, and which setting is the default."""
+"""Finds whether a chosen setting is at the end of a ladder of tried values, and which setting is the default."""
 
 import dataclasses
 import json

@@ -115,7 +115,7 @@ def _over_items(
     own = scores[scores["trial_id"].isin([*first, *second])]
     if set(own["trial_id"]) != {*first, *second}:
         return None, []
-    # A row that is in the data twice has the same digits twice; occurrences are paired in their order.
+    # A row that occurs twice in the data has the same digits both times; its occurrences are paired in order.
     keys = [own["row"], own.groupby(["trial_id", "row"]).cumcount()]
     own = own.set_index(keys)
     values = own.pivot(columns="trial_id", values=column)

@@ -1,4 +1,4 @@
-"""The floating-point operations that a base needs for a step, from shapes, and the most that the device can do."""
+"""Counts a base's floating-point operations per step from its shapes, and measures the device's fastest rate."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from loragrid.training.trainable_set import base_trains
 from loragrid_methods.stacks.pack import AdapterPack
 from loragrid_methods.stacks.targets import adaptable_layers
 
-# A product is as large as it must be to take this long, or as the largest: launching it does not count then.
+# Matrices grow until a product takes this long or reaches the largest side; its launch time is negligible then.
 PRODUCT_SECONDS = {"cuda": 2e-3, "cpu": 5e-3}
 SMALLEST_SIDE, LARGEST_SIDE = 256, 8192
 NUM_PRODUCTS = 10
@@ -22,10 +22,10 @@ NUM_PRODUCTS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """What of a base's shapes decides over its operations.
+    """The sizes of a base that determine its floating-point operations.
 
-    num_layer_weights: of all matrices but the head. num_head_weights: vocabulary x width. attention_width: heads x
-    their width, over all layers.
+    num_layer_weights: weights of all matrices except the head. num_head_weights: vocabulary x hidden size.
+    attention_width: heads x head width, summed over all layers.
     """
 
     num_layer_weights: int
@@ -34,9 +34,9 @@ class ModelShape:
 
     @classmethod
     def of(cls, base: PreTrainedModel) -> "ModelShape | None":
-        """The shape of a base to which nothing is attached; None of one without attention (Mamba, RWKV).
+        """The shape of a base without adapters; None if its operations cannot be counted.
 
-        Nor of one whose layers differ in their heads: what such models compute is not counted.
+        They cannot if the base has no attention (Mamba, RWKV), or if its layers differ in their heads.
         """
         head, config = base.get_output_embeddings(), base.config.get_text_config()
         layers = adaptable_layers(base, head)
@@ -51,9 +51,9 @@ class ModelShape:
 
 
 def passes_of(pack: AdapterPack) -> int:
-    """How often a step multiplies with each weight of the base.
+    """The number of products with each weight of the base in one step.
 
-    1: forward alone (nothing trains). 2: also the gradient of what comes in. 3: also the weight's own gradient.
+    1: forward only (nothing trains). 2: also the gradient of the layer's input. 3: also the gradient of the weight.
     """
     if base_trains(pack):
         return 3
@@ -63,11 +63,13 @@ def passes_of(pack: AdapterPack) -> int:
 def model_flops(shape: ModelShape, row_tokens: Sequence[int], num_labels: int, passes: int) -> float:
     """Floating-point operations that the base needs for rows of `row_tokens` tokens with `num_labels` labels in all.
 
-    After Chowdhery et al. 2022 (PaLM, arXiv 2204.02311, appendix B): 2 per weight, token and pass; of attention
-    2 x 2 n per token of a row of n tokens, of which the causal half counts, and twice that for its backward. The head
-    counts for labelled tokens, for it is computed at no others. Neither padding counts, nor computing activations
-    again, nor norms and activation functions, nor what a method adds: a method that adds much does less of this per
-    second. As in the formula, the layers below the lowest adapted one count like all others.
+    After Chowdhery et al. 2022 (PaLM, arXiv 2204.02311, appendix B): 2 per weight, token and pass. Attention adds
+    2 x 2 n per token and unit of `attention_width` in a row of n tokens, of which the causal half counts; its backward
+    counts twice as much. The head counts for labelled tokens only, because it is computed only there. Layers below the
+    lowest adapted one count like all others, as in the formula.
+
+    Not counted: padding, recomputed activations, norms, activation functions, and the operations that a method adds.
+    A method that adds many therefore reaches a lower rate.
     """
     num_tokens = sum(row_tokens)
     weights = 2.0 * passes * (shape.num_layer_weights * num_tokens + shape.num_head_weights * num_labels)
@@ -77,14 +79,14 @@ def model_flops(shape: ModelShape, row_tokens: Sequence[int], num_labels: int, p
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceLimit:
-    """The fastest matrix product of a device in one type, operations per second, and what finding that took."""
+    """The rate of a device's fastest matrix product in one data type, and the seconds that measuring it took."""
 
     flops_per_second: float
     seconds: float
 
 
 def device_limit(device: torch.device, dtype: torch.dtype) -> DeviceLimit:
-    """Measured once per process, device, type and number of threads."""
+    """The limit of a device, measured once per process, device, data type and number of threads."""
     return _measure_limit(device, dtype, torch.get_num_threads())
 
 
@@ -97,12 +99,15 @@ def _measure_limit(device: torch.device, dtype: torch.dtype, num_threads: int) -
 def measure_limit(
     device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter
 ) -> DeviceLimit:
-    """2 n^3 operations over the shortest of some products of n x n matrices, n doubled until one takes its time."""
+    """Measure the rate of products of n x n matrices: 2 n^3 operations divided by the shortest time of several.
+
+    n doubles until a product takes `PRODUCT_SECONDS` or n reaches `LARGEST_SIDE`.
+    """
     began = clock()
-    generator = torch.Generator(device).manual_seed(0)  # of its own: training draws what it would have
+    generator = torch.Generator(device).manual_seed(0)  # leaves the draws of training unchanged
     side = SMALLEST_SIDE
     while True:
-        # Of equal numbers some devices make more per second.
+        # Random entries, because some devices multiply matrices of equal entries faster.
         left, right = (torch.randn(side, side, dtype=dtype, device=device, generator=generator) for _ in range(2))
         shortest = float("inf")
         for attempt in range(NUM_PRODUCTS + 1):
@@ -110,7 +115,7 @@ def measure_limit(
             start = clock()
             torch.mm(left, right)
             wait_for(device)
-            # The first makes the library's own workspaces.
+            # The first product does not count, because the library allocates its workspaces in it.
             shortest = min(shortest, clock() - start) if attempt else shortest
         if shortest >= PRODUCT_SECONDS[device.type] or 2 * side > LARGEST_SIDE:
             return DeviceLimit(flops_per_second=2.0 * side**3 / shortest, seconds=clock() - began)

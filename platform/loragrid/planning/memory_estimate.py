@@ -1,4 +1,4 @@
-"""What a pack will need on a GPU: it trains and is scored on the meta device, where tensors have shapes and no data."""
+"""Estimates a pack's GPU memory: trains and scores it on the meta device, where tensors have shapes but no data."""
 
 import warnings
 from collections.abc import Sequence
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
     from loragrid.tasks.contract import TaskConfig
 
 ATTENTION, MASKED_ATTENTION = "loragrid_shapes", "loragrid_masked_shapes"
-# What a compiled step holds of what a captured one does: the compiler computes parts of the activations again.
+# The share of a captured step's activations that a compiled step holds, because the compiler recomputes some of them.
 COMPILED_KEEPS = 0.65
 # torch's allocator hands out memory in blocks of this size.
 BLOCK_BYTES = 512
-# Before, transformers repeated keys and values for the one query of a generated token, too.
+# Older versions of transformers repeat keys and values even for the single query of a generated token.
 SINGLE_QUERIES_ARE_GROUPED = version_of("transformers") >= (5, 23)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes that torch has allocated at the peak of a pack's training and scoring, by what holds them.
+    """Bytes that torch has allocated at the peak of a pack's training and scoring, by purpose.
 
-    base: of a sharded one this worker's share. adapters: weights and buffers. optimizer: gradients and
-    moments. These live all the time, and beside them, one after another:
-    activations and passing: in a training step what forward leaves for backward, and what else lives at the peak
-    (logits, gradients on their way, what is gathered of a sharded base). evaluation: a forward of evaluation rows with
-    their losses. generation: prompts answered, the key-value cache included; 0 where nothing is generated.
-    prompts_at_once: so many of each member's are answered at once; 0: none are.
+    Allocated all the time: base (of a sharded one, this worker's share); adapters (weights and buffers); optimizer
+    (gradients and moments). Allocated in addition, one stage after another: in a training step, activations (what
+    forward leaves for backward) and passing (logits, intermediate gradients and gathered parts of a sharded base at the
+    step's peak); evaluation (a forward pass of evaluation rows with their losses); generation (answering prompts, with
+    the key-value cache; 0 if nothing is generated).
+    prompts_at_once: the number of each member's prompts that are answered at once; 0 if none are.
     """
 
     base: int
@@ -59,18 +59,19 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """The peak."""
+        """The bytes at the peak: the constant parts and the largest stage."""
         step = self.activations + self.passing
         return self.base + self.adapters + self.optimizer + max(step, self.evaluation, self.generation)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringShape:
-    """The most that is scored at once, of as many rows of each member as are trained at once.
+    """The shape of the largest batch that is scored at once, with as many rows per member as train at once.
 
-    length: tokens of a row whose loss is taken. Answers of up to `max_new_tokens` are generated to prompts of up to
-    `prompt` tokens (0: none), each token the likeliest or, where they are `sampled`, drawn. num_prompts: the most that
-    a worker has to answer; of these as many are answered at once as need no more memory than training.
+    length: tokens of a row whose loss is computed. prompt, max_new_tokens: tokens of the longest prompt and of the
+    longest generated answer (0: no answers). sampled: tokens are drawn; otherwise the likeliest is taken.
+    num_prompts: the most prompts that a worker has to answer. As many of them are answered at once as fit into the
+    memory that training needs.
     """
 
     length: int
@@ -81,7 +82,7 @@ class ScoringShape:
 
     @classmethod
     def of(cls, task: "TaskConfig | None", *, length: int, prompt: int, num_prompts: int) -> "ScoringShape":
-        """That of a task whose longest prompt has `prompt` tokens."""
+        """The shape for a task whose longest prompt has `prompt` tokens."""
         generation = None if task is None else task.generation
         if generation is None:
             return cls(length=length)
@@ -105,19 +106,18 @@ def estimate_memory(
     num_shares: int = 1,
     scoring: ScoringShape | None = None,
 ) -> MemoryEstimate:
-    """The peak of a pack of `methods`, each member with `num_rows` rows of `length` tokens at once.
+    """The memory peak of a pack of `methods`, each member with `num_rows` rows of `length` tokens at once.
 
-    Of several micro batches one lives at a time, and each adds its gradients into the same buffer: the peak is that of
-    a step with as many rows as one of them has.
-    With `num_shares` the base is sharded over as many workers, and this is one of them.
-    `scoring`: None scores rows as they are trained, and generates nothing.
+    Micro batches run one after another and add their gradients into the same buffer, so only the rows of one count.
+    base: a model on the meta device; it is unchanged afterwards. num_shares: the number of workers over which the base
+    is sharded; the estimate is for one of them. scoring: None: rows of the training's shape are scored, and nothing is
+    generated.
 
-    `base` is a model on the meta device, which is given back as it was. Every token counts as a label. CUDA's context
-    is not counted, nor what the allocator cannot use of its blocks, nor that a captured step keeps its memory while
-    others would need it: scoring then makes do with fewer rows.
+    Every token counts as a label. Not counted: CUDA's context; memory in the allocator's blocks that it cannot use; and
+    the memory that a captured step keeps during scoring, because scoring then uses fewer rows at once.
 
     Raises:
-        NotImplementedError: the model looks at values, which tensors without data do not have.
+        NotImplementedError: the model reads values, which tensors on the meta device do not have.
     """
     assert base.device.type == "meta"
     scoring = scoring or ScoringShape(length=length)
@@ -171,9 +171,9 @@ def _rows_of_shapes(num_members: int, num_rows: int, length: int) -> Batch:
 
 
 def _step(model: PackModel, rows: Batch) -> tuple[int, int]:
-    """What a step's forward leaves for backward, and what else lives at the step's peak."""
+    """(Bytes that a step's forward leaves for backward, other bytes at the step's peak)."""
     with LiveBytes(block_bytes=BLOCK_BYTES) as live, warnings.catch_warnings():
-        # Members share flat buffers, so a gradient is a view with the buffer's strides: correct.
+        # The warning is harmless: members share flat buffers, so a gradient has the buffer's strides.
         warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
         losses = model.losses(rows)
         activations = live.now
@@ -183,17 +183,17 @@ def _step(model: PackModel, rows: Batch) -> tuple[int, int]:
 
 
 def _evaluation(model: PackModel, rows: Batch) -> int:
-    """The peak of one evaluation batch."""
+    """The peak of one evaluation batch, in bytes."""
     with model.evaluating(), torch.no_grad(), LiveBytes(block_bytes=BLOCK_BYTES) as live:
         model.losses(rows)
     return int(live.peak)
 
 
 def _most_prompts(model: PackModel, num_rows: int, scoring: ScoringShape, limit: int) -> tuple[int, int]:
-    """How many prompts of each member can be answered at once within `limit` bytes, and the peak of that.
+    """(Number of each member's prompts that can be answered at once within `limit` bytes, peak bytes of doing so).
 
-    A token for many takes hardly longer than one for few. `num_rows` at least; twice as many, and twice as many again,
-    so that they can be halved as often.
+    Generating a token for many prompts takes hardly longer than for few. The number starts at `num_rows` and doubles
+    while it fits; it can be halved as often if memory runs out.
     """
     prompts, peak = num_rows, _generation(model, num_rows, scoring)
     while prompts < scoring.num_prompts and (more := _generation(model, 2 * prompts, scoring)) <= limit:
@@ -203,7 +203,7 @@ def _most_prompts(model: PackModel, num_rows: int, scoring: ScoringShape, limit:
 
 @torch.no_grad()
 def _generation(model: PackModel, num_rows: int, scoring: ScoringShape) -> int:
-    """The peak of answers to prompts: where these are read, or at the last token, where the cache is fullest."""
+    """The peak bytes of answering prompts: while they are read, or at the last token, when the cache is fullest."""
     num_all = model.pack.num_members * num_rows
     decoding = Decoding(
         max_new_tokens=scoring.max_new_tokens,
@@ -220,12 +220,12 @@ def _generation(model: PackModel, num_rows: int, scoring: ScoringShape) -> int:
             mask = torch.ones(num_all, cache.get_seq_length() + length, dtype=torch.long)
             seen = torch.ones(num_all, 1, length, mask.shape[1], dtype=torch.bool)
             next_tokens(model.base, ids, None, positions, cache, decoding, draws)
-            del mask, seen  # they live as long: transformers makes the one of the other
+            del mask, seen  # transformers makes one from the other and holds both until here
 
         read(scoring.prompt)
         peak = live.peak
         if scoring.max_new_tokens > 1:
-            # The last token is not read again; of those before it all but one stand in the cache already.
+            # The last token is never read. When the one before it is read, all earlier tokens are in the cache.
             _lengthen(cache, scoring.max_new_tokens - 2)
             live.start_new_peak()
             read(1)
@@ -234,7 +234,7 @@ def _generation(model: PackModel, num_rows: int, scoring: ScoringShape) -> int:
 
 
 def _lengthen(cache: DynamicCache, num_tokens: int) -> None:
-    """Put keys and values of more tokens behind those that are there."""
+    """Append keys and values of `num_tokens` tokens to the cache."""
     for index, layer in enumerate(cache.layers):
         if isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None:
             keys, values = (
@@ -245,7 +245,7 @@ def _lengthen(cache: DynamicCache, num_tokens: int) -> None:
 
 
 def _model_of_shapes(base: PreTrainedModel, methods: Sequence[Method], mode: Mode) -> PackModel:
-    """The pack on the meta device; fused pieces, which allocate nothing but their results, by stand-ins that do so."""
+    """The pack on the meta device; stand-ins replace fused kernels and, like them, allocate only their results."""
     members = [(method, 0) for method in methods]
     dtype = torch.promote_types(base.dtype, torch.float32)
     pack = AdapterPack(base, members, output_layer=base.get_output_embeddings(), dtype=dtype)
@@ -276,7 +276,7 @@ def _bytes_of(tensors: Sequence[Tensor]) -> int:
 def _attention_of_shapes(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
-    """The kernel that a GPU runs, by name: on the meta device torch would choose another, which keeps more."""
+    """Call the GPU's kernel by name, because on the meta device torch would choose one that keeps more memory."""
     if query.dtype not in (torch.bfloat16, torch.float16):
         return causal_attention(module, query, key, value, attention_mask, **settings)
     y = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, True, scale=settings.get("scaling"))
@@ -286,7 +286,7 @@ def _attention_of_shapes(
 def _masked_attention_of_shapes(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
-    """What transformers' attention with a mask holds on a GPU: keys and values repeated, the mask as numbers.
+    """Allocate what transformers' masked attention holds on a GPU: repeated keys and values, the mask as numbers.
 
     query (B, H, L, d), key and value (B, K, S, d) -> (B, L, H, d).
     """

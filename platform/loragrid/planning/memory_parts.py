@@ -1,4 +1,4 @@
-"""What a pack holds in memory, part by part: every storage is in one part, and no part is an estimate."""
+"""Measures a pack's memory part by part: every storage is counted in exactly one part, and nothing is estimated."""
 
 from collections.abc import Iterable
 
@@ -11,15 +11,15 @@ from loragrid.training.step import Batch, PackModel
 
 
 def resident_parts(model: PackModel) -> dict[str, float]:
-    """Metric key -> bytes of what lives from the first step to the last, on this worker.
+    """Metric key -> bytes that this worker holds from the first step to the last.
 
     base: the base's weights (this worker's share of a sharded one) and its buffers.
-    adapter: the stacks' own tensors, trained or not: LoRA-FA's A, VeRA's projections (once), Delta-LoRA's reference
-    pair, a projected method's projections; of full fine-tuning the float32 master copy of a base in bfloat16, and
-    nothing where the base itself is what trains.
-    gradient: the buffer of all gradients, which lives between steps too.
-    optimizer: AdamW's two moments and, a few bytes for each member, what else its update reads: step count, decay,
-    clipping norm, multipliers, learning rates, stop mark.
+    adapter: the stacks' own tensors, trained or not, such as LoRA-FA's A, VeRA's projections (once), Delta-LoRA's
+    reference pair, a projected method's projections. For full fine-tuning, it is the float32 master copy of a bfloat16
+    base, and nothing if the base's own weights are trained.
+    gradient: the buffer of all gradients, which also lives between steps.
+    optimizer: AdamW's two moments, and a few bytes per member that its update reads: step count, decay, clipping norm,
+    multipliers, learning rates, stop mark.
     """
     pack, optimizer = model.pack, model.optimizer
     stacks = [tensor for stack in pack.stacks() for tensor in (*stack.parameters(), *stack.buffers())]
@@ -38,7 +38,7 @@ def resident_parts(model: PackModel) -> dict[str, float]:
     }
     figures, seen = {}, list[Tensor]()
     for key, tensors in parts.items():
-        # Full fine-tuning's weights are the base's own storage: it has been counted.
+        # Full fine-tuning trains the base's own storage, which is already counted.
         before = bytes_of(seen)
         seen += tensors
         figures[key] = float(bytes_of(seen) - before)
@@ -46,11 +46,11 @@ def resident_parts(model: PackModel) -> dict[str, float]:
 
 
 def loss_bytes(model: PackModel, batch: Batch) -> int:
-    """The most that the loss of `batch` holds, forward and backward, beyond the hidden states and what it saves.
+    """The peak bytes of the loss of `batch`, forward and backward, without the hidden states and saved activations.
 
-    That is the logits of one chunk with what is computed from them, and the gradients on their way. Counted on the
-    loss by itself: by the allocator on a GPU, elsewhere from the storages it makes, to the byte. What is gathered of a
-    sharded head is not part of it. Full fine-tuning saves its logits: they are saved activations.
+    These bytes are the logits of one chunk, tensors computed from them, and intermediate gradients. Only the loss is
+    run: on a GPU the allocator reports its peak; elsewhere its storages are counted to the byte. Gathered parts of a
+    sharded head are not included. Full fine-tuning saves its logits, so they count as saved activations.
     """
     with torch.no_grad():
         hidden = model.base.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
@@ -73,6 +73,6 @@ def loss_bytes(model: PackModel, batch: Batch) -> int:
 
 
 def _backward(losses: Tensor, trained: Iterable[Tensor]) -> None:
-    """Gradients that go nowhere: those of the training stay as they are."""
+    """Compute gradients and discard them; the gradients of the training stay unchanged."""
     if losses.requires_grad:
         torch.autograd.grad(losses.sum(), list(trained))

@@ -57,7 +57,7 @@ def _cpus_per_worker(num_workers: int, use_gpu: bool, nodes: Sequence[Node]) -> 
         return max(1.0, min(shares, default=1.0))
     if not nodes:
         return 1.0
-    # As many workers per machine as it takes to spread the pack over all machines.
+    # The most workers on one machine if the pack is spread evenly over all machines.
     per_node = math.ceil(num_workers / len(nodes))
     return max(1.0, min(node.num_cpus for node in nodes) // per_node)
 

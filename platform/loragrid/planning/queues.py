@@ -22,8 +22,8 @@ def queues_on(
 ) -> list[PackQueue]:
     """The packs as queues, numbered from `first`: one queue per place of the cluster.
 
-    One queue per pack if trials must run alone, if packs span workers (one failure stops all of a queue's workers), or
-    if the cluster has no free place yet (nobody knows how far it will grow).
+    One queue per pack if packs hold single trials, if packs span workers (one failure stops all workers of a queue), or
+    if the cluster has no free place yet (its later size is unknown).
     """
     one_per_pack = experiment.pack.max_members == 1 or placement.num_workers > 1 or not placement.num_packs
     return assign_queues(packs, len(packs) if one_per_pack else placement.num_packs, first=first)

@@ -111,8 +111,8 @@ def _measure(
 def _evaluation_peak(model: PackModel, batches: PackBatches) -> dict[str, float]:
     """The memory peaks of one evaluation batch on a GPU, by metric key; the same for all batches of this shape.
 
-    The batch has as many rows as can be evaluated at once. Empty on a CPU: there the resident set of the process still
-    contains memory that was freed before, and an evaluation needs less than that.
+    The batch has as many rows as can be evaluated at once. Empty on a CPU, because there the process's resident set
+    still contains freed memory, and more of it than an evaluation needs.
     """
     device = model.base.device
     if device.type != "cuda":

@@ -20,9 +20,9 @@ from loragrid.trials.packing import Pack, PackQueue
 class TimeEstimate:
     """Seconds of a sweep's packs, by pack id, and of the whole sweep on `num_places` places; None if unknown.
 
-    queues: the ids of the packs that one group of workers trains one after another. num_waves: the most packs of a
-    place. sources: where the timings come from. start_seconds: time to start a queue's workers, in the total once per
-    queue; None if no sweep has shown it yet. unknown: pack id -> why its time is not known.
+    queues: per queue, the ids of its packs. num_waves: the number of packs at the place that trains the most.
+    sources: where the timings come from. start_seconds: time to start a queue's workers, counted in the total once per
+    queue; None if no sweep has measured it yet. unknown: pack id -> why its time is not known.
     """
 
     num_places: int
@@ -156,7 +156,10 @@ def _side_by_side(
 def _queue_seconds(
     packs: Sequence[Pack], engine: EngineConfig, timing_of: Mapping[str, PackTiming | None]
 ) -> list[float | None]:
-    """Each pack's seconds; a pack loads the base unless the pack before left it, and a queue measures a shape once."""
+    """Each pack's seconds; None if unknown.
+
+    A pack loads the base unless the previous pack left it loaded. A queue measures each shape of trial once.
+    """
     found: list[float | None] = []
     loaded: object = None
     measured: set[str] = set()

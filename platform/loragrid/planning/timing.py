@@ -62,7 +62,7 @@ def num_evaluations(steps: int, every: int | None, num_members: int, test_per_ev
 def pack_shape(trials: Sequence[Trial], engine: EngineConfig, num_workers: int = 1, *, shard: bool = False) -> str:
     """A digest that is equal for packs with equal times per step on equal hardware.
 
-    It does not depend on learning rates, seeds and the number of steps. engine: how the steps are run. shard: whether
+    It does not depend on learning rates, seeds or the number of steps. engine: how the steps are run. shard: whether
     each worker holds a share of the base instead of the whole base.
     """
     first, training = trials[0], trials[0].training

@@ -39,8 +39,8 @@ class Line:
 class Curve:
     """The curve that a row of charts draws.
 
-    key: of the curve. metric: decides how its figures are written. unit: the label of the axis. in_words: the unit in a
-    sentence.
+    key: the curve's key in MLflow. metric: the metric that decides how figures are written. unit: the label of the
+    axis. in_words: the unit in a sentence.
     """
 
     key: str

@@ -49,7 +49,7 @@ def format_of(out: Path, report_format: str | None) -> ReportFormat:
 def write_report(
     comparison: Comparison, out: str | Path, report_format: str | None = None, apart: Collection[str] = ()
 ) -> list[str]:
-    """Write the report of a sweep to the file `out`; return sentences on what had to be left out.
+    """Write the report of a sweep to the file `out`; return sentences about trials that had to be left out.
 
     report_format: `html` (one page that opens offline), `md`, `csv` or `json`; None: by the suffix of the file. With
     `peft`, `out` is a folder that receives result files for PEFT's `method_comparison` app.
@@ -76,7 +76,7 @@ def write_report(
 def keep_report(comparison: Comparison, out: Path) -> None:
     """Write the HTML report of a sweep that has ended, and keep it with the sweep's run as `report/report.html`.
 
-    The record must be delivered to MLflow before. Raises whatever MLflow raises if it does not answer.
+    MLflow must have the whole record already. Raises whatever MLflow raises if it does not answer.
     """
     write_report(comparison, out, "html")
     with quiet_store():
@@ -150,7 +150,7 @@ def _markdown_table(table: PageTable) -> str:
 
 
 def _plain(text: str) -> str:
-    """The text in one line, with the characters escaped that mean something in Markdown or HTML."""
+    """The text in one line; characters that are special in Markdown or HTML are escaped."""
     one_line = " ".join(text.split())
     return re.sub(r"([\\`*_\[\]|])", r"\\\1", one_line).replace("&", "&amp;").replace("<", "&lt;")
 

@@ -73,7 +73,7 @@ def load_parts(comparison: Comparison, apart: Collection[str] = ()) -> list[Part
 def render_page(record: SweepRecord, parts: Sequence[Part]) -> str:
     """The report as HTML.
 
-    The same record leads to the same bytes: the page contains no times except those of the sweep.
+    Equal records lead to equal bytes, because the page contains no times except the sweep's own.
     """
     environment = Environment(
         loader=PackageLoader("loragrid.report"),
@@ -148,7 +148,7 @@ def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
 
 
 def validation_metric(verdict: Verdict) -> str:
-    """The metric by which settings were chosen; without any choice the loss."""
+    """The metric by which settings were chosen; the loss if none was chosen."""
     if verdict.choices:
         return verdict.choices[0].metric
     return VALIDATION_LOSS
@@ -222,7 +222,7 @@ def figures_by_method(part: Part, metric: str) -> Mapping[str, SettingFigures]:
 
 
 def _tuning_curves(verdict: Verdict, figures: Mapping[str, SettingFigures]) -> list[TuningCurve]:
-    """Every contestant with the settings of its method that have the contestant's values of the axes in `apart`."""
+    """One curve per contestant, over the settings of its method that match its values of the axes in `apart`."""
     return [
         TuningCurve(
             name=choice.name,

@@ -195,7 +195,7 @@ def _draw_panel(
 def _limit_height(panel: "Axes", means: Sequence["pd.Series[float]"]) -> int:
     """Limit the axis to curves that do not diverge; return how many curves leave the frame.
 
-    A curve diverges if it ends above the highest start. A jump that all curves share (at a hard batch) is inside.
+    A curve diverges if it ends above the highest start. A jump that all curves share (at a hard batch) stays visible.
     """
     start = max((float(mean.iloc[0]) for mean in means), default=0.0)
     calm = [mean for mean in means if mean.iloc[-1] <= start]

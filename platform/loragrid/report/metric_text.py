@@ -8,7 +8,7 @@ MISSING = "–"
 
 
 def format_metric(metric: str, value: float | None) -> str:
-    """2.3456 for a loss, 41.2 % for an accuracy."""
+    """A figure as text: `2.3456` for a loss, `41.2 %` for an accuracy."""
     if value is None:
         return MISSING
     return f"{100 * value:.1f} %" if is_proportion(metric) else f"{value:.4f}"

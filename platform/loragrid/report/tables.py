@@ -1,4 +1,4 @@
-"""The tables of a report as text, from a verdict and a sweep's record. A missing value is a dash, never a zero."""
+"""Builds a report's tables from a verdict and a sweep's record. A missing value is a dash, never a zero."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ PACK_ESTIMATE, PACK_PEAK = "memory/pack_estimated_bytes", "memory/pack_peak_byte
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A cell. notes: smaller lines below the text. is_number: aligned to the right. is_marked: notes stand out."""
+    """A cell. notes: smaller lines below the text; is_marked highlights them. is_number: aligned to the right."""
 
     text: str
     notes: tuple[str, ...] = ()
@@ -112,7 +112,7 @@ def _default_cell(choice: Choice, metric: str) -> Cell:
 
 
 def contrast_table(verdict: Verdict) -> PageTable:
-    """Every pair of methods with its differences over seeds and over test rows, and what each shows."""
+    """Every pair of methods with its differences over seeds and over test rows, each with a conclusion."""
     return _contrasts_as_table(verdict.contrasts, verdict.higher_is_better)
 
 
@@ -152,7 +152,7 @@ def _contrast_row(contrast: Contrast, test: PairedTest, pairs: str, higher_is_be
 
 
 def conclusion(contrast: Contrast, test: PairedTest, higher_is_better: bool) -> str:
-    """In words which of the two is better, if the corrected test shows a difference."""
+    """Which of the two methods is better, in words, if the corrected test shows a difference."""
     if test.p_adjusted is None:
         return "cannot be tested"
     if not is_shown(test):
@@ -176,7 +176,7 @@ def mean_figure(comparison: Comparison, trial_ids: Sequence[str], key: str) -> f
 
 
 def unfinished_table(comparison: Comparison) -> PageTable:
-    """Trials that did not finish, each with its reason; an out-of-memory trial is a result."""
+    """Trials that did not finish, each with its reason; running out of memory is a result, too."""
     rows = [
         (
             Cell(text=row["trial_id"]),
@@ -237,7 +237,7 @@ def write_figure(key: str, value: Any) -> str:
         return format_metric(key, value)
     if value >= 1000:
         return f"{value:,.0f}"
-    # Small values have three significant digits, because 0.00002 must not be shown as 0.
+    # Small values keep three significant digits, because 0.00002 must not be shown as 0.
     return format_value(
         (round(value, 4) if abs(value) >= 0.1 else float(f"{value:.3g}")) if isinstance(value, float) else value
     )
@@ -265,7 +265,7 @@ def _written(value: float | None, write: Callable[[float], str]) -> Cell:
 def estimate_table(record: SweepRecord) -> PageTable:
     """Estimates beside measurements: the sweep's time and its packs' memory, if MLflow has both.
 
-    Packs whose figures are shown alike share a row.
+    Packs whose figures are equal as text share a row.
     """
     rows: list[tuple[Cell, ...]] = []
     if SWEEP_ESTIMATE in record.figures and SWEEP_TIME in record.figures:

@@ -1,4 +1,4 @@
-"""Draws each method's figure over one axis, such as its learning rates; shows whether the best value is inside."""
+"""Draws each method's figure over one axis, such as the learning rate, and shows if the best value is at an end."""
 
 import itertools
 import math
@@ -39,7 +39,7 @@ class TuningCurve:
 def tuning_charts(
     curves: Sequence[TuningCurve], axes: Mapping[str, str], metric: str, styles: Mapping[str, MethodStyle]
 ) -> list[Chart]:
-    """A chart for every axis in `AXES` of which a contestant has tried three values. axes: see `Comparison`."""
+    """A chart for every axis in `AXES` of which some contestant tried at least three values. axes: see `Comparison`."""
     charts = []
     for name in AXES:
         column = column_of(axes, name)

@@ -1,4 +1,4 @@
-"""Times a few real steps of every distinct shape of pack on this machine, within a bounded time."""
+"""Times a few real steps of each distinct pack shape on this machine, within a time budget."""
 
 import statistics
 import time
@@ -24,7 +24,7 @@ from loragrid.trials.trial import Trial
 from loragrid.worker.resident_base import ResidentBase
 
 NUM_STEPS = 3
-"""Steps that are timed after the first ones; one is timed even if no time is left."""
+"""The number of steps timed after the first ones; at least one is timed, even if no time is left."""
 _NUM_FIRST_STEPS = STEPS_BEFORE_CAPTURE + 1
 
 
@@ -38,10 +38,10 @@ def calibrate(
     say: Callable[[str], None] = lambda sentence: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, PackTiming]:
-    """Pack shape -> its timing in this process, as one worker by itself; shapes for which no time is left are missing.
+    """Pack shape -> timing in this process as the only worker; shapes for which no time was left are missing.
 
-    The largest packs come first. A pack that runs out of memory has a `problem` in place of a time. `say` receives a
-    sentence for each shape.
+    The largest packs are timed first. If a pack runs out of memory, its timing holds a `problem` and no times. `say`
+    receives one sentence per shape.
     """
     start = clock()
     resident = ResidentBase(device, engine, 1)
@@ -58,7 +58,7 @@ def calibrate(
         data = rows[(first.model, first.data)]
         try:
             with warnings.catch_warnings():
-                # Members share flat buffers, so a gradient is a view with the buffer's strides: correct.
+                # The warning is harmless: members share flat buffers, so a gradient has the buffer's strides.
                 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
                 found[shape] = timer.time(pack.trials, data)
         except (torch.OutOfMemoryError, MemoryError):
@@ -68,12 +68,12 @@ def calibrate(
 
 
 class _PackTimer:
-    """Times packs on one worker; costs that packs share are timed at the first pack that has them."""
+    """Times packs on one worker; a cost that several packs share is timed once, at the first of them."""
 
     def __init__(self, resident: ResidentBase, deadline: float, clock: Callable[[], float]) -> None:
         self._resident, self._deadline, self._clock = resident, deadline, clock
         self._load_seconds: dict[tuple[ModelConfig, DataConfig], float] = {}
-        self._measure_seconds: dict[str, float] = {}  # of one trial by itself, by its shape
+        self._measure_seconds: dict[str, float] = {}  # shape of a single trial -> its solo measurement
 
     def time(self, trials: Sequence[Trial], data: TokenizedData) -> PackTiming:
         """One pack's timing; at least one step is timed, even after the deadline."""
@@ -116,7 +116,7 @@ class _PackTimer:
         self._load_seconds.setdefault((trial.model, trial.data), self._clock() - start)
 
     def _measure(self, trials: Sequence[Trial], data: TokenizedData) -> float:
-        """Seconds to measure each shape of these trials by itself."""
+        """Seconds of these trials' solo measurements, one per distinct shape."""
         resident, measured = self._resident, 0.0
         for shape, trial in {resident.shape_of([trial]): trial for trial in trials}.items():
             if shape not in self._measure_seconds and trials[0].training.measure_steps:
@@ -132,10 +132,10 @@ class _PackTimer:
     def _time_steps(
         self, model: PackModel, batches: PackBatches, step_runner: StepRunner, num_first: int
     ) -> tuple[float, float]:
-        """(Seconds that the first steps take beyond later ones, the median seconds of a later step)."""
+        """(Extra seconds of the first steps compared with later ones, median seconds of a later step)."""
 
         def step(index: int) -> float:
-            model.completed = 0  # the table of learning rates may be shorter
+            model.completed = 0  # the table of learning rates may have fewer steps
             begun = self._clock()
             train_step(model, batches.training(index), one_worker, step_runner)
             wait_for(self._resident.device)
@@ -151,7 +151,10 @@ class _PackTimer:
     def _time_evaluation(
         self, trials: Sequence[Trial], model: PackModel, batches: PackBatches, *, is_eager: bool
     ) -> float:
-        """Seconds of one pass over all evaluation rows, from one batch; a graph is captured first if training would."""
+        """Seconds of one pass over all evaluation rows, extrapolated from one batch.
+
+        If training would capture a graph for evaluations, it is captured before the timing.
+        """
         training = trials[0].training
         num_parts = len(batches.evaluation(len(trials)))
         num_all = num_parts * num_evaluations(training.steps, training.eval_every, len(trials))

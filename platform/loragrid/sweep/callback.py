@@ -1,4 +1,4 @@
-"""Translates Tune's hooks: what queues report goes into MLflow and onto the screen."""
+"""Translates Tune's hooks: writes the reports of queues into MLflow and onto the screen."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -21,11 +21,11 @@ from loragrid.worker.messages import PackUpdate, QueueFailure
 
 
 class RecordingCallback(Callback):
-    """Passes what Tune reports of a queue on to the record, the tracker of queues, the cost and the display.
+    """Passes Tune's events about queues to the record, the queue tracker, the cost and the display.
 
     queue_of: turns a Tune trial's config and id into the queue it trains. environment: tags of every trial's run.
-    several_runs: the sweep runs Tune more than once, and closes the record itself. previous: what was recorded when
-    the sweep was run before. cost: counts what the sweep takes, which is then recorded with a summary.
+    several_runs: the sweep runs Tune more than once and closes the record itself. previous: the record of the sweep's
+    earlier runs. cost: adds up the sweep's cost; if given, it is recorded with a summary.
     """
 
     def __init__(
@@ -60,18 +60,18 @@ class RecordingCallback(Callback):
         return self._writer.curves
 
     def close(self, planned: Iterable[str] = ()) -> None:
-        """End the sweep's run, and what is still open in it; more than one call does nothing.
+        """End the sweep's run and the trials that are still open in it; further calls do nothing.
 
-        `planned`: ids of trials; if one of them has not ended, the sweep was interrupted.
+        `planned`: ids of trials; if one of them has not ended, the sweep counts as interrupted.
         """
         self._writer.close(planned, self._cost)
 
     def left_by_failed_queues(self) -> list[Pack]:
-        """What is to be trained of queues that failed since the last call; nothing of interrupted queues."""
+        """The packs still to be trained of queues that failed since the last call; interrupted queues leave none."""
         return self._queues.take_left()
 
     def fail_unbegun(self, packs: Iterable[Pack], failure: QueueFailure) -> None:
-        """Record as FAILED those trials that no queue has begun: without them the sweep would look finished."""
+        """Record trials that no queue has begun as FAILED; otherwise the sweep would look finished."""
         self._queues.fail_unbegun(list(packs), failure)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
@@ -113,7 +113,7 @@ class RecordingCallback(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A queue ended; trials that it did not end itself were stopped early by the sweep's scheduler.
 
-        Tune also calls this for a queue that has reported its own failure: others train the trials it left open.
+        Tune also calls this for a queue that has reported its own failure; other queues train its open trials.
         """
         queue = self._queues.find(trial.trial_id)
         if queue is None:
@@ -128,7 +128,7 @@ class RecordingCallback(Callback):
             self.progress.ended(queue)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A queue's Tune trial failed, and was not tried again."""
+        """A queue's Tune trial failed, and Tune does not retry it."""
         queue = self._queues.find(trial.trial_id) or self._find_queue(trial)
         if queue is None:
             return
@@ -138,7 +138,10 @@ class RecordingCallback(Callback):
         self._show_failure(queue, failure, self._queues.lose(trial.trial_id, queue, failure))
 
     def _find_queue(self, trial: Any) -> PackQueue | None:
-        """None for a config that is no trial of the experiment: the Tune trial raises the same error and fails."""
+        """The queue of a Tune trial; None if its config is no trial of the experiment.
+
+        The Tune trial itself raises the same ValueError and fails.
+        """
         try:
             return self.queue_of(trial.config, trial.trial_id)
         except ValueError:

@@ -1,4 +1,4 @@
-"""Connects to a Ray cluster, starting one where none is named, and checks that it can hold a pack's workers."""
+"""Connects to a Ray cluster, or starts one if none is named, and checks that it can hold a pack's workers."""
 
 import logging
 import os
@@ -22,7 +22,7 @@ _HOST_AND_PORT = re.compile(r"[^:/]+:\d{1,5}")
 
 @contextmanager
 def connected_to_ray(address: str | None) -> Iterator[bool]:
-    """Within, this process is connected to Ray; yields whether the cluster was started only for it.
+    """Connect this process to Ray inside the `with` block; yield whether the cluster was started only for it.
 
     Raises:
         ValueError: no cluster answers at the address.
@@ -33,7 +33,7 @@ def connected_to_ray(address: str | None) -> Iterator[bool]:
     address = address or os.environ.get("RAY_ADDRESS")
     try:
         if address and _HOST_AND_PORT.fullmatch(address):
-            # Ray itself would try for ten minutes.
+            # Fail within seconds, because Ray itself would retry for ten minutes.
             host, _, port = address.rpartition(":")
             socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR)
@@ -46,14 +46,14 @@ def connected_to_ray(address: str | None) -> Iterator[bool]:
 
 
 def cluster_nodes() -> list[Node]:
-    """The machines of the connected cluster that are alive."""
+    """The machines of the connected cluster that are alive and have CPUs."""
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     nodes = [Node(num_cpus=found.get("CPU", 0.0), num_gpus=found.get("GPU", 0.0)) for found in resources]
     return [node for node in nodes if node.num_cpus]
 
 
 def check_placement(experiment: Experiment, placement: Placement, is_local: bool, console: Console) -> None:
-    """Refuse packs that a fixed machine can never hold; on a cluster, which may grow, print that it has to.
+    """Check that one pack's workers fit: raise if they do not fit on this machine, print if the cluster must grow.
 
     Raises:
         ValueError: one pack's workers do not fit on this machine.
@@ -73,7 +73,7 @@ def check_placement(experiment: Experiment, placement: Placement, is_local: bool
 
 
 def warn_of_slow_arithmetic(the_plan: Plan, placement: Placement, console: Console) -> None:
-    """Warn of bfloat16 on a processor without it: it is many times slower than float32 (backward on AVX2: 47 times)."""
+    """Warn of bfloat16 on a processor that lacks it: steps are many times slower (backward on AVX2: 47 times)."""
     on_cpu = not placement.use_gpu and any(trial.model.dtype == "bfloat16" for trial in the_plan.trials)
     capability = torch.backends.cpu.get_cpu_capability()
     if on_cpu and not capability.startswith(("AVX512", "SVE")):

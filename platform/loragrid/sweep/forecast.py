@@ -1,4 +1,4 @@
-"""Predicts the time of a sweep on this machine, from a calibration if asked for, otherwise from earlier timings."""
+"""Predicts the time of a sweep on this machine from earlier timings, and from a calibration if requested."""
 
 import os
 from pathlib import Path
@@ -21,27 +21,27 @@ def forecast(
     """The plan with its packs cut for this machine, and the time it is expected to take here.
 
     Raises:
-        ValueError: a calibration was asked for, and one process cannot make it.
+        ValueError: a calibration was requested, but one process cannot perform it.
     """
     plan, placement = plan_on(plan, local_node())
     if calibrated:
         calibrate_here(plan, placement, console, budget_seconds)
     if not _may_have_timings(plan):
         return plan, estimate_time(plan, placement, {})
-    from loragrid.sweep.timing_history import known_timings, recorded_start  # imports MLflow and Ray: seconds
+    from loragrid.sweep.timing_history import known_timings, recorded_start  # takes seconds: imports Ray
 
     return plan, estimate_time(plan, placement, known_timings(plan, placement), recorded_start(plan))
 
 
 def _may_have_timings(plan: Plan) -> bool:
-    """Whether there is a place that could hold timings of earlier sweeps or calibrations."""
+    """Whether earlier timings may exist: MLflow or the storage is elsewhere, or the storage folder exists."""
     experiment = plan.experiment
     elsewhere = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "://" in experiment.storage.path
     return bool(elsewhere) or Path(experiment.storage.path).expanduser().is_dir()
 
 
 def too_large(plan: Plan, memory_bytes: int) -> list[str]:
-    """One line of a plan for each of the largest packs whose steps need more memory than `memory_bytes`, a GPU's."""
+    """One line for each of the plan's largest packs that needs more memory than a GPU with `memory_bytes` has."""
     found = []
     for pack in plan.largest_packs():
         estimate = plan.gpu_memory(pack)
@@ -63,7 +63,7 @@ def calibrate_here(plan: Plan, placement: Placement, console: Console, budget_se
     """Time the plan's packs with one worker of this machine, and save the timings in the storage folder.
 
     Raises:
-        ValueError: packs need several workers or fit on this machine nowhere, or a deterministic kernel is missing.
+        ValueError: a pack needs several workers or does not fit on this machine, or a deterministic kernel is missing.
     """
     if placement.num_workers > 1:
         raise ValueError(
@@ -74,7 +74,7 @@ def calibrate_here(plan: Plan, placement: Placement, console: Console, budget_se
         raise ValueError("--calibrate: no pack fits on this machine (workers: more CPUs or GPUs than it has)")
 
     from loragrid.planning.timing import save_timings
-    from loragrid.sweep.calibration import calibrate  # imports MLflow and Ray, which a mere plan does not need
+    from loragrid.sweep.calibration import calibrate  # imports MLflow and Ray; other plans need neither
     from loragrid.sweep.rows import tokenize
     from loragrid.sweep.storage import local_folder
     from loragrid.sweep.timing_history import device_here

@@ -1,4 +1,4 @@
-"""Decides which packs of a queue that ran out of memory are halved, left as they are, or given up."""
+"""Decides which packs of a queue that ran out of memory are halved, kept as they are, or given up."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from loragrid.trials.packing import Pack
 class OpenPacks:
     """The begun packs of a failed queue, each with its open trials.
 
-    too_large: packs to be halved. waiting: packs that were not being trained, to be continued as they are. failing: the
-    ids of trials that fail, because by themselves they would fail again.
+    too_large: packs to be halved. waiting: packs to be continued as they are. failing: ids of trials that end as
+    FAILED, because training them again would fail too.
     """
 
     too_large: list[Pack]
@@ -20,17 +20,22 @@ class OpenPacks:
 
     @classmethod
     def lost(cls, packs: Sequence[Pack]) -> "OpenPacks":
-        """No pack is trained again."""
+        """All trials of the packs fail; none is trained again."""
         return cls(too_large=[], waiting=[], failing={trial.trial_id for pack in packs for trial in pack.trials})
 
 
 def sort_open_packs(packs: Sequence[Pack], at_work: Collection[str]) -> OpenPacks:
     """Sort the packs of a queue that ran out of memory.
 
-    `at_work` are the ids of the trials that were trained then; none if it happened between two packs. After a rung a
-    pack has trials of several of the queue's packs. If no pack of the queue has more than one trial at work, all of
-    them are halved, because the pack after the rung is as large as the largest of them. So repeated failures end with
-    single trials, and with the one that does not fit.
+    at_work: ids of the trials that were being trained; empty if memory ran out between two packs.
+
+    * One trial at work: it fails, because it does not fit by itself.
+    * Several trials at work: the packs with at least two of them are halved. If there is no such pack, every pack of
+      several trials is halved: after a rung, trials of several packs train as one pack, which is as large as the
+      largest of them. If all packs are single trials, they continue as they are.
+    * No trial at work: the packs of several trials are halved; if all packs are single trials, all fail.
+
+    Repeated failures therefore end with single trials, of which only those that do not fit fail.
     """
     working = [trial.trial_id for pack in packs for trial in pack.trials if trial.trial_id in at_work]
     several = [pack for pack in packs if len(pack.trials) > 1]
@@ -39,7 +44,7 @@ def sort_open_packs(packs: Sequence[Pack], at_work: Collection[str]) -> OpenPack
     elif several:
         at_fault = [pack for pack in several if sum(trial.trial_id in working for trial in pack.trials) > 1]
         too_large, failing = at_fault or several, set()
-    elif working:  # these trials have not been tried alone
+    elif working:  # none of these trials has been trained by itself yet
         too_large, failing = [], set()
     else:
         return OpenPacks.lost(packs)
@@ -49,6 +54,6 @@ def sort_open_packs(packs: Sequence[Pack], at_work: Collection[str]) -> OpenPack
 
 
 def _without(pack: Pack, trial_ids: Collection[str]) -> Pack:
-    """The rest gets a name of its own: Ray would continue what a queue of the same name has left."""
+    """The pack without these trials, under a new name, because Ray would continue a queue of the same name."""
     rest = tuple(trial for trial in pack.trials if trial.trial_id not in trial_ids)
     return pack if len(rest) == len(pack.trials) else Pack(pack_id=f"{pack.pack_id}.0", trials=rest)

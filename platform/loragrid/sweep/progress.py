@@ -24,7 +24,7 @@ class _PackState:
     completed: int = 0
     losses: dict[str, float] = field(default_factory=dict)
     eval_losses: dict[str, float] = field(default_factory=dict)
-    # (step, time) of the first report with steps: earlier work (compiling) does not recur, so no rate includes it.
+    # (step, time) of the first report with steps. Rates count from here, because earlier work (compiling) is done once.
     first_report: tuple[int, float] | None = None
     seconds_left: float | None = None
     last_line: float = float("-inf")
@@ -54,11 +54,11 @@ class SweepProgress:
             self._live.stop()
 
     def ended_before(self, trial_ids: Iterable[str]) -> None:
-        """Trials that an earlier run of the sweep has finished."""
+        """Count trials that ended in an earlier run of the sweep."""
         self._ended |= set(trial_ids)
 
     def starting(self, queue: PackQueue) -> None:
-        """A queue has been placed."""
+        """A queue has started."""
         first = queue.packs[0]
         self._packs[first.pack_id] = _PackState(phase="starting workers", steps=first.trials[0].training.steps)
         self._names |= {trial.trial_id: _describe(trial.parameters()) for trial in queue.trials}
@@ -67,7 +67,7 @@ class SweepProgress:
     def updated(self, update: PackUpdate) -> None:
         """A queue has reported an update of a pack."""
         state = self._packs.get(update.pack_id)
-        if state is None and update.phase == "ended":  # decided at its rung, after its last step
+        if state is None and update.phase == "ended":  # a rung ended its trials after the pack was done
             state = _PackState(phase="ended", steps=update.steps)
         elif state is None:
             state = self._packs[update.pack_id] = _PackState(phase="", steps=update.steps)
@@ -121,15 +121,15 @@ class SweepProgress:
             self._packs.pop(pack.pack_id, None)
 
     def failed(self, queue: PackQueue, reason: str, ended: Iterable[str] = ()) -> None:
-        """A queue has failed, and with it the trials `ended`; its other trials may be trained elsewhere."""
+        """A queue has failed. `ended`: ids of its trials that have ended; other queues may train the rest."""
         self._ended |= set(ended)
         for pack in queue.packs:
             self._packs.pop(pack.pack_id, None)
-        # `Text`, because a reason is not markup: "[/tmp/file]" in it would be read as a tag.
+        # `Text` prints the reason literally. As markup, "[/tmp/file]" in it would be read as a tag.
         self.console.print(Text(f"{queue.queue_id} failed:", style="bold red"), Text(reason))
 
     def halved(self, pack: Pack) -> None:
-        """A pack ran out of memory and is trained as two."""
+        """A pack ran out of memory; its halves are trained as two packs."""
         self._line(pack.pack_id, f"its {count_of(len(pack.trials), 'trial')} are run in two packs", at_once=True)
 
     def _line(self, pack_id: str, text: str, *, at_once: bool) -> None:

@@ -1,4 +1,4 @@
-"""Why a queue's workers were given up: the cause inside what Ray wraps around it."""
+"""Describes why a queue's workers were given up: finds the original error inside Ray's wrappers."""
 
 import traceback
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from loragrid.worker.messages import QueueFailure
 
 
 def describe_failure(error: BaseException | None) -> QueueFailure:
-    """The reason and the traceback of an error that Ray's workers, or the Tune trial that started them, raised."""
+    """The reason and the traceback of an error raised by Ray's workers or by the Tune trial that started them."""
     causes = list(_causes(error))
     text = "" if error is None else "".join(traceback.format_exception(error))
     memory = next((found for cause in causes if (found := memory_at_kill(str(cause))) is not None), None)
@@ -21,7 +21,7 @@ def describe_failure(error: BaseException | None) -> QueueFailure:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what lies below it, the innermost cause last."""
+    """The error and the causes nested in it, innermost last."""
     seen: list[BaseException] = []
     while error is not None and error not in seen:
         yield error
@@ -36,6 +36,6 @@ def _innermost(causes: list[BaseException]) -> str:
     for cause in reversed(causes):
         text = str(cause).strip()
         if text:
-            # Ray's own wrappers carry the remote traceback as text, whose last line is the exception itself.
+            # Ray's wrappers hold the remote traceback as text; its last line is the exception itself.
             return name_missing_kernel(text.splitlines()[-1])
     return "unknown"

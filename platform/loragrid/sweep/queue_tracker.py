@@ -1,4 +1,4 @@
-"""Tracks the queues of a sweep: which trials each trains now, and which packs the failed ones leave to be trained."""
+"""Tracks a sweep's queues: the trials that each is training, and the packs that failed queues leave to be trained."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from loragrid.worker.messages import PackUpdate, QueueFailure, split_tags
 
 @dataclass(kw_only=True)
 class _RunningQueue:
-    """at_work: the ids of the trials that the queue trains now. gave_up: it has reported its own failure."""
+    """A queue that has begun. at_work: ids of the trials it is training. gave_up: it has reported its own failure."""
 
     queue: PackQueue
     at_work: frozenset[str]
@@ -21,16 +21,16 @@ class _RunningQueue:
 
 
 class QueueTracker:
-    """The queues that Tune trials train, by Tune's ids, and the packs that failed queues have left.
+    """The queues that have begun, by the ids of their Tune trials, and the packs that failed queues have left.
 
-    retries: packs of a failed queue are trained again by another, so a pack that is out of memory is halved.
+    retries: another queue trains the packs that a failed queue leaves; a pack that ran out of memory is then halved.
     """
 
     def __init__(self, writer: SweepWriter, *, retries: bool) -> None:
         self._writer, self._retries = writer, retries
         self._queues: dict[str, _RunningQueue] = {}
         self._failed: list[PackQueue] = []
-        self._left: list[Pack] = []  # of packs that have begun
+        self._left: list[Pack] = []  # packs that had begun, halved or whole
 
     def find(self, tune_id: str) -> PackQueue | None:
         """The queue that has begun under this id."""
@@ -44,7 +44,7 @@ class QueueTracker:
         self._writer.start(first.trials, first.pack_id)
 
     def update(self, tune_id: str, update: PackUpdate) -> None:
-        """A queue reports of one of its packs."""
+        """A queue reports an update of one of its packs."""
         running, mentioned = self._queues[tune_id], frozenset(update.trial_ids)
         running.at_work = frozenset() if update.done else mentioned
         self._writer.start([t for t in running.queue.trials if t.trial_id in mentioned], update.pack_id)
@@ -63,8 +63,8 @@ class QueueTracker:
     def lose(self, tune_id: str, queue: PackQueue, failure: QueueFailure) -> list[Pack]:
         """Tune reports that a queue failed; returns the packs that are halved because of it.
 
-        Tune has never announced a queue whose process could not be started. That is no pack's fault, and the next queue
-        would fail in the same way: all its packs fail.
+        Tune never announces a queue whose process could not be started. All packs of such a queue fail: none of them
+        is the cause, and another queue would fail in the same way.
         """
         running = self._queues.get(tune_id)
         if running is None:
@@ -72,7 +72,7 @@ class QueueTracker:
         return self._fail(queue, failure, running.at_work if running is not None else frozenset())
 
     def fail_unbegun(self, packs: Sequence[Pack], failure: QueueFailure) -> None:
-        """Record as FAILED those trials that no queue has begun: without them the sweep would look finished."""
+        """Record trials that no queue has begun as FAILED; otherwise the sweep would look finished."""
         for pack in packs:
             unbegun = [t for t in pack.trials if not self._writer.has_started(t) and not self._writer.has_ended(t)]
             self._writer.start(unbegun, pack.pack_id)
@@ -80,9 +80,9 @@ class QueueTracker:
                 self._writer.end(trial, _failed(failure))
 
     def take_left(self) -> list[Pack]:
-        """The packs that failed queues have left since the last call; none of interrupted queues.
+        """The packs left by queues that failed since the last call; interrupted queues leave none.
 
-        After a lack of memory first the packs that had begun, halved or whole; then trials that had not begun.
+        Packs that had begun when memory ran out come first, halved or whole. Trials that had not begun follow.
         """
         packs = [pack for queue in self._failed for pack in queue.packs]
         unbegun = [replace(p, trials=tuple(t for t in p.trials if not self._writer.has_started(t))) for p in packs]
@@ -94,13 +94,13 @@ class QueueTracker:
     def _fail(self, queue: PackQueue, failure: QueueFailure, at_work: frozenset[str]) -> list[Pack]:
         """End the open trials of the queue's begun packs as FAILED, or leave them to be trained again.
 
-        After a lack of memory only a trial that was trained alone fails: a pack of several is halved, because its
-        halves may fit, and packs that wait at a rung are left as they are.
+        If memory ran out, only a trial that was trained by itself fails. A pack of several trials is halved, because
+        its halves may fit; packs that wait at a rung are kept as they are.
         """
         self._failed.append(queue)
         begun = [pack for pack in queue.packs if any(self._writer.has_started(trial) for trial in pack.trials)]
         may_fit = failure.out_of_memory and self._retries
-        if may_fit:  # trials of these packs that had not begun go with the rest of their pack
+        if may_fit:  # trials that had not begun are treated like the rest of their pack
             for pack in begun:
                 self._writer.start(pack.trials, pack.pack_id)
         packs = [replace(pack, trials=tuple(self._writer.open_trials(pack.trials))) for pack in begun]

@@ -2,7 +2,8 @@
 
 No other module imports `ray.*._internal` or uses the names below. All of it was tried with Ray 2.60.0. To allow a newer
 Ray, run the end-to-end tests of `tests/sweep` with it, then raise `FIRST_UNTRIED_RAY` here and the limit in
-`pyproject.toml`. Private modules are imported inside functions, so that `check_ray_version` can speak before they fail.
+`pyproject.toml`. Private modules are imported inside functions; `check_ray_version` can then report an unsupported Ray
+before such an import fails.
 """
 
 import logging
@@ -23,8 +24,8 @@ FIRST_UNTRIED_RAY = (2, 61)
 STOP_TUNE = signal.SIGUSR1
 """The signal at which Tune stops its trials and returns.
 
-Reason: Tune's own handler of SIGINT does not report afterwards that it was called, and it has none of SIGTERM. Ray
-documents neither. If a later Ray drops it, an interrupted sweep ends with Python's default for SIGUSR1.
+Reason: Tune's own SIGINT handler does not report that it was called, and Tune has no SIGTERM handler. Ray documents
+neither fact. If a later Ray drops this signal, an interrupted sweep ends with Python's default for SIGUSR1.
 """
 
 _QUIET_TUNE = {
@@ -56,18 +57,18 @@ def check_ray_version(version: str | None = None) -> None:
 def fetch_reports_often() -> None:
     """Let Train's controller fetch its workers' reports every 0.1 seconds, unless the user has set another interval.
 
-    Reason: a worker waits until its report was fetched, and two seconds, Ray's own interval, are longer than the steps
-    of most packs. Ray documents the variable as the interval of health checks only.
+    Reason: a worker waits until its report is fetched, and Ray's own interval of two seconds is longer than a step of
+    most packs. Ray documents the variable only as the interval of health checks.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _FETCH_REPORTS_EVERY_SECONDS)
 
 
 def send_address_to_controller() -> None:
-    """Pass this cluster's address on to Train's controller, and through it to Train's own cleaner.
+    """Pass this cluster's address to Train's controller, which passes it to Train's cleaner.
 
-    Reason: the cleaner frees the CPUs and GPUs of a stopped queue once the queue's controller is gone. It asks for that
-    at the address that the last `ray start` on this machine wrote down, which is another cluster's if there are two, or
-    if that one was killed. Ray has no setting for it; `ENV_VARS_TO_PROPAGATE` is a global set of Ray's.
+    Reason: the cleaner frees the CPUs and GPUs of a stopped queue once the queue's controller is gone. By default it
+    connects to the address that the last `ray start` on this machine wrote down. That can be another cluster: if two
+    run here, or if the last one was killed. Ray has no setting for this; `ENV_VARS_TO_PROPAGATE` is a global of Ray.
     """
     from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
@@ -78,10 +79,10 @@ def send_address_to_controller() -> None:
 def placement_release() -> Any:
     """A Train callback that releases the CPUs and GPUs of a queue's workers when its controller ends, however it ends.
 
-    Reason: Train's controller first ends its workers, and releases nothing if that fails. It fails if Ray has killed
-    the small processes beside the workers too, as it does on a machine short of memory. The resources would then be
-    held until the whole program ends, and the next queue would wait forever. Ray promises only `UserCallback` in
-    `RunConfig(callbacks=...)`; it accepts these two kinds too. `placement_group_handle` is private as well.
+    Reason: Train's controller ends its workers first, and releases nothing if that fails. It fails if Ray, on a machine
+    short of memory, has also killed the small processes beside the workers. The resources would then be held until the
+    whole program ends, and the next queue would wait forever. Ray promises only `UserCallback` in
+    `RunConfig(callbacks=...)`, but accepts these two kinds as well. `placement_group_handle` is also private.
     """
     from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
@@ -102,7 +103,7 @@ def placement_release() -> Any:
 def error_of(tune_trial: Any) -> BaseException | None:
     """The exception that a Tune trial raised; None if it raised none.
 
-    Reason: Tune's own accessor looks where the file is copied to later, so a callback finds nothing there yet.
+    Reason: Tune's own accessor reads a copy of the file, which does not exist yet when a callback runs.
     """
     if tune_trial.pickled_error_file is None:
         return None
@@ -112,10 +113,10 @@ def error_of(tune_trial: Any) -> BaseException | None:
 
 @contextmanager
 def quiet_tune() -> Iterator[None]:
-    """Within, Tune writes no result files, tables and tracebacks, and leaves SIGINT to LoraGrid.
+    """Inside the `with` block Tune writes no result files, tables or tracebacks, and leaves SIGINT to LoraGrid.
 
-    Reason: MLflow and the live display take their place. Ray documents the three variables and the logger's name
-    nowhere; without them only the noise comes back, and a second handler of SIGINT.
+    Reason: MLflow and the live display replace them. Ray promises neither the three variables nor the logger's name. If
+    a later Ray drops them, only Tune's output and its own SIGINT handler return.
     """
     before = {name: os.environ.get(name) for name in _QUIET_TUNE}
     logger = logging.getLogger("ray.tune")
@@ -136,17 +137,17 @@ def quiet_tune() -> Iterator[None]:
 def is_ray_command(command: Sequence[str]) -> bool:
     """Whether a process with this command line belongs to Ray.
 
-    Reason: Ray does not list the processes that it starts. They are known by a path inside Ray's package; one that is
-    not recognised is only missing when a sweep looks whether its Ray is being ended with it.
+    Reason: Ray does not list the processes that it starts. A path inside Ray's package identifies them. A process that
+    is not recognised has one effect: a sweep ignores it when it checks whether its own Ray is ending too.
     """
     package = f"{Path(ray.__file__).parent}{os.sep}"
     return any(word.startswith(package) for word in command)
 
 
 def memory_at_kill(message: str) -> str | None:
-    """What Ray reports of a machine's memory when it has ended processes there; None for any other message.
+    """The memory use of a machine, read from Ray's message that it ended processes there; None for other messages.
 
-    Reason: the error that Train passes on has no field for it, only this text.
+    Reason: the error that Train passes on has no field for the memory use, only this text.
     """
     if _ENDED_FOR_MEMORY not in message:
         return None

@@ -1,4 +1,4 @@
-"""The Ray processes that a sweep has started for itself: a signal to a process group ends them together with it."""
+"""Finds the Ray processes that a sweep started for itself, and whether a signal to its process group is ending them."""
 
 import time
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ import psutil
 from loragrid.sweep.ray_internals import is_ray_command
 
 POLL_SECONDS = 0.05
-# After a SIGTERM to a process group, the first of Ray's processes (Python programs without a handler) end within this.
+# After a SIGTERM to a process group, the first Ray processes (Python programs without a handler) end within this time.
 GROUP_ENDS_SECONDS = 2.0
 
 
 def own_ray_processes() -> list[psutil.Process]:
-    """Ray's processes that this process has started; none of a cluster that was there before."""
+    """The Ray processes that this process has started; empty if it uses a cluster that was already running."""
     found = []
     for child in psutil.Process().children():
         try:

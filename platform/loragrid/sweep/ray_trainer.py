@@ -1,4 +1,4 @@
-"""Runs one queue on Ray: a `TorchTrainer` inside a Tune trial, whose reports it passes on to Tune."""
+"""Runs one queue on Ray: starts a `TorchTrainer` inside a Tune trial and passes its reports on to Tune."""
 
 import threading
 from typing import Any
@@ -16,13 +16,13 @@ REPORT_TIMEOUT_SECONDS = 1.0
 
 
 def drive_queue(task: WorkerTask, placement: Placement, storage_path: str, *, max_failures: int = 0) -> None:
-    """Train the packs of the task's queue to their ends; report their updates to Tune one by one.
+    """Train all packs of the task's queue and report their updates to Tune one by one.
 
-    Workers that die are replaced, up to `max_failures` times, wherever there is room; the new ones continue from what
-    the task's store holds. With `task.by_tune` Tune itself tries again. Must be called in a Tune trial.
+    Dead workers are replaced, up to `max_failures` times, on any node with room. The new workers continue from the
+    states in the task's store. With `task.by_tune`, Tune itself retries. Must be called in a Tune trial.
 
     Raises:
-        TrainingFailedError: the workers failed too often, or with a failure that concerns more than single trials.
+        TrainingFailedError: the workers failed too often, or a failure affected more than single trials.
     """
     fetch_reports_often()
     send_address_to_controller()
@@ -63,19 +63,19 @@ def _make_trainer(
         run_config=RunConfig(
             name=task.queue.queue_id,
             storage_path=storage_path,
-            # If Tune may stop the queue, Tune also tries again: Train's controller would take a stop for a failure of
-            # its workers, reserve resources for new ones, and end before anybody knew of these.
+            # If Tune may stop the queue, Tune also retries it. Train's controller would mistake a stop for a failure of
+            # its workers, reserve resources for new ones, and end before anything could release them.
             failure_config=FailureConfig(max_failures=0 if task.by_tune else max_failures),
-            # mypy sees Ray Train's first version.
+            # mypy reads the types of Ray Train's first version.
             callbacks=[_ReportForwarder(reports), placement_release()],  # type: ignore[list-item]
         ),
     )
 
 
 class _ReportForwarder(UserCallback):
-    """Puts the reports of worker 0 into a queue, from which the Tune trial reports them itself.
+    """Puts the reports of worker 0 into a queue; the Tune trial takes them from there and reports them itself.
 
-    Ray's `TuneReportCallback` reports from another thread than the trial's. If the trial ends while a report is on its
+    Ray's `TuneReportCallback` reports from a thread other than the trial's. If the trial ends while a report is on its
     way, the two threads wait for each other forever (Ray 2.60, seen on a busy machine).
     """
 
@@ -88,8 +88,8 @@ class _ReportForwarder(UserCallback):
 
 
 def _work(config: dict[str, WorkerTask]) -> None:
-    # Imported here, in the worker: the Tune trial and Train's controller hold this function too, and would pay the
-    # seconds and the memory that importing the models takes.
+    # Imported here, so that only the worker imports the models, which takes seconds and memory. The Tune trial and
+    # Train's controller load this function too.
     from loragrid.worker.main import run_worker
 
     run_worker(config["task"])

@@ -18,7 +18,7 @@ from loragrid.worker.checkpoints import TrialStore
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """One sweep: its name, its experiment, where its record and its states go, and what was recorded of it before."""
+    """One sweep: its name and experiment, where its record and its states go, and the record of its earlier runs."""
 
     name: str
     experiment: Experiment
@@ -28,15 +28,15 @@ class Sweep:
 
     @property
     def tune_name(self) -> str:
-        """Tune's own name of the sweep, another each time the sweep is resumed.
+        """Tune's own name of the sweep; it changes each time the sweep is resumed.
 
-        Tune and Train would continue what lies under an equal name, and they do not know that packs have changed.
+        Under an equal name Tune and Train would continue from their old files, without knowing that packs have changed.
         """
         return self.name if self.previous is None else f"{self.name}.resumed-{self.previous.num_resumed + 1}"
 
 
 def open_recorder(experiment: Experiment, notify: Callable[[str], None] = lambda sentence: None) -> Recorder:
-    """The recorder of this experiment in MLflow, after a check that the storage can be written.
+    """The recorder of this experiment in MLflow; checks first that the storage can be written.
 
     Raises:
         ValueError: the folder cannot be written, or MLflow cannot open its store.
@@ -65,18 +65,18 @@ def open_sweep(sweep: Sweep, whole_plan: Plan) -> None:
         recorder.resume_sweep(sweep.name, {RESUMED_TAG: str(previous.num_resumed + 1), **tags})
         store.delete(previous.outcome.statuses)  # the driver may have been killed before it deleted them
         store.reopen(trial_ids)
-        keep_experiment(recorder, experiment)  # it may have more trials now
+        keep_experiment(recorder, experiment)  # the experiment may have more trials now
 
 
 def record_estimate(recorder: Recorder, estimate: TimeEstimate) -> None:
-    """Record the seconds that the sweep is expected to take, if all its packs' shapes were timed."""
+    """Record the estimated seconds of the sweep, if there is a timing for each of its pack shapes."""
     if estimate.total_seconds is not None:
         metrics = {"sweep/estimated_seconds": estimate.total_seconds}
         recorder.log_sweep_summary(metrics, {ESTIMATE_TAG: ", ".join(estimate.sources)})
 
 
 def sweep_parameters(experiment: Experiment) -> dict[str, object]:
-    """The whole experiment, flat, as the sweep's run records it."""
+    """The whole experiment as the flat parameters of the sweep's run: dotted key -> value."""
     flat: dict[str, object] = {}
     for section, value in experiment.model_dump(mode="json").items():
         if isinstance(value, dict):

@@ -59,8 +59,8 @@ def report_previous(the_plan: Plan, recorder: Recorder, console: Console) -> Non
 def remaining_plan(the_plan: Plan, previous: PreviousSweep, num_places: int = 1) -> Plan:
     """The plan without the trials that have ended.
 
-    Packs keep their other trials, because half-trained members continue together. Only if trials were added since, the
-    remaining ones are packed again, for `num_places` places.
+    The remaining trials stay in their packs, because half-trained members continue together. If trials were added
+    since, all remaining trials are packed again, for `num_places` places.
     """
     trials = tuple(trial for trial in the_plan.trials if trial.trial_id not in previous.outcome.statuses)
     if identify(trial.trial_id for trial in the_plan.trials) != previous.trials:

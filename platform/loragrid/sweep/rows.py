@@ -1,4 +1,4 @@
-"""Tokenises the rows that a sweep trains on, before Ray starts."""
+"""Tokenises a sweep's rows before Ray starts."""
 
 from rich.console import Console
 
@@ -11,7 +11,7 @@ from loragrid.planning.plan import Plan
 
 
 def tokenize(the_plan: Plan, console: Console) -> dict[tuple[ModelConfig, DataConfig], TokenizedData]:
-    """The rows of every distinct model and data set of the plan; prints how many there are and what was skipped.
+    """The tokenised rows of each pair of model and data set in the plan; prints their numbers and what was skipped.
 
     Raises:
         ValueError: the data cannot be read, or the task of a trial cannot be scored on it.
@@ -24,7 +24,7 @@ def tokenize(the_plan: Plan, console: Console) -> dict[tuple[ModelConfig, DataCo
         data = load_data(trial.data, trial.model, load_tokenizer(trial.model))
         tokenized[key] = data
         if trial.task is not None:
-            task_scorer(trial.task, trial.model, data)  # refuse here what no worker could score
+            task_scorer(trial.task, trial.model, data)  # raises if no worker could score the rows
         skipped = "".join(f"; skipped {count}: {reason}" for reason, count in data.skipped.items() if count)
         tested = f", {len(data.test)} to test" if len(data.test) else ""
         console.print(

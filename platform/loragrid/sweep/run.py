@@ -1,4 +1,4 @@
-"""Runs an experiment: its rows tokenised, Ray connected, its queues on Ray Tune, the record in MLflow."""
+"""Runs an experiment: tokenises its rows, connects to Ray, trains its queues with Tune, records it in MLflow."""
 
 import re
 from collections.abc import Callable
@@ -40,9 +40,10 @@ class SweepResult:
     tracking_uri: str
     outcome: SweepOutcome
     report: Path | None = None
-    """The sweep's page, which its run in MLflow has too; None if it could not be written, or not yet."""
+    """The sweep's HTML page, a copy of the one in MLflow; None if it could not be written, or if MLflow does not have
+    the whole record yet."""
     waiting_record: Path | None = None
-    """The folder with the part of the record that MLflow has not taken yet; `loragrid sync` delivers it."""
+    """The folder with the part of the record that MLflow does not have yet; `loragrid sync` delivers it."""
     curves: pd.DataFrame | None = field(default=None, repr=False)
     """All curves as MLflow held them at the sweep's end, if they were read then; see `load_comparison`."""
 
@@ -70,16 +71,17 @@ def run(
 ) -> SweepResult:
     """Run every trial of the experiment and record it; a trial that fails does not affect the others.
 
-    `address` is a running Ray cluster's ("auto" finds the one of this machine); None uses the cluster this process is
-    connected to or was submitted to (`RAY_ADDRESS`), and otherwise starts one for the sweep. `name` is the sweep's; by
-    default the experiment's with the next free number. `resume` continues the latest sweep, or the named one: its
-    finished trials stay as they are, unfinished ones continue from where they were saved, and trials that the
-    experiment has beyond it are new; if there is none, it is the first. In the end a report lies in the storage folder
-    and with the sweep's run.
+    address: the address of a running Ray cluster; "auto" finds the one on this machine. None uses the cluster that this
+    process is connected to or was submitted to (`RAY_ADDRESS`); without one, a cluster is started for the sweep.
+    name: the name of the sweep; None: the experiment's name with the next free number.
+    resume: continue the latest sweep, or the named one. Finished trials stay as they are, unfinished ones continue from
+    their saved states, and trials added to the experiment are trained too. If there is no sweep yet, it starts one.
+
+    At the end, the report is in the storage folder and with the sweep's run.
 
     Raises:
         ValueError: the request cannot be carried out; nothing was started.
-        SweepInterrupted: SIGINT or SIGTERM has come; what was open is recorded as KILLED.
+        SweepInterrupted: SIGINT or SIGTERM was received; trials that were open are recorded as KILLED.
     """
     console = console or Console(quiet=True)
     check_ray_version()
@@ -107,7 +109,7 @@ def run(
 
 
 def cut_plans(whole_plan: Plan, previous: PreviousSweep | None, placement: Placement) -> tuple[Plan, Plan]:
-    """(All trials of the sweep, those that are to be trained now), both with their packs cut for the cluster."""
+    """(Plan of all trials, plan of the trials to be trained now), both with their packs cut for the cluster."""
     whole_plan = cut_for(whole_plan, placement)
     if previous is None:
         return whole_plan, whole_plan
@@ -133,7 +135,7 @@ def _find_sweep(whole_plan: Plan, name: str | None, resume: bool, console: Conso
 
 
 def _place(whole_plan: Plan, is_local: bool, console: Console) -> Placement:
-    """The sizes of the workers on the connected cluster, after the checks that it can run the plan."""
+    """The sizes of the workers on the connected cluster; checks first that the cluster can run the plan."""
     experiment = whole_plan.experiment
     placement = place(experiment.workers, cluster_nodes())
     check_placement(experiment, placement, is_local, console)
@@ -143,9 +145,9 @@ def _place(whole_plan: Plan, is_local: bool, console: Console) -> Placement:
 
 
 def _nothing_left(sweep: Sweep, previous: PreviousSweep, whole_plan: Plan, console: Console) -> SweepResult:
-    """The result of a sweep whose trials have all ended before."""
+    """The result of a sweep whose trials all ended in earlier runs."""
     if not (previous.is_finished or previous.begun):
-        # The driver was killed after the last trial's end, before the sweep's own.
+        # The driver was killed after the last trial had ended, but before the sweep had.
         sweep.recorder.resume_sweep(sweep.name, {})
         sweep.recorder.end_sweep("FAILED" if "FAILED" in previous.outcome.statuses.values() else "FINISHED")
         sweep.store.delete(previous.outcome.statuses)
@@ -175,7 +177,7 @@ def _ended(
 
 
 def _report(sweep: Sweep, console: Console, curves: pd.DataFrame | None = None) -> Path | None:
-    from loragrid.report.files import leave_report  # imports scipy and jinja, which nothing needs before a sweep's end
+    from loragrid.report.files import leave_report  # imports scipy and jinja, needed only at a sweep's end
 
     folder = local_folder(sweep.experiment)
     return leave_report(

@@ -11,12 +11,12 @@ import psutil
 from loragrid.sweep.ray_internals import STOP_TUNE
 from loragrid.sweep.ray_processes import is_ending
 
-# A second SIGTERM within this time is the same request, sent to the process's group as well.
+# A second SIGTERM within this time belongs to the same request: it was sent to the process and to its group.
 SAME_REQUEST_SECONDS = 1.0
 
 
 class SweepInterrupted(KeyboardInterrupt):
-    """The user, or the machine, has ended a sweep; its record is complete up to there."""
+    """A signal from the user or the machine ended the sweep; its record is complete up to that point."""
 
     def __init__(self, sweep: str, signal_number: int) -> None:
         super().__init__(f"{sweep} was interrupted")
@@ -25,19 +25,19 @@ class SweepInterrupted(KeyboardInterrupt):
 
 @contextmanager
 def ended_by_signals(own_ray: Sequence[psutil.Process] = ()) -> Iterator[list[int]]:
-    """Within, the first SIGINT or SIGTERM lets Tune end in good order, and a later one ends it at once.
+    """Inside the `with` block, the first SIGINT or SIGTERM ends Tune in good order; a later one ends it at once.
 
-    Yields the list of the signals that have come. Does nothing outside the main thread: no other can handle signals.
+    Yields the list of received signals. Does nothing outside the main thread, because only that can handle signals.
 
-    `timeout`, Slurm and systemd send SIGTERM to a whole group of processes, and so to the Ray that was started for this
-    sweep. Without that Ray, Tune would wait for a minute and then be ended by Ray, so it is ended at once. `own_ray`,
-    the processes of that Ray, show this by their end. (Ray's processes ignore SIGINT.)
+    own_ray: the processes of the Ray that was started for this sweep. `timeout`, Slurm and systemd send SIGTERM to the
+    whole process group, which includes that Ray. Without its Ray, Tune would wait for a minute until Ray ended it.
+    Tune is therefore ended at once if one of these processes ends after the SIGTERM. (Ray's processes ignore SIGINT.)
     """
     if threading.current_thread() is not threading.main_thread():
         yield []
         return
     handler = _Handler(own_ray)
-    # `STOP_TUNE` is handled first and restored last: by default it would kill the process.
+    # The handler of `STOP_TUNE` is installed first and removed last, because by default the signal kills the process.
     handlers = {STOP_TUNE: handler.stop_before_tune, signal.SIGINT: handler.stop, signal.SIGTERM: handler.stop}
     before = {number: signal.signal(number, new) for number, new in handlers.items()}
     try:
@@ -48,7 +48,7 @@ def ended_by_signals(own_ray: Sequence[psutil.Process] = ()) -> Iterator[list[in
 
 
 class _Handler:
-    """What a sweep does when a signal comes."""
+    """The signal handlers of a sweep."""
 
     def __init__(self, own_ray: Sequence[psutil.Process]) -> None:
         self.received: list[int] = []
@@ -56,7 +56,7 @@ class _Handler:
         self._first_time = 0.0
 
     def stop(self, number: int, frame: object) -> None:
-        """Ask Tune to stop; raise KeyboardInterrupt if it was asked before, or if its Ray is ending too."""
+        """Tell Tune to stop; raise KeyboardInterrupt if that was done before, or if Tune's Ray is ending too."""
         if self.received:
             # `timeout` sends SIGTERM to the process and to its group.
             is_new = time.monotonic() - self._first_time >= SAME_REQUEST_SECONDS
@@ -70,5 +70,5 @@ class _Handler:
         signal.raise_signal(STOP_TUNE)
 
     def stop_before_tune(self, number: int, frame: object) -> None:
-        """Tune has not installed its own handler yet."""
+        """Handle `STOP_TUNE` while Tune has not installed its own handler yet."""
         raise KeyboardInterrupt

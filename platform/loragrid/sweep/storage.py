@@ -1,4 +1,4 @@
-"""Where the files of an experiment lie: states of half-trained trials, and the record on its way to MLflow."""
+"""Locates an experiment's files: states of half-trained trials, and the record on its way to MLflow."""
 
 import contextlib
 import hashlib
@@ -19,7 +19,7 @@ NODE_ANSWERS_SECONDS = 60.0
 
 
 def storage_uri(experiment: Experiment) -> str:
-    """The folder or URI of `storage.path`; a folder is absolute, because Ray's processes have other working folders.
+    """The URI or absolute folder of `storage.path`; absolute, because Ray's processes have other working folders.
 
     Raises:
         ValueError: it is neither a folder of this machine nor a URI that pyarrow knows.
@@ -46,7 +46,7 @@ def below(uri: str, *parts: str) -> str:
 
 
 def local_folder(experiment: Experiment) -> Path:
-    """The folder for files that only this machine needs: the storage folder; for a URI a folder in LoraGrid's cache."""
+    """The folder for files that only this machine needs: the storage folder, or for a URI one in LoraGrid's cache."""
     uri = storage_uri(experiment)
     if "://" in uri:
         return cache_folder() / "storage" / hashlib.sha256(uri.encode()).hexdigest()[:16]

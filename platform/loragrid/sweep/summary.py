@@ -18,13 +18,13 @@ from loragrid.trials.metrics import best_figure_keys
 BEST_TRIAL_TAG = "loragrid.best_trial"
 BEST_METRIC_TAG = "loragrid.best_trial.metric"
 FIGURES = "figures"
-# Short, because `end_sweep` waits long for a store that fails; the summary can be computed from the record later.
+# Short, because `end_sweep` itself waits long for a failing store, and the summary can be computed later.
 SUMMARY_PATIENCE_SECONDS = 2.0
 START_METRIC = "sweep/start_seconds"
 
 
 class SweepCost:
-    """Adds up the cost of a sweep: wall-clock seconds, and the seconds for which its queues hold GPUs."""
+    """Adds up the cost of a sweep: wall-clock seconds, and GPU-seconds for which its queues hold GPUs."""
 
     def __init__(self, gpus_per_queue: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._gpus_per_queue = clock, gpus_per_queue
@@ -38,7 +38,7 @@ class SweepCost:
         self._queues.setdefault(queue, self._clock())
 
     def queue_reported(self, queue: str) -> None:
-        """A queue's workers have reported; only the first report of a sweep counts, as the time that a start takes."""
+        """A queue's workers have reported; the first report of a sweep sets the time that a start takes."""
         if self._first_report is None and queue in self._queues:
             self._first_report = self._clock() - self._queues[queue]
 
@@ -78,7 +78,7 @@ def record_summary(recorder: Recorder, sweep: str, cost: SweepCost) -> pd.DataFr
 
 
 def summary_metrics(comparison: Comparison) -> dict[str, float]:
-    """Counts of trials by how they ended, and the best trial's figures; it is chosen on evaluation rows only."""
+    """The number of trials per kind of end, and the figures of the best trial, chosen on evaluation rows only."""
     rows = comparison.table.to_dict("records")
     ends = Counter("stopped" if is_stopped_early(row) else str(row["status"]).lower() for row in rows)
     metrics = {f"sweep/trials_{end}": float(ends[end]) for end in ("finished", "failed", "stopped")}

@@ -17,9 +17,9 @@ from loragrid.worker.messages import PackUpdate
 
 
 class SweepWriter:
-    """The trials of a sweep that have started, how they ended, and what is recorded of both.
+    """Records which trials of a sweep have started, and how they ended.
 
-    environment: tags of every trial's run. previous: what was recorded when the sweep was run before.
+    environment: tags of every trial's run. previous: the record of the sweep's earlier runs.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class SweepWriter:
         return trial.trial_id in self.outcome.statuses
 
     def open_trials(self, trials: Iterable[Trial]) -> list[Trial]:
-        """Those of the trials that have started and have not ended."""
+        """The trials that have started but not ended."""
         return [trial for trial in trials if self.has_started(trial) and not self.has_ended(trial)]
 
     def start(self, trials: Iterable[Trial], pack_id: str) -> None:
-        """Open the runs of those trials that have none: parameters, counts and the method's card."""
+        """Open a run for each trial that has none, with its parameters, counts and its method's card."""
         for trial in trials:
             if self.has_started(trial):
                 continue
@@ -86,16 +86,17 @@ class SweepWriter:
         self.outcome.statuses[trial_id] = end.status
         if end.reason:
             self.outcome.reasons[trial_id] = end.reason
-        if not self._closed:  # an interrupted trial may be resumed one day
+        if not self._closed:  # an interrupted trial may be resumed later
             self.store.mark_ended(trial_id)
-        # A state that violates an invariant is useless: if the trial is run again, it starts from the beginning.
+        # A state that violates an invariant is useless: if the trial is trained again, it starts from step 0.
         if self.outcome.is_final(trial_id) or end.reason.startswith(INVARIANT_VIOLATED):
             self.store.delete_states(trial_id)
 
     def close(self, planned: Iterable[str] = (), cost: SweepCost | None = None) -> None:
-        """End the sweep's run, and what is still open in it; more than one call does nothing.
+        """End the sweep's run and the trials that are still open in it; further calls do nothing.
 
-        planned: ids of trials; if one of them has not ended, the sweep was interrupted. cost: recorded with a summary.
+        planned: ids of trials; if one of them has not ended, the sweep counts as interrupted. cost: recorded with a
+        summary.
         """
         if self._closed:
             return
@@ -113,8 +114,8 @@ class SweepWriter:
         self.store.delete(trial_id for trial_id in self._trials if self.outcome.is_final(trial_id))
 
     def _summarise(self, cost: SweepCost) -> None:
-        """Record the sweep's summary; whatever goes wrong there, the sweep itself ends as it would without."""
+        """Record the sweep's summary. A failure is recorded as a tag and does not change how the sweep ends."""
         try:
             self.curves = record_summary(self.recorder, self.recorder.sweep_name, cost)
-        except Exception as error:  # from MLflow, the database driver or matplotlib: the trials are recorded
+        except Exception as error:  # from MLflow, a database driver or matplotlib; the trials are already recorded
             self.recorder.log_sweep_summary({}, {"loragrid.summary.problem": f"{type(error).__name__}: {error}"})

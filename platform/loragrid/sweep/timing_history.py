@@ -23,16 +23,16 @@ from loragrid.worker.worker_tags import cpu_name
 
 
 def device_of(tags: Mapping[str, str]) -> str:
-    """The device of a worker with these tags; timings of one device do not hold for another."""
+    """The device of a worker with these tags; a timing is valid only on the device it was measured on."""
     return f"{tags.get(DEVICE_TAG, '')}, {tags.get('loragrid.threads', '')} threads"
 
 
 def known_timings(plan: Plan, placement: Placement) -> dict[str, PackTiming]:
-    """Pack shape -> timing on this machine, for those shapes of the plan that have one.
+    """Pack shape -> timing on this machine; shapes of the plan without one are missing.
 
-    Timings in the mode of steps that the plan expects come first, and of these the calibrated one. A timing in another
-    mode is better than none, because a plan knows neither the real length of the rows, by which "auto" decides, nor
-    whether a capture will fail.
+    A timing in the step mode that the plan expects is preferred, and among such timings the calibrated one. A timing in
+    another mode is better than none, because a plan knows neither the real length of the rows, by which "auto" decides,
+    nor whether a capture will fail.
     """
     experiment, device = plan.experiment, device_here(placement)
     shapes = {
@@ -53,7 +53,7 @@ def known_timings(plan: Plan, placement: Placement) -> dict[str, PackTiming]:
 
 
 def device_here(placement: Placement) -> str:
-    """The device of a worker on this machine, from `nvidia-smi`, because torch would open a context on the GPU."""
+    """The device of a worker on this machine. `nvidia-smi` names the GPU, because torch would open a context on it."""
     name = hardware_tags().get("loragrid.gpu", "").partition(" × ")[2].partition(",")[0] if placement.use_gpu else ""
     return device_of({DEVICE_TAG: name or cpu_name(), "loragrid.threads": str(placement.threads)})
 
@@ -61,7 +61,7 @@ def device_here(placement: Placement) -> str:
 def recorded_start(plan: Plan) -> float | None:
     """Seconds from a queue's start to its workers' first report in the latest sweep of the store; None if unknown.
 
-    They cover Ray, the workers' processes and their imports, and hardly depend on what is trained.
+    Ray, the workers' processes and their imports take this time; it hardly depends on what is trained.
     """
     try:
         uri = default_tracking_uri(plan.experiment.storage.path, plan.experiment.tracking.uri)
@@ -80,7 +80,7 @@ def recorded_start(plan: Plan) -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class PackKind:
-    """Common to all packs of a shape: the number of members, and the mode in which their steps are expected to run."""
+    """What all packs of a shape have in common: the number of members, and the mode expected for their steps."""
 
     num_members: int
     mode: str
@@ -89,7 +89,7 @@ class PackKind:
 def recorded_timings(tracking_uri: str, device: str, shapes: Mapping[str, PackKind]) -> dict[str, PackTiming]:
     """Pack shape -> timing from finished trials on this device (as `device_of` names it).
 
-    Trials whose steps ran in the shape's mode come first. Of several timings it is the one with the median step.
+    Trials whose steps ran in the shape's mode are preferred. Of several timings, the one with the median step counts.
     """
     path = sqlite_path(tracking_uri)
     if path is not None and not path.exists():
@@ -111,7 +111,10 @@ def recorded_timings(tracking_uri: str, device: str, shapes: Mapping[str, PackKi
 
 
 def _recorded(run: Run, num_members: int) -> PackTiming | None:
-    """The timing of a trial's pack from its run; a start-up other than compiling is spread over the steps."""
+    """The timing of a trial's pack, read from the trial's run; None if a metric or parameter is missing.
+
+    Start-up costs other than compiling are spread over the steps.
+    """
     metrics, parameters = run.data.metrics, run.data.params
     try:
         steps, every = int(parameters["training.steps"]), json.loads(parameters.get("training.eval_every", "null"))

@@ -1,4 +1,4 @@
-"""LoraGrid inside the user's own Tune sweep: a trainable, and the callback that records it."""
+"""Runs LoraGrid inside the user's own Tune sweep: a trainable, and the callback that records it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -26,17 +26,17 @@ from loragrid.worker.messages import WorkerTask
 
 
 def trainable(experiment: Experiment) -> Callable[[dict[str, Any]], None]:
-    """A Tune trainable whose config is one point of the experiment, as axis paths.
+    """A Tune trainable whose config is one point of the experiment: axis path -> value.
 
-    An example is `{"method.name": "lora", "method.rank": 8, "training.lr": 1e-3, "seed": 0}`; keys that a point leaves
+    An example is `{"method.name": "lora", "method.rank": 8, "training.lr": 1e-3, "seed": 0}`. Keys that a point leaves
     out come from the experiment. Every report has `step` and the latest `train_loss` and `eval_loss` (evaluated every
     `training.eval_every` steps; infinite once the trial has diverged), so any searcher and scheduler of Tune can drive
     it. Pass it to your own `tune.Tuner`; add `recording(experiment)` to the callbacks of its `RunConfig` to record the
     trials in MLflow.
 
     Raises:
-        ValueError: the installed Ray is not supported, or the experiment stops trials early, which only the `Tuner` may
-            do here; in the Tune trial: a point that is no trial.
+        ValueError: the installed Ray is not supported, or the experiment sets `early_stopping`, because here only the
+            `Tuner` may stop trials. In the Tune trial: the point is no trial of the experiment.
     """
     check_ray_version()
     if experiment.early_stopping is not None:
@@ -64,7 +64,7 @@ def trainable(experiment: Experiment) -> Callable[[dict[str, Any]], None]:
 
 
 def queue_at(experiment: Experiment, axes: Mapping[str, Any], tune_trial_id: str) -> PackQueue:
-    """A queue with the one trial at a point; a searcher may visit a point twice, so Tune's id is part of the trial's.
+    """A queue with the one trial at a point. The trial's id contains Tune's, because a searcher may repeat a point.
 
     Raises:
         ValueError: the point is no trial of the experiment.

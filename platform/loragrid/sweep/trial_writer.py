@@ -18,7 +18,7 @@ from loragrid.worker.checkpoints import OUTPUTS, TrialStore
 class TrialWriter:
     """The MLflow run of one trial: `open` or `resume` it, add to it, `end` it.
 
-    Workers that take over from others report again what those may have reported: every step and figure counts once.
+    Workers that replace others may report the same steps and figures again; each is recorded once.
     """
 
     def __init__(self, trial: Trial, recorder: Recorder) -> None:
@@ -27,7 +27,7 @@ class TrialWriter:
         self._convergence = Convergence(threshold=trial.training.loss_threshold)
         self._last_step = -1
         self._figures: set[str] = set()
-        self._worker_tags: dict[str, str] = {}  # other workers may continue the trial on other hardware
+        self._worker_tags: dict[str, str] = {}  # compared with those of later workers, whose hardware may differ
 
     def open(self, tags: Mapping[str, str]) -> None:
         """Start the run with the trial's parameters and its exact parameter counts."""
@@ -44,7 +44,7 @@ class TrialWriter:
         )
 
     def resume(self, tags: Mapping[str, str], previous: PreviousTrial) -> None:
-        """Continue the run of a trial that did not finish, of which MLflow holds `previous`."""
+        """Continue the run of a trial that did not finish. `previous`: what MLflow holds of it."""
         self._recorder.resume_trial(self.trial.trial_id, tags)
         self._convergence.add(previous.eval_losses)
         self._last_step = previous.last_step
@@ -68,15 +68,15 @@ class TrialWriter:
             self._convergence.step_seconds = figures["time/step_seconds"]
 
     def add_tags(self, tags: Mapping[str, str]) -> None:
-        """Record tags from the trial's workers; keep the values that tags of results had under earlier workers."""
+        """Record tags from the trial's workers; if one that affects results changes, keep its earlier values too."""
         tags = {**tags, **changes_on_the_way(self._worker_tags, tags)}
         self._worker_tags |= tags
         self._recorder.tag_trial(self.trial.trial_id, tags)
 
     def end(self, end: TrialEnd, store: TrialStore) -> TrialEnd:
-        """Close the run with what a finished trial left in `store`; return how the trial ended in the record.
+        """Close the run, with the outputs in `store` if the trial finished; return the end as it was recorded.
 
-        A finished trial whose outputs cannot be recorded has failed.
+        A finished trial whose outputs cannot be recorded counts as FAILED.
         """
         trial_id = self.trial.trial_id
         if end.status == "FINISHED":

@@ -1,4 +1,4 @@
-"""Runs queues as Tune trials, as many at once as the cluster holds; packs that a failed queue left run again."""
+"""Runs queues as Tune trials, as many at once as the cluster holds; packs left by failed queues run again."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -33,14 +33,14 @@ from loragrid.worker.messages import QueueFailure, RowsByConfig, WorkerTask
 TUNE_TRIAL_BYTES = 500 * 2**20
 # How often the process that drives a queue may be lost, mostly with its node, before the queue is given up.
 MAX_LOST_DRIVERS = 3
-# No way is known in which this happens; a sweep in which it happens must not look finished.
+# No case is known in which this happens. If it does, the sweep must not look finished.
 NEVER_BEGUN = QueueFailure(reason="Ray Tune has ended without starting a process for this trial", traceback="")
 
 
 class TuneRunner:
-    """Assigns a plan's packs to queues and tunes over those; assigns the packs that failed queues left again.
+    """Assigns a plan's packs to queues and trains them with Tune; packs left by failed queues are assigned again.
 
-    the_plan: those trials of the sweep that are to be trained now. rows: references to the tokenised rows.
+    the_plan: the trials of the sweep that are to be trained now. rows: references to the tokenised rows.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class TuneRunner:
         )
 
     def run(self) -> SweepOutcome:
-        """Train every pack to its end. A queue that fails has begun at least one, so the number of rounds is finite.
+        """Train every pack to its end. A failing queue has begun at least one pack, so the number of rounds is finite.
 
         Raises:
-            SweepInterrupted: SIGINT or SIGTERM has come; what was open is recorded as KILLED.
+            SweepInterrupted: SIGINT or SIGTERM was received; trials that were open are recorded as KILLED.
         """
         own_ray = own_ray_processes()
         with ended_by_signals(own_ray) as signals:
@@ -73,7 +73,7 @@ class TuneRunner:
                 if not signals:
                     raise
             finally:
-                own_ray.clear()  # what is recorded from here on needs no Ray
+                own_ray.clear()  # the rest needs no Ray, so its end no longer matters
                 self.callback.close(trial.trial_id for trial in self.plan.trials)
         if signals:
             raise SweepInterrupted(self.sweep.name, signals[0])
@@ -125,7 +125,7 @@ class TuneRunner:
 
 
 def stopped_by_tune(experiment: Experiment) -> bool:
-    """Whether trials train alone and stop early, so that a scheduler of Tune stops them and not their worker."""
+    """Whether Tune's scheduler, not the worker, stops trials early: it does if every pack holds a single trial."""
     return experiment.early_stopping is not None and experiment.pack.max_members == 1
 
 
@@ -134,7 +134,7 @@ def queue_trainable(
 ) -> Callable[..., None]:
     """The function that trains a queue in a Tune trial; its config names the queue.
 
-    Ray sends it by value, so it must hold nothing that a Tune trial's process cannot import quickly.
+    Ray sends it by value; everything it refers to must import quickly in the Tune trial's process.
     """
     by_tune = stopped_by_tune(experiment)
 
@@ -154,14 +154,14 @@ def queue_trainable(
         except TrainingFailedError as error:
             if by_tune:
                 raise
-            # Reported, not raised: Tune tries a raised error again, which is right only if a whole node was lost.
+            # Reported, not raised: Tune would retry a raised error, which helps only if a whole node was lost.
             tune.report({"failure": describe_failure(error)})
 
     return train_queue
 
 
 def asha(experiment: Experiment) -> ASHAScheduler:
-    """`early_stopping` for trials that train alone: Tune compares each with all that have been at the same rung."""
+    """`early_stopping` for packs of one trial: Tune compares each trial with all that have reached the same rung."""
     config = experiment.early_stopping
     assert config is not None
     return ASHAScheduler(
@@ -175,9 +175,9 @@ def asha(experiment: Experiment) -> ASHAScheduler:
 
 
 def lightweight(trainable: Any) -> Any:
-    """A Tune trial that takes no CPU: it only waits for its `TorchTrainer`, whose workers have their own resources.
+    """The trainable as a Tune trial that reserves no CPU.
 
-    A trial that held a CPU could keep its own workers from ever being placed. Tune refuses a trial without resources,
-    so it takes the memory that its process uses.
+    The trial only waits for its `TorchTrainer`, whose workers have their own resources. If it held a CPU, its workers
+    might never be placed. Tune refuses a trial without resources, so it reserves the memory that its process uses.
     """
     return tune.with_resources(trainable, tune.PlacementGroupFactory([{"memory": TUNE_TRIAL_BYTES}]))

@@ -24,9 +24,9 @@ PlacedOperation = tuple[int, Operation]
 
 
 class Delivery:
-    """A thread that delivers the operations of a spool with a writer.
+    """A thread that delivers the operations of a spool through a writer.
 
-    notify: receives a sentence for the user when the store fails, and when it answers again.
+    notify: receives a sentence for the user when the store fails and when it answers again.
     """
 
     def __init__(self, spool: Spool, writer: StoreWriter, notify: Callable[[str], None]) -> None:
@@ -38,7 +38,7 @@ class Delivery:
         self._thread.start()
 
     def wake(self) -> None:
-        """Tell the thread that the spool has a new operation."""
+        """Notify the thread that the spool has a new operation."""
         self._wake.set()
 
     def wait(self, patience_seconds: float) -> bool:
@@ -114,7 +114,7 @@ def deliver_pending(spool: Spool, send: Callable[[Sequence[Operation]], bool]) -
     """Send all pending operations, in groups of one MLflow call each; return how many were delivered.
 
     If `send` returns False or raises, the remaining operations stay in the spool. Operations of other runs that were
-    sent before them may be sent again, as after a program that was killed.
+    already sent may be sent again later, as happens after a program is killed.
     """
     num_delivered = 0
     pending = spool.pending()

@@ -33,7 +33,7 @@ class MlflowExperiment:
             self.experiment_id = self._find_or_create(artifact_location(artifact_root, path))
 
     def free_sweep_names(self) -> Iterator[str]:
-        """Yield `<experiment>-<number>` for the numbers after that of the last sweep, without the names in use."""
+        """Yield `<experiment>-<number>`, from the number of recorded sweeps plus 1 upwards, without names in use."""
         names: set[str] = set()
         num_sweeps = 0
         for run in search_runs(self._client, self.experiment_id, f"tags.`{KIND_TAG}` = 'sweep'", include_deleted=True):

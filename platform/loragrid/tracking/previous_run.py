@@ -21,7 +21,7 @@ class PreviousTrial:
     """The record of a trial that did not finish and is to be continued.
 
     last_step: -1 if no step is recorded. eval_losses: records with the keys `step` and `eval/loss`.
-    figures: keys of the metrics that a trial has once. tags: the tags of its run.
+    figures: keys of the recorded metrics with one value per trial. tags: the tags of its run.
     """
 
     last_step: int

@@ -23,7 +23,7 @@ Record = Mapping[str, float | int | None]
 
 
 class Recorder:
-    """The only writer of a sweep: start_sweep; for every trial start, log, end; then end_sweep.
+    """The only writer of a sweep's record: call start_sweep, then start, log and end every trial, then end_sweep.
 
     No method waits for MLflow: a method returns as soon as its operation is on disk, under `spool_folder` (None: in a
     temporary folder). A thread delivers the operations every two seconds, in order for each run.
@@ -44,9 +44,9 @@ class Recorder:
         self.experiment_name, self.tracking_uri = experiment_name, tracking_uri
         self.spool_folder = spool_folder
         self.is_delivered = True
-        """False after a sweep of whose record MLflow lacks a part; that part is in the spool."""
+        """False after a sweep if MLflow lacks a part of its record; that part is in the spool."""
         self.sweep_name = ""
-        """The sweep that is being recorded, or was recorded last; "" before the first."""
+        """The name of the sweep that is being recorded or was recorded last; "" before the first."""
         self._experiment = MlflowExperiment(experiment_name, tracking_uri, artifact_root)
         self.experiment_id = self._experiment.experiment_id
         self._names = SweepNames(self._experiment, spool_folder)
@@ -139,7 +139,7 @@ class Recorder:
         self._outbox.log_points(trial_id, _points(records, self._clock.seconds()))
 
     def log_summary(self, trial_id: str, metrics: Mapping[str, float | None]) -> None:
-        """Log metrics that a trial has once; None and NaN are left out."""
+        """Log metrics with one value per trial; None, NaN and infinity are left out."""
         self.log_records(trial_id, [{**metrics, "step": 0}])
 
     def tag_trial(self, trial_id: str, tags: Mapping[str, str]) -> None:
@@ -172,7 +172,7 @@ class Recorder:
         self._outbox.end_run(trial_id, status, self._clock.now())
 
     def end_sweep(self, status: RunStatus) -> None:
-        """Close the parent run, and every trial that is still open as KILLED; then wait until MLflow has everything."""
+        """End open trials as KILLED, close the parent run, and wait until MLflow has everything."""
         for trial_id in self._trials.open_trials():
             self.end_trial(trial_id, "KILLED", "the sweep ended before this trial")
         self._outbox.end_run(SWEEP_ITSELF, status, self._clock.now())
@@ -206,7 +206,7 @@ class _RunClock:
         return round(1000 * self.seconds())
 
     def next_start(self) -> int:
-        """The present time, but later than every start before, because runs are listed by their start times."""
+        """The present time, moved behind every earlier start, because runs are listed by their start times."""
         self._last_start = max(self.now(), self._last_start + 1)
         return self._last_start
 

@@ -1,4 +1,4 @@
-"""Keeps operations on disk, in order, until MLflow has them; they outlive a program that dies."""
+"""Keeps operations on disk, in order, until MLflow has them; they survive if the program is killed."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 Operation = Mapping[str, Any]
-"""One thing to record, as JSON can hold it. `StoreWriter` describes the operations."""
+"""One thing to record, as a JSON object. `StoreWriter` describes the operations."""
 
 SPOOL_FOLDER = "spool"
 """The folder, below a storage folder, that holds the spools of its sweeps."""
@@ -35,8 +35,8 @@ class SpoolInUseError(ValueError):
 class Spool:
     """The operations of one sweep in `folder`, appended at the end and delivered from the front.
 
-    One program at a time can open it. head: what a later program must know to deliver the operations; None keeps the
-    head that is there.
+    Only one program at a time can open it. head: what a later program must know to deliver the operations; None keeps
+    the existing head.
 
     Raises:
         SpoolInUseError: another program has the spool open.
@@ -73,7 +73,7 @@ class Spool:
     def append(self, operation: Operation) -> None:
         """Write an operation to disk, or if the disk is full keep it in memory for `write_out`."""
         if self._path.stat().st_size > MAX_DELIVERED_BYTES and self.is_empty():
-            # Between the two calls the position is behind the end of the file, which reads as "nothing delivered".
+            # Between the two calls the position is behind the end of the file, which means "nothing delivered".
             os.ftruncate(self._appending, 0)
             os.pwrite(self._position, b"%020d" % 0, 0)
         self._unwritten.append(json.dumps(operation).encode() + b"\n")
@@ -120,8 +120,8 @@ class Spool:
         return not self._unwritten and self._read_position() == self._path.stat().st_size
 
     def delivered(self, position: int, operation: Operation) -> None:
-        """Note that all operations before `position` are delivered; delete the files of the last of them."""
-        # One write of the same length, so that a program that is killed leaves the old number or the new one.
+        """Mark all operations before `position` as delivered; delete the files of the last of them."""
+        # One write of fixed length: if the program is killed, the file holds either the old number or the new one.
         os.pwrite(self._position, b"%020d" % position, 0)
         if "files" in operation:
             shutil.rmtree(self.files(operation["files"]), ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Where MLflow keeps runs and artifacts, and how parameter values and tags are written as text."""
+"""Decides where MLflow keeps runs and artifacts, and writes parameter values and tags as text."""
 
 import dataclasses
 import json

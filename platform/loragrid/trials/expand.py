@@ -30,7 +30,7 @@ DEFAULT_SEED = 0
 def expand(experiment: Experiment) -> list[Trial]:
     """Every trial of the experiment: methods in the file's order, then their axes in the file's order, seeds last.
 
-    Raises ExperimentError where a combination is impossible, two trials are the same, or there are too many.
+    Raises ExperimentError if a combination is impossible, two trials are equal, or there are too many.
     """
     grids = [_axes_of(experiment, block) for block in experiment.methods]
     num_trials = sum(math.prod(len(values) for values in axes.values()) for axes in grids)
@@ -137,7 +137,7 @@ def _build_trial(experiment: Experiment, place: int, axes: Mapping[str, Any]) ->
 
 
 def _key_in_file(axis: str, block: MethodConfig, place: int) -> str:
-    """The key in the experiment file of an axis's value, or of a setting written as an axis."""
+    """The key of the experiment file from which an axis has its value, such as `methods.0.grid.rank`."""
     setting = axis.rpartition(".")[2]
     if axis == _dotted(setting):
         if setting in block.settings:

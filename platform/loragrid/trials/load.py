@@ -31,7 +31,7 @@ def experiment_from_mapping(mapping: Any, source: str, overrides: Sequence[str] 
         overridden += keys
     try:
         experiment = Experiment.model_validate(mapping)
-        # It imports the methods and torch with them, which a file that is refused before this line does not need.
+        # This imports the methods and, with them, torch; a file that is refused above does not need them.
         from loragrid.trials.expand import expand
 
         expand(experiment)  # reports the grid's problems with the file's name

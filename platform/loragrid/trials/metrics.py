@@ -1,4 +1,4 @@
-"""Every MLflow metric key of a trial and of a sweep with its meaning and unit, and the note that explains them."""
+"""Lists every MLflow metric key of a trial and of a sweep with meaning and unit, and writes the note for MLflow."""
 
 from loragrid.tasks.discovery import task_figures
 
@@ -76,7 +76,7 @@ _SWEEP_COSTS: dict[str, str] = {
 
 
 def summary_metrics() -> dict[str, str]:
-    """Metrics of a trial's run beside the curves, with those of all task kinds."""
+    """A trial's metrics that are no curves, including the figures of all task kinds: key -> meaning."""
     evaluation = {
         f"eval/{figure.name}": f"{figure.description.format(rows='evaluation')} (step 0: by the bare base)"
         for figure in task_figures()
@@ -89,12 +89,12 @@ def summary_metrics() -> dict[str, str]:
 
 
 def curve_keys() -> tuple[str, ...]:
-    """All metrics with a value for more than one step; of a task's figures the last one is in the table, too."""
+    """All metrics with values for several steps. A task's last figures are in the table, too."""
     return (*CURVE_METRICS, *(f"eval/{figure.name}" for figure in task_figures()))
 
 
 def best_figure_keys() -> dict[str, str]:
-    """Metric of a trial -> metric of the sweep that holds it for the best trial."""
+    """Trial metric -> sweep metric that holds its value of the best trial."""
     figures = {
         f"{split}/{figure.name}": f"sweep/best_{split}_{figure.name}"
         for figure in task_figures()
@@ -104,7 +104,7 @@ def best_figure_keys() -> dict[str, str]:
 
 
 def sweep_metrics() -> dict[str, str]:
-    """Metrics of the sweep's own run."""
+    """Metrics of the sweep's own run: key -> meaning."""
     best: dict[str, str] = {}
     for figure in task_figures():
         best[f"sweep/best_eval_{figure.name}"] = (

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 DIVERGED = "diverged: loss or gradient not finite"
-"""Beginning of the reason of a trial whose loss or gradient is no longer finite; training again would end the same."""
+"""Beginning of the reason of a trial whose loss or gradient is not finite; training it again would end the same way."""
 
 INVARIANT_VIOLATED = "invariant violated"
 """Beginning of the reason of a trial in which a frozen tensor or the trainable set changed; its figures are invalid."""

@@ -46,8 +46,8 @@ def group_into_packs(
 ) -> list[Pack]:
     """Trials that can share a base, cut into packs of at most `max_members` trials and of nearly equal size.
 
-    num_places: packs that can train at the same time. With `max_members: auto`, each group of trials gets a share of
-    the places and is cut into the same number of packs for each of them, so that no place stays empty.
+    num_places: packs that can train at the same time. With `max_members: auto`, each group of trials that can share a
+    base gets its share of the places and is cut into the same number of packs per place. No place stays empty.
     """
     groups: dict[object, list[Trial]] = {}
     for trial in trials:

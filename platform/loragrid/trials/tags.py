@@ -6,7 +6,7 @@ DIRTY_TAG = "loragrid.git.dirty"
 CHANGES_TAG = "loragrid.git.changes"
 
 OUT_OF_MEMORY_TAG = "loragrid.out_of_memory"
-"""Marks a trial that ended because the memory was too small."""
+"""Marks a trial that ended because memory ran out."""
 
 SPLIT_TAG = "loragrid.pack.split"
 """Why a trial's pack was halved."""

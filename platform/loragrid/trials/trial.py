@@ -32,7 +32,7 @@ class Trial:
     data: DataConfig
     training: TrainingConfig
     label: str = ""
-    """The method's name in comparisons; empty for its own name. Not part of the trial's identity."""
+    """The method's name in comparisons; "": its own name. Not part of the trial's identity."""
     task: TaskConfig | None = None
 
     @property
@@ -50,7 +50,7 @@ def make_trial_id(
 ) -> str:
     """The method's name and a digest of every field that changes the result, so that a trial always has the same id.
 
-    The task is part of it, because it changes the trial's figures, although it changes no weight.
+    The task is part of the digest, because it changes the trial's figures, although it changes no weight.
     """
     content: dict[str, Any] = {
         "method": {"name": method.name, **method.hyperparameters()},
