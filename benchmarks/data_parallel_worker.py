@@ -87,7 +87,10 @@ def share_of(batch: Batch, num_members: int, worker: int, num_workers: int) -> B
 
 
 def work(worker: int, job: Job, folder: str) -> None:
-    """Run one worker. A failure is written to a file and ends the process at once, because NCCL may wait for others."""
+    """Run one worker. If it fails, it writes the reason to a file and exits at once.
+
+    It exits without cleaning up, because NCCL may wait for the other workers as long as they live.
+    """
     try:
         _work(worker, job, Path(folder))
     except Exception as error:

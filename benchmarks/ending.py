@@ -6,9 +6,10 @@ from types import FrameType
 
 
 def exit_at_sigterm() -> None:
-    """Let SIGTERM, which `timeout` and schedulers send, end the program like an exception, so it ends its processes.
+    """Let SIGTERM, which `timeout` and schedulers send, end the program like an exception.
 
-    Further SIGTERMs are ignored meanwhile, such as one that goes to the whole group of processes.
+    `finally` blocks then end its processes. Meanwhile further SIGTERMs are ignored, such as one that goes to the whole
+    group of processes.
     """
 
     def leave(number: int, frame: FrameType | None) -> None:

@@ -81,7 +81,7 @@ def copy_weights(own: PackModel, loop: PeftLoop) -> None:
 
 
 def curve_difference(model: str) -> float:
-    """The largest relative difference between the loss curves of PEFT (P2) and of LoraGrid as a graph, 200 steps."""
+    """The largest relative difference between the loss curves of PEFT (P2) and LoraGrid as a graph, over 200 steps."""
     vocabulary = shape_config(model).vocab_size
     own = prepared(model, lora(), "graph", CURVE_STEPS)
     loop = PeftLoop(random_base(model, DEVICE, torch.bfloat16), at_its_best=False)

@@ -1,4 +1,4 @@
-"""Times a whole grid from start to table: with LoraGrid, or with PEFT in Ray Tune and TorchTrainer, trial by trial.
+"""Times a whole grid from start to table: with LoraGrid, or with PEFT in Tune and TorchTrainer, a process per trial.
 
     PYTHONPATH=platform:methods:. python -m benchmarks.grid --model llama-3.2-1b --folder FOLDER own
     PYTHONPATH=platform:methods:. python -m benchmarks.grid --model llama-3.2-1b --folder FOLDER peft --trials 3
@@ -40,7 +40,7 @@ def make_inputs(model: str, folder: Path, device: str = "cuda", length: int = LE
     random_base(model, torch.device(device), torch.bfloat16).save_pretrained(folder / "model")
     wrapped.save_pretrained(folder / "model")
     draw = random.Random(0)
-    rows = [{"text": " ".join(draw.choices(words, k=length - 1))} for _ in range(NUM_ROWS)]  # and the end token
+    rows = [{"text": " ".join(draw.choices(words, k=length - 1))} for _ in range(NUM_ROWS)]  # plus the end token
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 

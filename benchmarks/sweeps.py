@@ -54,7 +54,7 @@ class Outcome:
         return {pack: (start, ended[pack]) for pack, start in begun.items() if pack in ended}
 
     def training_seconds(self) -> float:
-        """From the first pack's first step to the last pack's end.
+        """Seconds from the first pack's first step to the last pack's end.
 
         Raises:
             SweepFailedError: no pack reported that it trained.
@@ -65,11 +65,11 @@ class Outcome:
         return max(end for _, end in spans) - min(start for start, _ in spans)
 
     def num_queues(self) -> int:
-        """How many sets of workers were started."""
+        """The number of sets of workers that were started."""
         return sum(text.endswith("starting workers") for _, _, text in self.lines)
 
     def most_at_once(self) -> int:
-        """How many packs trained side by side."""
+        """The largest number of packs that trained at the same time."""
         spans = self.training().values()
         return max((sum(start <= begun < end for start, end in spans) for begun, _ in spans), default=0)
 

@@ -63,7 +63,7 @@ class Strike:
         """The Unix time of the kill."""
 
     def __call__(self, sweep: psutil.Process) -> None:
-        """As `run_sweep` calls it, with the sweep's process."""
+        """Called by `run_sweep` with the sweep's process."""
         if self.step is not None:
             return
         steps = self._saved_steps()
@@ -128,7 +128,10 @@ def curves(outcome: Outcome) -> Curves:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Curves compared with others: the others' points, and how many of ours are missing, and doubled or new."""
+    """Curves compared with others.
+
+    num_points: the others' points. missing: those that ours lack. doubled: points that are in ours twice or only there.
+    """
 
     num_points: int = 0
     missing: int = 0

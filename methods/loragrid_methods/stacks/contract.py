@@ -1,4 +1,4 @@
-"""What a method is: hyperparameters, a card, and the stacks it builds for the members of a pack.
+"""The contract of a method: hyperparameters, a card, and the stacks it builds for the members of a pack.
 
 The training loop names no method. One step of a pack runs, in this order:
 
@@ -152,7 +152,7 @@ class Method(ABC):
         """One layer's weight with an exported adapter merged into it.
 
         weight (d_out, d_in) in float64 -> the same shape. `config`: the adapter's configuration, written by any version
-        of this package. `tensors`: PEFT's key without the layer's name -> tensor, of the layer and of those that all
+        of this package. `tensors`: PEFT's key without the layer's name -> tensor, the layer's own and those that all
         layers share. A class that overrides `peft_config` must override this, too.
 
         Raises:
@@ -167,10 +167,10 @@ def _definer(cls: type, name: str) -> type:
 
 
 def require(condition: bool, method: str, field: str, value: object, allowed: str) -> None:
-    """Refuse a hyperparameter.
+    """Refuse a hyperparameter's value if `condition` is false.
 
     Raises:
-        ValueError: `condition` is false; the message names the method, the field, the value and what is allowed.
+        ValueError: the value is refused; the message names the method, the field, the value and what is allowed.
     """
     if not condition:
         raise ValueError(f"{method}.{field}: {value!r} is not possible; allowed: {allowed}")

@@ -62,7 +62,7 @@ class MemberAdamW:
 
     @torch.no_grad()
     def clip_gradients(self) -> Tensor:
-        """Scale each member's gradient to at most its `clip_norm` (infinity: no limit); return the norms before (M,).
+        """Clip each member's gradient to its `clip_norm` (infinity: no limit); return the norms before clipping (M,).
 
         As `torch.nn.utils.clip_grad_norm_`: the factor is clip_norm / (norm + 1e-6), at most 1.
         """

@@ -46,7 +46,7 @@ def generate(
 
     frozen: answers of the bare base, as one member. keys: identify the rows; a row's random draws depend only on its
     key, the seed and the position, so they are the same for all members and in every pack. All workers of
-    `sum_over_workers` must call this with the same number of rows, and all continue until the last row of all ends.
+    `sum_over_workers` must call this with the same number of rows, and continue until the last row of all workers ends.
 
     Prompts are padded on the left. The padding is masked and has no positions, so a row's tokens do not depend on the
     rows beside it. Rows that have ended are padded until the last row ends, to keep one shape. Members that are no

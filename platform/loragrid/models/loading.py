@@ -47,7 +47,7 @@ def load_base(model: ModelConfig) -> "PreTrainedModel":
     Raises:
         ValueError: the name is unknown, the folder is unreadable, or the weights are pickled, incomplete or quantised.
     """
-    # Before the slow imports, so that a wrong name is reported at once.
+    # Before the slow imports, to report a wrong name at once.
     source = _locate(model)
     import torch
     from transformers import AutoModelForCausalLM

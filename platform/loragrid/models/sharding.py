@@ -82,7 +82,7 @@ def share_bytes(base: PreTrainedModel, num_workers: int) -> int:
 def gathered_bytes(base: PreTrainedModel) -> int:
     """The most bytes that a worker gathers at once in a step: layers, embeddings or head, and the root's weights.
 
-    A head with its own weight is gathered after the layers; a head tied to the embeddings stays whole all the time.
+    A head with its own weight is gathered after the layers; a tied head is whole before, during and after them.
     """
     layers, ends, root = _units(base)
     seen: set[nn.Parameter] = set()

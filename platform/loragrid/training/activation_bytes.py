@@ -13,7 +13,7 @@ from loragrid.training.torch_internals import TorchDispatchMode, storage_id
 
 
 class ActivationBytes:
-    """Computes steps with `compute`; for each step (counted from 1) that `is_due`, counts the bytes kept for backward.
+    """Computes steps with `compute`; counts the bytes kept for backward in those (counted from 1) that are due.
 
     Batches have static shapes, so every step keeps as many bytes as the first, unless the graph has changed: a gradient
     was switched on again, activations are no longer recomputed, or another attention runs. Counting changes no bit and
@@ -89,7 +89,7 @@ class _NoteShapesOfValues(TorchDispatchMode):
 def _shape_follows_from_values(func: Any, args: Any) -> bool:
     """Whether an operator's result has a shape that depends on values, or is a number that Python may use as a shape.
 
-    A truth value does not count: transformers asks for some, such as whether positions restart within a row.
+    A bool does not count: transformers reads some, such as whether positions restart within a row.
     """
     if torch.Tag.data_dependent_output in func.tags:
         return bool(args[0].dtype != torch.bool)

@@ -52,7 +52,7 @@ class Report:
 
 
 class Observation(Protocol):
-    """A measurement beside training and evaluation, whose time counts as its own phase."""
+    """A measurement besides training and evaluation, whose time counts as its own phase."""
 
     @property
     def phase(self) -> str:

@@ -64,7 +64,7 @@ def member_losses(
     """Every member's summed cross-entropy over its labels, divided by its `num_labels`: (M,) float32 or better.
 
     hidden (M * R, C, d), targets (M * R, C) with -100 for no label, num_labels (M,). The caller passes the number of
-    labels in the *whole* step, so that the workers' shares add up to the mean.
+    labels in the *whole* step; the workers' shares then add up to the mean.
     """
     num_members = len(num_labels)
     flat, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)

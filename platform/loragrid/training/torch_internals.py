@@ -1,4 +1,4 @@
-"""The only module that touches private parts of torch. Every function says why no public name does the same.
+"""The only module that touches private parts of torch. Every function states why no public name does the same.
 
 Tested with torch 2.13; the sources of 2.11 have the same names. Public names are used directly elsewhere:
 `torch.compiler.reset`, `torch.compiler.config.recompile_limit`.

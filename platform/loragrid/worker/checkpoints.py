@@ -27,8 +27,8 @@ class TrialStore:
     """One sweep's trials under `uri`, a path or any URI that pyarrow knows (`s3://bucket/path`, `gs://...`).
 
     Workers write states and adapters; the sweep's driver marks a trial as ended once it has recorded its end. A state's
-    file name contains the digest of its content, so that a truncated or damaged file is detected. Reading a state
-    cannot run code.
+    file name contains the digest of its content, which reveals a truncated or damaged file. Reading a state cannot run
+    code.
     """
 
     uri: str

@@ -1,4 +1,4 @@
-"""The messages between a sweep and its workers; quick to import, because every process that forwards them does it."""
+"""The messages between a sweep and its workers; quick to import, because every process that forwards them does so."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

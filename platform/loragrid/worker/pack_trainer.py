@@ -104,7 +104,7 @@ class PackTrainer:
         self.trials.put_into(model, pack.trials)
         step_runner = self.resident.step_runner(model, pack.trials, choice, self.stopwatch)
         if self.inputs.are_described and start == 0 and until == training.steps:
-            # Only then are all seconds of the trials those of a pack of this shape.
+            # Only then have the trials spent all their seconds in a pack of this shape.
             self.reporter.environment = {**self.reporter.environment, SHAPE_TAG: self._shape_of(pack)}
         return AttachedPack(
             pack=pack,
@@ -123,7 +123,7 @@ class PackTrainer:
         )
 
     def _shape_of(self, pack: Pack) -> str:
-        """The pack's shape, under which timings are looked up; "halved" for a part of a pack, which is no timing."""
+        """The pack's shape, under which its timing is known; "halved" for a halved pack, whose timing is not used."""
         return "halved" if self.trials.was_split(pack) else self.resident.shape_of(pack.trials)
 
     def _end_violated(self, pack: Pack, error: InvariantError) -> None:

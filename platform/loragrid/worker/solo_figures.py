@@ -62,7 +62,7 @@ class SoloFigures:
         return tuple(trial for trial in pack.trials if trial.trial_id in able)
 
     def bytes_together(self, trials: Sequence[Trial], num_labels: int, num_workers: int) -> float | None:
-        """The bytes that the trials hold beside the base in a common step, from what each held in a pack of one.
+        """The bytes that the trials hold besides the base in a common step, from those of each in a pack of one.
 
         Losses are computed chunk by chunk over all members' rows, so only one chunk is in memory. None if not all of
         the trials have been measured. `num_labels`: label positions per row.
