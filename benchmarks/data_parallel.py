@@ -1,12 +1,12 @@
-"""Times a pack's step on several GPUs, the base held whole by each or sharded, after showing that the losses are equal.
+"""Times a pack's step on several GPUs, with a replicated or a sharded base, after comparing the losses.
 
     PYTHONPATH=platform:methods:. python -m benchmarks.data_parallel --model llama-3.2-1b --workers 1 2 --out table.md
     PYTHONPATH=platform:methods:. python -m benchmarks.data_parallel --model llama-3.1-8b --members 1 --workers 1 2 \
         --modes eager --strategies replicate shard --out table.md
 
-Needs as many CUDA GPUs as workers (or `--device cpu`, with gloo), torch, transformers; no network, no Ray, no MLflow.
-Tokens per worker stay the same, so n workers do n times the work of one. A sharded base's steps are eager, whatever the
-others' mode. What does not fit is a row that says so; anything else that fails is too, and ends the script with code 1.
+Needs as many CUDA GPUs as workers (or `--device cpu`, with gloo), torch and transformers; no network, Ray or MLflow.
+Every worker has the same number of tokens, so n workers do n times the work of one. Steps with a sharded base are
+always eager. If a measurement fails, its row states the reason; unless memory ran out, the script ends with code 1.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from loragrid.training.step_mode import Mode
 from loragrid.trials.outcome import OUT_OF_MEMORY
 
 GRACE_SECONDS = 5.0
-"""How long workers are waited for once one has failed: those that talk to it may hang for ever."""
+"""How long to wait for the other workers once one has failed: those that communicate with it may hang forever."""
 COLUMNS = (
     "pack",
     "engine",
@@ -50,14 +50,14 @@ COLUMNS = (
 
 
 class MeasurementError(RuntimeError):
-    """A measurement's workers did not come to their ends."""
+    """A worker of a measurement failed, or the workers did not end in time."""
 
 
 def measure(job: Job, timeout_seconds: float) -> Result:
-    """Run the job's workers, each in a process of its own.
+    """Run the job's workers, each in its own process; afterwards none of them is left.
 
     Raises:
-        MeasurementError: one has failed, or they did not end in time. None of them is left.
+        MeasurementError: a worker failed, or the workers did not end in time.
     """
     deadline = time.monotonic() + timeout_seconds
     with tempfile.TemporaryDirectory() as folder:
@@ -67,7 +67,7 @@ def measure(job: Job, timeout_seconds: float) -> Result:
                 if time.monotonic() >= deadline:
                     raise MeasurementError(f"not at its end after {timeout_seconds:g} s")
         except ProcessExitedException as error:
-            # The first to fail is the cause: others fail because it is gone.
+            # The first failure is the cause; other workers fail because that one is gone.
             reasons = [file.read_text(encoding="utf-8") for file in sorted(Path(folder).glob("*.failure"))]
             raise MeasurementError(next(iter(reasons), str(error))) from error
         finally:
@@ -78,7 +78,7 @@ def measure(job: Job, timeout_seconds: float) -> Result:
 
 
 def planned_bytes(job: Job) -> int:
-    """What `loragrid plan` says that a worker holds at the peak of its steps on a GPU."""
+    """The peak bytes of a worker's steps on a GPU, as `loragrid plan` estimates them."""
     estimate = estimate_memory(
         shapes_alone(job.model, job.torch_dtype),
         job.methods,
@@ -91,13 +91,13 @@ def planned_bytes(job: Job) -> int:
 
 
 def largest_relative_difference(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> float:
-    """Over all steps and members."""
+    """The largest relative difference of two losses, over all steps and members."""
     a, b = torch.tensor(ours, dtype=torch.float64), torch.tensor(theirs, dtype=torch.float64)
     return float(((a - b) / b).abs().max())
 
 
 def measure_all(table: Table, jobs: Sequence[Job], timeout_seconds: float) -> list[str]:
-    """A row for each job, compared with the first of as many members that came to its end; gives what went wrong."""
+    """Add a row for each job, compared with the first successful job of as many members; return the problems."""
     problems = []
     first: dict[int, tuple[Result, float, int]] = {}
     for job in jobs:
@@ -135,7 +135,7 @@ def measure_all(table: Table, jobs: Sequence[Job], timeout_seconds: float) -> li
 
 
 def main() -> None:
-    """Measure every mode and strategy with every number of workers; a row is written when it is known."""
+    """Measure every mode and strategy with every number of workers; each row is written as soon as it is known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="llama-3.2-1b")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
@@ -174,7 +174,7 @@ def main() -> None:
 
 
 def jobs_of(options: argparse.Namespace, modes: Sequence[Mode]) -> list[Job]:
-    """The rows of the table. One worker shares the base with nobody; what is sharded is not captured."""
+    """The jobs, one per row of the table. A sharded base needs several workers and runs eagerly."""
     ways: list[tuple[str, Mode]] = [("replicate", mode) for mode in modes if "replicate" in options.strategies]
     ways += [("shard", "eager")] if "shard" in options.strategies else []
     return [

@@ -1,4 +1,4 @@
-"""A worker of `data_parallel`: losses on a batch that all workers share, then timed steps on rows of its own."""
+"""A worker of `data_parallel`: computes losses on batches that all workers share, then times steps on its own rows."""
 
 import gc
 import json
@@ -30,12 +30,12 @@ from loragrid_methods import Method
 
 NUM_WARM_UP, NUM_TIMED, NUM_COMPARED = STEPS_BEFORE_CAPTURE + 2, 9, 10
 COMPARED_ROWS, COMPARED_LENGTH = 8, 64
-"""Each member's whole batch in the steps whose losses are compared, however many workers share it."""
+"""Rows and length of each member's whole batch in the compared steps, for any number of workers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What all workers of one measurement do. rows: of each worker and member in a step. length: tokens of a row."""
+    """One measurement, the same for all its workers. rows: per worker, member and step. length: tokens per row."""
 
     model: str
     strategy: str
@@ -49,19 +49,19 @@ class Job:
 
     @property
     def methods(self) -> list[Method]:
-        """The members: LoRA alone, or all five methods."""
+        """The members: one LoRA, or a mix of all five methods."""
         return lora(1) if self.num_members == 1 else mixed(self.num_members)
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The base's."""
+        """The base's dtype."""
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What worker 0 reports: seconds of each timed step, losses (steps, members), bytes; peaks are the most of all."""
+    """Worker 0's report: seconds of each timed step, losses (steps, members), bytes; the peak is over all workers."""
 
     seconds: list[float]
     losses: list[list[float]]
@@ -87,7 +87,10 @@ def share_of(batch: Batch, num_members: int, worker: int, num_workers: int) -> B
 
 
 def work(worker: int, job: Job, folder: str) -> None:
-    """One worker. One that fails says why and is gone at once: NCCL may wait for the others as long as they live."""
+    """Run one worker. If it fails, it writes the reason to a file and exits at once.
+
+    It exits without cleaning up, because NCCL may wait for the other workers as long as they live.
+    """
     try:
         _work(worker, job, Path(folder))
     except Exception as error:
@@ -126,7 +129,7 @@ def _work(worker: int, job: Job, folder: Path) -> None:
         result = Result(seconds=seconds, losses=losses, base_bytes=weight_bytes(base), peak_bytes=int(peak))
         (folder / "result.json").write_text(json.dumps(asdict(result)), encoding="utf-8")
     torch.distributed.barrier()
-    del model, base  # FSDP's streams and hooks go before the process group that they use
+    del model, base  # frees FSDP's streams and hooks before the process group that they use
     gc.collect()
     torch.distributed.destroy_process_group()
 
@@ -157,7 +160,7 @@ def _compared_losses(model: PackModel, job: Job, worker: int) -> list[list[float
 
 
 def _timed_steps(model: PackModel, job: Job, worker: int) -> list[float]:
-    """Seconds of each step on this worker's own rows, after those that warm up; all workers begin together."""
+    """Seconds of each step on this worker's own rows, without the warm-up; all workers begin each step together."""
     step, device = _stepper(model, job), model.active.device
     seconds = []
     for index in range(NUM_WARM_UP + NUM_TIMED):
@@ -173,7 +176,7 @@ def _timed_steps(model: PackModel, job: Job, worker: int) -> list[float]:
 
 
 def _stepper(model: PackModel, job: Job) -> Callable[[Batch], StepResult]:
-    """Takes steps in the job's mode, all of one shape; one that cannot be captured is an error."""
+    """Return a function that runs steps of one shape in the job's mode; a failed capture is an error."""
     engine = StepRunner(ModeChoice(mode=job.mode, reason="benchmark"))
     total: SumOverWorkers = one_worker if job.num_workers == 1 else _all_reduce
 

@@ -1,4 +1,4 @@
-"""How a benchmark ends that is told to: with all that it has started, which would be in the way of the next one."""
+"""Lets SIGTERM end a benchmark with all processes it has started, which would disturb the next benchmark."""
 
 import signal
 import sys
@@ -6,9 +6,10 @@ from types import FrameType
 
 
 def exit_at_sigterm() -> None:
-    """Let SIGTERM, which `timeout` and schedulers send, end the program as an exception does: processes are ended.
+    """Let SIGTERM, which `timeout` and schedulers send, end the program like an exception.
 
-    A second one, such as follows where the whole group of processes is meant, does not disturb that.
+    `finally` blocks then end its processes. Meanwhile further SIGTERMs are ignored, such as one that goes to the whole
+    group of processes.
     """
 
     def leave(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""Times one optimizer step of LoraGrid's engine against PEFT, after showing that both compute the same.
+"""Times one optimizer step of LoraGrid's engine and of PEFT, after comparing their gradients and loss curves.
 
     PYTHONPATH=platform:methods:. python -m benchmarks.engine_step --model llama-3.2-1b --out results.md
 
@@ -39,7 +39,7 @@ CURVE_STEPS = 200
 
 
 def gradient_errors(model: str) -> tuple[float, float]:
-    """Relative error of (LoraGrid's, PEFT's) bfloat16 gradients at step 0 against PEFT in float32, B not zero."""
+    """Relative error of (LoraGrid's, PEFT's) bfloat16 gradients at step 0 against PEFT in float32, with nonzero B."""
     rows = random_rows(shape_config(model).vocab_size, 1, 2, LENGTH, DEVICE, seed=1)
     own = build_pack(random_base(model, DEVICE, torch.bfloat16), lora(), 1)
     with torch.no_grad():
@@ -72,7 +72,7 @@ def gradient_errors(model: str) -> tuple[float, float]:
 
 
 def copy_weights(own: PackModel, loop: PeftLoop) -> None:
-    """Give PEFT's layers the adapters of member 0."""
+    """Copy the adapters of member 0 into PEFT's layers."""
     stacks, _ = own.pack.member_stacks(0)
     with torch.no_grad():
         for name, tensor in loop.lora_tensors().items():
@@ -81,7 +81,7 @@ def copy_weights(own: PackModel, loop: PeftLoop) -> None:
 
 
 def curve_difference(model: str) -> float:
-    """The largest relative difference between the loss curves of PEFT (P2) and of LoraGrid as a graph, 200 steps."""
+    """The largest relative difference between the loss curves of PEFT (P2) and LoraGrid as a graph, over 200 steps."""
     vocabulary = shape_config(model).vocab_size
     own = prepared(model, lora(), "graph", CURVE_STEPS)
     loop = PeftLoop(random_base(model, DEVICE, torch.bfloat16), at_its_best=False)
@@ -98,13 +98,13 @@ def curve_difference(model: str) -> float:
 
 
 def saved_bytes(model: str) -> dict[str, float]:
-    """Bytes per token and layer that one LoRA trial's forward leaves for backward, by engine."""
+    """Bytes per token and layer that one LoRA trial's forward keeps for backward, by engine."""
     config = shape_config(model)
     rows = random_rows(config.vocab_size, 1, 1, LENGTH, DEVICE, seed=4)
     found: dict[str, float] = {}
 
     def count(label: str, base: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> None:
-        loss()  # what is compiled now is not compiled under the count
+        loss()  # compiles before the count begins
         with count_activation_bytes(base) as saved:
             loss()
         found[label] = saved[0] / LENGTH / config.num_hidden_layers
@@ -120,7 +120,7 @@ def saved_bytes(model: str) -> dict[str, float]:
 
 
 def prepared(model: str, methods: list[Method], mode: Mode, num_steps: int) -> PackModel:
-    """A pack on a fresh base with the engine's attention, its layers compiled in that mode."""
+    """A pack on a fresh base, with the attention and the compiled parts of that mode."""
     base = random_base(model, DEVICE, torch.bfloat16)
     if mode != "eager":
         rows = random_rows(shape_config(model).vocab_size, 1, 1, LENGTH, DEVICE, seed=2)
@@ -137,8 +137,11 @@ def prepared(model: str, methods: list[Method], mode: Mode, num_steps: int) -> P
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """Milliseconds of the timed steps, seconds before the first of them, and milliseconds that evaluating the rows of
-    one step takes: of a captured step captured, too. allocated, reserved: bytes at the peak of the steps."""
+    """One measurement of an engine.
+
+    steps: milliseconds of each timed step. before: seconds before the first of them. allocated, reserved: peak bytes
+    during the steps. evaluations: milliseconds to evaluate the rows of one step; captured if the step is captured.
+    """
 
     steps: list[float]
     before: float
@@ -148,7 +151,7 @@ class Times:
 
 
 def time_own(model: str, methods: list[Method], num_rows: int, mode: Mode) -> Times:
-    """The times of a pack of these methods, `num_rows` rows for each."""
+    """The times of a pack of these methods, with `num_rows` rows for each."""
     num_warm = STEPS_BEFORE_CAPTURE + 2
     own = prepared(model, methods, mode, num_warm + NUM_TIMED)
     rows = random_rows(shape_config(model).vocab_size, len(methods), num_rows, LENGTH, DEVICE, seed=3)
@@ -172,13 +175,13 @@ def time_own(model: str, methods: list[Method], num_rows: int, mode: Mode) -> Ti
 
 
 def estimated_bytes(model: str, methods: list[Method], num_rows: int, mode: Mode) -> float:
-    """What `loragrid plan` says that such a pack holds at its peak."""
+    """The peak bytes of such a pack, as `loragrid plan` estimates them."""
     base = random_base(model, torch.device("meta"), torch.bfloat16)
     return float(estimate_memory(base, methods, num_rows=num_rows, length=LENGTH, mode=mode).total)
 
 
 def time_peft(model: str, num_rows: int, *, at_its_best: bool) -> Times:
-    """As `time_own`, of one trial of PEFT."""
+    """As `time_own`, for one trial with PEFT."""
     torch.compiler.reset()
     loop = PeftLoop(random_base(model, DEVICE, torch.bfloat16), at_its_best=at_its_best)
     rows = random_rows(shape_config(model).vocab_size, 1, num_rows, LENGTH, DEVICE, seed=3)
@@ -254,7 +257,7 @@ def main() -> None:
         measure: Callable[[], Times],
         estimated: float = 0.0,
     ) -> None:
-        torch.compiler.reset()  # compiled code holds on to the models that it was compiled for
+        torch.compiler.reset()  # compiled code keeps references to the models that it was compiled for
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -264,7 +267,7 @@ def main() -> None:
             say(f"| {shape} | {label} | failed: {type(error).__name__}: {str(error).splitlines()[0][:300]} |")
             return
         median = statistics.median(times.steps)
-        # 4 N per token: forward and the gradient of the inputs; a frozen base has no gradient of its weights.
+        # 4 N FLOP per token: forward and the gradient of the inputs; a frozen base has no gradient of its weights.
         part = 4 * num_parameters * num_tokens / (median / 1e3) / limit
         evaluation = f"{statistics.median(times.evaluations):.1f}" if times.evaluations else ""
         allocated, reserved = times.allocated / 2**30, times.reserved / 2**30

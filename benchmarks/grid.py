@@ -1,4 +1,4 @@
-"""Times a whole grid from start to table: LoraGrid, and PEFT in Ray's Tune and TorchTrainer, a trial per process.
+"""Times a whole grid from start to table: with LoraGrid, or with PEFT in Tune and TorchTrainer, a process per trial.
 
     PYTHONPATH=platform:methods:. python -m benchmarks.grid --model llama-3.2-1b --folder FOLDER own
     PYTHONPATH=platform:methods:. python -m benchmarks.grid --model llama-3.2-1b --folder FOLDER peft --trials 3
@@ -28,7 +28,7 @@ PREPARE_TIMEOUT_SECONDS = 300.0
 
 
 def make_inputs(model: str, folder: Path, device: str = "cuda", length: int = LENGTH) -> None:
-    """A model folder with random weights and a tokenizer of words, and rows of exactly `length` tokens."""
+    """Write a model folder with random weights and a word tokenizer, and rows of exactly `length` tokens."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -40,14 +40,15 @@ def make_inputs(model: str, folder: Path, device: str = "cuda", length: int = LE
     random_base(model, torch.device(device), torch.bfloat16).save_pretrained(folder / "model")
     wrapped.save_pretrained(folder / "model")
     draw = random.Random(0)
-    rows = [{"text": " ".join(draw.choices(words, k=length - 1))} for _ in range(NUM_ROWS)]  # and the end token
+    rows = [{"text": " ".join(draw.choices(words, k=length - 1))} for _ in range(NUM_ROWS)]  # plus the end token
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def prepare_inputs(model: str, folder: Path, device: str, length: int) -> None:
-    """Make the inputs where they are missing, in a process of its own.
+    """Make the inputs if they are missing, in a separate process.
 
-    It leaves compiled Python and the digest of the base, which would otherwise cost the first of several sweeps alone.
+    It also stores compiled Python files and the digest of the base, which would otherwise slow down only the first of
+    several sweeps.
     """
     if (folder / "rows.jsonl").exists():
         return
@@ -66,7 +67,7 @@ def prepare_inputs(model: str, folder: Path, device: str, length: int) -> None:
 def experiment(
     folder: Path, measure_steps: int, *, dtype: str = "bfloat16", steps: int = STEPS, length: int = LENGTH
 ) -> dict[str, Any]:
-    """The grid as LoraGrid's file has it."""
+    """The grid, as the contents of a LoraGrid experiment file."""
     return {
         "name": "grid-of-64",
         "model": {"name": str(folder / "model"), "dtype": dtype},
@@ -84,7 +85,7 @@ def experiment(
 
 
 def time_own(folder: Path, measure_steps: int) -> None:
-    """Run the grid with `loragrid run`'s own function."""
+    """Run the grid with the function behind `loragrid run`, and print its time."""
     start = time.perf_counter()
     from rich.console import Console
 
@@ -106,7 +107,7 @@ def time_own(folder: Path, measure_steps: int) -> None:
 
 
 def train_with_peft(config: dict[str, Any]) -> None:
-    """One trial as people write it: PEFT, autocast, fused AdamW, the model's own loss (P2)."""
+    """Train one trial in the usual way: PEFT, autocast, fused AdamW, the model's own loss (P2)."""
     import ray.train
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -178,7 +179,7 @@ def time_peft(folder: Path, num_trials: int, gpu_share: float) -> None:
 
 
 def main() -> None:
-    """Make the inputs where they are missing, then time one of the three ways."""
+    """Make the inputs if they are missing, then time LoraGrid (`own`) or PEFT (`peft`)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("way", choices=["make", "own", "peft"])
     parser.add_argument("--model", default="llama-3.2-1b")

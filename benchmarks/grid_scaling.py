@@ -3,10 +3,11 @@
     PYTHONPATH=platform:methods:. python -m benchmarks.grid_scaling --folder FOLDER --gpus 1 2 --out table.md
     PYTHONPATH=platform:methods:. python -m benchmarks.grid_scaling --folder FOLDER --gpus 1 2 --grid fixed
 
-The grid `growing` has `--trials` LoRA trials for each GPU, all packs alike: what is lost, the machine takes (Ray,
-shared processors, disk). `fixed` is that of 64 trials of benchmarks.grid, whatever number of GPUs shares it: its packs
-get smaller, and other ones on each GPU. Every grid runs in a process that sees so many GPUs, starts a Ray of its own
-and finds no compiled code. Needs the GPUs (or `--device cpu`: CPU workers) and all of LoraGrid's packages; no network.
+The grid `growing` has `--trials` LoRA trials for each GPU, in equal packs, so only the machine (Ray, shared processors,
+disk) can cause a loss of speed. The grid `fixed` always has the 64 trials of benchmarks.grid; with more GPUs its packs
+get smaller and differ between GPUs. Every grid runs in its own process, which sees only its number of GPUs, starts its
+own Ray and finds no compiled code. Needs the GPUs (or `--device cpu`: CPU workers) and all of LoraGrid's packages; no
+network.
 """
 
 import argparse
@@ -38,14 +39,17 @@ COLUMNS = (
 
 
 def growing(folder: Path, num_trials: int, **sizes: Any) -> dict[str, Any]:
-    """A grid of `num_trials` learning rates for LoRA at rank 16: packs of equal size are equal work."""
+    """A grid of `num_trials` learning rates for LoRA at rank 16: packs of equal size do equal work."""
     rates = [1e-5 * 100 ** (index / num_trials) for index in range(num_trials)]
     methods = [{"name": "lora", "rank": 16, "grid": {"lr": rates}}]
     return {**experiment(folder, 0, **sizes), "name": "growing-grid", "methods": methods}
 
 
 def cells(outcome: Outcome, num_gpus: int, first: tuple[float, float, int] | None) -> tuple[list[str], float, float]:
-    """A row, and trials per hour: (from start to table, in training). first: those of the first row, and its GPUs."""
+    """(Cells of a row, trials per hour from start to table, trials per hour in training).
+
+    first: both speeds of the first row, and its number of GPUs.
+    """
     training = outcome.training_seconds()
     num_trials = len(outcome.table)
     whole, trained = 3600 * num_trials / outcome.seconds, 3600 * num_trials / training
@@ -61,7 +65,7 @@ def cells(outcome: Outcome, num_gpus: int, first: tuple[float, float, int] | Non
 
 
 def measure(table: Table, gpus: list[int], run: Callable[[int], Outcome]) -> list[str]:
-    """A row for each number of GPUs; gives what went wrong."""
+    """Add a row for each number of GPUs; return the problems."""
     problems = []
     first: tuple[float, float, int] | None = None
     for num_gpus in gpus:
@@ -80,7 +84,7 @@ def measure(table: Table, gpus: list[int], run: Callable[[int], Outcome]) -> lis
 
 
 def main() -> None:
-    """Measure the grid on every number of GPUs; a row is written when it is known."""
+    """Measure the grid on every number of GPUs; each row is written as soon as it is known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2], help="with --device cpu: CPU workers")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
@@ -112,7 +116,7 @@ def main() -> None:
                 grid = growing(folder, options.trials * num_gpus, **sizes)
             grid |= {"workers": {"cpus_per_worker": cpus}, "engine": {"mode": options.mode}}
             if options.device == "cpu":
-                # Packs are cut for GPUs alone: on CPUs one large pack is as good as two small ones.
+                # Planning splits packs only for GPUs, because on CPUs one large pack is as good as two small ones.
                 num_trials = options.trials * num_gpus if options.grid == "growing" else 64
                 grid["pack"] = {"max_members": -(-num_trials // num_gpus)}
             return run_sweep(

@@ -1,4 +1,4 @@
-"""LoraGrid's own packs on a benchmarked base."""
+"""Builds LoraGrid's packs on a benchmarked base."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def lora(num_members: int = 1) -> list[Method]:
 
 
 def mixed(num_members: int = 16) -> list[Method]:
-    """The five methods in equal parts: rank 16, VeRA 256."""
+    """The five methods in equal parts, with rank 16 (VeRA: 256)."""
     names = ("lora", "lora_plus", "lora_fa", "delta_lora", "vera")
     methods = []
     for index in range(num_members):

@@ -18,7 +18,7 @@ from loragrid.training.step import Batch
 class PeftLoop:
     """LoRA on the seven linears, float32 adapters under bfloat16 autocast, fused AdamW, clipping.
 
-    P2 is what people write: the model's own loss. P3 (`at_its_best`) casts no input, computes the loss in chunks from
+    P2 is the usual way, with the model's own loss. P3 (`at_its_best`) casts no input, computes the loss in chunks from
     the labelled hidden states and compiles the decoder layers.
     """
 
@@ -51,7 +51,7 @@ class PeftLoop:
         return member_losses(labelled, rows.label_targets, rows.num_labels, self.base.get_output_embeddings()).sum()
 
     def step(self, rows: Batch) -> Tensor:
-        """One optimizer step; the loss before it, still on the device."""
+        """Run one optimizer step; return the loss before it, still on the device."""
         self.optimizer.zero_grad()
         loss = self.loss(rows)
         loss.backward()

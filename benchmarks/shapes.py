@@ -1,4 +1,4 @@
-"""Models of real shapes with random weights, and random rows: what a step costs does not depend on the values."""
+"""Models of real shapes with random weights, and random rows: the cost of a step does not depend on values."""
 
 from collections.abc import Callable
 from typing import Any
@@ -49,7 +49,7 @@ def shape_config(name: str) -> PretrainedConfig:
 
 
 def random_base(name: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """A model of these shapes, the same weights at every call, frozen and in evaluation mode."""
+    """A model of these shapes with the same weights at every call, frozen and in evaluation mode."""
     torch.manual_seed(0)
     with torch.device(device):
         loader: Any = AutoModelForCausalLM
@@ -71,7 +71,7 @@ def shapes_alone(name: str, dtype: torch.dtype) -> PreTrainedModel:
 def random_rows(
     vocabulary: int, num_members: int, num_rows: int, length: int, device: torch.device, seed: int
 ) -> Batch:
-    """`num_rows` rows of `length` tokens for each member; all members see the same ones, as trials of one seed do."""
+    """`num_rows` rows of `length` tokens for each member; all members see the same rows, like trials of one seed."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, vocabulary, (num_rows, length), generator=generator).repeat(num_members, 1).to(device)
     positions = torch.arange(length - 1, device=device).expand(len(ids), -1).contiguous()

@@ -1,6 +1,6 @@
-"""Runs a sweep in a process of its own, on so many GPUs or CPU workers of this machine, with a deadline.
+"""Runs a sweep in its own process, on a given number of this machine's GPUs or CPU workers, with a deadline.
 
-`run_sweep` is what benchmarks call. The process itself: `python -m benchmarks.sweeps FOLDER ...`.
+Benchmarks call `run_sweep`, which starts the process as `python -m benchmarks.sweeps FOLDER ...`.
 """
 
 import argparse
@@ -31,8 +31,8 @@ class SweepFailedError(RuntimeError):
 class Outcome:
     """A sweep whose trials have all finished. Times are seconds since the start of its process.
 
-    lines: (time, pack, what was said of it), as `loragrid run` prints them. table: one row per trial, as
-    `SweepResult.to_pandas` has it. started: the Unix time of the process's start.
+    lines: (time, pack, text), as `loragrid run` prints them. table: one row per trial, as in `SweepResult.to_pandas`.
+    started: the Unix time of the process's start.
     """
 
     tracking_uri: str
@@ -43,7 +43,7 @@ class Outcome:
     table: list[dict[str, Any]]
 
     def training(self) -> dict[str, tuple[float, float]]:
-        """Pack -> from when to when it trained, what is compiled in its first steps and its end included."""
+        """Pack -> (start, end) of its training, including compilation in the first steps and the work at its end."""
         begun: dict[str, float] = {}
         ended: dict[str, float] = {}
         for seconds, pack, text in self.lines:
@@ -54,10 +54,10 @@ class Outcome:
         return {pack: (start, ended[pack]) for pack, start in begun.items() if pack in ended}
 
     def training_seconds(self) -> float:
-        """From the first pack's first step to the last pack's end.
+        """Seconds from the first pack's first step to the last pack's end.
 
         Raises:
-            SweepFailedError: no pack has said that it trained.
+            SweepFailedError: no pack reported that it trained.
         """
         spans = self.training().values()
         if not spans:
@@ -65,11 +65,11 @@ class Outcome:
         return max(end for _, end in spans) - min(start for start, _ in spans)
 
     def num_queues(self) -> int:
-        """How many sets of workers were started."""
+        """The number of sets of workers that were started."""
         return sum(text.endswith("starting workers") for _, _, text in self.lines)
 
     def most_at_once(self) -> int:
-        """How many packs trained side by side."""
+        """The largest number of packs that trained at the same time."""
         spans = self.training().values()
         return max((sum(start <= begun < end for start, end in spans) for begun, _ in spans), default=0)
 
@@ -84,13 +84,13 @@ def run_sweep(
     timeout_seconds: float,
     watch: Callable[[psutil.Process], None] = lambda process: None,
 ) -> Outcome:
-    """Run an experiment (the contents of its file) in `folder`, which must be new; its storage is put there.
+    """Run an experiment (the contents of its file) with its storage in `folder`, which must not exist yet.
 
-    The process sees `num_places` GPUs (or none, and as many times `cpus_per_place` CPUs), and caches of compiled code
-    that are empty. `watch` is called with it again and again while it runs.
+    The process sees `num_places` GPUs (none on a CPU), `num_places * cpus_per_place` CPUs, and an empty cache of
+    compiled code. `watch` is called with the process repeatedly while it runs. Afterwards no process is left.
 
     Raises:
-        SweepFailedError: it did not end in time, or a trial has not finished. No process of it is left.
+        SweepFailedError: the process did not end in time, or a trial did not finish.
     """
     folder.mkdir(parents=True)
     storage = {"storage": {"path": str(folder / STORE)}}
@@ -103,7 +103,7 @@ def run_sweep(
         **os.environ,
         "PYTHONPATH": os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])]),
         "PYTHONUNBUFFERED": "1",
-        # Of sweeps that are compared, the later ones would find what the first has compiled.
+        # Otherwise, of sweeps that are compared, the later ones would find code that the first has compiled.
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled"),
         "CUDA_VISIBLE_DEVICES": ",".join(visible_gpus()[:num_places]) if device == "cuda" else "",
     }
@@ -136,10 +136,10 @@ def visible_gpus() -> list[str]:
 
 
 def check_places(device: str, most: int) -> None:
-    """Refuse more GPUs than there are.
+    """Refuse more GPUs than this machine has.
 
     Raises:
-        ValueError: with what is allowed.
+        ValueError: there are not enough GPUs.
     """
     found = len(visible_gpus()) if device == "cuda" else most
     if most > found:
@@ -147,14 +147,14 @@ def check_places(device: str, most: int) -> None:
 
 
 def share_of_cpus(most_places: int) -> int:
-    """CPUs of each place when all are in use, so that a lone one has no more than it has in company."""
+    """The CPUs of each place if all places are in use; a single place gets no more, which keeps runs comparable."""
     affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS
     num_cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
     return max(1, num_cpus // most_places)
 
 
 def _end(started: "subprocess.Popen[bytes]", process: psutil.Process) -> None:
-    """End it with all that it has started, if it is still there."""
+    """Kill the process and everything that it has started, if it still runs."""
     if started.poll() is not None:
         return
     try:
@@ -170,7 +170,7 @@ def _end(started: "subprocess.Popen[bytes]", process: psutil.Process) -> None:
 
 
 def _reason(folder: Path) -> str:
-    """Why the first trial that has not finished has not; "" where nobody could say."""
+    """The reason of the first trial that did not finish; "" if none is known."""
     path = folder / OUTCOME
     if not path.exists():
         return ""
@@ -179,7 +179,7 @@ def _reason(folder: Path) -> str:
 
 
 class _TimedLines:
-    """A terminal's stream that notes when it was told what of which pack."""
+    """A text stream that passes on what is written, and records (time, pack, text) of every line about a pack."""
 
     def __init__(self, stream: TextIO, since: float) -> None:
         self.lines: list[tuple[float, str, str]] = []
@@ -201,7 +201,7 @@ class _TimedLines:
 
 
 def main() -> None:
-    """Be that process: run the experiment on a Ray of its own, leave the outcome in the folder."""
+    """The sweep's process: run the experiment on its own Ray, and write the outcome into the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", choices=["cuda", "cpu"], required=True)

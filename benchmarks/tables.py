@@ -1,4 +1,4 @@
-"""A benchmark's table, printed and written row by row: what was measured is kept, whatever becomes of the rest."""
+"""A benchmark's table, printed and written row by row, so a later failure loses no row."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ REASON_LENGTH = 200
 
 
 class Table:
-    """A Markdown table below a paragraph that says what was measured; `path` None only prints it."""
+    """A Markdown table below a paragraph that describes the measurement; if `path` is None, it is only printed."""
 
     def __init__(self, path: Path | None, about: str, columns: Sequence[str]) -> None:
         self._path, self._num_columns = path, len(columns)
@@ -19,7 +19,7 @@ class Table:
         self._write(about, "", _row(columns), "|---" * len(columns) + "|")
 
     def add(self, *cells: object) -> None:
-        """A row; missing cells at its end are empty."""
+        """Add a row; missing cells at its end stay empty."""
         assert len(cells) <= self._num_columns
         self._write(_row([*cells, *[""] * (self._num_columns - len(cells))]))
 
@@ -36,13 +36,13 @@ def _row(cells: Sequence[object]) -> str:
 
 
 def failed(reason: str) -> str:
-    """What a row says that could not be measured."""
+    """The cell of a row that could not be measured: the reason, shortened."""
     line = " ".join(reason.split()).replace("|", "/")
     return "failed: " + (line if len(line) <= REASON_LENGTH else line[: REASON_LENGTH - 1] + "…")
 
 
 def hardware(device: str) -> str:
-    """What runs the benchmark, and its versions; no CUDA context is opened for it."""
+    """The machine and the versions that a benchmark runs on, read without opening a CUDA context."""
     tags = hardware_tags() | version_tags()
     machine = f"{tags['loragrid.cpu.num_cores']} CPU cores"
     if device == "cuda":

@@ -1,12 +1,12 @@
-"""Kills a worker of a pack in the middle of its training, and compares every member's curves with undisturbed ones.
+"""Kills a worker of a pack during training, and compares every member's curves with those of an undisturbed run.
 
     PYTHONPATH=platform:methods:. python -m benchmarks.worker_loss --folder FOLDER --workers 2 --out table.md
 
-One pack of the five methods is trained by several workers: undisturbed, undisturbed once more (what the hardware itself
-repeats), and while the worker with the lowest process id, then the one with the highest, gets SIGKILL. That happens
-when every member's state has been saved at a third of the steps. Curves are compared to the bit, so steps run with
-kernels that repeat (`engine.deterministic`); `--no-deterministic` shows what others come to. Needs a GPU per worker (or
-`--device cpu`, with gloo) and all of LoraGrid's packages; no network.
+Several workers train one pack of the five methods four times: undisturbed, undisturbed again (to see what the hardware
+itself repeats), with the worker of the lowest process id killed, and with that of the highest killed. The worker gets
+SIGKILL when every member's state has been saved at a third of the steps or later. Curves are compared to the bit, so
+steps run with deterministic kernels (`engine.deterministic`); `--no-deterministic` shows how far other kernels differ.
+Needs a GPU per worker (or `--device cpu`, with gloo) and all of LoraGrid's packages; no network.
 """
 
 import argparse
@@ -58,12 +58,12 @@ class Strike:
         self._num_workers, self._num_members, self._at_step = num_workers, num_members, at_step
         self._which = which
         self.step: int | None = None
-        """The last step that had been saved then."""
+        """The latest step that was saved before the kill; None before it."""
         self.time = 0.0
-        """When, in Unix time."""
+        """The Unix time of the kill."""
 
     def __call__(self, sweep: psutil.Process) -> None:
-        """As `run_sweep` calls it, with the sweep's process."""
+        """Called by `run_sweep` with the sweep's process."""
         if self.step is not None:
             return
         steps = self._saved_steps()
@@ -128,7 +128,10 @@ def curves(outcome: Outcome) -> Curves:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Curves against others: points of the others, how many are missing here, how many come twice or are new here."""
+    """Curves compared with others.
+
+    num_points: the others' points. missing: those that ours lack. doubled: points that are in ours twice or only there.
+    """
 
     num_points: int = 0
     missing: int = 0
@@ -136,7 +139,7 @@ class Comparison:
     losses: float = 0.0
     """The largest difference of a loss, relative to the other's."""
     norms: float = 0.0
-    """That of a gradient's norm."""
+    """The largest difference of a gradient's norm, relative to the other's."""
 
     @property
     def is_whole(self) -> bool:
@@ -145,12 +148,12 @@ class Comparison:
 
     @property
     def is_equal(self) -> bool:
-        """Whether the curves are the same, to the bit."""
+        """Whether the curves are equal to the bit."""
         return self.is_whole and self.losses == self.norms == 0
 
 
 def compare(ours: Curves, theirs: Curves) -> Comparison:
-    """Every point of every curve of `theirs` with its own of `ours`."""
+    """Compare every point of every curve in `theirs` with the same point in `ours`."""
     missing = more = 0
     largest = dict.fromkeys(CURVES, 0.0)
     for (trial_id, key), curve in theirs.items():
@@ -159,7 +162,7 @@ def compare(ours: Curves, theirs: Curves) -> Comparison:
         missing += len(expected.keys() - found.keys())
         more += len(own) - len(expected.keys() & found.keys())
         for step in expected.keys() & found.keys():
-            if found[step] != expected[step]:  # of equal infinities there is no difference
+            if found[step] != expected[step]:  # equal infinities have no difference, but their subtraction is NaN
                 difference = abs(found[step] - expected[step]) / max(abs(expected[step]), 1e-300)
                 largest[key] = max(largest[key], difference)
     return Comparison(
@@ -172,10 +175,10 @@ def compare(ours: Curves, theirs: Curves) -> Comparison:
 
 
 def check_strike(outcome: Outcome, strike: Strike, steps: int) -> float:
-    """Seconds from the kill until the pack said that it trains again.
+    """Seconds from the kill until the pack reported that it trains again.
 
     Raises:
-        SweepFailedError: nobody was killed, or so late that nothing shows.
+        SweepFailedError: no worker was killed before the last step, or none continued from the saved states.
     """
     if strike.step is None or strike.step >= steps:
         raise SweepFailedError("the pack was at its end before a worker could be killed: more --steps are needed")
@@ -196,7 +199,7 @@ def row_of(outcome: Outcome, calm: Outcome) -> tuple[list[str], bool]:
 
 
 def main() -> None:
-    """Train the pack undisturbed, then disturbed in every way asked for; a row is written when it is known."""
+    """Train the pack undisturbed, then in every way of `--killed`; each row is written as soon as it is known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
@@ -242,7 +245,7 @@ def main() -> None:
 
 
 def measure(table: Table, pack: dict[str, Any], folder: Path, options: argparse.Namespace) -> Sequence[str]:
-    """A row for each way; gives what went wrong."""
+    """Add a row for each way; return the problems."""
 
     def run(name: str, strike: Strike | None = None) -> Outcome:
         return run_sweep(

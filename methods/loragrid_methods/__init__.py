@@ -1,7 +1,7 @@
-"""The methods LoraGrid compares: one file per method, whose name is the method's name everywhere else.
+"""The methods that LoraGrid compares, one file each; the file's name is the method's name everywhere.
 
-Importing this package does not import torch: the names of the methods are the names of its files. torch is imported
-with the first method or class that is asked for.
+Importing this package does not import torch, because method names are read from file names. torch is imported when the
+first method or class is requested.
 """
 
 import difflib
@@ -18,15 +18,15 @@ _CONTRACT = ("Card", "LayerShape", "Method", "ParameterCount")
 
 
 def method_names() -> tuple[str, ...]:
-    """The names of all methods, which are the names of the files beside this one, in alphabetical order."""
+    """The names of all methods in alphabetical order; each is the name of a file beside this one."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg))
 
 
 def get_method(name: str) -> type["Method"]:
-    """Return the method of that name.
+    """Return the method class called `name`.
 
     Raises:
-        ValueError: no file of that name; the message lists the names there are.
+        ValueError: there is no such method; the message lists all names.
     """
     names = method_names()
     if name not in names:

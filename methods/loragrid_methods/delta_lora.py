@@ -63,7 +63,7 @@ class DeltaLoRA(Method):
 
     @property
     def snapshot_step(self) -> int:
-        """The number of completed steps after which (A, B) is the reference: K + 1."""
+        """The number of completed steps after which (A, B) is stored as the reference: K + 1."""
         return self.start_step + 1
 
     def check_steps(self, steps: int) -> None:
@@ -96,15 +96,15 @@ class DeltaLoRA(Method):
 
 
 class DeltaLoRAStack(LowRankStack):
-    """The Delta-LoRA updates of one linear layer, W's part included.
+    """The Delta-LoRA updates of one linear layer, including the change of W.
 
     Shapes, with M members, T tokens per member, r the largest rank:
         lora_A, reference_A (M, r, d_in); lora_B, reference_B (M, d_out, r)
-        scaling, delta_scale (M, 1, 1); started (M, 1, 1), 1 once the reference is taken, 0 before
+        scaling, delta_scale (M, 1, 1); started (M, 1, 1), 1 after the reference was stored, 0 before
         x (M, T, d_in) -> (M, T, d_out)
 
-    With l = delta_scale * started the update is s (1 + l) B A - l s B_ref A_ref. Autograd must see W as a constant:
-    A and B get gradients of the LoRA term alone (scale s), x gets the whole's.
+    With l = delta_scale * started the update is s (1 + l) B A - l s B_ref A_ref. Autograd must treat W as
+    a constant: A and B get the gradients of the LoRA term only (scale s), x gets the gradient of the whole update.
     """
 
     rank_axes: Mapping[str, int] = {"lora_A": 1, "lora_B": 2, "reference_A": 1, "reference_B": 2}

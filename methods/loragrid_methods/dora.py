@@ -1,4 +1,4 @@
-"""DoRA (Liu et al., 2024, arXiv 2402.09353): LoRA moves the direction of every row of W, a trained vector its length.
+"""DoRA (Liu et al., 2024, arXiv 2402.09353): LoRA changes the direction of each row of W, a trained vector its length.
 
 Reference code: PEFT's `DoraLinearLayer`, NVlabs/DoRA.
 """
@@ -99,7 +99,7 @@ class DoRA(Method):
 
 
 class RowNorms(nn.Module):
-    """||W_i|| of every row of a layer's frozen weight, (d_out,): one for all members."""
+    """||W_i|| of every row of a layer's frozen weight, (d_out,), shared by all members."""
 
     row_norms: Tensor
 
@@ -115,8 +115,8 @@ class DoRAStack(AdapterStack):
         lora_A (M, r, d_in), lora_B (M, d_out, r), lora_magnitude_vector (M, d_out), scaling (M, 1, 1)
         x (M, T, d_in), base_output (M, T, d_out) -> (M, T, d_out)
 
-    With u = s (x A^T) B^T and c = m / ||W + s B A|| the layer's output is c (x W^T + u) + bias. As an update that is
-    u + (c - 1) (x W^T + u), which is exactly zero at the start, where c is 1.
+    With u = s (x A^T) B^T and c = m / ||W + s B A|| the layer's output is c (x W^T + u) + bias. Written as an
+    update this is u + (c - 1) (x W^T + u), which is exactly zero at the start, when u is 0 and c is 1.
     """
 
     rank_axes: Mapping[str, int] = {"lora_A": 1, "lora_B": 2}
@@ -149,5 +149,5 @@ class DoRAStack(AdapterStack):
 
 
 def without_zeros(norms: Tensor) -> Tensor:
-    """The norms to divide by: 1 for a row of zeros, which has magnitude 0."""
+    """The norms, with zeros replaced by 1 for division: a row of zeros has magnitude 0 and stays zero."""
     return norms.masked_fill(norms == 0.0, 1.0)

@@ -45,13 +45,13 @@ class Full(Method):
 class BaseStack(AdapterStack):
     """The base's own weights as one trainable tensor `weights` (1, number of parameters).
 
-    Where the base has the type of `weights` its parameters become views of it; otherwise `weights` is a master copy:
-    gradients are added into it as they arrive, and it is rounded back into the base after every step.
+    If the base has the dtype of `weights`, its parameters become views of it. Otherwise `weights` is a master copy:
+    gradients are added to its gradient as they arrive, and it is rounded into the base after every step.
     """
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__([0])
-        # A tuple: the base must not become a submodule of its own stack.
+        # A tuple, which does not register the base's parameters as the stack's own.
         self.base_parameters = tuple(base.parameters())
         dtype = torch.promote_types(self.base_parameters[0].dtype, torch.float32)
         flat = torch.cat([parameter.detach().flatten().to(dtype) for parameter in self.base_parameters])
@@ -89,7 +89,7 @@ class BaseStack(AdapterStack):
 
 
 class _MoveGradient:
-    """Adds a parameter's gradient into its place in the master gradient and frees it."""
+    """Adds a parameter's gradient to its part of the master gradient, and frees it."""
 
     def __init__(self, destination: Tensor) -> None:
         self.destination = destination

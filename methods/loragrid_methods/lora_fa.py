@@ -46,7 +46,7 @@ class LoRAFA(LoRA):
 
 
 class LoRAFAStack(LoRAStack):
-    """`LoRAStack` with lora_A (M, r, d_in) as a buffer; shapes as there."""
+    """`LoRAStack` with lora_A (M, r, d_in) as a buffer; all shapes are the same."""
 
     lora_A: Tensor
 

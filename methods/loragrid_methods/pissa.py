@@ -1,7 +1,7 @@
 """PiSSA (Meng et al., 2024, arXiv 2404.02948): LoRA that starts at the principal singular vectors of the weight.
 
-Reference code: GraphPKU/PiSSA, PEFT's `pissa_init`. No weight is replaced by its residual here: the pair at the start
-is kept, and the update is measured from it.
+Reference code: GraphPKU/PiSSA, PEFT's `pissa_init`. Here no weight is replaced by its residual: the initial pair is
+kept, and its product is subtracted from the update.
 """
 
 import math
@@ -62,7 +62,7 @@ class PiSSA(Method):
         return ("pissa", rank_class(self.rank), self.target_modules)
 
     def target_layers(self, layers: Sequence[LayerShape]) -> list[LayerShape]:
-        """As `target_modules` selects them.
+        """The layers that `target_modules` selects.
 
         Raises:
             ValueError: nothing matches, or a layer has fewer singular values than `rank`.
@@ -133,8 +133,8 @@ class PiSSAStack(LowRankStack):
 def principal_pairs(weight: BaseWeight, settings: Sequence[tuple[int, float]]) -> tuple[Tensor, Tensor]:
     """A0 (M, r, d_in) and B0 (M, d_out, r) of members with (rank, scaling), zero-padded to the largest rank.
 
-    s B0 A0 is the part of W of the r largest singular values. The largest entry of every right singular vector is
-    positive: an SVD leaves the sign open, and libraries differ in it.
+    s B0 A0 is the part of W that belongs to the r largest singular values. An SVD leaves signs open and libraries
+    choose them differently, so the entry of largest magnitude in every right singular vector is made positive.
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
     u, singular, vt = torch.linalg.svd(weight.dense().to(dtype), full_matrices=False)

@@ -1,6 +1,6 @@
 """VeRA (Kopiczko et al., 2023, arXiv 2310.11454): one frozen random pair A, B for all layers, and two trained vectors.
 
-Reference code: PEFT's `VeraModel`, to which the draw of A and B is bit-equal.
+Reference code: PEFT's `VeraModel`; A and B are drawn with the same bits.
 """
 
 import math
@@ -92,7 +92,7 @@ class VeRA(Method):
 
 
 def largest_shape(layers: Sequence[LayerShape]) -> tuple[int, int]:
-    """(largest d_in, largest d_out) over the layers, each maximum taken for itself."""
+    """(largest d_in, largest d_out) over the layers; the two may come from different layers."""
     return max(layer.in_features for layer in layers), max(layer.out_features for layer in layers)
 
 
@@ -111,7 +111,7 @@ class SharedProjections(nn.Module):
 
 
 def _kaiming(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Uniform in +-sqrt(3) sqrt(2) / sqrt(columns), in the order of operations that PEFT's bits depend on."""
+    """Uniform in +-sqrt(3) sqrt(2) / sqrt(columns); PEFT's order of operations is kept to get the same bits."""
     bound = math.sqrt(3.0) * (math.sqrt(2) / math.sqrt(columns))
     return torch.empty(rows, columns).uniform_(-bound, bound, generator=generator)
 

@@ -1,1 +1,1 @@
-"""What all methods share: the contract, the stacks, the pack that holds them, its optimizer, the export."""
+"""Shared by all methods: the contract, the stacks, the pack that holds them, its optimizer, the export."""

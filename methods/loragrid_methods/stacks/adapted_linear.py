@@ -1,4 +1,4 @@
-"""A frozen linear layer that serves all members of a pack, and adds to each member's rows that member's update."""
+"""A frozen linear layer shared by all members of a pack, which adds each member's update to that member's rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from loragrid_methods.stacks.base_weight import base_weight
 
 @dataclass(frozen=True, kw_only=True)
 class PlacedStack:
-    """A stack and the members it serves: `start` up to, not including, `start + stack.num_members`."""
+    """A stack and the members it serves: `start` to `start + stack.num_members` (exclusive)."""
 
     start: int
     stack: AdapterStack
 
 
 class AdaptedLinear(nn.Module):
-    """`base_layer` run once over the rows of all members, plus every stack's update on the rows of its members.
+    """Runs `base_layer` once over the rows of all members, and adds each stack's update to its members' rows.
 
-    A stack that needs the layer's own output receives it together with the weight. It returns an update like any other
-    stack, so the sum is the same for all, and the members that share the layer with it keep their bits.
-    The rows of x come member by member: x (M * rows, ..., d_in) -> (M * rows, ..., d_out).
+    The rows of x are grouped by member: x (M * rows, ..., d_in) -> (M * rows, ..., d_out).
+    A stack with `needs_base_output` also receives the layer's output and weight. It returns an update like any other
+    stack, so other members that share the layer keep their bits.
     """
 
     def __init__(self, base_layer: nn.Module, num_members: int, placements: Sequence[PlacedStack]) -> None:
@@ -32,7 +32,7 @@ class AdaptedLinear(nn.Module):
         self.num_members = num_members
         self.stacks = nn.ModuleList(placement.stack for placement in placements)
         self.enabled = True
-        # (number of members, index of their stack or None): every member once, in order.
+        # (number of members, index of their stack or None), in order; together they cover every member once.
         self.segments: list[tuple[int, int | None]] = []
         cursor = 0
         for index, placement in enumerate(placements):
@@ -61,7 +61,7 @@ class AdaptedLinear(nn.Module):
         return y + torch.cat(updates).view_as(y)
 
     def _update(self, index: int, rows: Tensor, y: Tensor, start: int) -> Tensor:
-        """What a stack adds to its members' rows (M, T, d_in), which begin at member `start` of y -> (M, T, d_out)."""
+        """The update of stack `index`: rows (M, T, d_in) of its members, the first being `start` -> (M, T, d_out)."""
         stack = self.stacks[index]
         assert isinstance(stack, AdapterStack)
         if stack.needs_base_output:

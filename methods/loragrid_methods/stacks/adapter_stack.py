@@ -11,7 +11,7 @@ from loragrid_methods.stacks.base_weight import BaseWeight
 
 @dataclass(kw_only=True)
 class DrawClock:
-    """What a random draw during training depends on besides the member's seed and the layer: where training is."""
+    """The position in training; random draws depend on it, on the member's seed and on the layer."""
 
     step: int = 0
     worker: int = 0
@@ -21,21 +21,21 @@ class DrawClock:
 class AdapterStack(nn.Module):
     """The update that several members add to the output of one frozen linear layer.
 
-    Trainable tensors are `nn.Parameter`s (M, ...); everything else is a buffer, so that nothing can re-enable its
-    gradient. Ranks that differ are padded with zeros: padded rows and columns get zero gradients and stay zero.
+    Trainable tensors are `nn.Parameter`s (M, ...); everything else is a buffer, so nothing can re-enable its gradient.
+    Smaller ranks are padded with zeros: padded rows and columns get zero gradients and stay zero.
     """
 
     rank_axes: Mapping[str, int] = {}
-    """Tensor name -> axis, member axis included, along which it is padded to the largest rank of the stack."""
+    """Tensor name -> the axis (the member axis is 0) that is padded to the largest rank of the stack."""
 
     written_buffers: frozenset[str] = frozenset()
-    """The buffers that training changes (Delta-LoRA's reference); all others must keep their bits, and that is checked.
+    """The buffers that training changes (Delta-LoRA's reference). A check ensures that all others keep their bits.
 
-    A stack's own buffers are (M, ...) as its parameters are; those of a module within it are shared.
+    A stack's own buffers are (M, ...), like its parameters; all members share the buffers of its submodules.
     """
 
     needs_base_output: bool = False
-    """Whether the update depends on what the frozen layer computes (DoRA): then `forward_with_base` is called."""
+    """Whether the update depends on the frozen layer's output (DoRA); if so, `forward_with_base` replaces `forward`."""
 
     def __init__(self, ranks: Sequence[int]) -> None:
         super().__init__()
@@ -54,24 +54,25 @@ class AdapterStack(nn.Module):
     def forward_with_base(self, x: Tensor, base_output: Tensor, weight: BaseWeight) -> Tensor:
         """The update of a stack with `needs_base_output`.
 
-        x (M, T, d_in), base_output (M, T, d_out), the frozen layer's of the same rows, bias included -> (M, T, d_out).
+        x (M, T, d_in), base_output (M, T, d_out) -> (M, T, d_out). `base_output` is the frozen layer's output for x,
+        bias included.
         """
         raise NotImplementedError
 
     def before_step(self) -> None:
-        """Correct the gradients, after clipping and before the optimizer."""
+        """Correct the gradients; called after clipping and before the optimizer."""
 
     def after_step(self, completed: int) -> None:
-        """React to an update; `completed` is the number of optimizer steps done."""
+        """Called after an optimizer step; `completed` is the number of steps done."""
 
     def after_load(self) -> None:
-        """React to saved values copied into the stack's tensors, before anything is computed with them."""
+        """Called when saved values have been copied into the stack's tensors, before anything is computed with them."""
 
     def bind(self) -> None:
         """Called once, when the pack has moved the parameters into its flat buffers."""
 
     def member_tensors(self, member: int) -> dict[str, Tensor]:
-        """Name -> one member's tensors without padding, parameters and persistent buffers alike, as views."""
+        """Name -> view of one member's parameter or persistent buffer, without padding."""
         return {
             name: self.without_padding(name, tensor[member], member)
             for name, tensor in self.state_dict(keep_vars=False).items()
@@ -84,14 +85,14 @@ class AdapterStack(nn.Module):
         return tensor.narrow(self.rank_axes[name] - 1, 0, self.ranks[member])
 
     def peft_tensors(self, member: int) -> dict[str, Tensor]:
-        """PEFT's key after the module's path -> tensor, for one member."""
+        """PEFT's key without the module's path -> tensor, for one member."""
         raise NotImplementedError
 
     def peft_shared_tensors(self) -> dict[str, Tensor]:
-        """PEFT's key under `base_model.` -> tensor that all layers share."""
+        """PEFT's key without the prefix `base_model.` -> tensor that all layers share."""
         return {}
 
 
 def per_member(values: Sequence[float]) -> Tensor:
-    """Scalars of M members as (M, 1, 1), ready to multiply (M, T, d); float64 until the pack sets the type."""
+    """Scalars of M members as (M, 1, 1), ready to multiply (M, T, d); float64 until the pack casts them."""
     return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from loragrid_methods.stacks.targets import is_conv1d
 
-# Rows of a weight that are taken in float64 at once.
+# Rows of a weight that are converted to float64 at a time.
 ROWS_AT_ONCE = 1024
 
 
@@ -22,23 +22,23 @@ class BaseWeight(ABC):
     @property
     @abstractmethod
     def dtype(self) -> torch.dtype:
-        """The type that the layer computes in."""
+        """The dtype in which the layer computes."""
 
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where the weight is."""
+        """The weight's device."""
 
     @property
     @abstractmethod
     def bias(self) -> Tensor | None:
-        """What the layer adds to x W^T, (d_out,); within the forward of the layer only."""
+        """The layer's bias (d_out,), if any; only valid inside the layer's forward."""
 
     @abstractmethod
     def dense(self) -> Tensor:
-        """W (d_out, d_in) in full.
+        """The whole weight W (d_out, d_in).
 
-        Outside the forward of a sharded base this gathers the weight: all workers must call it.
+        With a sharded base, a call outside the layer's forward gathers the weight, so all workers must make it.
         """
 
     def row_norms(self) -> Tensor:
@@ -47,14 +47,14 @@ class BaseWeight(ABC):
         return torch.cat([torch.linalg.vector_norm(piece.double(), dim=1) for piece in pieces])
 
     def product(self, factors: Tensor) -> Tensor:
-        """Small factors with the weight, F W^T, in the type of the factors: (.., r, d_in) -> (.., r, d_out)."""
+        """The product F W^T of small factors with the weight, in the dtype of F: (.., r, d_in) -> (.., r, d_out)."""
         return factors @ self.dense().to(factors.dtype).mT
 
 
 class LayerWeight(BaseWeight):
     """The weight of an `nn.Linear`, or of transformers' `Conv1D`, which stores it (d_in, d_out).
 
-    Of a base that FSDP2 shards, the layer holds the whole weight within its own forward, and a share of it outside.
+    In a base that FSDP2 shards, the layer holds the whole weight inside its own forward, and a share of it outside.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -99,7 +99,7 @@ def base_weight(layer: nn.Module) -> BaseWeight:
 
 
 def _gathered(weight: Tensor) -> Tensor:
-    """The whole of a weight of which this worker holds a share; a weight of any other type as it is."""
-    from torch.distributed.tensor import DTensor  # half a second, which only a sharded base needs
+    """The whole weight if this worker holds a share of it; any other weight unchanged."""
+    from torch.distributed.tensor import DTensor  # takes half a second; only a sharded base needs it
 
     return weight.full_tensor() if isinstance(weight, DTensor) else weight

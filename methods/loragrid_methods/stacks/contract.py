@@ -1,6 +1,6 @@
-"""What a method is: hyperparameters, a card, and the stacks it builds for the members of a pack.
+"""The contract of a method: hyperparameters, a card, and the stacks it builds for the members of a pack.
 
-The training loop names no method. For one step of a pack it does, in this order:
+The training loop names no method. One step of a pack runs, in this order:
 
     forward: every adapted layer adds what its stacks return for their members' rows
         stack(x)                                             a low-rank stack only declares `term()`
@@ -27,7 +27,7 @@ __all__ = ["Card", "LayerShape", "Method", "ParameterCount"]
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a user must know of a method before comparing it; becomes documentation and MLflow tags."""
+    """What a user must know about a method before comparing it; shown in the documentation and as MLflow tags."""
 
     title: str
     authors: str
@@ -52,11 +52,11 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterCount:
-    """Exact numbers of parameters of one member, counted from shapes.
+    """One member's exact parameter counts, computed from shapes.
 
-    `trainable` is what the optimizer updates; `stored` what an adapter file must hold to be loaded elsewhere without
-    a random seed; `shared` the part of `stored` that one copy serves for all layers (VeRA's projections). `working` is
-    what the stacks hold beside `stored`, in the optimizer's type too: scalings, projections of gradients, row norms.
+    trainable: updated by the optimizer. stored: written to an adapter file, which must load elsewhere without a random
+    seed. shared: the part of `stored` of which all layers share one copy (VeRA's projections). working: held by the
+    stacks besides `stored`, also in the optimizer's dtype: scalings, projections of gradients, row norms.
     """
 
     trainable: int
@@ -73,16 +73,16 @@ class Method(ABC):
     packable: ClassVar[bool] = True
     """Whether several trials may share one base; False for a method that writes the base."""
     sharding_obstacle: ClassVar[str] = ""
-    """Why the method does not train on a base that workers share out, as the end of a sentence; "" where it does."""
+    """Why the method cannot train on a sharded base, as the end of a sentence; "" if it can."""
     trained: ClassVar[tuple[str, ...]] = ()
     """The names of the tensors that train in every stack."""
     draws_from_seed: ClassVar[bool] = False
-    """Whether a member's start depends on its seed; where it does not, seeds differ in their batches only."""
+    """Whether a member's initial weights depend on its seed; if not, seeds differ only in their batches."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.name = cls.__module__.rpartition(".")[2]
-        # An export of another kind than the merge that is inherited would be merged wrong.
+        # With its own export and an inherited `merge`, the class would merge its adapters wrongly.
         exports, merges = (_definer(cls, name) for name in ("peft_config", "merge"))
         if merges is not exports and issubclass(exports, merges):
             raise TypeError(f"{cls.__name__} exports an adapter of its own (`peft_config`) and must define its `merge`")
@@ -91,7 +91,7 @@ class Method(ABC):
 
     @classmethod
     def field_names(cls) -> tuple[str, ...]:
-        """The hyperparameters, in the order of their definition."""
+        """The names of the hyperparameters, in the order of their definition."""
         return tuple(field.name for field in fields(cls))
 
     @classmethod
@@ -104,11 +104,11 @@ class Method(ABC):
         return {name: getattr(self, name) for name in self.field_names()}
 
     def stack_key(self) -> Hashable:
-        """Members with equal keys share their stacks; ranks and scalings may differ inside one."""
+        """Members with equal keys share their stacks; ranks and scalings may differ within a stack."""
         return (self.name,)
 
     def target_layers(self, layers: Sequence[LayerShape]) -> list[LayerShape]:
-        """The layers this method adapts, out of all that can be adapted; none unless a method says otherwise."""
+        """The layers that this method adapts, selected from all adaptable `layers`; none by default."""
         return []
 
     @classmethod
@@ -118,26 +118,25 @@ class Method(ABC):
     ) -> Mapping[str, AdapterStack]:
         """The stacks of members with equal `stack_key`, by layer name ("" for one that belongs to no layer).
 
-        A member's initial draw depends on its own seed and the layer's name alone, so a pack's composition
-        never changes it.
+        A member's initial draw depends only on its own seed and the layer's name, never on the other members.
         """
 
     @abstractmethod
     def num_parameters(self, layers: Sequence[LayerShape], num_base_parameters: int = 0) -> ParameterCount:
-        """Exact counts over `layers` (all that can be adapted; the method selects its targets itself).
+        """Exact counts; `layers` are all adaptable layers, from which the method selects its targets.
 
         `num_base_parameters` is the size of the whole base, for a method that trains it.
         """
 
     def check_steps(self, steps: int) -> None:  # noqa: B027  # a hook with a default, not an abstract method
-        """Refuse a training in which the method would not be itself.
+        """Refuse a training that ends before the step that distinguishes the method from others.
 
         Raises:
-            ValueError: `steps` optimizer steps are too few for what defines the method to happen.
+            ValueError: `steps` optimizer steps are too few.
         """
 
     def capture_obstacle(self) -> str:
-        """Why a step of this method cannot be captured as a CUDA graph; "" where it can."""
+        """Why a step of this method cannot be captured as a CUDA graph; "" if it can."""
         return ""
 
     def learning_rate_multiplier(self, parameter_name: str) -> float:
@@ -150,27 +149,28 @@ class Method(ABC):
 
     @classmethod
     def merge(cls, weight: Tensor, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
-        """The weight of one layer with an exported adapter merged into it; the class that has `peft_config` has this.
+        """One layer's weight with an exported adapter merged into it.
 
-        weight (d_out, d_in) in float64 -> the same shape. `config` is the adapter's, of any version of this package;
-        `tensors` are the layer's by PEFT's key after the layer's name, and what all layers share.
+        weight (d_out, d_in) in float64 -> the same shape. `config`: the adapter's configuration, written by any version
+        of this package. `tensors`: PEFT's key without the layer's name -> tensor, the layer's own and those that all
+        layers share. A class that overrides `peft_config` must override this, too.
 
         Raises:
-            ValueError: an adapter of another kind.
+            ValueError: the adapter is of another kind.
         """
         raise ValueError(f"{cls.name} has no adapter to merge")
 
 
 def _definer(cls: type, name: str) -> type:
-    """The class from which `cls` has an attribute."""
+    """The class that defines the attribute `name` of `cls`."""
     return next(base for base in cls.__mro__ if name in vars(base))
 
 
 def require(condition: bool, method: str, field: str, value: object, allowed: str) -> None:
-    """Refuse a hyperparameter.
+    """Refuse a hyperparameter's value if `condition` is false.
 
     Raises:
-        ValueError: `condition` is false; the message names the method, the field, the value and what is allowed.
+        ValueError: the value is refused; the message names the method, the field, the value and what is allowed.
     """
     if not condition:
         raise ValueError(f"{method}.{field}: {value!r} is not possible; allowed: {allowed}")

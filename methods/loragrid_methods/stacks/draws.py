@@ -1,4 +1,4 @@
-"""Random draws that depend on a member's seed and its layer only, never on the pack the member is in."""
+"""Random draws that depend on a member's seed and its layer, never on the other members of its pack."""
 
 import hashlib
 import math
@@ -14,8 +14,8 @@ from loragrid_methods.stacks.adapter_stack import DrawClock
 def draw_lora_A(seeds: Sequence[int], ranks: Sequence[int], layer: str, in_features: int) -> Tensor:
     """Each member's A ~ U(-1/sqrt(in), 1/sqrt(in)), zero-padded to the largest rank: (M, r_max, in) float32.
 
-    The bound is Kaiming's with a = sqrt(5), as in the authors' loralib and PEFT. The draw depends on the seed and the
-    layer alone: members of one seed start from the same A, whatever their method.
+    The bound is Kaiming's with a = sqrt(5), as in the authors' loralib and PEFT. The draw depends only on
+    the seed and the layer: members with the same seed start from the same A, whatever their method.
     """
     bound = 1.0 / math.sqrt(in_features)
     stacked = torch.zeros(len(seeds), max(ranks), in_features)
@@ -27,21 +27,21 @@ def draw_lora_A(seeds: Sequence[int], ranks: Sequence[int], layer: str, in_featu
 
 @dataclass(frozen=True, kw_only=True)
 class MemberDropout:
-    """Dropout of a layer's input in training, drawn for each member by itself."""
+    """Dropout of a layer's input in training, with a separate mask for each member."""
 
     probability: float
     seeds: tuple[int, ...]
     layer: str
 
     def __call__(self, x: Tensor, clock: DrawClock) -> Tensor:
-        """x (M, T, d) with its members' masks of this moment; see `member_dropout`."""
+        """x (M, T, d) -> (M, T, d); see `member_dropout`."""
         return member_dropout(x, self.probability, self.seeds, self.layer, clock)
 
 
 def member_dropout(x: Tensor, probability: float, seeds: Sequence[int], layer: str, clock: DrawClock) -> Tensor:
-    """Dropout whose mask depends on the member's seed, the layer and the clock alone; x (M, T, d)."""
+    """Dropout whose masks depend only on the member's seed, the layer and the clock: x (M, T, d) -> (M, T, d)."""
     masks = []
-    # The first micro batch draws as the only one does.
+    # The first micro batch uses the same seed as an undivided batch.
     micro_batch = [clock.micro_batch] if clock.micro_batch else []
     for seed in seeds:
         generator = torch.Generator(device=x.device)

@@ -1,6 +1,6 @@
-"""Low-rank updates: a stack declares its factors and scales, and here they are multiplied, forward and backward.
+"""Low-rank updates: stacks declare factors and scalings, and this module multiplies them, forward and backward.
 
-The one place that multiplies by members' factors. How rows, members and factors are laid out is known here only.
+No other module multiplies by members' factors, or knows how rows, members and factors are laid out.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from loragrid_methods.stacks.base_weight import BaseWeight
 
 @dataclass(frozen=True, kw_only=True)
 class FixedPair:
-    """A pair of factors that never trains: down (M, r, d_in), up (M, d_out, r), and the scaling (M, 1, 1) of a term."""
+    """A pair of factors that never trains: down (M, r, d_in), up (M, d_out, r), scaling (M, 1, 1) of its product."""
 
     down: Tensor
     up: Tensor
@@ -24,21 +24,21 @@ class FixedPair:
 
 @dataclass(frozen=True, kw_only=True)
 class LowRankTerm:
-    """What a low-rank stack adds to its layer: outer * [ (scaling * inner * (x A^T)) B^T ], and a fixed pair beside it.
+    """The update of a low-rank stack: outer * [ (scaling * inner * (x A^T)) B^T ], plus the term of a fixed pair.
 
     Shapes, with M members and r the largest rank:
-        down: A (M, r, d_in), or (r, d_in) where all members share it
+        down: A (M, r, d_in), or (r, d_in) if all members share it
         up: B (M, d_out, r), or (d_out, r)
-        scaling (M, 1, 1), inner (M, r), outer (M, d_out): 1 where they are None
+        scaling (M, 1, 1), inner (M, r), outer (M, d_out): None means 1
 
-    What trains is what asks for a gradient: a parameter does, a buffer does not.
-    gradient_scaling (M, 1, 1): the gradients of A and B take this in place of `scaling` (Delta-LoRA, whose output
-    moves by more than its own term).
-    fixed: a second pair with a scaling of its own, whose term is added (Delta-LoRA's reference).
-    origin: the pair that the update is measured from, s (B A - B0 A0), of the ranks of A and B (PiSSA's start). It is
-    computed as s [ (x (A - A0)^T) B^T + (x A0^T) (B - B0)^T ]: exactly zero at the origin and free of cancellation in
-    every number format, where the difference of two products would lose a bfloat16's digits.
-    A term with vectors has neither of the two pairs.
+    A tensor trains if it requires a gradient: parameters do, buffers do not.
+    gradient_scaling (M, 1, 1): replaces `scaling` in the gradients of A and B (Delta-LoRA, whose output contains B A
+    with a larger factor than that of its trained term).
+    fixed: a second pair with its own scaling, whose term is added (Delta-LoRA's reference).
+    origin: a pair (A0, B0) with the ranks of A and B, whose product is subtracted: s (B A - B0 A0) (PiSSA's start). The
+    update is computed as s [ (x (A - A0)^T) B^T + (x A0^T) (B - B0)^T ], which is exactly zero at the origin and free
+    of cancellation in every number format. The difference of two products would lose digits in bfloat16.
+    A term with `inner` or `outer` has neither `fixed` nor `origin`.
     """
 
     down: Tensor
@@ -78,11 +78,11 @@ def times_vectors(rows: Tensor, vectors: Tensor) -> Tensor:
 
 @torch.no_grad()
 def updated_row_norms(term: LowRankTerm, weight: BaseWeight, row_norms: Tensor) -> Tensor:
-    """||W_i + s B_i A|| of every row and member: row_norms ||W_i|| (d_out,) -> (M, d_out), in their type.
+    """||W_i + s B_i A|| of every row and member: row_norms ||W_i|| (d_out,) -> (M, d_out), in their dtype.
 
-    As the root of ||W_i||^2 + 2 s B_i . (A W_i^T) + s^2 B_i (A A^T) B_i^T: no weight of the size of W is made, and
-    where B is zero the result has the bits of `row_norms`. A W^T costs as much as the base layer on r rows per member.
-    Only for a term with scaling, without vectors and pairs.
+    It is computed as the root of ||W_i||^2 + 2 s B_i . (A W_i^T) + s^2 B_i (A A^T) B_i^T, without another weight of W's
+    size. If B is zero, the result equals `row_norms` to the bit. A W^T costs as much as the base layer on r rows per
+    member. The term must have a scaling, and neither vectors nor pairs.
     """
     assert term.scaling is not None
     assert not any(part is not None for part in (term.inner, term.outer, term.fixed, term.origin))
@@ -95,16 +95,16 @@ def updated_row_norms(term: LowRankTerm, weight: BaseWeight, row_norms: Tensor) 
 
 
 class LowRankUpdate(torch.autograd.Function):
-    """`LowRankTerm` with a backward that keeps only what the maths needs.
+    """Computes a `LowRankTerm`; backward keeps only the tensors that the gradients need.
 
     With z = x A^T, f = scaling * inner, g' = g * outer and h = g' B the gradients are
         dx = (f h) A (and the same of a second pair), dA = gradient_scaling inner (h^T x),
         dB = gradient_scaling g'^T (inner z), dinner = scaling sum_t h z, douter = rowsum((g^T (f z)) B)
-    `gradient_scaling` None is `scaling` (no compiler takes the same tensor twice). A second pair (C, D) without a
-    `fixed_scaling` is the origin. Kept for backward besides the factors: x only where A trains, z only where B or a
-    vector trains, never a product of the width of the output. Products are computed in the type of x; a float32 A
-    under a bfloat16 base is rounded here, so no float32 copy of x is ever made. Two pairs are multiplied as one of the
-    rank of both, which reads x and writes y once.
+    If `gradient_scaling` is None, it equals `scaling` (compilers do not accept the same tensor twice). A second pair
+    (C, D) without a `fixed_scaling` is the origin. Besides the factors, backward keeps x only if A trains, z only if B
+    or a vector trains, and never a product of the output's width. Products are computed in x's dtype; a float32 A on a
+    bfloat16 base is rounded here, so no float32 copy of x is ever made. Two pairs are multiplied as one pair of their
+    summed rank, which reads x and writes y once.
     """
 
     @staticmethod
@@ -121,7 +121,7 @@ class LowRankUpdate(torch.autograd.Function):
         d: Tensor | None,
         fixed_scaling: Tensor | None,
     ) -> Tensor:
-        """x (M, T, in), c and d as a and b, shapes as in `LowRankTerm` -> (M, T, out)."""
+        """x (M, T, in) -> (M, T, out); the other shapes as in `LowRankTerm`, those of c and d as of a and b."""
         from_origin = fixed_scaling is None
         down, up = _down(a, c, from_origin, x.dtype), _up(b, d, from_origin, x.dtype)
         z = x @ down.mT
@@ -139,7 +139,7 @@ class LowRankUpdate(torch.autograd.Function):
         return y if outer is None else times_vectors(y, outer)
 
     @staticmethod
-    @once_differentiable  # z is a constant to a second backward, which would be wrong without a word
+    @once_differentiable  # a second backward would treat z as a constant and be silently wrong
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """g (M, T, out) -> gradients in the shapes of x, a, b, inner and outer."""
         x, z, a, b, scaling, gradient_scaling, inner, outer, c, d, fixed_scaling = ctx.saved_tensors
@@ -170,14 +170,14 @@ class LowRankUpdate(torch.autograd.Function):
 
 
 def _down(a: Tensor, c: Tensor | None, from_origin: bool, dtype: torch.dtype) -> Tensor:
-    """What x is multiplied with: A, [A; C], or [A - C; C] from the origin C."""
+    """The factor of x: A, [A; C], or [A - C; C] if C is the origin."""
     if c is None:
         return a.to(dtype)
     return torch.cat([(a - c if from_origin else a).to(dtype), c.to(dtype)], 1)
 
 
 def _up(b: Tensor, d: Tensor | None, from_origin: bool, dtype: torch.dtype) -> Tensor:
-    """What the product with `_down` is multiplied with: B, [B, D], or [B, B - D] from the origin D."""
+    """The factor of the product with `_down`: B, [B, D], or [B, B - D] if D is the origin."""
     if d is None:
         return b.to(dtype)
     return torch.cat([b.to(dtype), (b - d if from_origin else d).to(dtype)], 2)
@@ -186,7 +186,7 @@ def _up(b: Tensor, d: Tensor | None, from_origin: bool, dtype: torch.dtype) -> T
 def _factors(
     a: Tensor, scaling: Tensor | None, inner: Tensor | None, c: Tensor | None, fixed_scaling: Tensor | None
 ) -> Tensor | None:
-    """What every column of z is multiplied with: (M, 1, 1), (M, 1, r), or (M, 1, r of both pairs); None for 1."""
+    """The factors of the columns of z: (M, 1, 1), (M, 1, r), or (M, 1, r of both pairs); None means 1."""
     if inner is not None:
         vector = inner.unsqueeze(1)
         return vector if scaling is None else scaling * vector
@@ -196,5 +196,5 @@ def _factors(
 
 
 def _times(tensor: Tensor, factors: Tensor | None) -> Tensor:
-    """The product in the type of `tensor`; `factors` None is 1."""
+    """The product in the dtype of `tensor`; `factors` None means 1."""
     return tensor if factors is None else tensor * factors.to(tensor.dtype)

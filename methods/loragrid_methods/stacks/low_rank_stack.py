@@ -1,4 +1,4 @@
-"""The usual stack: it declares a low-rank term, and the term is computed for it."""
+"""The stack of most methods: a subclass declares a low-rank term, and this class computes it."""
 
 from torch import Tensor
 
@@ -11,10 +11,10 @@ class LowRankStack(AdapterStack):
     """Adds a `LowRankTerm` to its layer. A subclass holds the tensors and declares them in `term`."""
 
     dropout: MemberDropout | None = None
-    """Dropout of the layer's input in training; None for a method that has none."""
+    """Dropout of the layer's input in training; None means no dropout."""
 
     def term(self) -> LowRankTerm:
-        """The update as it is now. Called in every forward: nothing of the size of a factor may be computed here."""
+        """The current update. Every forward calls it, so it must not compute anything of the size of a factor."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -24,11 +24,11 @@ class LowRankStack(AdapterStack):
 
 
 def rank_class(rank: int) -> int:
-    """16, 64, 256, ...: the first that is at least `rank`. Members of one class share stacks.
+    """The smallest of 16, 64, 256, ... that is at least `rank`; members of one class share stacks.
 
-    A stack pads its members to its largest rank. Sharing saves kernels, padding costs arithmetic and optimizer memory:
-    up to 16, the width of a matrix unit's tile, padding is as good as free; a member of rank 4 must not be padded to
-    another's 256.
+    A stack pads its members to its largest rank. Sharing saves kernels, but padding costs arithmetic and optimizer
+    memory. Up to 16, the width of a matrix unit's tile, padding costs almost nothing. The classes keep a member of rank
+    4 from being padded to another's 256.
     """
     power = 16
     while power < rank:

@@ -1,4 +1,4 @@
-"""Adapters in PEFT's LoRA format: two pairs as one, and how such an adapter is merged into a weight."""
+"""Adapters in PEFT's LoRA format: joins two pairs into one, and merges an adapter into a weight."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# What an adapter's configuration holds besides the settings of its kind.
+# The keys of every adapter's configuration, besides the settings of its kind.
 COMMON_SETTINGS = frozenset(
     {
         "peft_type",
@@ -27,10 +27,10 @@ def merge_lora(
 ) -> Tensor:
     """W + s B A for weight (d_out, d_in), with `lora_A.weight` (r, d_in) and `lora_B.weight` (d_out, r), in float64.
 
-    `more` are settings and tensors of a kind that extends LoRA's: the caller takes them into account.
+    `more`: settings and tensors of a kind that extends LoRA, which the caller handles itself.
 
     Raises:
-        ValueError: an adapter of another kind.
+        ValueError: the adapter is of another kind.
     """
     settings = {"r", "lora_alpha", "lora_dropout", "use_rslora", *more}
     check_adapter(config, tensors, kind="LORA", settings=settings, keys={"lora_A.weight", "lora_B.weight", *more})
@@ -47,10 +47,11 @@ def check_adapter(
     settings: Collection[str],
     keys: Collection[str],
 ) -> None:
-    """Refuse an adapter that a merge does not understand in full: what it leaves out would be merged wrong.
+    """Refuse an adapter with anything that the merge does not handle, because the result would be wrong.
 
     Raises:
-        ValueError: another `peft_type`, a setting that is switched on and not among `settings`, a tensor not in `keys`.
+        ValueError: the adapter has another `peft_type`, a setting that is switched on and not in `settings`, or a
+            tensor not in `keys`.
     """
     if config["peft_type"] != kind:
         raise ValueError(f"peft_type: {config['peft_type']!r} cannot be merged by this method; allowed: {kind}")
@@ -64,7 +65,7 @@ def check_adapter(
 
 
 def lora_of_two_pairs(rank: int, target_modules: str | tuple[str, ...]) -> dict[str, Any]:
-    """The configuration of a LoRA of rank 2r and scaling 1, whose factors carry their own (`scaled_pairs`)."""
+    """The configuration of a LoRA of rank 2r and scaling 1; `scaled_pairs` multiplies the scalings into lora_B."""
     return {
         "peft_type": "LORA",
         "r": 2 * rank,
@@ -76,7 +77,7 @@ def lora_of_two_pairs(rank: int, target_modules: str | tuple[str, ...]) -> dict[
 
 
 def scaled_pairs(first: tuple[Tensor, Tensor, Tensor], second: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
-    """Two pairs (A, B, factor) as one LoRA: lora_A = [A; C] (2r, d_in), lora_B = [f B, g D] (d_out, 2r)."""
+    """The pairs (A, B, f) and (C, D, g) as one LoRA: lora_A = [A; C] (2r, d_in), lora_B = [f B, g D] (d_out, 2r)."""
     (a, b, factor), (c, d, other) = first, second
     return {
         "lora_A.weight": torch.cat([a, c], dim=0),

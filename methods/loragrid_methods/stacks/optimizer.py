@@ -12,11 +12,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterBlock:
-    """All parameters of one name (say `lora_B`) of the members that share stacks, over all layers.
+    """All parameters with one name (such as `lora_B`) of the members that share stacks, over all layers.
 
-    `weights` and `gradients` are (m, P) with m members from `start` on; the stacks' own tensors are views of them.
-    `multiplier` (m, 1) is each member's factor on its learning rate. `shapes` are the parameters' own, (m, ...), by
-    layer name in the order of P.
+    weights, gradients: (m, P), with m members from `start` on; the stacks' own tensors are views of them. multiplier:
+    (m, 1), each member's factor on its learning rate. shapes: layer name -> the parameter's shape (m, ...), in the
+    order in which P concatenates the layers.
     """
 
     name: str
@@ -58,11 +58,11 @@ class MemberAdamW:
         self.second_moments = [torch.zeros_like(block.weights) for block in self.blocks]
         self.num_steps = torch.zeros_like(weight_decay)
         self.update: Callable[..., None] = adamw_update
-        """An engine may put a fused one in its place."""
+        """The update of one block; an engine may replace it with a fused one."""
 
     @torch.no_grad()
     def clip_gradients(self) -> Tensor:
-        """Scale every member's gradient to at most its own norm (infinity: leave it); the norms before, (M,).
+        """Clip each member's gradient to its `clip_norm` (infinity: no limit); return the norms before clipping (M,).
 
         As `torch.nn.utils.clip_grad_norm_`: the factor is clip_norm / (norm + 1e-6), at most 1.
         """
@@ -77,7 +77,7 @@ class MemberAdamW:
 
     @torch.no_grad()
     def step(self, learning_rate: Tensor, active: Tensor) -> None:
-        """One update; members whose `active` (M,) is False keep their weights to the bit."""
+        """Update all members once; those whose `active` (M,) is False keep their weights to the bit."""
         self.num_steps += 1
         correction1 = 1 - self.beta1**self.num_steps
         correction2 = (1 - self.beta2**self.num_steps).sqrt()
@@ -100,7 +100,7 @@ class MemberAdamW:
             )
 
     def zero_gradients(self) -> None:
-        """Set every gradient to zero, in place: the stacks' `.grad` are views of the blocks'."""
+        """Set every gradient to zero, in place, because the stacks' `.grad` are views of the blocks' gradients."""
         for block in self.blocks:
             block.gradients.zero_()
 
@@ -113,7 +113,7 @@ class MemberAdamW:
         return tensors
 
     def member_moments(self, member: int) -> Iterator[tuple[str, str, str, Tensor]]:
-        """(moment's name, layer, parameter's name, one member's moment without member axis, padding included)."""
+        """Yield one member's (moment's name, layer, parameter's name, moment without member axis but with padding)."""
         for block, first, second in zip(self.blocks, self.first_moments, self.second_moments, strict=True):
             if member in range(block.members.start, block.members.stop):
                 for kind, flat in (("first_moment", first), ("second_moment", second)):
@@ -135,10 +135,10 @@ def adamw_update(
     beta2: float,
     epsilon: float,
 ) -> None:
-    """AdamW on one block in place: weights, gradients and moments (m, P); all else (m, 1)."""
+    """AdamW on one block in place: weights, gradients and moments (m, P); all other tensors (m, 1)."""
     first.lerp_(gradients, 1 - beta1)
     second.mul_(beta2).addcmul_(gradients, gradients, value=1 - beta2)
     denominator = second.sqrt().div_(correction2).add_(epsilon)
     update = first.div(denominator).mul_(scale)
-    # A product with a zero rate would still carry a NaN into an inactive member.
+    # A rate of zero is not enough: NaN times zero would put NaN into an inactive member.
     weights.mul_(decay).sub_(torch.where(active, update, torch.zeros_like(update)))

@@ -1,4 +1,4 @@
-"""The members of a pack on one copy of the base: stacks in their places, parameters in flat buffers."""
+"""The members of a pack on one copy of the base: attaches their stacks, and puts parameters into flat buffers."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from loragrid_methods.stacks.targets import LayerShape, adaptable_layers
 
 
 def member_order(methods: Sequence[Method]) -> list[int]:
-    """The indices of `methods`, in their order but with equal stack keys side by side."""
+    """The indices of `methods`, reordered only to put equal stack keys side by side."""
     first_seen: dict[object, int] = {}
     for index, method in enumerate(methods):
         first_seen.setdefault(method.stack_key(), index)
@@ -22,10 +22,10 @@ def member_order(methods: Sequence[Method]) -> list[int]:
 
 
 class AdapterPack:
-    """Adapters of M members attached to `base`, which is frozen (but for a method that trains it).
+    """Adapters of M members attached to `base`, which is frozen unless a method trains it.
 
-    `members` are (method, seed) pairs, those with equal stack keys side by side (`member_order`). `output_layer` is
-    the model's head, never adapted. Attaching leaves every output unchanged. `detach` gives the base back.
+    members: (method, seed) pairs, those with equal stack keys side by side (`member_order`). output_layer: the model's
+    head, which is never adapted. Attaching leaves every output unchanged. `detach` restores the base's own layers.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class AdapterPack:
 
     @property
     def num_members(self) -> int:
-        """M."""
+        """M, the number of members."""
         return len(self.methods)
 
     def stacks(self) -> Iterator[AdapterStack]:
@@ -95,7 +95,7 @@ class AdapterPack:
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Within, the base computes as if nothing were attached, for any number of rows."""
+        """A context in which the base computes as if nothing were attached, for any number of rows."""
         for layer in self.adapted.values():
             layer.enabled = False
         try:
@@ -105,11 +105,11 @@ class AdapterPack:
                 layer.enabled = True
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """What the members train, in the order of the stacks."""
+        """The members' trainable parameters, in the order of the stacks."""
         return [parameter for stack in self.stacks() for parameter in stack.parameters()]
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Parameters and persistent buffers of all stacks by `group.layer.tensor`; the tensors themselves."""
+        """`group.layer.tensor` -> a stack's parameter or persistent buffer; the tensors themselves, not copies."""
         return {
             f"{index}.{layer}.{name}": tensor
             for index, (_, stacks) in enumerate(self.groups)
@@ -124,7 +124,7 @@ class AdapterPack:
             stack.after_load()
 
     def detach(self) -> None:
-        """Put the base's own layers back where adapted ones stand."""
+        """Replace the adapted layers by the base's own."""
         for name, layer in self.adapted.items():
             _replace(self.base, name, layer.base_layer)
         self.adapted = {}
@@ -140,7 +140,7 @@ class AdapterPack:
                 start = end
 
     def _flatten(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, list[ParameterBlock]]:
-        """Move all parameters into blocks (m, P) and give them gradients in one buffer, which one all-reduce sums."""
+        """Move all parameters into blocks (m, P), and their gradients into one buffer for a single all-reduce."""
         named: list[tuple[int, str, dict[str, nn.Parameter]]] = []
         for start, stacks in self.groups:
             by_name: dict[str, dict[str, nn.Parameter]] = {}

@@ -1,4 +1,4 @@
-"""One member of a pack in the form that PEFT loads, and such a file taken apart by layers."""
+"""PEFT's adapter format: exports one member of a pack, and splits an adapter file by layers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,15 +9,15 @@ from torch import Tensor
 from loragrid_methods.stacks.pack import AdapterPack
 
 PREFIX, SHARED_PREFIX = "base_model.model.", "base_model."
-# The PEFT release whose file format this is; PEFT reads files without it as older ones.
+# The PEFT release whose file format is written; PEFT reads files without a version as older ones.
 PEFT_FORMAT_VERSION = "0.21.0"
 
 
 def peft_adapter(pack: AdapterPack, member: int, base_name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """`adapter_config.json` and the tensors of `adapter_model.safetensors` for one member.
+    """The contents of `adapter_config.json` and the tensors of `adapter_model.safetensors` for one member.
 
-    Every layer the member adapts has its tensors here: PEFT loads a file with missing layers without a word, as
-    layers that change nothing.
+    Every layer that the member adapts is included: PEFT would load a file with missing layers without a warning and
+    leave those layers unchanged.
 
     Raises:
         ValueError: the member's method has no adapter (it trains nothing, or the whole base).
@@ -46,16 +46,17 @@ def peft_adapter(pack: AdapterPack, member: int, base_name: str) -> tuple[dict[s
         "peft_version": PEFT_FORMAT_VERSION,
         "inference_mode": True,
     }
-    # Copies: training may go on, and a member of a pack of one is a view of its live weights.
+    # Copies, because training may continue, and the tensors may be views of the live weights.
     return config, {
         key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()
     }
 
 
 def layer_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Layer name -> what an adapter file holds of that layer, as `Method.merge` takes it.
+    """Layer name -> the layer's tensors in an adapter file, as `Method.merge` expects them.
 
-    That is by PEFT's key after the layer's name, and with what all layers share (VeRA's projections).
+    Each is keyed by PEFT's key without the layer's name. The tensors that all layers share (VeRA's projections) are
+    included for every layer.
     """
     shared = {key.removeprefix(SHARED_PREFIX): tensor for key, tensor in tensors.items() if not key.startswith(PREFIX)}
     layers: dict[str, dict[str, Tensor]] = {}

@@ -1,4 +1,4 @@
-"""Which layers of a base can be adapted, and which of them a method's `target_modules` selects."""
+"""Lists the layers of a base that can be adapted, and selects those that a method's `target_modules` names."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ ALL_LINEAR = "all-linear"
 class LayerShape:
     """One adaptable linear layer: y (.., out_features) = x (.., in_features) W^T.
 
-    `transposed` says that the weight is stored (in, out), as transformers' `Conv1D` (GPT-2) does.
+    `transposed`: the weight is stored as (in, out), as in transformers' `Conv1D` (GPT-2).
     """
 
     name: str
@@ -23,12 +23,12 @@ class LayerShape:
 
 
 def is_conv1d(module: nn.Module) -> bool:
-    """Whether this is transformers' `Conv1D`, told by its name because this package imports torch alone."""
+    """Whether this is transformers' `Conv1D`, judged by its name because this package only imports torch."""
     return type(module).__name__ == "Conv1D"
 
 
 def adaptable_layers(base: nn.Module, output_layer: nn.Module | None = None) -> list[LayerShape]:
-    """Every `nn.Linear` and `Conv1D` of `base` but `output_layer` (the head), in the order of the model."""
+    """Every `nn.Linear` and `Conv1D` of `base` except `output_layer` (the head), in the order of the model."""
     layers = []
     for name, module in base.named_modules():
         if module is output_layer:
@@ -48,7 +48,8 @@ def select_layers(target_modules: str | Sequence[str], layers: Sequence[LayerSha
     names or last parts of names (`q_proj`).
 
     Raises:
-        ValueError: nothing matches, or one entry of a sequence matches nothing; the message lists the last parts.
+        ValueError: a string is no regular expression, nothing matches, or an entry of a sequence matches nothing; then
+            the message lists the last parts of the layers' names.
     """
     endings = ", ".join(sorted({layer.name.rpartition(".")[2] for layer in layers}))
     if target_modules == ALL_LINEAR:

@@ -45,12 +45,12 @@ def generate(
     """Every member's answers to the same R prompts: [member][row] -> tokens, without the end token.
 
     frozen: answers of the bare base, as one member. keys: identify the rows; a row's random draws depend only on its
-    key, the seed and the position, so that they are the same for all members and in every pack. All workers of
-    `sum_over_workers` must call this with the same number of rows, and continue until the last row of all has ended.
+    key, the seed and the position, so they are the same for all members and in every pack. All workers of
+    `sum_over_workers` must call this with the same number of rows, and continue until the last row of all workers ends.
 
-    Prompts are padded on the left. The padding is masked and has no positions, so that a row's tokens do not depend on
-    the rows beside it. Rows that have ended are padded until the last row ends, so that all have one shape. Members
-    that are no longer active count as ended.
+    Prompts are padded on the left. The padding is masked and has no positions, so a row's tokens do not depend on the
+    rows beside it. Rows that have ended are padded until the last row ends, to keep one shape. Members that are no
+    longer active count as ended.
     """
     device, num_members = model.active.device, 1 if frozen else model.pack.num_members
     input_ids, mask = _left_padded(prompts, decoding.pad_token_id, device)
@@ -104,13 +104,13 @@ def next_tokens(
 
 @torch.no_grad()
 def check_left_padding(base: PreTrainedModel, tokens: Tensor, kind: str) -> None:
-    """Check that a row of tokens (L,) has the same hidden states alone and padded on the left.
+    """Check that a row of tokens (L,) has the same hidden states with and without padding on the left.
 
     kind: the task kind that generates, for the message.
 
     Raises:
-        ValueError: the hidden states differ, so that answers would depend on the rows beside them. Reasons are a model
-            without a mask (RWKV), or one that applies it inexactly in its dtype (BLOOM in float64).
+        ValueError: the hidden states differ, so answers would depend on the rows beside them. The model has no mask
+            (RWKV), or applies it inexactly in its dtype (BLOOM in float64).
     """
     padding = tokens[:1].repeat(NUM_PADDING_TO_CHECK)
     mask = torch.cat([torch.zeros_like(padding), torch.ones_like(tokens)]).unsqueeze(0)

@@ -1,4 +1,4 @@
-"""What is measured beside the loss while a pack trains: the figures of a task, and the loss of held-out text."""
+"""Measurements besides the loss while a pack trains: the figures of a task, and the loss of held-out text."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

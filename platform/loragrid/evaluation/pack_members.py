@@ -79,7 +79,7 @@ class PackMembers:
         values = torch.zeros(len(columns), num_members, len(questions), dtype=torch.float64, device=device)
         answering = self.batches.answering
         for start in answering.starts(len(questions)):
-            # Past the end a worker answers the first question, and the answer is dropped: all must take part.
+            # Past the end, a worker answers the first question and drops the answer, because all must take part.
             numbers = list(range(start, min(start + answering.size, len(questions)))) or [0]
             generated = generate(
                 self.model,

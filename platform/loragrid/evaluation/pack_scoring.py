@@ -1,4 +1,4 @@
-"""Scores a pack's members on what is measured beside their loss on the evaluation rows."""
+"""Scores a pack's members besides their evaluation loss: on a task, on held-out text and on the test rows."""
 
 from collections.abc import Mapping
 
@@ -31,7 +31,7 @@ class PackScoring:
         self._sum_over_workers, self._stopwatch = sum_over_workers, stopwatch
 
     def observations(self) -> list[Observation]:
-        """What the training loop measures beside training and evaluation."""
+        """The measurements that the training loop makes besides training and evaluation."""
         found: list[Observation] = []
         if self._task is not None:
             found.append(TaskFigures(scorer=self._task, batches=self._batches, last_step=self._last_step))
@@ -40,7 +40,7 @@ class PackScoring:
         return found
 
     def tags(self) -> Mapping[str, str]:
-        """How the scores were computed, for the record."""
+        """How the scores were computed, as MLflow tags."""
         return {**({} if self._task is None else self._task.tags()), **self._batches.tags}
 
     def of_test_rows(self, model: PackModel) -> list[RowScores] | None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def questions_of(rows: TokenRows) -> list[Question]:
-    """The rows' questions. The answer is the last unbroken run of labels: of a chat, the assistant's last turn."""
+    """The rows' questions. The answer is the last unbroken run of labels; in a chat, the assistant's last turn."""
     questions = []
     for key, ids, positions, targets, num_tokens in zip(
         rows.digests(), rows.input_ids, rows.label_positions, rows.label_targets, rows.num_tokens.tolist(), strict=True

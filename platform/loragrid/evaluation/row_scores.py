@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class RowScores:
     """The scores of N rows, column -> a value per row.
 
-    row: its digest. num_labels: labelled tokens. loss: cross-entropy summed over these (nats). A task adds columns of
+    row: its digest. num_labels: labelled tokens. loss: cross-entropy in nats, summed over these. A task adds columns of
     its own, such as `correct` (1 or 0), and `task_figures`, figure name -> value over all rows.
     """
 
@@ -32,12 +32,12 @@ class RowScores:
         return cls(columns={"row": rows.digests(), "num_labels": num_labels.tolist(), "loss": losses.double().tolist()})
 
     def with_task(self, columns: Mapping[str, Sequence[float]], figures: Mapping[str, float]) -> "RowScores":
-        """These scores and a task's; a column of whole numbers is written as such."""
+        """These scores with those of a task added; whole numbers become integers."""
         own = {name: [_number(value) for value in values] for name, values in columns.items()}
         return RowScores(columns={**self.columns, **own}, task_figures=figures)
 
     def figures(self, split: str) -> dict[str, float]:
-        """Metric key -> figure over all rows: the mean loss of a label, and the task's figures."""
+        """Metric key -> figure over all rows: the mean loss per label, and the task's figures."""
         loss, num_labels = (sum(map(float, self.columns[name])) for name in ("loss", "num_labels"))
         return {f"{split}/loss": loss / num_labels} | {f"{split}/{name}": v for name, v in self.task_figures.items()}
 

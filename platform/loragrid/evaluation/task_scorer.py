@@ -1,4 +1,4 @@
-"""Scores every member of a pack on the rows of a task, whatever its kind."""
+"""Scores every member of a pack on the rows of a task of any kind."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -56,7 +56,7 @@ class TaskScorer:
             raise ValueError(f"{key}: {what}; allowed: at most {context - longest}, or a smaller data.max_length")
 
     def tags(self) -> dict[str, str]:
-        """How answers were made, for the record."""
+        """How answers were generated, as MLflow tags."""
         ends = ", ".join(f"{self._tokenizer.convert_ids_to_tokens(end)!r}" for end in self.end_token_ids)
         stops = "" if self.task.generation is None else f", ends at {ends or 'no token'}"
         return {"loragrid.decoding": f"{self.task.decoding}{stops}", **self._scorer.tags()}
@@ -72,7 +72,7 @@ class TaskScorer:
     ) -> Mapping[str, Tensor]:
         """Row column -> the value of every row of the split for every member, (M, N) float64, the same in every worker.
 
-        frozen: of the bare base, (1, N).
+        frozen: the values of the bare base, (1, N).
         """
         pad = self._tokenizer.pad_token_id
         assert pad is not None, "load_tokenizer sets a pad token"

@@ -1,6 +1,6 @@
 """Activation checkpointing: a decoder layer keeps only its input and computes the rest again in backward.
 
-Chen et al. 2016 (arXiv 1604.06174), by torch.utils.checkpoint.
+Chen et al. 2016 (arXiv 1604.06174), implemented with torch.utils.checkpoint.
 """
 
 from collections.abc import Iterator

@@ -12,7 +12,7 @@ from transformers import AttentionInterface, PreTrainedModel
 NAME = "loragrid_causal"
 
 TOLERANCES = {torch.bfloat16: 3e-2, torch.float32: 1e-5, torch.float64: 1e-10}
-"""Relative difference of hidden states by dtype: kernels that sum in another order differ in the last of its bits."""
+"""The allowed relative difference of hidden states, by dtype: another order of sums changes the last bits."""
 
 
 def causal_attention(
@@ -28,8 +28,8 @@ def causal_attention(
 ) -> tuple[Tensor, None]:
     """Fused causal attention: query (B, H, L, d), key and value (B, K, L, d) with K dividing H -> (B, L, H, d).
 
-    transformers builds no mask for an attention function that it does not know. So nothing is built, expanded or
-    synchronized in a step, and keys and values are not repeated.
+    transformers builds no mask for an attention function that it does not know. A step therefore builds, expands and
+    synchronizes nothing, and does not repeat keys and values.
     """
     assert attention_mask is None, "transformers must not build a mask"
     grouped = query.shape[1] != key.shape[1]
@@ -40,7 +40,7 @@ def causal_attention(
 
 
 def allow_padding_without_mask(base: PreTrainedModel) -> None:
-    """Switch off a warning of some models (GPT-2) that waits for the device in order to look at the padding."""
+    """Switch off a warning of some models (GPT-2), because it waits for the device to look for padding."""
     # Rows are padded on the right and attention is causal: no labelled token sees the padding.
     object.__setattr__(base.base_model, "warn_if_padding_and_no_attention_mask", lambda *_: None)
 
@@ -49,8 +49,8 @@ def allow_padding_without_mask(base: PreTrainedModel) -> None:
 def use_causal_attention(base: PreTrainedModel, input_ids: Tensor) -> str:
     """Let `base` use `causal_attention`; return "", or the reason why it keeps its own attention.
 
-    It is tried on `input_ids` (B, L), rows as they are trained. If it changes the hidden states beyond rounding, as for
-    a sliding window shorter than L, soft-capping or attention sinks, the model is left as it was.
+    It is tried on `input_ids` (B, L), which should look like training rows. If it changes the hidden states beyond
+    rounding (a sliding window shorter than L, soft-capping, attention sinks), the model is left as it was.
     """
     AttentionInterface.register(NAME, causal_attention)
     allow_padding_without_mask(base)

@@ -9,17 +9,17 @@ from pathlib import Path
 from loragrid.models.cache import cache_folder
 
 SETTLED_SECONDS = 2.0
-"""Younger files are not remembered: a file can change twice within one tick of its file system's clock."""
+"""Hashes of younger files are not remembered: a file can change twice within one tick of its file system's clock."""
 
 
 def file_sha256(path: Path) -> str:
-    """The hex digest of a file, which is never in memory as a whole."""
+    """The hex digest of a file, read piece by piece."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remembered_sha256(path: Path) -> str:
-    """As `file_sha256`; all processes together read a file of the same path, size and modification time only once."""
+    """As `file_sha256`, but all processes together read a file only once per path, size and modification time."""
     before = _state(path)
     note = cache_folder() / "hashes" / hashlib.sha256(before.encode()).hexdigest()
     if note.is_file():

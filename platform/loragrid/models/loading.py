@@ -25,7 +25,7 @@ MAX_JSON_BYTES = 256 * 2**20
 
 
 def load_tokenizer(model: ModelConfig) -> "PreTrainedTokenizerBase":
-    """Load the model's tokenizer; without a pad token it pads with the end token (padding never reaches a loss)."""
+    """Load the model's tokenizer; if it has no pad token, it pads with the end token (no loss includes padding)."""
     source = _locate(model)
     from transformers import AutoTokenizer
 
@@ -45,9 +45,9 @@ def load_base(model: ModelConfig) -> "PreTrainedModel":
     the hub. It is converted once (about 20 s) and kept in float32, which holds the de-quantised values exactly.
 
     Raises:
-        ValueError: unknown name, unreadable folder, or a checkpoint that pickles, lacks or quantises weights.
+        ValueError: the name is unknown, the folder is unreadable, or the weights are pickled, incomplete or quantised.
     """
-    # Before the slow imports, so that a wrong name is reported at once.
+    # Before the slow imports, to report a wrong name at once.
     source = _locate(model)
     import torch
     from transformers import AutoModelForCausalLM
@@ -100,7 +100,7 @@ def check_weights(model: ModelConfig) -> None:
     if not wanted and index.is_file():
         with _named_failure(model, f"its weights cannot be loaded: {index.name}"):
             wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    # Only names in the folder: an index could point anywhere.
+    # Compared with the names in the folder, because an index could point anywhere.
     if absent := sorted(wanted - present):
         raise ValueError(f"model.name: {model.name}: its weights cannot be loaded: it holds no file {absent[0]!r}")
     for name in sorted(wanted):
@@ -121,7 +121,7 @@ def load_meta_model(model: ModelConfig) -> "PreTrainedModel":
 
 
 def model_digest(model: ModelConfig) -> str:
-    """Identify the weights: `sha256:...` of the files of an embedded or local model, `id@commit` of one on the hub."""
+    """The identity of the weights: `sha256:...` of an embedded or local model's files, `id@commit` of a hub model."""
     source = _locate(model)
     if source.digest is not None:
         return source.digest
@@ -187,7 +187,7 @@ def _locate(model: ModelConfig) -> _Source:
     if found.downloaded is not None:
         # Loading from the folder keeps the loaders from asking the unreachable hub for every optional file.
         return _Source(location=str(found.downloaded), digest=digest)
-    # The revision and not its commit: the hub's cache remembers which commit a revision was, also without a network.
+    # The revision, not its commit: the hub's cache knows the commit of a revision, even without a network.
     return _Source(location=model.name, revision=model.revision, digest=digest)
 
 
@@ -209,8 +209,8 @@ def _freeze(base: "PreTrainedModel") -> "PreTrainedModel":
 
 @contextmanager
 def _named_failure(model: ModelConfig, what: str) -> Iterator[None]:
-    """Name the model in the message: the loaders' own errors are about files and classes."""
+    """Name the model in the message, because the loaders' own errors only mention files and classes."""
     try:
         yield
-    except Exception as error:  # a config of the wrong types fails wherever a loader first uses them
+    except Exception as error:  # a config with wrong types can fail anywhere in a loader
         raise ValueError(f"model.name: {model.name}: {what}: {reason_of(error)}") from error

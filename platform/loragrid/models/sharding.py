@@ -1,8 +1,8 @@
 """Shards the frozen base over the workers (FSDP2): each keeps some rows of every weight and gathers a layer to use it.
 
-Rajbhandari et al. 2020 (ZeRO, arXiv 1910.02054), by torch.distributed.fsdp.fully_shard. The base does not train, so no
-gradients are reduced or scattered. Adapters are attached after the sharding: FSDP does not know them, and every worker
-keeps all of them.
+Rajbhandari et al. 2020 (ZeRO, arXiv 1910.02054), implemented with torch.distributed.fsdp.fully_shard. The base does not
+train, so no gradients are reduced or scattered. Adapters are attached after the sharding: FSDP does not know them, and
+every worker keeps all of them.
 """
 
 import math
@@ -31,20 +31,20 @@ def shard_base(base: PreTrainedModel, device: torch.device) -> None:
     group must call it. Afterwards the head's module must only be called inside `whole_head`.
     """
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # FSDP takes the current one
+        torch.cuda.set_device(device)  # FSDP uses the current device
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     layers, ends, root = _units(base)
     for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     for end in ends:
-        # A weight that is embedding and head stays whole from the embedding to the loss, which reshards it.
+        # A weight that embedding and head share stays whole from the embedding until the loss reshards it.
         unit = fully_shard(end[0], mesh=mesh, reshard_after_forward=len(end) == 1)
         unit.set_unshard_in_backward(False)  # the loss computes its gradient in forward
-        for other in end[1:]:  # not part of the unit: torch would wait for a call of it
+        for other in end[1:]:  # not in the unit, because torch would wait until it is called
             other.weight = end[0].weight
     fully_shard(root, mesh=mesh, reshard_after_forward=True)
-    base.to(device)  # type: ignore[arg-type]  # the other buffers; transformers narrows torch's signature
-    # A warning for GPT-2 about changing hidden states in place, which nothing does.
+    base.to(device)  # type: ignore[arg-type]  # moves the other buffers; transformers narrows torch's signature
+    # For GPT-2, torch warns about changes of hidden states in place, but nothing makes any.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
 
@@ -82,7 +82,7 @@ def share_bytes(base: PreTrainedModel, num_workers: int) -> int:
 def gathered_bytes(base: PreTrainedModel) -> int:
     """The most bytes that a worker gathers at once in a step: layers, embeddings or head, and the root's weights.
 
-    A head with its own weight is gathered after the layers; one tied to the embeddings is whole before and after them.
+    A head with its own weight is gathered after the layers; a tied head is whole before, during and after them.
     """
     layers, ends, root = _units(base)
     seen: set[nn.Parameter] = set()
@@ -93,7 +93,7 @@ def gathered_bytes(base: PreTrainedModel) -> int:
 
 
 def _units(base: PreTrainedModel) -> tuple[list[nn.Module], list[list[nn.Module]], nn.Module]:
-    """The units that are gathered together: (decoder layers, inner ones first; the ends; the root with the rest).
+    """The units of sharding, each gathered as a whole: (decoder layers, inner ones first; ends; root with the rest).
 
     The ends are [[embeddings, head]] if these share one weight, else [[embeddings], [head]].
     """

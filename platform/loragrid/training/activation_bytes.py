@@ -13,7 +13,7 @@ from loragrid.training.torch_internals import TorchDispatchMode, storage_id
 
 
 class ActivationBytes:
-    """Computes steps with `compute`, and counts what the steps keep for backward for which `is_due` (counted from 1).
+    """Computes steps with `compute`; counts the bytes kept for backward in those (counted from 1) that are due.
 
     Batches have static shapes, so every step keeps as many bytes as the first, unless the graph has changed: a gradient
     was switched on again, activations are no longer recomputed, or another attention runs. Counting changes no bit and
@@ -27,7 +27,7 @@ class ActivationBytes:
     def __init__(self, compute: ComputeStep, is_due: Callable[[int], bool]) -> None:
         self._compute, self._is_due = compute, is_due
         self.counts: list[int] = []
-        """Bytes of each counted step. A storage kept by several operations counts once; weights and buffers do not."""
+        """Bytes of each counted step, without weights and buffers; a storage kept by several operations counts once."""
         self.is_comparable = True
 
     def __call__(self, model: PackModel, batch: Batch, rates: Tensor, sum_over_workers: SumOverWorkers) -> StepResult:
@@ -46,7 +46,7 @@ class ActivationBytes:
         return result
 
     def difference(self) -> str | None:
-        """How the last counted step differs from the first; None if it does not, or cannot be compared."""
+        """How the last counted step differs from the first; None if they are equal or cannot be compared."""
         if not self.counts or not self.is_comparable or self.counts[-1] == self.counts[0]:
             return None
         return (
@@ -56,7 +56,7 @@ class ActivationBytes:
 
 
 class _Counter:
-    """Adds up the bytes of storages that are kept, each once while it is alive."""
+    """Adds up the bytes of kept storages; each counts once while it is alive."""
 
     def __init__(self, model: PackModel) -> None:
         # By identity: a new storage may have the address of one that was freed.
@@ -75,7 +75,7 @@ class _Counter:
 
 
 class _NoteShapesOfValues(TorchDispatchMode):
-    """Notes whether an operator runs whose result's shape depends on values."""
+    """Notes whether any operator that runs returns a result whose shape depends on values."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -89,10 +89,10 @@ class _NoteShapesOfValues(TorchDispatchMode):
 def _shape_follows_from_values(func: Any, args: Any) -> bool:
     """Whether an operator's result has a shape that depends on values, or is a number that Python may use as a shape.
 
-    A truth value does not count: transformers asks for some, such as whether positions restart within a row.
+    A bool does not count: transformers reads some, such as whether positions restart within a row.
     """
     if torch.Tag.data_dependent_output in func.tags:
         return bool(args[0].dtype != torch.bool)
-    if func is torch.ops.aten.index.Tensor:  # one result per index, except for masks
+    if func is torch.ops.aten.index.Tensor:  # an integer index has a fixed result shape, a mask does not
         return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
     return torch.Tag.dynamic_output_shape in func.tags

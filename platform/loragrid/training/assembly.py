@@ -20,8 +20,7 @@ NUM_TOKENS_TO_CHECK = 16
 def build_model(trials: Sequence[Trial], base: PreTrainedModel) -> PackModel:
     """The trials of a pack as members on `base`, in the order given (planning has put equal methods side by side).
 
-    Adapters and optimizer are float32 for every dtype of the base except float64, for which they are float64. If it
-    fails, nothing stays attached.
+    Adapters and optimizer are float32, or float64 on a float64 base. If building fails, nothing stays attached.
     """
     dtype = torch.promote_types(base.dtype, torch.float32)
     pack = AdapterPack(

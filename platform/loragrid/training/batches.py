@@ -1,4 +1,4 @@
-"""One worker's share of the rows of every member and step: a pure function of seed and step."""
+"""One worker's batches for all members of a pack; a member's rows depend only on its seed and the step."""
 
 from collections.abc import Iterator, Sequence
 
@@ -18,7 +18,7 @@ class PackBatches:
     """The batches of members with the given seeds; members of one seed see the same rows.
 
     A training batch holds all rows of a step that belong to this worker; an evaluation batch holds one chunk of
-    `scoring` for each member. `answering`: the chunks of prompts that are answered at once, which may be larger.
+    `scoring` for each member. `answering`: the chunks of prompts that are answered at once; they may be larger.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class PackBatches:
 
     @property
     def tags(self) -> dict[str, str]:
-        """How rows are scored, as MLflow tags, if it is not as configured."""
+        """The chunk sizes of scoring, as MLflow tags, if they differ from the configured ones."""
         return self.scoring.tags | self.answering.tags
 
     def training(self, step: int) -> Batch:
@@ -82,8 +82,8 @@ class PackBatches:
     def evaluation(self, num_members: int) -> list[Batch]:
         """This worker's share of the evaluation rows, the same for every member; kept on the device.
 
-        Every batch has the same shape: the last one is filled up with rows without labels. `num_labels` is one, so that
-        losses are sums.
+        Every batch has the same shape: the last one is filled up with rows without labels. `num_labels` is 1,
+        which makes losses sums.
         """
         size = self.scoring.size
         if size != self._evaluated_at_once:
@@ -97,9 +97,9 @@ class PackBatches:
         return self._evaluation[num_members]
 
     def by_row(self, rows: TokenRows, num_members: int) -> Iterator[tuple[int, Batch]]:
-        """This worker's share of `rows`, the same for every member, with the index of each batch's first row.
+        """Yield (index of its first row, batch) for this worker's share of `rows`, the same for every member.
 
-        `num_labels` has an entry of one for every row, so that a loss is the sum over one row.
+        `num_labels` has an entry of 1 for every row, so each loss is the sum over one row.
         """
         size = self.scoring.size
         ones = torch.ones(num_members * size).double()
@@ -118,7 +118,7 @@ def _batch(rows: TokenRows, num_labels: Tensor) -> Batch:
 
 
 def _padded(rows: TokenRows, start: int, size: int) -> TokenRows:
-    """`size` rows from `start` on; past the end, the first row without its labels."""
+    """`size` rows from `start` on; past the end, copies of the first row without labels."""
     indices = torch.arange(start, start + size)
     inside = indices < len(rows)
     chosen = rows.select(torch.where(inside, indices, 0))

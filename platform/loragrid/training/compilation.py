@@ -1,4 +1,4 @@
-"""Compiles what saves time on a GPU: the decoder layers, the loss with its gradient, and the optimizer's update."""
+"""Compiles the decoder layers, the loss with its gradient, and the optimizer's update, to save time on a GPU."""
 
 import torch
 import torch.compiler.config
@@ -11,11 +11,11 @@ from loragrid.training.torch_internals import allow_recomputation_of_saved_resul
 from loragrid_methods.stacks.optimizer import adamw_update
 
 RECOMPILE_LIMIT = 256
-"""Compilations of one function, one per kind of adapter set and per shape. Beyond it torch silently runs eagerly."""
+"""The most compilations of one function (one per adapter set and shape); beyond it torch silently runs eagerly."""
 
 
 def fuse_pieces(model: PackModel) -> None:
-    """Compile the two long rows of elementwise kernels, which takes seconds: softmax with its gradient, and AdamW."""
+    """Compile the two long sequences of elementwise kernels: softmax with its gradient, and AdamW. It takes seconds."""
     _allow_recompilations()
     model.score_rows = torch.compile(fusible_score_rows, dynamic=False)
     # Blocks of all sizes share one compilation.
@@ -23,7 +23,7 @@ def fuse_pieces(model: PackModel) -> None:
 
 
 def compile_layers(base: PreTrainedModel) -> None:
-    """Compile every decoder layer by itself: layers of equal shapes share one compilation.
+    """Compile every decoder layer separately, because layers of equal shapes share one compilation.
 
     Recomputing elementwise results in backward saves a third of the saved activations (LoRA, bytes per token and
     layer: 52,600 instead of 79,648) and costs about 1 % of the time.

@@ -24,7 +24,7 @@ STEPS_BEFORE_CAPTURE = 3
 """Real steps that run first: they allocate cuBLAS's workspaces and compile kernels, which a capture cannot do."""
 
 BATCHES_BEFORE_CAPTURE = 3
-"""Batches of one shape that are evaluated eagerly first: a capture takes as long as some batches."""
+"""Batches of one shape that are evaluated eagerly first, because a capture takes as long as several batches."""
 
 Shapes = tuple[torch.Size, ...]
 """The shapes of a batch's tensors."""
@@ -34,8 +34,8 @@ class CapturedStep:
     """One step as two CUDA graphs, with the tensors they read and write. Capturing computes nothing.
 
     The first graph ends with this worker's gradients, the second begins with the sum over all workers. The sum itself
-    is not captured: so any process group can compute it, its timeout works, and a worker whose capture failed still
-    takes part in it.
+    is not captured. Any process group can therefore compute it, its timeout works, and a worker whose capture failed
+    still takes part in it.
     """
 
     def __init__(self, model: PackModel, batch: Batch, rates: Tensor) -> None:
@@ -51,7 +51,7 @@ class CapturedStep:
             self.norms = update_members(model, self.losses, self.rates)
 
     def replay(self, batch: Batch, rates: Tensor, sum_over_workers: SumOverWorkers) -> StepResult:
-        """The step on another batch and other learning rates (M,)."""
+        """Run the step on another batch and other learning rates (M,)."""
         self.batch.copy_(batch)
         self.rates.copy_(rates)
         self.gradients.replay()
@@ -90,13 +90,13 @@ class CapturedEvaluation:
     def _try_to_capture(self, model: PackModel, batch: Batch) -> "_CapturedBatch | None":
         """The captured batch; None if the capture fails.
 
-        The first time, a single row is captured before it, in its own memory: a capture that meets an operation which
-        must not be captured never releases its memory, and must not hold the step's. One that runs out of memory does
-        release it.
+        The first time, a single row is captured before it, in its own memory pool. A capture that meets a forbidden
+        operation never releases its memory, so it must not happen in the step's pool. A capture that runs out of memory
+        does release it.
         """
         if self.obstacle and not self._is_rehearsed:
             return None
-        torch.cuda.synchronize()  # queued work is no part of the capture's time
+        torch.cuda.synchronize()  # queued work must not count as time of the capture
         try:
             with self._stopwatch.phase("compile"):
                 if not self._is_rehearsed:
@@ -140,9 +140,9 @@ def _capture(graph: torch.cuda.CUDAGraph, after: torch.cuda.CUDAGraph | None = N
 
 
 def recover_from_failed_capture() -> None:
-    """Make the device's random generator usable again: after a failed capture it counts as captured until one succeeds.
+    """Make the device's random generator usable again: after a failed capture, only a successful one releases it.
 
-    LoraGrid draws from its own generators, so training continues even if this capture fails too.
+    LoraGrid draws from its own generators, so training continues even if this capture fails, too.
     """
     torch.cuda.synchronize()
     with suppress(RuntimeError), _capture(torch.cuda.CUDAGraph()):

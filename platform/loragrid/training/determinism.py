@@ -8,7 +8,7 @@ import torch
 from loragrid.training.torch_internals import compile_deterministically
 
 WORKSPACES = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-"""Without this variable, which torch requires, cuBLAS sums in an order that depends on the memory that is free."""
+"""torch requires this variable; without it, the order of cuBLAS's sums depends on the free memory."""
 
 # torch's message for an operator without a deterministic kernel.
 _NO_KERNEL = re.compile(r"(\S+) does not have a deterministic implementation")
@@ -24,7 +24,7 @@ def compute_deterministically() -> None:
 
 
 def name_missing_kernel(reason: str) -> str:
-    """A failure's reason, which names the experiment's key if torch has no deterministic kernel for an operator."""
+    """The failure's reason; if torch lacks a deterministic kernel, it names the operator and the experiment's key."""
     found = _NO_KERNEL.search(reason)
     if found is None:
         return reason

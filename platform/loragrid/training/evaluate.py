@@ -16,14 +16,14 @@ from loragrid.training.step import Batch, PackModel, SumOverWorkers
 
 
 def score_in_chunks(model: PackModel, chunks: Chunks, score: Callable[[], Tensor]) -> Tensor:
-    """Return `score()`; as long as it runs out of memory, halve the chunks and call it again.
+    """Return `score()`; whenever it runs out of memory, halve the chunks and call it again.
 
-    So a trial that could be trained can also be scored. Results are equal up to the rounding of sums over other chunks.
-    The smaller chunks are kept for everything that is scored in them later. `score` must not communicate with other
-    workers, because each of them may need another number of calls.
+    A trial that could be trained can therefore be scored. Smaller chunks only change how sums are rounded, and they
+    stay in use for later scoring. `score` must not communicate with other workers, because they may call it a different
+    number of times.
 
-    Whatever `score` raises is raised; a lack of memory only with chunks of one row. With a sharded base it is raised at
-    once, because all workers take part in every forward and the worker without memory would be missing.
+    A lack of memory is raised only with chunks of one row; other exceptions are raised at once. With a sharded base a
+    lack of memory is also raised at once, because all workers take part in every forward and would wait for this one.
     """
     while chunks.size > 1 and not is_sharded(model.base):
         try:
@@ -53,7 +53,7 @@ def summed_losses(
 ) -> Tensor:
     """The losses of this worker's evaluation rows, summed over their labels: (M,), with `frozen` (1,).
 
-    num_batches: only of the first so many batches; None: of all.
+    num_batches: how many batches to use, from the first; None: all.
     """
     num_members = 1 if frozen else model.pack.num_members
     total = torch.zeros(num_members, dtype=torch.float64, device=model.active.device)
@@ -64,7 +64,7 @@ def summed_losses(
 
 
 def _losses(model: PackModel, batch: Batch, frozen: bool) -> Tensor:
-    """A batch's losses. The bare base never uses a capture: one of the same shape would contain the adapters."""
+    """A batch's losses. The bare base never uses a capture, because it would contain the adapters."""
     return model.losses(batch) if frozen else model.evaluate_batch(model, batch)
 
 

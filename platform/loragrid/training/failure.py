@@ -34,16 +34,16 @@ class Failure:
         )
 
     def end(self) -> TrialEnd:
-        """The end of a trial that failed with it."""
+        """The end of a trial with this failure."""
         return TrialEnd(status="FAILED", reason=self.reason, traceback=self.traceback)
 
     def tags(self) -> dict[str, str]:
-        """Marks a trial that does not fit in memory: a result, by which tables can be filtered."""
+        """The tag of a trial that does not fit in memory, by which tables can be filtered; {} for other failures."""
         return {OUT_OF_MEMORY_TAG: "true"} if self.out_of_memory else {}
 
 
 class PackTooLargeError(torch.OutOfMemoryError):
-    """A pack will not fit beside the base in one of its workers. All workers find and raise it together, in advance."""
+    """A pack will not fit beside the base in one of its workers. All workers raise it together, before training."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -52,5 +52,5 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def process_can_go_on(error: BaseException) -> bool:
-    """False after a fault of the GPU: every later call in the process would fail with it."""
+    """Whether the process can continue. It cannot after a fault of the GPU, because every later GPU call would fail."""
     return is_out_of_memory(error) or not isinstance(error, torch.AcceleratorError)

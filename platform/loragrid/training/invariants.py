@@ -24,7 +24,7 @@ STEPS_UNTIL_ALL_MOVE = 2
 """Steps after which every trained tensor has had a gradient: in the first step LoRA's A has none, because B = 0."""
 
 SMALLEST_TELLING_RATE = 1e-12
-"""Below this learning rate a gradient that exists may underflow."""
+"""Below this learning rate, a missing gradient is no violation, because gradients may underflow to zero."""
 
 
 class InvariantError(RuntimeError):
@@ -34,10 +34,9 @@ class InvariantError(RuntimeError):
 def bit_sums(tensor: Tensor, num_rows: int = 1) -> Tensor:
     """Checksums of the tensor's bits, one for each of `num_rows` equal parts: (num_rows,) int64 on its device.
 
-    The sum modulo 2^64 of a part's memory, read as 64-bit words; a rest of fewer than eight bytes counts as one more
-    word. A change of any bits within one word changes the sum. Changes of several words are missed if they cancel out,
-    by chance once in 2^64. The order of the words does not count. No copy is made of a contiguous tensor that begins at
-    a word.
+    A checksum is the sum modulo 2^64 of a part's memory, read as 64-bit words; up to seven remaining bytes form one
+    more word. A change within one word always changes the sum. Changes of several words cancel out with a probability
+    of 2^-64. The order of the words does not matter. A contiguous tensor that begins at a word boundary is not copied.
     """
     raw = tensor.detach().contiguous().view(num_rows, -1).view(torch.uint8)
     num_bytes = raw.shape[1]
@@ -60,7 +59,7 @@ def base_sums(base: nn.Module, attached: Sequence[nn.Module] = ()) -> dict[str, 
 
 @dataclass(frozen=True, kw_only=True)
 class _Frozen:
-    """A frozen tensor that is no weight of the base. Each of `members` has its own part of it; None: all use it."""
+    """A frozen tensor that is not a weight of the base. members: each has its own part of it; None: all share it."""
 
     name: str
     tensor: Tensor
@@ -70,9 +69,9 @@ class _Frozen:
 class InvariantChecks:
     """Records the state of a pack at its start; `check` compares with it.
 
-    `base`: the checksums of its base as it was loaded; without them, they are computed now. If a method of the pack
-    writes the base, its weights are not compared. Every worker has its own checks and checks at the same steps; all get
-    the same result.
+    `base`: the checksums of the base as it was loaded; None: they are computed now. If a method of the pack writes the
+    base, the base's weights are not compared. Every worker has its own checks, all workers check at the same steps, and
+    all get the same result.
     """
 
     def __init__(
@@ -93,13 +92,13 @@ class InvariantChecks:
     def check(self, saved: ActivationBytes | None = None) -> dict[int, str]:
         """Compare with the start; return {member: reason} for violations confined to single members, each only once.
 
-        `saved` has counted what the step before kept for backward.
+        `saved`: has counted the bytes that the last step kept for backward.
 
         Raises:
-            InvariantError: something is violated for all members. All workers raise it, whichever of them found it.
+            InvariantError: something is violated for all members. All workers raise it, even if only one found it.
         """
         model = self._model
-        # The trainable set first: a reason that names a tensor says more than a number of bytes.
+        # The trainable set first, because a reason that names a tensor is more useful than a number of bytes.
         wrong_graph = next(set_differences(model), None) or (None if saved is None else saved.difference())
         base = {} if self._base_trains else base_sums(model.base, self._stacks)
         now = torch.cat([*base.values(), *self._stack_sums(), self._nothing()])
@@ -149,7 +148,7 @@ class InvariantChecks:
         return torch.zeros(0, dtype=torch.int64, device=self._model.active.device)
 
     def _frozen(self) -> Iterator[_Frozen]:
-        """The stacks' frozen tensors: those of the members, and once each those that layers and members share."""
+        """The stacks' frozen tensors; a tensor that several layers or members share is yielded once."""
         seen: set[int] = set()
         for start, stacks in self._model.pack.groups:
             for layer, stack in stacks.items():
@@ -168,7 +167,7 @@ class InvariantChecks:
             yield bit_sums(frozen.tensor, len(frozen.members) if frozen.members else 1)
 
     def _unmoved(self) -> Iterator[tuple[ParameterBlock, Tensor]]:
-        """Every block of trained parameters, with (m,) bool: which of its members never had a gradient in it."""
+        """Yield every block of trained parameters with a mask (m,) of its members that never had a gradient in it."""
         model = self._model
         if model.completed - self._first < STEPS_UNTIL_ALL_MOVE:
             return

@@ -52,11 +52,11 @@ class Report:
 
 
 class Observation(Protocol):
-    """A measurement beside training and evaluation, whose time counts as its own phase."""
+    """A measurement besides training and evaluation, whose time counts as its own phase."""
 
     @property
     def phase(self) -> str:
-        """The phase as which its time counts."""
+        """The stopwatch's phase to which its time is added."""
 
     def is_due(self, step: int) -> bool:
         """Whether to measure after `step` steps; 0 is the bare base."""
@@ -112,7 +112,7 @@ def train(
 
 @dataclass(kw_only=True)
 class _Loop:
-    """The state of one call of `train`, whose arguments are its first fields."""
+    """The state of one call of `train`; the first fields are its arguments."""
 
     model: PackModel
     batches: PackBatches
@@ -143,7 +143,7 @@ class _Loop:
         model = self.model
         with self.stopwatch.phase("data"):
             rows = self.batches.rows(model.completed)
-        self.wait()  # the copy would wait for the step before, whose time must not count as the data's
+        self.wait()  # otherwise the copy would wait for the last step, and its time would count as `data`
         with self.stopwatch.phase("data"):
             batch = rows.to(model.active.device)
             model.pack.clock.step = model.completed
@@ -152,7 +152,7 @@ class _Loop:
             self.pending.steps.append((model.completed, result))
 
     def after_step(self, first: int) -> None:
-        """Check, evaluate, observe and report, as far as the step asks for it; `first`: steps before this loop."""
+        """Check, evaluate, observe and report, whichever is due; `first`: the steps before this loop."""
         settings, done = self.settings, self.model.completed
         finished = done == settings.steps
         milestone = finished or done in settings.milestones
@@ -169,7 +169,7 @@ class _Loop:
             self.flush(checkpoint_due=checkpoint_due, finished=finished)
 
     def evaluate(self, step: int) -> None:
-        """Compute the loss over the evaluation rows; of the bare base before the first step."""
+        """Compute the loss over the evaluation rows; before the first step, that of the bare base."""
         with self.stopwatch.phase("eval"):
             losses = evaluate(self.model, self.batches, self.sum_over_workers, frozen=step == 0)
             self.pending.evaluations.append((step, "eval/loss", losses))
@@ -207,7 +207,7 @@ class _Loop:
 
 
 def _records(pending: _Pending, learning_rates: Tensor, diverged_at: list[int | None]) -> list[list[dict[str, float]]]:
-    """The pending figures as records by member; enters in `diverged_at` members whose figures are no longer finite."""
+    """The pending figures as records by member; sets `diverged_at` for members whose figures are no longer finite."""
     records: list[dict[int, dict[str, float]]] = [{} for _ in diverged_at]
     for step, result in pending.steps:
         rates = learning_rates[step - 1].tolist()

@@ -1,4 +1,4 @@
-"""The members' losses from hidden states: only logits of labelled positions, and only a chunk of them at a time."""
+"""Computes members' losses from hidden states: only logits of labelled positions, one chunk at a time."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -51,8 +51,8 @@ def fusible_score_rows(logits: Tensor, targets: Tensor, weights: Tensor) -> tupl
 def labelled_hidden_states(hidden: Tensor, label_positions: Tensor) -> Tensor:
     """hidden (R, L, d), label_positions (R, C) -> (R, C, d), the states whose next token is a label.
 
-    By indexing and not by `gather`, because padding repeats positions. Backward of indexing adds these up in a fixed
-    order: without atomic operations, and without sorting all R * C * d values to be deterministic.
+    It indexes instead of calling `gather`, because padding repeats positions. The backward of indexing adds these up in
+    a fixed order: it needs no atomic operations, and need not sort all R * C * d values to be deterministic.
     """
     rows = torch.arange(len(hidden), device=hidden.device).unsqueeze(1)
     return hidden[rows, label_positions]
@@ -64,7 +64,7 @@ def member_losses(
     """Every member's summed cross-entropy over its labels, divided by its `num_labels`: (M,) float32 or better.
 
     hidden (M * R, C, d), targets (M * R, C) with -100 for no label, num_labels (M,). The caller passes the number of
-    labels in the *whole* step, so that the workers' shares add up to the mean.
+    labels in the *whole* step; the workers' shares then add up to the mean.
     """
     num_members = len(num_labels)
     flat, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)

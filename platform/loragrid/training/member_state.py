@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:  # processes that only pass saved states on import this module, and need no models
+if TYPE_CHECKING:  # processes that only forward saved states import this module without the models
     from loragrid.training.step import PackModel
 
 

@@ -19,14 +19,14 @@ from torch.distributed.tensor import DTensor
 from loragrid.training.torch_internals import TorchDispatchMode, storage_id, tree_leaves
 
 KEPT_BY_RAY = 0.05
-"""The part of a machine's main memory that is not used: Ray kills processes above 0.95 (memory_usage_threshold)."""
+"""The part of main memory that stays unused, because Ray kills processes above 0.95 (memory_usage_threshold)."""
 
 
 class Stopwatch:
     """Adds up the wall-clock seconds of named phases. The time of an inner phase does not count in the outer one.
 
-    So all phases together add up to the time of the outermost one. It never waits for a GPU: queued work counts in the
-    phase that waits for it.
+    All phases together therefore add up to the time of the outermost one. It never waits for a GPU: queued work counts
+    in the phase that waits for it.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -77,7 +77,7 @@ def wait_for(device: torch.device) -> None:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start a new peak: on a GPU of the allocator, on a CPU of the process's resident set (Linux)."""
+    """Start a new peak: the allocator's on a GPU, that of the process's resident set on a CPU (Linux)."""
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what earlier work left in the allocator's cache must not count
         torch.cuda.reset_peak_memory_stats(device)
@@ -102,20 +102,20 @@ def peak_memory(device: torch.device) -> dict[str, float]:
 
 
 def free_unused_memory(device: torch.device) -> None:
-    """Release unused memory, also of modules and hooks that refer to each other."""
+    """Release unused memory, including that of modules and hooks that refer to each other."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
     elif sys.platform == "linux":
-        # glibc keeps freed blocks of up to 32 MB below blocks in use: an equally large pack would seem not to fit.
+        # glibc keeps freed blocks of up to 32 MB below blocks in use, so an equally large pack would seem not to fit.
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def free_memory(device: torch.device) -> int:
     """Bytes that torch can still allocate; on a GPU these include cached blocks that are not in use.
 
-    In main memory, `KEPT_BY_RAY` is not free: Ray kills processes of a machine that uses it.
+    In main memory, the part `KEPT_BY_RAY` does not count as free.
     """
     if device.type != "cuda":
         memory = psutil.virtual_memory()
@@ -125,12 +125,12 @@ def free_memory(device: torch.device) -> int:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """The bytes of the model's weights in this process, each storage once; of its shares if the model is sharded."""
+    """The bytes of the model's weights (or its shares of them) in this process; each storage counts once."""
     return bytes_of(model.parameters())
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """The bytes of all storages behind the tensors, each once; of sharded tensors, this process's share."""
+    """The bytes of all storages behind the tensors, each counted once; of sharded tensors, this process's share."""
     local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
     storages = {storage_id(tensor): tensor.untyped_storage().nbytes() for tensor in local}
     return sum(storages.values())
@@ -138,7 +138,7 @@ def bytes_of(tensors: Iterable[Tensor]) -> int:
 
 @contextmanager
 def count_activation_bytes(model: nn.Module) -> Iterator[list[int]]:
-    """Count the bytes that autograd keeps for backward; afterwards the list's only entry is the exact sum.
+    """Count the bytes that autograd keeps for backward; on exit the yielded list has one entry, the exact sum.
 
     A storage kept by several operations counts once. Weights and buffers of `model` do not count.
     """
@@ -174,7 +174,7 @@ class LiveBytes(TorchDispatchMode):
         self._alive: dict[int, int] = {}
 
     def start_new_peak(self) -> None:
-        """Start a new peak."""
+        """Set the peak to the bytes that are alive now."""
         self.peak = self.now
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

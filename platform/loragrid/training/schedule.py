@@ -20,8 +20,8 @@ def learning_rates(members: Sequence[TrainingConfig]) -> Tensor:
 def factor(training: TrainingConfig, step: int) -> float:
     """The factor by which the schedule multiplies the peak learning rate.
 
-    A linear warm-up from 1/warmup_steps to 1, so that no step has a rate of zero; then constant, or a linear or cosine
-    decay that would reach zero one step after the last. As transformers' `get_*_schedule_with_warmup`.
+    It is a linear warm-up from 1/warmup_steps to 1, followed by a constant, or by a linear or cosine decay that would
+    reach zero one step after the last. No step has a rate of zero. As transformers' `get_*_schedule_with_warmup`.
     """
     if step < training.warmup_steps:
         return (step + 1) / training.warmup_steps

@@ -22,7 +22,7 @@ class SumOverWorkers(Protocol):
 
 
 def one_worker(tensor: Tensor) -> None:
-    """The sum over a single worker."""
+    """`SumOverWorkers` for a single worker: does nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +84,13 @@ class Batch:
 
 
 class EvaluateBatch(Protocol):
-    """`PackModel.losses` inside `PackModel.evaluating`, without gradients."""
+    """Computes `PackModel.losses` inside `PackModel.evaluating`, without gradients."""
 
     def __call__(self, model: "PackModel", batch: Batch) -> Tensor: ...
 
 
 def evaluate_batch(model: "PackModel", batch: Batch) -> Tensor:
-    """`EvaluateBatch` kernel by kernel."""
+    """`EvaluateBatch`, run kernel by kernel."""
     return model.losses(batch)
 
 
@@ -112,7 +112,7 @@ class PackModel:
     """rows of each member in one forward and backward; None: all rows of the batch"""
 
     def losses(self, batch: Batch) -> Tensor:
-        """The members' mean losses over their labels (M,); of micro batches or workers, their share of the mean."""
+        """The members' mean losses over their labels (M,); a micro batch or a worker computes its share of the mean."""
         hidden = self.base.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
         with whole_head(self.base) as head:
             return self.score(hidden, batch, head)
@@ -165,7 +165,7 @@ def compute_step(model: PackModel, batch: Batch, rates: Tensor, sum_over_workers
 def add_up_gradients(model: PackModel, batch: Batch) -> Tensor:
     """Run forward and backward of every micro batch; return the members' losses over this worker's rows (M,).
 
-    Each is divided by the labels of the whole step, so that losses and gradients add up to those of a single pass.
+    Each is divided by the labels of the whole step, so losses and gradients add up to those of a single pass.
     """
     model.optimizer.zero_gradients()
     clock, total = model.pack.clock, None
@@ -199,7 +199,7 @@ def update_members(model: PackModel, losses: Tensor, rates: Tensor) -> Tensor:
 def train_step(
     model: PackModel, batch: Batch, sum_over_workers: SumOverWorkers, compute: ComputeStep = compute_step
 ) -> StepResult:
-    """One optimizer step of all members, and what methods do after it (`after_step`)."""
+    """Run one optimizer step of all members, and the methods' `after_step`."""
     result = compute(model, batch, model.learning_rates[model.completed], sum_over_workers)
     model.completed += 1
     model.pack.after_step(model.completed)

@@ -12,13 +12,14 @@ RequestedMode = Literal["auto", "eager", "graph", "compiled"]
 MODE_TAG = "loragrid.engine"
 
 # The cost model of `auto`, measured on H100s with the shapes of SmolLM2-135M, Qwen3-0.6B and Llama-3.2-1B
-# (benchmarks/results/engine_step_h100.md). Compiling the decoder layers takes these seconds, and more for every kind of
-# stack in them: 13 s for LoRA only, 43 to 48 for four kinds, 83 for eight.
+# (benchmarks/results/engine_step_h100.md). Compiling the decoder layers takes the first number of seconds, and the
+# second for every kind of stack in them: 13 s for LoRA only, 43 to 48 for four kinds, 83 for eight.
 COMPILE_SECONDS = 3.0
 COMPILE_SECONDS_PER_STACK = 10.0
-# Compiling saves memory traffic between short kernels, so the saving is proportional to the features that pass them and
-# not to the operations: the seconds per feature and token with one kind of stack, and the relative increase for every
-# further kind. In eleven measured steps of 512 to 16,384 tokens the saving was 0.6 to 1.5 times this.
+# Compiling saves memory traffic between short kernels, so the saving is proportional to the features that pass through
+# them, not to the operations. The first number is the seconds saved per feature and token with one kind of stack, the
+# second the relative increase for every further kind. In eleven measured steps of 512 to 16,384 tokens the saving was
+# 0.6 to 1.5 times this.
 SAVED_SECONDS_PER_FEATURE = 1.25e-11
 SAVED_MORE_PER_STACK = 0.15
 
@@ -42,8 +43,8 @@ def choose_mode(
 ) -> ModeChoice:
     """The mode on a GPU: the requested one, or the result of `auto`; eager if there is an `obstacle` to capturing.
 
-    `auto` compiles if that takes less time than it saves in all steps together. `num_stacks`: the kinds of stacks that
-    would be compiled. `is_compiled`: this was already done for an equal pack.
+    `auto` compiles if that takes less time than it saves in all steps together. num_stacks: the number of kinds of
+    stacks to compile. is_compiled: whether the code is already compiled for an equal pack.
     """
     if requested == "eager":
         return ModeChoice(mode="eager", reason="engine.mode")
@@ -61,7 +62,7 @@ def choose_mode(
 
 
 def capture_obstacle(methods: Iterable[Method], *, shard: bool) -> str:
-    """Why steps of these members cannot be captured, as far as settings tell; "" if nothing is known against it."""
+    """Why the settings forbid capturing steps of these members; "" if they do not."""
     if shard:
         return "workers.strategy: the layers that workers gather of a sharded base are not captured"
     return next(filter(None, (method.capture_obstacle() for method in methods)), "")

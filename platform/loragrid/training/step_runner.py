@@ -16,7 +16,7 @@ from loragrid.training.step_mode import MODE_TAG, Mode, ModeChoice
 
 
 class StepRunner:
-    """`compute_step` in the mode of `choice`; one runner for each time that a pack is attached.
+    """`compute_step` in the mode of `choice`; every attached pack needs a new runner.
 
     A captured step is replayed on the same tensors, so all batches must have one shape. Learning rates, stop marks and
     step counts are tensors, so one capture serves the whole schedule. Everything that must not be captured (saving,
@@ -70,10 +70,10 @@ class StepRunner:
         return result
 
     def _try_to_capture(self, model: PackModel, batch: Batch, rates: Tensor) -> CapturedStep | None:
-        """The captured step; None if the capture fails, and `choice` is eager then.
+        """The captured step; if the capture fails, None, and `choice` becomes eager.
 
         Raises:
-            torch.OutOfMemoryError: a smaller pack may be captured.
+            torch.OutOfMemoryError: memory ran out; a smaller pack may still be captured.
         """
         try:
             torch.cuda.synchronize()

@@ -1,6 +1,6 @@
-"""The only module that touches private parts of torch. Every function says why no public name does the same.
+"""The only module that touches private parts of torch. Every function states why no public name does the same.
 
-Run with torch 2.13; the sources of 2.11 have the same names. Public names are used directly elsewhere:
+Tested with torch 2.13; the sources of 2.11 have the same names. Public names are used directly elsewhere:
 `torch.compiler.reset`, `torch.compiler.config.recompile_limit`.
 """
 
@@ -26,13 +26,13 @@ __all__ = [
 def storage_id(tensor: Tensor) -> int:
     """The identity of the tensor's storage while it is alive, on every device.
 
-    The public `data_ptr` is an address: a freed storage leaves it to another one, and on the meta device it is 0.
+    The public `data_ptr` is an address, which a new storage may reuse; on the meta device it is always 0.
     """
     return int(tensor.untyped_storage()._cdata)
 
 
 def compile_deterministically() -> None:
-    """Let the compiler choose kernels by rules and not by timing them, in this process.
+    """Make the compiler choose kernels by rules instead of timing them, in this process.
 
     The public way, the environment variable `TORCHINDUCTOR_DETERMINISTIC`, is only read when torch is imported;
     `torch.compile(options=...)` would have to be repeated at every call. The import takes about a second.
@@ -43,7 +43,7 @@ def compile_deterministically() -> None:
 
 
 def allow_recomputation_of_saved_results() -> None:
-    """Let the compiler compute elementwise results again in backward, even if a matrix product reads them there.
+    """Let the compiler recompute elementwise results in backward, even those that a matrix product reads there.
 
     The partitioner's settings have no public names.
     """
@@ -53,7 +53,7 @@ def allow_recomputation_of_saved_results() -> None:
 
 
 def uncompile(module: nn.Module) -> None:
-    """Undo `Module.compile`, which has no public opposite: it only sets this attribute."""
+    """Undo `Module.compile`, which only sets this attribute and has no public inverse."""
     compiled: Any = module
     compiled._compiled_call_impl = None
 

@@ -17,9 +17,9 @@ def base_trains(pack: AdapterPack) -> bool:
 
 
 def base_weights(base: nn.Module, attached: Sequence[nn.Module] = ()) -> dict[str, nn.Parameter]:
-    """The base's weights by their names without adapters; `attached`: modules that are attached to it.
+    """Name without adapters -> weight of the base; `attached`: the modules that are attached to it.
 
-    Buffers are not among them: some models enlarge their rotary tables as rows get longer.
+    Buffers are not included, because some models enlarge their rotary tables as rows get longer.
     """
     own = {id(parameter) for module in attached for parameter in module.parameters()}
     return {
@@ -32,9 +32,9 @@ def base_weights(base: nn.Module, attached: Sequence[nn.Module] = ()) -> dict[st
 def set_differences(model: PackModel) -> Iterator[str]:
     """The differences between the trainable set and the declared one, each as a sentence that names the tensor.
 
-    Only the stacks' parameters may ask for a gradient, and the base's weights if a method trains the base. Without
-    padding, every member has as many numbers as its method's `num_parameters` declares. The optimizer must hold exactly
-    these parameters and read their gradients. No value is read, so nothing waits for the device.
+    Only the stacks' parameters may require a gradient, and the base's weights if a method trains the base. Without
+    padding, every member trains as many numbers as its method's `num_parameters` declares. The optimizer must hold
+    exactly these parameters and read their gradients. No value is read, so nothing waits for the device.
     """
     yield from _wrong_gradients(model)
     yield from _wrong_counts(model)

@@ -14,7 +14,7 @@ from loragrid.worker.saved_trial import SavedTrial, from_tensors, to_tensors
 from loragrid.worker.storage import Storage
 
 NUM_KEPT = 2
-"""States that are kept of a trial: the latest, and the one before it in case the latest cannot be read."""
+"""States kept per trial: the latest, and the one before it in case the latest cannot be read."""
 
 OUTPUTS = ("adapter", "scores")
 """The folders that a finished trial leaves; they have the same names in MLflow."""
@@ -27,8 +27,8 @@ class TrialStore:
     """One sweep's trials under `uri`, a path or any URI that pyarrow knows (`s3://bucket/path`, `gs://...`).
 
     Workers write states and adapters; the sweep's driver marks a trial as ended once it has recorded its end. A state's
-    file name contains the digest of its content, so that a truncated or damaged file is detected. Reading a state
-    cannot run code.
+    file name contains the digest of its content, which reveals a truncated or damaged file. Reading a state cannot run
+    code.
     """
 
     uri: str
@@ -54,7 +54,7 @@ class TrialStore:
             self._storage.delete_file(f"{trial_id}/{old}")
 
     def load(self, trial_id: str) -> tuple[SavedTrial | None, list[str]]:
-        """The latest state that can be read (None if there is none), and the problems of later ones."""
+        """The latest readable state (None if there is none), and the problems of later, unreadable ones."""
         spoiled: list[str] = []
         for name in reversed(self._states(trial_id)):
             with tempfile.TemporaryDirectory() as folder:

@@ -53,7 +53,7 @@ def commit_tags(source: Path) -> dict[str, str]:
         DIRTY_TAG: "unknown" if changes is None else str(bool(changes)).lower(),
     }
     if changes:
-        # The same commit with other changes is other code. Untracked files count only by their names.
+        # Other uncommitted changes on the same commit are other code. Untracked files count only by their names.
         code = (_answer(["git", "-C", top, "diff", "HEAD"]) or "") + changes
         tags[CHANGES_TAG] = f"sha256:{hashlib.sha256(code.encode()).hexdigest()}"
     return tags
@@ -62,7 +62,7 @@ def commit_tags(source: Path) -> dict[str, str]:
 def hardware_tags() -> dict[str, str]:
     """Processor, number of usable cores and, through `nvidia-smi`, GPUs and driver.
 
-    Not through torch, which would open a CUDA context in a process that trains nothing.
+    torch is not used, because it would open a CUDA context in a process that trains nothing.
     """
     affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS
     num_cores = len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Trained members as files: a PEFT adapter, or a whole model."""
+"""Writes trained members as files: a PEFT adapter, or a whole model."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetens
 
 
 def export_member(model: PackModel, member: int, base_name: str, folder: Path) -> bool:
-    """Write one member into `folder`; False when its method leaves nothing to write.
+    """Write one member into `folder`; return False if its method has nothing to write.
 
     An adapter is written in PEFT's format. A method that trains the base is written as a whole model.
     """
@@ -37,7 +37,7 @@ def export_member(model: PackModel, member: int, base_name: str, folder: Path) -
 
 @torch.no_grad()
 def merge_adapter(base: PreTrainedModel, folder: Path, method: type[Method]) -> None:
-    """Merge the adapter in `folder`, which is of that method, into `base`, computed in float64 and rounded once.
+    """Merge the adapter of `method` in `folder` into `base`; computed in float64 and rounded once.
 
     Raises:
         ValueError: the adapter names a layer the base does not have (the base is left as it was), or is of another

@@ -14,7 +14,7 @@ from loragrid.worker.process_group import ProcessGroup
 from loragrid.worker.solo_figures import SoloFigures
 
 SPARE_PART = 0.1
-"""Left free beside an estimate, as a part of it: blocks that the allocator cannot use, and CUDA's workspaces."""
+"""Memory required beyond an estimate, as a part of it: blocks that the allocator cannot use, CUDA's workspaces."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class MemoryCheck:
                 needed = self.solo.bytes_together(pack.trials, num_labels, self.group.num_workers)
             else:
                 needed = float(estimate.total - estimate.base)
-            # Also if nothing is known: the other workers wait in the same check.
+            # Called even if nothing is known, because the other workers wait in the same check.
             check_that_pack_fits(self.group, needed or 0.0)
         return estimate
 

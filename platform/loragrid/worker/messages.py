@@ -1,4 +1,4 @@
-"""The messages between a sweep and its workers; quick to import, because every process that passes them on does it."""
+"""The messages between a sweep and its workers; quick to import, because every process that forwards them does so."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -23,8 +23,8 @@ RowsByConfig = Mapping[tuple[ModelConfig, DataConfig], "ray.ObjectRef[TokenizedD
 class WorkerTask:
     """Everything a worker gets.
 
-    by_tune: a scheduler or searcher of Tune decides about the trial. Then updates are held back until there are losses
-    to report with them, because a `Tuner` with a metric accepts no report without it, and no trial is stopped here.
+    by_tune: a scheduler or searcher of Tune decides about the trial. Then no trial is stopped here, and updates are
+    held back until there are losses to report with them, because a `Tuner` with a metric accepts no report without it.
     shard: every worker holds its share of the base.
     """
 
@@ -40,7 +40,7 @@ class WorkerTask:
 
 @dataclass(frozen=True, kw_only=True)
 class QueueFailure:
-    """Why a queue's workers were given up: in one line, and with the traceback."""
+    """Why a queue's workers were given up: the reason in one line, and the traceback."""
 
     reason: str
     traceback: str

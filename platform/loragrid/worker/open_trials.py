@@ -1,4 +1,4 @@
-"""A worker's trials that have begun and not ended: their states between packs, saved on the way, and their ends."""
+"""A worker's trials that have begun and not ended: keeps and saves their states between packs, and ends them."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -60,11 +60,11 @@ class OpenTrials:
         return self._logs[trial_id].last_step
 
     def was_split(self, pack: Pack) -> bool:
-        """Whether the pack is part of one that was halved; its trials' seconds then include those of the whole."""
+        """Whether the pack is part of a halved pack; its trials' seconds then include those spent in the whole pack."""
         return any(self._logs[trial.trial_id].was_split for trial in pack.trials)
 
     def remaining(self, pack: Pack, until: int) -> Iterator[Pack]:
-        """The pack's trials that have neither ended nor reached step `until`, as one pack per step they are at."""
+        """The pack's trials that have neither ended nor reached step `until`, as one pack per reached step."""
         by_step: dict[int, list[Trial]] = {}
         for trial in self.without_ended(pack).trials:
             completed = self.completed(trial)
@@ -156,7 +156,7 @@ class OpenTrials:
         return self._write(lambda: self._store.save(trial_id, self._logs[trial_id].saved_with(state)))
 
     def _write(self, write: Callable[[], None]) -> Failure | None:
-        """Let worker 0 write into the store; return what fails if only the trial has to fail with it."""
+        """Let worker 0 write into the store; return the failure if only this trial must fail with it."""
         try:
             if self._group.worker == 0:
                 write()

@@ -14,7 +14,7 @@ from loragrid.trials.trial import Trial
 
 
 class PackEstimates:
-    """Memory estimates of a worker's packs; `num_shares`: over how many workers the base is sharded."""
+    """Memory estimates of a worker's packs; `num_shares`: the workers over which the base is sharded."""
 
     def __init__(self, device: torch.device, num_workers: int, num_shares: int) -> None:
         self._device, self._num_workers, self._num_shares = device, num_workers, num_shares
@@ -52,7 +52,7 @@ class PackEstimates:
 
 
 def _scoring_shape(data: TokenizedData, task: TaskScorer | None, num_workers: int) -> ScoringShape:
-    lengths = [data.train.input_ids.shape[1]]  # every split's
+    lengths = [data.train.input_ids.shape[1]]  # the same in every split
     if data.held_out_text is not None:
         lengths.append(data.held_out_text.input_ids.shape[1])
     if task is None:

@@ -17,8 +17,8 @@ from loragrid.worker.resident_base import ResidentBase
 class PackInputs:
     """Provides rows, base and task scorer of a pack, and keeps what later packs use again.
 
-    `rows_of`: the rows of a model and data configuration. `describe`: the tags of a trial's worker, base and rows, for
-    the reports of the one worker that is heard; None for no tags.
+    `rows_of`: returns the rows of a model and data configuration. `describe`: returns the tags of a trial's worker,
+    base and rows, for worker 0's reports; None: no tags.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class PackInputs:
 
     @property
     def are_described(self) -> bool:
-        """Whether reports carry tags of what trials train on."""
+        """Whether reports carry tags about the trials' worker, base and rows."""
         return self._describe is not None
 
     def rows(self, pack: Pack) -> TokenizedData:

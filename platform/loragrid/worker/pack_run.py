@@ -1,4 +1,4 @@
-"""Trains a pack that is attached to its base up to a step; reports, saves and checks on the way; ends members."""
+"""Trains an attached pack up to a step; on the way it reports, saves and checks, and it ends members."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,9 +27,9 @@ NUM_REPORTS = 50
 
 @dataclass(frozen=True, kw_only=True)
 class AttachedPack:
-    """A pack's trials as members of `model`, with what trains, scores and checks them.
+    """A pack's trials as members of `model`, with the objects that train, score and check them.
 
-    checks: None if the experiment asks for none. estimate: what the pack was expected to hold on a GPU at its peak.
+    checks: None if the experiment asks for none. estimate: the pack's expected peak memory on a GPU.
     """
 
     pack: Pack
@@ -57,7 +57,7 @@ class AttachedPack:
 
 @dataclass(frozen=True, kw_only=True)
 class PackRun:
-    """One pack on its way to a step."""
+    """Trains one attached pack up to a step."""
 
     attached: AttachedPack
     trials: OpenTrials
@@ -119,7 +119,7 @@ class PackRun:
             if self.trials.has_ended(trial.trial_id):
                 continue
             if diverged_at is not None:
-                # 0: the member had diverged before these workers took over; its curve ends at the step before.
+                # 0: the member diverged before these workers took over, one step after its last recorded loss.
                 reason = f"{DIVERGED} at step {diverged_at or self.trials.last_step(trial.trial_id) + 1}"
                 ended[trial.trial_id] = TrialEnd(status="FAILED", reason=reason)
             elif report.completed == trial.training.steps:

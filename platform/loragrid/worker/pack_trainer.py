@@ -26,9 +26,9 @@ from loragrid.worker.solo_figures import SoloFigures
 
 @dataclass(frozen=True, kw_only=True)
 class PackTrainer:
-    """Takes the trials of a pack from where they are up to a step; the states of trials that continue are kept.
+    """Trains the trials of a pack from their current step to another; keeps the states of trials that continue.
 
-    early_stopping: at its rungs members are evaluated and reported.
+    early_stopping: members are evaluated and reported at its rungs.
     """
 
     group: ProcessGroup
@@ -44,9 +44,9 @@ class PackTrainer:
     def train(self, pack: Pack, until: int) -> None:
         """Train the members up to step `until`; members whose training is then over are exported and end.
 
-        Whatever fails is raised. The members' states are then those from before the call, and `release` frees the
-        memory. The seconds of a pack's trials, by phase, add up to the whole time in this method and in
-        `PackInputs.load_base`, up to the moment at which a trial's end is sent.
+        Failures are raised. The members' states are then those from before the call, and `release` frees the memory.
+        Each trial's seconds, by phase, add up to the whole time in this method and in `PackInputs.load_base`, until the
+        trial's end is sent.
         """
         try:
             with self.stopwatch.phase("setup"):
@@ -104,7 +104,7 @@ class PackTrainer:
         self.trials.put_into(model, pack.trials)
         step_runner = self.resident.step_runner(model, pack.trials, choice, self.stopwatch)
         if self.inputs.are_described and start == 0 and until == training.steps:
-            # Only then do the seconds of the trial's phases belong to a pack of this shape.
+            # Only then have the trials spent all their seconds in a pack of this shape.
             self.reporter.environment = {**self.reporter.environment, SHAPE_TAG: self._shape_of(pack)}
         return AttachedPack(
             pack=pack,
@@ -123,7 +123,7 @@ class PackTrainer:
         )
 
     def _shape_of(self, pack: Pack) -> str:
-        """The name under which the seconds of such packs are known; those of a halved pack are no timing."""
+        """The pack's shape, under which its timing is known; "halved" for a halved pack, whose timing is not used."""
         return "halved" if self.trials.was_split(pack) else self.resident.shape_of(pack.trials)
 
     def _end_violated(self, pack: Pack, error: InvariantError) -> None:

@@ -15,7 +15,7 @@ def run_queue(packs: Sequence[Pack], worker: QueueWorker, early_stopping: EarlyS
     """Train every trial of `packs` to its end, or to the rung at which it is stopped.
 
     With successive halving, all packs that can share a base train up to a rung before any of them continues. The
-    trials that continue form new packs and so use the rows of those that were stopped.
+    trials that continue form new packs, which use the rows of the stopped ones.
     """
     for _, cohort in itertools.groupby(packs, lambda pack: sharing_key(pack.trials[0])):
         waiting = list(cohort)
@@ -44,7 +44,7 @@ def _train_or_halve(pack: Pack, until: int, worker: QueueWorker) -> None:
         if failure is None:
             return
         if len(pack.trials) > 1:
-            # Without trials that ended before the pack failed: while they were measured, checked or saved.
+            # Trials that ended before the pack failed (while measured, checked or saved) are left out.
             for half in worker.trials.without_ended(pack).halves():
                 worker.reporter.split(half, pack, failure.reason)
                 _train_or_halve(half, until, worker)

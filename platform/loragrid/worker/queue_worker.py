@@ -47,8 +47,8 @@ def build_worker(
     """One worker of `group`, with nothing loaded.
 
     rows_of: the rows of a model and data configuration. engine: how steps are run; `compute_deterministically` must be
-    called before if it asks for that. early_stopping: at its rungs packs are evaluated and reported. shard: every
-    worker holds its share of the base. describe: tags of a trial's worker, base and rows.
+    called before if it asks for that. early_stopping: packs are evaluated and reported at its rungs. shard: every
+    worker holds its share of the base. describe: returns the tags of a trial's worker, base and rows.
     """
     logs, stopwatch = TrialLogs(), Stopwatch(time.monotonic)
     reporter = Reporter(send, logs, stopwatch)

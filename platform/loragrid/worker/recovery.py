@@ -14,7 +14,7 @@ DAMAGED_TAG = "loragrid.checkpoint.damaged"
 
 @dataclass(frozen=True, kw_only=True)
 class LeftBehind:
-    """What the store holds of a queue: ids of trials that have ended, saved trials, and problems of damaged states."""
+    """The store's contents for a queue: ids of trials that have ended, saved trials, and problems of damaged states."""
 
     ended: set[str] = field(default_factory=set)
     saved: dict[str, SavedTrial] = field(default_factory=dict)

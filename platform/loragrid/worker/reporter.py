@@ -1,4 +1,4 @@
-"""Sends what happens to packs to the sweep: every step once, every tag when it changes, every end with its seconds."""
+"""Reports events of packs to the sweep: every step once, every tag when it changes, every end with its seconds."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -37,7 +37,7 @@ class Reporter:
         self._send(self._update(pack, name, steps=self.until))
 
     def figures(self, pack: Pack, figures: Mapping[str, dict[str, float]]) -> None:
-        """Report figures that trials of the pack have once, by trial id."""
+        """Report figures that a trial has only once, not at every step; by trial id."""
         for trial_id, found in figures.items():
             self._logs[trial_id].figures.update(found)
         self._send(self._update(pack, "measured", figures=figures))

@@ -68,13 +68,13 @@ class ResidentBase:
         base = load_base(trial.model)
         self._layers = adaptable_layers(base, base.get_output_embeddings())
         if self._shard:
-            # While the base is still whole. The batches are those of a single worker, so all check the same row.
+            # Checked while the base is whole. The batches are those of a single worker, so all check the same row.
             check_logits(base, build_batches([trial], data, base.device))
             _check_task(base, trial, data)
             shard_base(base, self.device)
         else:
             base.to(self.device)  # type: ignore[arg-type]  # transformers narrows torch's own signature
-        # Also for eager steps: no mask is built, and no key or value is repeated.
+        # This also helps eager steps: no mask is built, and no key or value is repeated.
         rows = data.evaluation.input_ids[:2].to(self.device)
         with whole_head(base):
             self._attention_obstacle = use_causal_attention(base, rows) if self.device.type == "cuda" else ""
@@ -87,7 +87,7 @@ class ResidentBase:
         return base
 
     def shape_of(self, trials: Sequence[Trial]) -> str:
-        """The name under which timings of a pack of these trials on this base are known."""
+        """The shape under which timings of a pack of these trials on this base are recorded."""
         return pack_shape(trials, self._engine, self._num_workers, shard=self._shard)
 
     def release(self) -> None:
@@ -110,9 +110,9 @@ class ResidentBase:
     def choose_mode(self, trials: Sequence[Trial], length: int, num_steps: int) -> ModeChoice:
         """The mode in which `num_steps` steps of a pack with rows of `length` tokens run.
 
-        With deterministic kernels the choice depends on all steps of the trials, and neither on the steps that are left
-        nor on what is compiled already. Compiled kernels sum in another order, and workers that continue the pack must
-        compute the same bits.
+        With deterministic kernels the choice depends on the trials' total steps, not on the remaining steps or on code
+        that is already compiled. Compiled kernels sum in another order, and workers that continue the pack must compute
+        the same bits.
         """
         if self.device.type != "cuda":
             return ModeChoice(mode="eager", reason="no GPU")

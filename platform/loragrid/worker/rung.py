@@ -23,7 +23,7 @@ class Rung:
         return survivors(ranking, self.config.reduction_factor)
 
     def ends(self, ranking: Sequence[str], losses: Mapping[str, float]) -> dict[str, TrialEnd]:
-        """The ends of the trials of a ranking that are not among the best, as far as they have a loss."""
+        """The ends of the trials of a ranking that have a loss and are not among the best."""
         best = self.best(ranking)
         return {
             trial_id: TrialEnd(
@@ -49,7 +49,7 @@ def stop_trials_behind(packs: Sequence[Pack], worker: QueueWorker, rung: Rung) -
     losses = {key: loss for key, loss in all_losses.items() if not any(key in ranking for ranking in decided)}
     if losses:
         ranking = rank(losses)
-        # Before any trial ends: workers that take over in between must not rank only the trials that are left.
+        # Saved before any trial ends: workers that take over in between must not rank only the remaining trials.
         unsaved = worker.trials.pass_rung(rung.best(ranking), ranking, rung.number)
         _end_trials(packs, worker, rung, rung.ends(ranking, losses), unsaved)
 

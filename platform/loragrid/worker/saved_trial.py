@@ -1,4 +1,4 @@
-"""A trial that has not ended, and how it is stored: as named tensors, so that reading one cannot run code."""
+"""A trial that has not ended, stored as named tensors, because reading these cannot run code."""
 
 import json
 from collections.abc import Mapping

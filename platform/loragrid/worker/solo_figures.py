@@ -15,7 +15,7 @@ from loragrid.worker.reporter import Reporter
 from loragrid.worker.resident_base import ResidentBase
 from loragrid.worker.trial_log import TrialLogs
 
-# What a trial holds beside the base and its loss, by part. In a pack these add up over the members.
+# The parts of a trial's memory besides the base and the loss. In a pack these add up over the members.
 _OF_EACH_MEMBER = (
     "memory/adapter_bytes",
     "memory/gradient_bytes",
@@ -62,7 +62,7 @@ class SoloFigures:
         return tuple(trial for trial in pack.trials if trial.trial_id in able)
 
     def bytes_together(self, trials: Sequence[Trial], num_labels: int, num_workers: int) -> float | None:
-        """The bytes that the trials hold beside the base in a common step, from what each held in a pack of one.
+        """The bytes that the trials hold besides the base in a common step, from those of each in a pack of one.
 
         Losses are computed chunk by chunk over all members' rows, so only one chunk is in memory. None if not all of
         the trials have been measured. `num_labels`: label positions per row.
@@ -99,7 +99,7 @@ class SoloFigures:
 
 
 def _shape(trial: Trial) -> object:
-    """Trials of equal shape cost the same; LoRA+ and LoRA have one shape because only learning rates differ."""
+    """The trial's shape, which decides its costs; LoRA+ and LoRA have one shape because only learning rates differ."""
     sizes = (trial.method.stack_key(), trial.method.peft_config().get("r"))
     training = trial.training
     settings = (training.batch_size, training.micro_batch_size, training.activation_checkpointing)

@@ -31,7 +31,7 @@ class TrialLog:
 
     @property
     def was_split(self) -> bool:
-        """Whether the trial's pack is part of one that was halved; its seconds then include those of the whole."""
+        """Whether the trial's pack is part of a halved pack; its seconds then include those spent in the whole pack."""
         return SPLIT_TAG in self.tags
 
     @property

@@ -1,4 +1,4 @@
-"""A worker's tags about itself and its inputs; on a cluster the driver runs on another machine."""
+"""A worker's tags about itself and its inputs, which the driver of a cluster, on another machine, cannot know."""
 
 import platform
 from functools import lru_cache
@@ -36,7 +36,7 @@ def input_tags(weights: str, rows: str) -> dict[str, str]:
 
 
 def arithmetic_tags(device: torch.device) -> dict[str, str]:
-    """The device that computes, and the settings that decide about its precision."""
+    """The device that computes, and the settings that determine its precision."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     tags = {
         DEVICE_TAG: cpu_name(),
