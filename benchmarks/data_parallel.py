@@ -23,7 +23,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, spawn
 
 from benchmarks.data_parallel_worker import COMPARED_LENGTH, COMPARED_ROWS, NUM_COMPARED, Job, Result, work
 from benchmarks.ending import exit_at_sigterm
-from benchmarks.shapes import shapes_alone
+from benchmarks.shapes import shapes_only
 from benchmarks.sweeps import check_places
 from benchmarks.tables import Table, failed, hardware
 from loragrid.planning.memory_estimate import estimate_memory
@@ -65,7 +65,7 @@ def measure(job: Job, timeout_seconds: float) -> Result:
         try:
             while not workers.join(timeout=max(0.0, deadline - time.monotonic()), grace_period=GRACE_SECONDS):
                 if time.monotonic() >= deadline:
-                    raise MeasurementError(f"not at its end after {timeout_seconds:g} s")
+                    raise MeasurementError(f"not finished after {timeout_seconds:g} s")
         except ProcessExitedException as error:
             # The first failure is the cause; other workers fail because that one is gone.
             reasons = [file.read_text(encoding="utf-8") for file in sorted(Path(folder).glob("*.failure"))]
@@ -80,7 +80,7 @@ def measure(job: Job, timeout_seconds: float) -> Result:
 def planned_bytes(job: Job) -> int:
     """The peak bytes of a worker's steps on a GPU, as `loragrid plan` estimates them."""
     estimate = estimate_memory(
-        shapes_alone(job.model, job.torch_dtype),
+        shapes_only(job.model, job.torch_dtype),
         job.methods,
         num_rows=job.rows,
         length=job.length,
@@ -161,12 +161,12 @@ def main() -> None:
         parser.error(f"--modes: {', '.join(modes)}: nothing is captured on a CPU; allowed: eager")
     jobs = jobs_of(options, modes)
     if not jobs:
-        parser.error("--workers: 1: one worker shares the base with nobody; allowed with --strategies shard: 2, 4, 8")
+        parser.error("--workers: 1: a sharded base needs several workers; allowed with --strategies shard: 2, 4, 8")
     about = (
         f"{hardware(options.device)}; {options.model}, {jobs[0].dtype}. Losses: of {NUM_COMPARED} steps of "
         f"{COMPARED_ROWS} rows of {min(COMPARED_LENGTH, options.length)} tokens for each member, which all workers "
         "share, against those of the first row with as many members. Peak: the most that a worker has allocated in "
-        "timed steps; plan: what `loragrid plan` says of a GPU."
+        "timed steps; plan: the estimate of `loragrid plan`."
     )
     problems = measure_all(Table(options.out, about, COLUMNS), jobs, options.timeout)
     if problems:

@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 4, 16], help="rows of 512 tokens per step")
     parser.add_argument("--members", type=int, default=16, help="members of the mixed pack; 0: none")
     parser.add_argument("--baselines", nargs="*", default=["P2", "P3"])
-    parser.add_argument("--deterministic", action="store_true", help="with kernels that repeat to the bit alone")
+    parser.add_argument("--deterministic", action="store_true", help="use only deterministic kernels")
     parser.add_argument("--no-gates", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("engine_step.md"))
     options = parser.parse_args()

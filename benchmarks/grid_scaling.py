@@ -79,7 +79,7 @@ def measure(table: Table, gpus: list[int], run: Callable[[int], Outcome]) -> lis
         first = first or (whole, trained, num_gpus)
         table.add(*row)
         if outcome.num_queues() < num_gpus:
-            problems.append(f"{num_gpus} GPUs: the grid was shared out over {outcome.num_queues()} of them")
+            problems.append(f"{num_gpus} GPUs: the grid ran on only {outcome.num_queues()} of them")
     return problems
 
 

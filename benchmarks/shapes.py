@@ -59,7 +59,7 @@ def random_base(name: str, device: torch.device, dtype: torch.dtype) -> PreTrain
     return base
 
 
-def shapes_alone(name: str, dtype: torch.dtype) -> PreTrainedModel:
+def shapes_only(name: str, dtype: torch.dtype) -> PreTrainedModel:
     """A model of these shapes on the meta device: no weights."""
     with torch.device("meta"):
         loader: Any = AutoModelForCausalLM

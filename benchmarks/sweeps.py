@@ -61,7 +61,7 @@ class Outcome:
         """
         spans = self.training().values()
         if not spans:
-            raise SweepFailedError("no pack has said when it trained")
+            raise SweepFailedError("no pack reported when it trained")
         return max(end for _, end in spans) - min(start for start, _ in spans)
 
     def num_queues(self) -> int:
@@ -114,7 +114,7 @@ def run_sweep(
     try:
         while started.poll() is None:
             if time.monotonic() > deadline:
-                raise SweepFailedError(f"not at its end after {timeout_seconds:g} s")
+                raise SweepFailedError(f"not finished after {timeout_seconds:g} s")
             watch(process)
             time.sleep(POLL_SECONDS)
     finally:
@@ -143,7 +143,7 @@ def check_places(device: str, most: int) -> None:
     """
     found = len(visible_gpus()) if device == "cuda" else most
     if most > found:
-        raise ValueError(f"{most} GPUs were asked for, and this machine has {found}; allowed: at most so many")
+        raise ValueError(f"{most} GPUs were requested, but this machine has {found}; allowed: at most {found}")
 
 
 def share_of_cpus(most_places: int) -> int:

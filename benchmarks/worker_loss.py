@@ -181,11 +181,11 @@ def check_strike(outcome: Outcome, strike: Strike, steps: int) -> float:
         SweepFailedError: no worker was killed before the last step, or none continued from the saved states.
     """
     if strike.step is None or strike.step >= steps:
-        raise SweepFailedError("the pack was at its end before a worker could be killed: more --steps are needed")
+        raise SweepFailedError("the pack finished before a worker was killed; use more --steps")
     after = [(seconds, text) for seconds, _, text in outcome.lines if outcome.started + seconds > strike.time]
     again = [seconds for seconds, text in after if text == "training"]
     if not again or "going on" not in [text for _, text in after]:
-        raise SweepFailedError("a worker was killed, but no other has gone on from the saved states")
+        raise SweepFailedError("a worker was killed, but no other continued from the saved states")
     return outcome.started + again[0] - strike.time
 
 
@@ -216,7 +216,7 @@ def main() -> None:
     options = parser.parse_args()
     exit_at_sigterm()
     if options.workers < 2:
-        parser.error(f"--workers: {options.workers}: what is lost is one of several; allowed: 2 or more")
+        parser.error(f"--workers: {options.workers}: the benchmark kills one of several workers; allowed: 2 or more")
     try:
         check_places(options.device, options.workers)
     except ValueError as error:

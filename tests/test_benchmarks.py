@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks import grid_scaling
 from benchmarks.data_parallel import measure_all
 from benchmarks.data_parallel_worker import Job
-from benchmarks.shapes import random_base, shapes_alone
+from benchmarks.shapes import random_base, shapes_only
 from benchmarks.sweeps import Outcome, SweepFailedError, run_sweep
 from benchmarks.tables import Table
 from benchmarks.worker_loss import HIGHEST, Comparison, Strike, check_strike, compare
@@ -95,8 +95,8 @@ def test_a_failed_measurement_is_a_row_with_its_reason(tmp_path: Path) -> None:
     assert len(problems) == 1, "what does not fit is a result"
     assert "no-such-shapes" in problems[0]
     (problem,) = measure_all(table, [job(num_workers=2)], timeout_seconds=0.5)
-    assert problem.endswith("not at its end after 0.5 s")
-    assert rows_of(tmp_path / "table.md")[-1]["column 4"] == "failed: not at its end after 0.5 s"
+    assert problem.endswith("not finished after 0.5 s")
+    assert rows_of(tmp_path / "table.md")[-1]["column 4"] == "failed: not finished after 0.5 s"
 
 
 def test_a_failed_sweep_is_a_row_and_leaves_no_process(
@@ -114,7 +114,7 @@ def test_a_failed_sweep_is_a_row_and_leaves_no_process(
 
     table = Table(tmp_path / "table.md", "about", grid_scaling.COLUMNS)
     problems = grid_scaling.measure(table, [1, 2], run)
-    reasons = ["not at its end after 0.2 s", "its process has ended with code 1"]
+    reasons = ["not finished after 0.2 s", "its process has ended with code 1"]
     assert [row["trials"] for row in rows_of(tmp_path / "table.md")] == [f"failed: {reason}" for reason in reasons]
     assert problems == [f"{number} GPUs: {reason}" for number, reason in enumerate(reasons, start=1)]
     left = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
@@ -241,7 +241,7 @@ def test_a_base_is_made_only_on_its_device_and_dtype() -> None:
 def test_the_cost_model_fits_the_steps_it_was_read_off(
     shapes: str, num_tokens: int, num_stacks: int, graph: float, compiled: float
 ) -> None:
-    base = shapes_alone(shapes, torch.bfloat16)
+    base = shapes_only(shapes, torch.bfloat16)
     features = features_of_step(adaptable_layers(base, base.get_output_embeddings()), num_tokens)
     choice = choose_mode("auto", num_steps=100_000, features_per_step=features, num_stacks=num_stacks)
     expected = float(choice.reason.split()[-2]) / 100  # milliseconds of a step
@@ -271,7 +271,7 @@ def test_a_struck_pack_must_go_on_from_its_states(tmp_path: Path) -> None:
     strike.step, strike.time = 20, 1030.0
     assert check_strike(outcome("going on", "training"), strike, steps=60) == 11.0
     for after in ((), ("training",), ("going on",)):
-        with pytest.raises(SweepFailedError, match="no other has gone on from the saved states"):
+        with pytest.raises(SweepFailedError, match="no other continued from the saved states"):
             check_strike(outcome(*after), strike, steps=60)
 
 
@@ -294,7 +294,7 @@ def test_a_script_refuses_what_it_cannot_measure(tmp_path: Path) -> None:
     assert re.search(r"--workers: 3 workers cannot share 8 rows; allowed: 1, 2, 4, 8", said)
     for options, reason in {
         ("--modes", "graph"): "--modes: graph: nothing is captured on a CPU; allowed: eager",
-        ("--workers", "1", "--strategies", "shard"): "--workers: 1: one worker shares the base with nobody",
+        ("--workers", "1", "--strategies", "shard"): "--workers: 1: a sharded base needs several workers",
     }.items():
         code, said = run_benchmark("data_parallel", *options, table=tmp_path / "table.md")
         assert (code, reason in said) == (2, True), said

@@ -65,6 +65,7 @@ def test_the_card_is_complete(name: str) -> None:
     for field in dataclasses.fields(card):
         assert str(getattr(card, field.name)) in markdown
     assert markdown.startswith(f"## {card.title}\n")
+    assert f"({card.authors}, {card.year}, arXiv {card.arxiv})" in markdown or f"({card.year})" in markdown
 
 
 def test_hyperparameters_have_defaults_are_frozen_and_make_equal_methods_equal(name: str) -> None:

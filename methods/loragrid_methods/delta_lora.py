@@ -36,9 +36,9 @@ class DeltaLoRA(Method):
         update_rule="LoRA without dropout; for every step t > K (t counted from 0) also "
         "W_{t+1} = W_t + lambda (alpha/r) (B_{t+1} A_{t+1} - B_t A_t). W has no gradient and is not decayed.",
         differences="W is never written: the updates telescope to W_t = W_0 + lambda s (B_t A_t - B_ref A_ref), where "
-        "(A_ref, B_ref) is the pair after K + 1 steps. Exact in every number format, where writing a bfloat16 W loses "
-        "74 to 98 % of the change to rounding; the base stays shared. With lambda constant the adapter is close to a "
-        "LoRA of alpha (1 + lambda): compare with that as a control.",
+        "(A_ref, B_ref) is the pair after K + 1 steps. This is exact in every number format; writing a bfloat16 W "
+        "loses 74 to 98 % of the change to rounding. The base stays shared. With lambda constant the adapter is close "
+        "to a LoRA of alpha (1 + lambda): compare with that as a control.",
         peft_equivalent="None. Exported exactly as a LoRA of rank 2r.",
     )
     trained: ClassVar[tuple[str, ...]] = ("lora_A", "lora_B")

@@ -36,10 +36,10 @@ class DoRA(Method):
         "`rslora: true` scales by alpha/sqrt(r).",
         differences="None in the update. The norms come from ||W_i||^2 + 2 s B_i (A W_i^T) + s^2 B_i (A A^T) B_i^T, in "
         "float32 or better: no second weight is made (PEFT forms W + s B A, in the base's type). A W^T costs about as "
-        "much as the base layer on r more rows per member and layer, at every forward, that of a generated token "
-        "included. Backward keeps one tensor of the width of the output per layer, which LoRA does not. No dropout: "
-        "PEFT multiplies the dropped input with the frozen weight a second time. A row of W0 that is zero has no "
-        "direction and stays zero; in PEFT it is NaN.",
+        "much as the base layer on r more rows per member and layer, at every forward, including that of a "
+        "generated token. Backward keeps one tensor of the width of the output per layer, which LoRA does not. No "
+        "dropout: PEFT multiplies the dropped input with the frozen weight a second time. A row of W0 that is zero has "
+        "no direction and stays zero; in PEFT it is NaN.",
         peft_equivalent="LoraConfig(r, lora_alpha, use_rslora, target_modules, use_dora=True)",
     )
     trained: ClassVar[tuple[str, ...]] = ("lora_A", "lora_B", "lora_magnitude_vector")

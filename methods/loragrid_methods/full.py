@@ -28,7 +28,7 @@ class Full(Method):
         peft_equivalent="None; exported as a whole model.",
     )
     packable: ClassVar[bool] = False
-    sharding_obstacle: ClassVar[str] = "writes the base, and only a frozen one is sharded"
+    sharding_obstacle: ClassVar[str] = "writes the base, but only a frozen base can be sharded"
     trained: ClassVar[tuple[str, ...]] = ("weights",)
 
     @classmethod

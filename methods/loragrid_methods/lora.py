@@ -32,8 +32,9 @@ class LoRA(Method):
         paper="LoRA: Low-Rank Adaptation of Large Language Models",
         update_rule="W = W0 + (alpha/r) B A; A and B train. `rslora: true` scales by alpha/sqrt(r) "
         "(Kalajdzievski 2023, arXiv 2312.03732).",
-        differences="A starts Kaiming-uniform (a = sqrt(5)), as in the authors' loralib and PEFT; the paper's text "
-        "says Gaussian. The input is kept once in the base's type: no float32 copy of it per adapted layer.",
+        differences="A starts Kaiming-uniform (a = sqrt(5)), as in the authors' loralib and PEFT; the paper "
+        "describes a Gaussian start. The input is kept once in the base's type: no float32 copy of it per adapted "
+        "layer.",
         peft_equivalent="LoraConfig(r, lora_alpha, lora_dropout, use_rslora, target_modules)",
     )
     trained: ClassVar[tuple[str, ...]] = ("lora_A", "lora_B")
@@ -56,7 +57,7 @@ class LoRA(Method):
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     def capture_obstacle(self) -> str:
-        return f"{self.name}.dropout: its masks are drawn anew by the host at every step" if self.dropout else ""
+        return f"{self.name}.dropout: the host draws new masks at every step" if self.dropout else ""
 
     def stack_key(self) -> Hashable:
         return ("lora", rank_class(self.rank), self.dropout, self.target_modules)

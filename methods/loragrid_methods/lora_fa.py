@@ -27,7 +27,7 @@ class LoRAFA(LoRA):
         differences="None in the update. A is a buffer, not a parameter with its gradient switched off, so nothing can "
         "re-enable it. Much of the memory LoRA-FA saves elsewhere is a float32 copy of x that LoRA here never makes: "
         "compare saved bytes within one engine. Version 2 of the paper is `lora_fa_projected`.",
-        peft_equivalent="LoraConfig with lora_A.requires_grad_(False) kept off, and a plain AdamW",
+        peft_equivalent="LoraConfig, with requires_grad off for lora_A, and a plain AdamW",
     )
     trained: ClassVar[tuple[str, ...]] = ("lora_B",)
 

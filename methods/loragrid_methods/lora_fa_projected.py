@@ -29,8 +29,8 @@ class LoRAFAProjected(LoRAFA):
         paper="LoRA-FA, version 2: the gradient of B that comes closest to full fine-tuning's",
         update_rule="As LoRA-FA, with g_B replaced by (1/s^2) g_B (A A^T)^-1 before AdamW.",
         differences="(A A^T)^-1 is computed once, in float32 or better: A is constant. PEFT computes a pseudo-inverse "
-        "of A A^T + 1e-8 I at every step and rounds the product to bfloat16. The projection follows clipping, as it "
-        "does in PEFT, where it stands inside the optimizer.",
+        "of A A^T + 1e-8 I at every step and rounds the product to bfloat16. The projection follows clipping, as in "
+        "PEFT, which projects inside the optimizer.",
         peft_equivalent="LoraConfig with create_lorafa_optimizer",
     )
 

@@ -36,10 +36,10 @@ class PiSSA(Method):
         differences="The base keeps W0, which all members share, and the residual is never written: the update is "
         "s (B A - B0 A0), computed from the differences A - A0 and B - B0, so it is exactly zero at the start. PEFT "
         "rounds the residual and the first pair to the base's type: that changes a bfloat16 base before training "
-        "starts (each rounding by up to 2^-8 of an entry), here nothing does; on a float32 base the two agree. "
+        "starts (each rounding by up to 2^-8 of an entry). LoraGrid changes nothing; on a float32 base the two agree. "
         "The full SVD is taken when a pack is built, in float32 (float64 on a float64 base), once per layer for all "
-        "members. The start does not depend on the seed: seeds of one rank differ in their batches only. No dropout, "
-        "as in the paper.",
+        "members. The start does not depend on the seed: trials that differ only in their seed differ only in "
+        "their batches. No dropout, as in the paper.",
         peft_equivalent='LoraConfig(r, lora_alpha, target_modules, init_lora_weights="pissa"). Exported exactly as a '
         "LoRA of rank 2r on the unchanged base.",
     )

@@ -32,7 +32,7 @@ class VeRA(Method):
         update_rule="W = W0 + diag(b) B diag(d) A; A (r x in) and B (out x r) are frozen random matrices shared by all "
         "layers, d and b train per layer. No alpha/r. b = 0 and d = 0.1 at the start.",
         differences="Layers of different shapes use the first `in` columns of A and the first `out` rows of B, as in "
-        "PEFT. Backward keeps u = x A^T alone, not the T x d_out product. Wants a learning rate about ten times "
+        "PEFT. Backward keeps only u = x A^T, not the T x d_out product. Needs a learning rate about ten times "
         "LoRA's, and ranks of 256 to 1024.",
         peft_equivalent="VeraConfig(r, d_initial, projection_prng_key, save_projection=True)",
     )

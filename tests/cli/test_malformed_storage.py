@@ -17,8 +17,8 @@ from tests.support.refusals import Refuses, Write, everything_in
 @pytest.mark.parametrize(
     ("path", "part"),
     [
-        ("~nobody-has-this-name/x", "is no path here"),
-        ("x" * 300, "is no path here: File name too long"),
+        ("~nobody-has-this-name/x", "is not a usable path on this machine"),
+        ("x" * 300, "is not a usable path on this machine: File name too long"),
         ("../experiment.yaml", "cannot be written: File exists"),
         ("../experiment.yaml/x", "cannot be written: Not a directory"),
         ("/proc/no/such", "cannot be written"),

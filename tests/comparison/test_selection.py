@@ -181,7 +181,7 @@ def test_the_most_complete_settings_compete_if_none_is_complete() -> None:
 def test_unfinished_methods_are_named_and_empty_sweeps_are_empty() -> None:
     rows = [{**trial, "status": "RUNNING", "eval/final_loss": None} for trial in trials("lora", [2.0])]
     selection = choose(comparison_of([*rows, *trials("vera", [2.0])]))
-    assert "lora: no setting can be chosen: no trial of it has finished" in selection.warnings
+    assert "lora: no setting can be chosen: none of its trials has finished" in selection.warnings
     empty = choose(comparison_of(trials("lora", [2.0])[:1]))
     assert empty.choices[0].validation.num == 1
     nan = choose(comparison_of(trials("lora", [math.nan, math.inf])))
@@ -333,8 +333,8 @@ def test_a_default_that_diverged_is_told() -> None:
     rows[1] |= DIVERGED
     selection = choose(comparison_of(rows))
     assert selection.choices[0].default is None
-    assert "lora: its default is lr 0.001: a trial of it diverged" in selection.warnings
-    assert default_cell_of(comparison_of(rows)) == Cell(text="–", notes=("a trial of it diverged",), is_number=True)
+    assert "lora: its default is lr 0.001: one of its trials diverged" in selection.warnings
+    assert default_cell_of(comparison_of(rows)) == Cell(text="–", notes=("one of its trials diverged",), is_number=True)
 
 
 def test_a_default_never_shows_validation_as_test_figure() -> None:

@@ -373,7 +373,7 @@ def test_a_verdict_from_the_store_is_that_of_its_scores(store: tuple[str, pd.Dat
     verdict = lg.load_verdict(comparison)
     assert verdict == lg.judge(comparison, written)
     assert verdict.contrasts[0].over_items is not None
-    assert "full: no setting can be chosen: no trial of it has finished" in verdict.warnings
+    assert "full: no setting can be chosen: none of its trials has finished" in verdict.warnings
 
 
 def test_compare_prints_the_verdict_below_its_table(

@@ -130,7 +130,7 @@ def test_importing_the_configuration_loads_neither_torch_nor_ray() -> None:
         ("methods.lora.grid.name=[vera]", "methods.0.grid.name", '"vera"', "unknown setting of lora"),
         ("grid.seed=3", "grid.seed", "3", "allowed: a list such as [1, 2]"),
         ("grid.seed=[]", "grid.seed", "[]", "allowed: at least one value"),
-        ("grid.seed=[1, 1]", "grid.seed", "[1, 1]", "the value 1 stands twice"),
+        ("grid.seed=[1, 1]", "grid.seed", "[1, 1]", "the value 1 occurs twice"),
         ("grid.seed=[-1]", "grid.seed", "-1", "allowed: a whole number from 0"),
         ("grid.rank=[3]", "grid.rank", "[3]", "did you mean 'method.rank'"),
         ("grid.training.stepz=[3]", "grid.training.stepz", "[3]", "did you mean 'training.steps'"),
@@ -153,7 +153,7 @@ def test_a_mistake_names_file_key_value_and_allowed(
 def test_a_base_that_a_method_writes_is_not_sharded(tmp_path: Path) -> None:
     message = refusal(tmp_path, "methods=[lora, full]", "workers.strategy=shard", "workers.num_workers=2", "grid={}")
     assert message.endswith(
-        'workers.strategy: "shard": full writes the base, and only a frozen one is sharded; '
+        'workers.strategy: "shard": full writes the base, but only a frozen base can be sharded; '
         "allowed: replicate, or methods without full"
     )
     assert len(message.splitlines()) == 1
@@ -248,8 +248,8 @@ def test_numbers_with_an_exponent_need_no_dot(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("name: a\nname: b\n", "line 2: not valid YAML: the key 'name' stands twice"),
-        ("model: {name: a, name: b}\n", "line 1: not valid YAML: the key 'name' stands twice"),
+        ("name: a\nname: b\n", "line 2: not valid YAML: the key 'name' occurs twice"),
+        ("model: {name: a, name: b}\n", "line 1: not valid YAML: the key 'name' occurs twice"),
         ("a: &x [1]\nb: *x\n", "line 2: not valid YAML: aliases"),
         ("a: &x [*x]\n", "line 1: not valid YAML: aliases"),
         ("a: !!python/object/apply:os.system [touch /tmp/x]\n", "line 1: not valid YAML: could not determine"),

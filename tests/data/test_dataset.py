@@ -367,7 +367,7 @@ def test_unfinished_cache_folder_is_never_seen(tmp_path: Path) -> None:
         (
             PAIRS,
             {"columns": {"text": "body"}},
-            r"has no column body \(wanted as text\); its columns: prompt, completion",
+            r"has no column body \(needed for text\); its columns: prompt, completion",
         ),
         (PAIRS, {"columns": {"prompt": "prompt", "text": "body"}}, r"data\.columns: prompt, text: belong to different"),
         (
@@ -386,7 +386,7 @@ def test_unfinished_cache_folder_is_never_seen(tmp_path: Path) -> None:
         (PAIRS, {"max_length": 129}, r"data\.max_length: 129: longer than the context of .*; allowed: at most 128"),
         (PAIRS, {"max_length": 2}, r"none of its 12 rows can be used \(skipped: 12 longer than max_length\)"),
         (PAIRS, {"num_eval": 13}, r"data\.num_eval: 13: .*rows\.jsonl has only 12 rows"),
-        (PAIRS, {"num_eval": 12}, r"beside the 12 eval rows \(data\.num_eval\) none of its 12 rows can be used"),
+        (PAIRS, {"num_eval": 12}, r"apart from the 12 eval rows \(data\.num_eval\), none of its 12 rows can be used"),
         (PAIRS, {"num_train": 11}, r"data\.num_train: 11: .*rows\.jsonl has only 10 train rows"),
         (PAIRS, {"revision": "v1"}, r"data\.revision: v1: .*rows\.jsonl is not on the hub"),
         (PAIRS, {"split": "test"}, r"data\.split: test: .*rows\.jsonl is not on the hub"),

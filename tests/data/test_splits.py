@@ -13,7 +13,7 @@ from loragrid.data.dataset import TokenizedData, load_data
 from loragrid.evaluation.row_scores import RowScores
 from loragrid.models.loading import load_tokenizer
 from loragrid.training.assembly import build_batches
-from loragrid.training.evaluate import evaluate, score_rows_alone
+from loragrid.training.evaluate import evaluate, score_row_by_row
 from loragrid.training.step import one_worker
 from tests.support.small_packs import Setup, make_setup, mixed_trials, run_pack
 
@@ -123,7 +123,7 @@ def test_row_scores_add_up_to_the_evaluation_loss(tested: Setup) -> None:
     run = run_pack(tested, trials)
     batches = build_batches(trials, tested.rows, run.model.base.device)
     whole = evaluate(run.model, batches, one_worker)
-    scores = score_rows_alone(run.model, batches, tested.rows.evaluation, one_worker)
+    scores = score_row_by_row(run.model, batches, tested.rows.evaluation, one_worker)
     for member in range(len(trials)):
         own = RowScores.of(tested.rows.evaluation, scores[member])
         assert own.figures("eval")["eval/loss"] == pytest.approx(whole[member].item(), rel=1e-13)  # added up otherwise
@@ -133,23 +133,23 @@ def test_row_scores_add_up_to_the_evaluation_loss(tested: Setup) -> None:
 def test_a_row_scores_the_same_in_any_pack(tested: Setup) -> None:
     trials = mixed_trials(tested, steps=3)
     packed = run_pack(tested, trials)
-    scores = score_rows_alone(
+    scores = score_row_by_row(
         packed.model, build_batches(trials, tested.rows, packed.model.base.device), tested.rows.test, one_worker
     )
     assert scores.shape == (len(trials), 11)
     for member in (0, len(trials) - 1):
         alone = run_pack(tested, [trials[member]])
         batches = build_batches([trials[member]], tested.rows, alone.model.base.device)
-        own = score_rows_alone(alone.model, batches, tested.rows.test, one_worker)
+        own = score_row_by_row(alone.model, batches, tested.rows.test, one_worker)
         assert scores[member].tolist() == pytest.approx(own[0].tolist(), rel=1e-10)
 
 
 def test_workers_that_share_the_rows_give_the_scores_of_one(tested: Setup) -> None:
     trials = mixed_trials(tested, steps=3)
     model = run_pack(tested, trials).model
-    one = score_rows_alone(model, build_batches(trials, tested.rows, model.base.device), tested.rows.test, one_worker)
+    one = score_row_by_row(model, build_batches(trials, tested.rows, model.base.device), tested.rows.test, one_worker)
     shares = [
-        score_rows_alone(
+        score_row_by_row(
             model,
             build_batches(trials, tested.rows, model.base.device, worker=worker, num_workers=4),
             tested.rows.test,
@@ -167,7 +167,7 @@ def test_scores_read_back_as_the_numbers_they_were(tested: Setup, tmp_path: Path
 
     trials = mixed_trials(tested, steps=3)
     model = run_pack(tested, trials).model
-    scores = score_rows_alone(
+    scores = score_row_by_row(
         model, build_batches(trials, tested.rows, model.base.device), tested.rows.test, one_worker
     )
     RowScores.of(tested.rows.test, scores[0]).write("test", tmp_path)

@@ -183,7 +183,7 @@ def test_a_start_so_late_that_W_never_moves_is_refused() -> None:
         if moves:
             method.check_steps(4)
         else:
-            with pytest.raises(ValueError, match=r"delta_lora\.start_step: 3 is not possible; allowed: 0 to 2 with 4"):
+            with pytest.raises(ValueError, match=r"delta_lora\.start_step: 3 is not allowed; allowed: 0 to 2 with 4"):
                 method.check_steps(4)
 
 

@@ -154,5 +154,5 @@ def test_a_seed_is_made_of_its_parts_and_is_the_same_everywhere() -> None:
     ],
 )
 def test_impossible_hyperparameters_are_refused_by_name(name: str, field: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"{name}\.{field}: {value!r} is not possible; allowed: "):
+    with pytest.raises(ValueError, match=rf"{name}\.{field}: {value!r} is not allowed; allowed: "):
         small_method(name, **{field: value})

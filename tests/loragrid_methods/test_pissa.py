@@ -171,6 +171,6 @@ def test_the_pair_at_the_start_never_changes() -> None:
 
 def test_a_rank_above_the_singular_values_is_refused() -> None:
     layers = adaptable_layers(TinyModel())
-    with pytest.raises(ValueError, match=r"pissa.rank: 7 is not possible; allowed: 1 to 6: blocks\.0\.q_proj has no"):
+    with pytest.raises(ValueError, match=r"pissa.rank: 7 is not allowed; allowed: 1 to 6: blocks\.0\.q_proj has no"):
         small_method("pissa", rank=7).target_layers(layers)
     assert small_method("pissa", rank=7, target_modules=("up_proj",)).target_layers(layers)

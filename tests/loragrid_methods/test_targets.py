@@ -64,5 +64,5 @@ def test_a_target_that_matches_nothing_is_an_error_that_lists_what_there_is(targ
 
 
 def test_a_broken_regular_expression_is_named() -> None:
-    with pytest.raises(ValueError, match=r"target_modules: '\(q_proj' is no regular expression"):
+    with pytest.raises(ValueError, match=r"target_modules: '\(q_proj' is not a valid regular expression"):
         select_layers("(q_proj", LAYERS)

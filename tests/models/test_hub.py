@@ -125,9 +125,9 @@ def test_what_the_hub_does_not_have_is_refused(hub: str, tmp_path: Path) -> None
     data = "unknown data: not an embedded name (chitchat), not a local .jsonl, .csv or .parquet file, and on the hub: "
     assert answers == [
         f"model.name: tiny/llama: {model}the hub has no revision v2 of it",
-        f"model.name: tiny/absent: {model}the hub has no such model, or only for accounts with access",
+        f"model.name: tiny/absent: {model}the hub has no such model, or your account has no access to it",
         f"data.name: tiny/chat: {data}the hub has no revision v2 of it",
-        f"data.name: tiny/absent: {data}the hub has no such dataset, or only for accounts with access",
+        f"data.name: tiny/absent: {data}the hub has no such dataset, or your account has no access to it",
         "data.name: tiny/chat, split absent: cannot be loaded: Unknown split \"absent\". Should be one of ['train'].",
     ]
     assert chatter == ""

@@ -116,7 +116,7 @@ def test_a_bar_that_lacks_a_part_others_have_is_named() -> None:
     bars = [Bar(label="lora", parts={"base": 2.0**20, "loss": 2.0**20}), Bar(label="vera", parts={"base": 2.0**20})]
     chart = bar_chart("Memory", bars, parts, format_bytes, "Caption.")
     assert chart is not None
-    assert chart.caption == "Caption. vera is without the loss."
+    assert chart.caption == "Caption. vera lacks the loss."
 
 
 def test_bytes_in_one_chart_have_one_unit() -> None:

@@ -201,8 +201,8 @@ def test_memory_time_and_estimates_are_those_of_the_store(maths: Page) -> None:
     assert memory["lora_fa"]["base"] == "269 MiB"
     assert memory["lora_fa"]["saved activations"] == "402 MiB"
     assert memory["lora_fa"]["peak allocated, evaluation"] == "1.07 GiB"
-    times = {row["method"]: row for row in maths.table_of("one step, alone")}
-    assert times["vera"]["one step, alone"] == "92 ms"
+    times = {row["method"]: row for row in maths.table_of("one step, measured solo")}
+    assert times["vera"]["one step, measured solo"] == "92 ms"
     assert times["vera"]["compiling"] == "14 s"
     estimates = maths.table_of("measured / estimated")
     assert {row["of"]: row["measured / estimated"] for row in estimates} == {
@@ -260,7 +260,7 @@ def test_captions_say_that_settings_were_chosen_and_by_what(maths: Page) -> None
     assert "Settings were chosen by their mean evaluation loss over seeds on the validation rows." in text
     caption = "The chosen setting of every method: mean over its seeds"
     assert f"{caption}; the band spans the lowest and the highest of them. The axis leaves out the steep start." in text
-    assert f"One worker, every trial measured alone. {caption}." in text
+    assert f"One worker, every trial measured solo. {caption}." in text
     assert "large marks are the chosen settings" in text
 
 
@@ -353,8 +353,8 @@ def test_missing_gpu_figures_are_named_and_never_zero(tmp_path: Path) -> None:
     record_small(uri, "cpu", {"lora": 2.25, "vera": 2.5}, figures={"parameters/trainable": 100})
     page = page_of(uri, "cpu", tmp_path)
     for sentence in (
-        "No front over memory: it was not measured.",
-        "No front over step time: it was not measured.",
+        "No Pareto front over memory, because no trial measured memory.",
+        "No Pareto front over step time, because no trial measured step time.",
         "Evaluation loss over tokens is not drawn: no throughput was measured.",
         "Evaluation loss over seconds is not drawn: no step time was measured.",
         "No memory was measured by part.",
@@ -389,8 +389,8 @@ def test_trials_of_different_machines_are_marked_and_announced(tmp_path: Path) -
     page = page_of(uri, "mixed", tmp_path)
     assert "Mixed fingerprints: trials differ in more than their settings: device" in page.text
     assert {row["trial"]: row["fingerprint"] for row in page.table_of("fingerprint")} == {
-        "lora-x": "as most",
-        "lora_fa-x": "as most",
+        "lora-x": "like most",
+        "lora_fa-x": "like most",
         "vera-x": "ran with device NVIDIA H200, the others with NVIDIA H100",
     }
     assert any(row["fact"] == "device" and "NVIDIA H200 (1 trial)" in row["value"] for row in page.table_of("fact"))

@@ -246,8 +246,8 @@ def test_shared_jumps_stay_visible_and_diverged_trials_are_counted() -> None:
 
 
 def test_early_stopped_trials_are_counted_by_rung() -> None:
-    reasons = ["stopped early at rung 1 (step 3): eval/loss 4.1 is number 3 of 4, 2 go on"] * 2
-    reasons.append("stopped early at rung 2 (step 9): eval/loss 3.5 is number 2 of 2, 1 go on")
+    reasons = ["stopped early at rung 1 (step 3): eval/loss 4.1 is number 3 of 4, 2 continue"] * 2
+    reasons.append("stopped early at rung 2 (step 9): eval/loss 3.5 is number 2 of 2, 1 continue")
     stopped = [
         {"trial_id": f"lora-{index}", "method": "lora", "rank": 8, "status": "KILLED", "reason": reason}
         for index, reason in enumerate(reasons)

@@ -199,7 +199,7 @@ def record_trial(
     if trial.is_stopped:
         recorder.log_records(trial.trial_id, [{"step": s, "eval/loss": loss} for s, loss in losses[:3]])
         recorder.end_trial(
-            trial.trial_id, "KILLED", "stopped early at rung 1 (step 100): eval/loss 1.53 is number 6 of 9, 3 go on"
+            trial.trial_id, "KILLED", "stopped early at rung 1 (step 100): eval/loss 1.53 is number 6 of 9, 3 continue"
         )
         return
     recorder.log_records(

@@ -155,7 +155,7 @@ def test_packs_that_exhaust_memory_are_halved_to_single_trials(
         "Refer to the documentation on how to address the out of memory issue: https://docs.ray.io/"
     )
     failure = describe_failure(ControllerError(OutOfMemoryError(full)))  # type: ignore[no-untyped-call]
-    reason = "out_of_memory: Ray ended the workers, whose machine had 22.52GB of 23.54GB in use"
+    reason = "out_of_memory: Ray ended the workers, because their machine had 22.52GB of 23.54GB in use"
     first, second = the_plan.packs
     whole = tune_trial(tmp_path, queue="queue-0")
     callback.on_trial_start(0, [], whole)

@@ -370,7 +370,7 @@ def test_packs_of_a_queue_are_halved_and_outlive_their_worker(
     lora = table[table["method"] == "lora"].set_index("lr")
     assert dict(lora["status"]) == {1e-2: "FINISHED", 1e-4: "KILLED", 1e-5: "KILLED", 1e-6: "KILLED"}
     second = lora.to_dict("index")[1e-4]
-    reason = f"stopped early at rung 1 (step 3): eval/loss {second['eval/final_loss']:.4g} is number 2 of 4, 1 go on"
+    reason = f"stopped early at rung 1 (step 3): eval/loss {second['eval/final_loss']:.4g} is number 2 of 4, 1 continue"
     assert second["reason"] == reason
     full = table[table["method"] == "full"].set_index("lr")
     assert dict(full["status"]) == {1e-3: "FAILED", 2e-3: "FINISHED"}

@@ -146,7 +146,7 @@ def test_a_lost_server_costs_bounded_time_and_sync_delivers(
     recorder.end_sweep("FINISHED")
     assert time.monotonic() - start < 60
     assert not recorder.is_delivered
-    with pytest.raises(ValueError, match=f"{server.uri} does not take the record of gone-1"):
+    with pytest.raises(ValueError, match=f"{server.uri} did not accept the record of gone-1"):
         sync(tmp_path / "spool")
     server.start()
     (number,) = sync(tmp_path / "spool").values()
@@ -358,10 +358,10 @@ def test_what_is_no_answer_of_mlflow_is_a_sentence_too(tmp_path: Path) -> None:
     spool.append({"do": "start", "run": "", "name": "mine-1", "time": 1, "parameters": {}, "tags": {KIND_TAG: "sweep"}})
     spool.append({"do": "artifacts", "run": "", "files": spool.keep_files(tmp_path / "adapter"), "path": ""})
     spool.close()
-    with pytest.raises(ValueError, match=r"does not take the record of mine-1: .*Not a directory.* it is kept in"):
+    with pytest.raises(ValueError, match=r"did not accept the record of mine-1: .*Not a directory.* it is kept in"):
         sync(tmp_path / "spool")
     (tmp_path / "spool" / "mine-1" / "spool.json").write_text("")
-    with pytest.raises(ValueError, match=r"spool\.json: no program has written this"):
+    with pytest.raises(ValueError, match=r"spool\.json: is not a spool file that LoraGrid wrote"):
         sync(tmp_path / "spool")
 
 
@@ -373,7 +373,7 @@ def test_sync_fails_fast_if_the_server_is_away(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     environment = {key: value for key, value in environment.items() if not key.startswith("MLFLOW_HTTP")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
-    assert "http://127.0.0.1:9 does not take the record of a-1" in done.stderr
+    assert "http://127.0.0.1:9 did not accept the record of a-1" in done.stderr
 
 
 def test_new_spool_files_never_replace_pending_ones(tmp_path: Path, artifact: Path) -> None:

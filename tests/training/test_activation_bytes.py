@@ -124,7 +124,7 @@ def test_a_growing_graph_fails_the_pack_but_not_the_next(
 def test_a_frozen_lora_a_with_a_gradient_is_named(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     trial = setup.trial("lora_fa", measure_steps=0, check_every=1)
     seen = queue_with(setup, monkeypatch, [[trial]], lambda model: first_stack(model).lora_A.requires_grad_(True))
-    assert seen.ended[trial.trial_id].reason.endswith("lora_A' asks for a gradient")
+    assert seen.ended[trial.trial_id].reason.endswith("lora_A' requires a gradient")
 
 
 class _OfPositives(nn.Module):

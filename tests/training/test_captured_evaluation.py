@@ -11,7 +11,7 @@ from torch import Tensor
 import loragrid.training.cuda_graphs
 from loragrid.training.assembly import build_batches, build_model
 from loragrid.training.cuda_graphs import BATCHES_BEFORE_CAPTURE, CapturedEvaluation
-from loragrid.training.evaluate import score_rows_alone, summed_losses
+from loragrid.training.evaluate import score_row_by_row, summed_losses
 from loragrid.training.meters import Stopwatch
 from loragrid.training.step import Batch, PackModel, evaluate_batch, one_worker
 from loragrid.training.step_mode import ModeChoice
@@ -49,7 +49,7 @@ def test_captured_evaluations_equal_eager_ones_and_leave_training_unchanged(setu
     batches = build_batches(trials, setup.rows, torch.device("cuda"))
 
     def scores() -> list[Tensor]:
-        alone = score_rows_alone(run.model, batches, setup.rows.evaluation, one_worker)
+        alone = score_row_by_row(run.model, batches, setup.rows.evaluation, one_worker)
         return [summed_losses(run.model, batches), alone, summed_losses(run.model, batches, num_batches=1)]
 
     for _ in range(3):  # rows by themselves are batches of another shape, captured only now
@@ -151,8 +151,8 @@ def test_the_bare_base_is_never_evaluated_by_a_members_capture(setup: Setup) -> 
     trials = [setup.trial("lora", batch_size=4)]
     model, batches = build_model(trials, setup.base()), build_batches(trials, setup.rows, torch.device("cpu"))
     expected = summed_losses(model, batches, frozen=True)
-    alone = score_rows_alone(model, batches, setup.rows.evaluation, one_worker, frozen=True)
+    alone = score_row_by_row(model, batches, setup.rows.evaluation, one_worker, frozen=True)
     model.evaluate_batch = lambda model, batch: torch.full_like(batch.num_labels, 1000.0)
     assert torch.equal(summed_losses(model, batches, frozen=True), expected)
-    assert torch.equal(score_rows_alone(model, batches, setup.rows.evaluation, one_worker, frozen=True), alone)
+    assert torch.equal(score_row_by_row(model, batches, setup.rows.evaluation, one_worker, frozen=True), alone)
     assert summed_losses(model, batches).item() == 1000.0 * len(batches.evaluation(1))

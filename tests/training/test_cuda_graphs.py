@@ -89,7 +89,7 @@ def test_the_cost_model_turns_where_the_saving_is_the_cost(num_stacks: int) -> N
 
 def test_what_is_compiled_already_costs_nothing_more() -> None:
     choice = choose_mode("auto", num_steps=1, features_per_step=1, num_stacks=1, is_compiled=True)
-    assert (choice.mode, choice.reason) == ("compiled", "compiled for the pack before")
+    assert (choice.mode, choice.reason) == ("compiled", "already compiled for the previous pack")
 
 
 def test_only_methods_that_draw_on_the_host_prevent_capture() -> None:

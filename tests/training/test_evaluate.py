@@ -22,7 +22,7 @@ from loragrid.tasks.kinds.exact_match import ExactMatch
 from loragrid.tasks.kinds.label_likelihood import LabelLikelihood
 from loragrid.training.assembly import build_batches, build_model
 from loragrid.training.batches import PackBatches
-from loragrid.training.evaluate import evaluate, score_rows_alone
+from loragrid.training.evaluate import evaluate, score_row_by_row
 from loragrid.training.step import PackModel, one_worker
 from loragrid.trials.trial import Trial
 from tests.support.queue_runs import Seen, queue
@@ -168,7 +168,7 @@ def test_workers_halve_their_scoring_chunks_independently(setup: Setup, most_row
     seen = short_of_memory(short.base, most_rows)
     scorings: list[Callable[[PackModel, PackBatches], torch.Tensor]] = [
         lambda model, batches: evaluate(model, batches, one_worker),
-        lambda model, batches: score_rows_alone(model, batches, setup.rows.test, one_worker),
+        lambda model, batches: score_row_by_row(model, batches, setup.rows.test, one_worker),
         lambda model, batches: scorer.score(model, batches, "test", lambda tensor: sums.append(tensor.shape))[
             "correct"
         ],
@@ -193,7 +193,7 @@ def test_workers_that_share_a_base_do_not_go_different_ways(setup: Setup, monkey
     seen = short_of_memory(model.base, 2)
     scorings: tuple[Callable[[], torch.Tensor], ...] = (
         lambda: evaluate(model, batches, one_worker),
-        lambda: score_rows_alone(model, batches, setup.rows.test, one_worker),
+        lambda: score_row_by_row(model, batches, setup.rows.test, one_worker),
     )
     for score in scorings:
         seen.clear()

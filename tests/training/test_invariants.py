@@ -122,30 +122,30 @@ def test_checks_run_first_last_and_at_their_interval(setup: Setup) -> None:
 
 
 WRONG_SETS: dict[str, tuple[str, Callable[[PackModel], object], str]] = {
-    "a frozen A asks for a gradient": (
+    "a frozen A requires a gradient": (
         "lora_fa",
         lambda model: first_stack(model).lora_A.requires_grad_(True),
-        "lora_A' asks for a gradient",
+        "lora_A' requires a gradient",
     ),
     "VeRA's projections ask for a gradient": (
         "vera",
         lambda model: first_stack(model).get_buffer("projections.vera_A").requires_grad_(True),
-        "projections.vera_A' asks for a gradient",
+        "projections.vera_A' requires a gradient",
     ),
-    "a weight of the base asks for a gradient": (
+    "a weight of the base requires a gradient": (
         "lora",
         lambda model: model.base.get_input_embeddings().weight.requires_grad_(True),
-        "the base's weight 'transformer.wte.weight' asks for a gradient",
+        "the base's weight 'transformer.wte.weight' requires a gradient",
     ),
     "a trained tensor is switched off": (
         "lora",
         lambda model: first_stack(model).get_parameter("lora_B").requires_grad_(False),
-        "lora_B' is to be trained and asks for no gradient",
+        "lora_B' should train but requires no gradient",
     ),
     "a weight of a base that trains is switched off": (
         "full",
         lambda model: model.base.get_input_embeddings().weight.requires_grad_(False),
-        "the base's weight 'transformer.wte.weight' asks for no gradient",
+        "the base's weight 'transformer.wte.weight' requires no gradient",
     ),
     "the optimizer loses a block": (
         "lora",
@@ -248,7 +248,7 @@ def test_a_tensor_without_gradient_is_found_from_step_two(setup: Setup) -> None:
 
     run_pack(setup, [setup.trial("lora", seed=s) for s in range(3)], prepare=starve, check=checked, check_every=1)
     assert found[0] == {}
-    assert found[1] == {1: "invariant violated: 'lora_A' is to be trained and has never had a gradient"}
+    assert found[1] == {1: "invariant violated: 'lora_A' should train but never had a gradient"}
     assert found[2:] == [{}] * (STEPS - 2)
 
 

@@ -206,5 +206,5 @@ def test_another_trials_state_is_refused(exact: Setup, other: tuple[str, int]) -
     state = take_member(build_model([exact.trial("lora", {"rank": 3})], exact.base()), 0)
     name, rank = other
     model = build_model([exact.trial(name, {"rank": rank})], exact.base())
-    with pytest.raises(ValueError, match="the saved state is another trial's"):
+    with pytest.raises(ValueError, match="the saved state belongs to another trial"):
         put_member(model, 0, state)

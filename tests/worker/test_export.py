@@ -125,7 +125,7 @@ def test_an_adapter_with_an_unknown_layer_is_refused(setup: Setup, run: Run, tmp
     save_file(renamed, tmp_path / ADAPTER_TENSORS)
     base = setup.base()
     before = copy.deepcopy(base.state_dict())
-    with pytest.raises(ValueError, match=r"the adapter has a layer '.*\.7\..*', the model has not"):
+    with pytest.raises(ValueError, match=r"the adapter has a layer '.*\.7\..*' that the model lacks"):
         merge_adapter(base, tmp_path, LoRA)
     assert all(torch.equal(tensor, before[key]) for key, tensor in base.state_dict().items())
 

@@ -101,7 +101,7 @@ def test_successive_halving_continues_the_best_and_changes_nothing_else(setup: S
     end = seen.ended[first.trial_id]
     assert (end.status, seen.tags(first)["loragrid.rung"]) == ("KILLED", "1")
     assert end.reason.startswith(f"stopped early at rung 1 (step 2): {metric} ")
-    assert end.reason.endswith("of 8, 4 go on")
+    assert end.reason.endswith("of 8, 4 continue")
     assert seen.num_loaded() == 1
 
 
@@ -117,7 +117,7 @@ def test_a_diverged_member_fails_and_is_not_compared(setup: Setup) -> None:
     seen = queue(setup, [trials], halving(grace_steps=4))
     assert seen.ended[trials[0].trial_id].reason.startswith("diverged: loss or gradient not finite at step ")
     assert seen.ended[trials[1].trial_id].status == "FINISHED"
-    assert seen.ended[trials[2].trial_id].reason.endswith("is number 2 of 2, 1 go on")
+    assert seen.ended[trials[2].trial_id].reason.endswith("is number 2 of 2, 1 continue")
     assert_as_alone(setup, seen, trials[1])
 
 
@@ -187,7 +187,7 @@ def test_a_pack_is_halved_until_it_fits(setup: Setup, monkeypatch: pytest.Monkey
 
 
 def test_seconds_of_halved_packs_are_no_timing(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    fail_once(monkeypatch, loragrid.evaluation.pack_scoring, "score_rows_alone")  # after its last step
+    fail_once(monkeypatch, loragrid.evaluation.pack_scoring, "score_row_by_row")  # after its last step
     setup = replace(setup, rows=replace(setup.rows, test=setup.rows.evaluation))
     halved = [setup.trial("lora", seed=seed, measure_steps=0, report_every=1) for seed in range(2)]
     whole = [setup.trial("vera", seed=seed, measure_steps=0) for seed in range(2)]

@@ -41,7 +41,7 @@ def test_a_pack_too_large_for_memory_is_halved_beforehand(setup: Setup, monkeypa
     narrow = queue(setup, [trials])
     assert {end.status for end in narrow.ended.values()} == {"FINISHED"}
     for trial in trials:
-        assert "out_of_memory: beside the base this pack would need" in narrow.tags(trial)["loragrid.pack.split"]
+        assert "out_of_memory: besides the base this pack needs" in narrow.tags(trial)["loragrid.pack.split"]
     monkeypatch.setattr("loragrid.worker.memory_check.free_memory", lambda device: 1.1 * sum(held) + 1)
     assert all("loragrid.pack.split" not in queue(setup, [trials]).tags(trial) for trial in trials[:1])
 

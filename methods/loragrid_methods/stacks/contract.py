@@ -40,9 +40,10 @@ class Card:
 
     def to_markdown(self) -> str:
         """The card as Markdown, heading included."""
+        source = [self.authors, str(self.year), f"arXiv {self.arxiv}" if self.arxiv else ""]
         lines = [
             f"## {self.title}",
-            f"{self.paper} ({self.authors}, {self.year}" + (f", arXiv {self.arxiv})" if self.arxiv else ")"),
+            f"{self.paper} ({', '.join(filter(None, source))})",
             f"**Update rule.** {self.update_rule}",
             f"**What differs from the paper.** {self.differences}",
             f"**PEFT equivalent.** {self.peft_equivalent}",
@@ -173,4 +174,4 @@ def require(condition: bool, method: str, field: str, value: object, allowed: st
         ValueError: the value is refused; the message names the method, the field, the value and what is allowed.
     """
     if not condition:
-        raise ValueError(f"{method}.{field}: {value!r} is not possible; allowed: {allowed}")
+        raise ValueError(f"{method}.{field}: {value!r} is not allowed; allowed: {allowed}")

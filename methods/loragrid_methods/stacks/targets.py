@@ -58,7 +58,8 @@ def select_layers(target_modules: str | Sequence[str], layers: Sequence[LayerSha
         try:
             pattern = re.compile(target_modules)
         except re.error as error:
-            raise ValueError(f"target_modules: {target_modules!r} is no regular expression: {error}") from error
+            what = f"{target_modules!r} is not a valid regular expression: {error}"
+            raise ValueError(f"target_modules: {what}") from error
         selected = [layer for layer in layers if pattern.fullmatch(layer.name)]
     else:
         for target in target_modules:

@@ -218,9 +218,9 @@ def _choose_one(
     sound = [candidate for candidate in candidates if candidate.figures and not candidate.fault]
     if not sound:
         faults = sorted({candidate.fault for candidate in candidates if candidate.fault})
-        why = (
-            f"each of its settings has a trial that {' or '.join(faults)}" if faults else "no trial of it has finished"
-        )
+        why = "none of its trials has finished"
+        if faults:
+            why = f"each of its settings has a trial that {' or '.join(faults)}"
         return None, [f"{name}: no setting can be chosen: {why}"]
     num_finished = max(len(candidate.figures) for candidate in sound)
     best = min(
@@ -238,7 +238,7 @@ def _choose_one(
     default = _default_of(comparison, candidates, best)
     fault = ""
     if default is not None and (default.fault or not default.figures):
-        fault = f"a trial of it {default.fault}" if default.fault else "no trial of it has finished"
+        fault = f"one of its trials {default.fault}" if default.fault else "none of its trials has finished"
         warnings.append(f"{name}: its default is {show_setting(default.setting)}: {fault}")
     choice = replace(
         _as_choice(best, apart, metric, reported, len(candidates)),
@@ -255,7 +255,7 @@ def _passed_over(name: str, candidates: Sequence[_Candidate], best: _Candidate, 
     warnings = []
     for candidate in candidates:
         if candidate.figures and candidate.order(metric) < best.order(metric):
-            fault = f"a trial of it {candidate.fault}" if candidate.fault else "the others are missing"
+            fault = f"one of its trials {candidate.fault}" if candidate.fault else "the others are missing"
             warnings.append(
                 f"{name}: {show_setting(candidate.setting)} looks better on {len(candidate.figures)} of "
                 f"{len(candidate.seeds | best.seeds)} seeds, but {fault}: it is not chosen"
@@ -276,7 +276,7 @@ def _missing_tests(choice: Choice, reported: str) -> list[str]:
     if choice.test is not None and choice.test.num < choice.validation.num:
         return [f"{choice.name}: {choice.test.num} of its {choice.validation.num} trials have a {reported}"]
     if choice.test is None and reported in test_metrics():
-        return [f"{choice.name}: its trials have no {reported}: it is out of the contest"]
+        return [f"{choice.name}: its trials have no {reported}; it is not compared"]
     return []
 
 

@@ -71,8 +71,8 @@ class MethodConfig(Section):
     name: str = Field(description="Name of the method; `loragrid methods` lists all.", examples=["lora"])
     label: str | None = Field(
         default=None,
-        description="Name of the method in the comparison, by default `name`; blocks of one method with one label are "
-        "tuned together.",
+        description="Name of the method in the comparison, by default `name`; blocks of a method that share "
+        "a label are tuned together.",
         examples=["LoRA (alpha x 3)"],
     )
     grid: dict[str, AxisValues] = Field(
@@ -141,7 +141,9 @@ class Experiment(Section):
     early_stopping: EarlyStoppingConfig | None = Field(
         default=None, description="When trials that fall behind end early; null trains every trial to its last step."
     )
-    task: AnyTask | None = Field(default=None, description="What is scored beside the loss; null scores only the loss.")
+    task: AnyTask | None = Field(
+        default=None, description="What is scored in addition to the loss; null scores only the loss."
+    )
     tracking: TrackingConfig = Field(default=TrackingConfig(), description="Where MLflow keeps the record.")
     storage: StorageConfig = Field(
         default=StorageConfig(), description="Where trial states, plots and the default MLflow store are kept."
@@ -216,7 +218,7 @@ class Experiment(Section):
     def _sharding_problems(self) -> Iterator[Problem]:
         key, value = "workers.strategy", self.workers.strategy
         if self.workers.num_workers == 1:
-            what, allowed = "one worker shares the base with nobody", "replicate, or workers.num_workers from 2 on"
+            what, allowed = "a sharded base needs several workers", "replicate, or workers.num_workers from 2 on"
             yield Problem(key=key, value=value, what=what, allowed=allowed)
         for name in dict.fromkeys(block.name for block in self.methods):
             if obstacle := sharding_obstacle(name):
@@ -232,7 +234,7 @@ class Experiment(Section):
             what = "decides what is observed, not the result: it cannot be an axis"
             yield Problem(key=key, value=list(values), what=what, allowed=f"one value, as {axis}")
         elif section == "training" and field in HOLDING_KEYS:
-            what = "decides what a step holds at once, not the result: it cannot be an axis"
+            what = "only decides how many rows a step holds at once: it cannot be an axis"
             yield Problem(key=key, value=list(values), what=what, allowed=f"one value, as {axis}")
         elif axis not in section_types:
             fields = {f"method.{name}" for block in self.methods for name in hyperparameter_types(block.name)}

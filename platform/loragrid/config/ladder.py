@@ -56,7 +56,7 @@ def ladder_values(key: str, ladder: Mapping[object, object]) -> list[int | float
         )
     if type(points) is not int or not 2 <= points <= MAX_POINTS:
         allowed = f"a whole number from 2 to {MAX_POINTS}"
-        raise ExperimentError([Problem(key=f"{key}.points", value=points, what="is not possible", allowed=allowed)])
+        raise ExperimentError([Problem(key=f"{key}.points", value=points, what="is not allowed", allowed=allowed)])
     is_whole = type(low) is int and type(high) is int
     between = [low * (high / low) ** (place / (points - 1)) for place in range(1, points - 1)]
     values = [low, *(round(value) if is_whole else _rounded(value) for value in between), high]

@@ -13,7 +13,7 @@ def local_path(key: str, text: str) -> Path:
         path = Path(text).expanduser()
         path.exists()  # raises if the name is too long or a folder is not readable
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: `~name` of an unknown user
-        raise ValueError(f"{key}: {text}: is no path here: {reason_of(error)}") from error
+        raise ValueError(f"{key}: {text}: is not a usable path on this machine: {reason_of(error)}") from error
     return path
 
 

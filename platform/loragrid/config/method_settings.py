@@ -149,7 +149,7 @@ def check_axis_shape(key: str, values: object) -> tuple[AxisValue, ...]:
             allowed = "numbers, text, true, false, null, or lists of text"
             raise ExperimentError([Problem(key=key, value=value, what="cannot be a value of an axis", allowed=allowed)])
         if plain in checked:
-            what = f"the value {show_value(value)} stands twice"
+            what = f"the value {show_value(value)} occurs twice"
             raise ExperimentError([Problem(key=key, value=values, what=what, allowed="every value once")])
         checked.append(plain)
     return tuple(checked)

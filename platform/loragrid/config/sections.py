@@ -36,7 +36,7 @@ class ModelConfig(Section):
     )
     revision: Revision = Field(
         default=None,
-        description="Commit, tag or branch of a hub model; null takes its default branch.",
+        description="Commit, tag or branch of a hub model; null uses its default branch.",
         examples=["main"],
     )
     dtype: Annotated[Literal["bfloat16", "float32", "float64"], Allowed("bfloat16, float32, float64")] = Field(
@@ -60,31 +60,31 @@ class DataConfig(Section):
     )
     revision: Revision = Field(
         default=None,
-        description="Commit, tag or branch of a hub data set; null takes its default branch.",
+        description="Commit, tag or branch of a hub data set; null uses its default branch.",
         examples=["main"],
     )
     subset: OptionalText = Field(
-        default=None, description="Configuration name of a hub data set; null takes its default.", examples=["socratic"]
+        default=None, description="Configuration name of a hub data set; null uses its default.", examples=["socratic"]
     )
     split: Text = Field(default="train", description="Split of a hub data set with the train rows.", examples=["train"])
     eval_name: OptionalText = Field(
         default=None,
-        description="Local file with the evaluation rows; null takes them from `eval_split` or from the train rows.",
+        description="Local file with the evaluation rows; null uses `eval_split` or a part of the train rows.",
         examples=["my_eval_rows.jsonl"],
     )
     eval_split: OptionalText = Field(
         default=None,
-        description="Split of the data set with the evaluation rows; null takes them from the train rows.",
+        description="Split of the data set with the evaluation rows; null uses a part of the train rows.",
         examples=["validation"],
     )
     test_name: OptionalText = Field(
         default=None,
-        description="Local file with the test rows; null takes them from `test_split` or from the train rows.",
+        description="Local file with the test rows; null uses `test_split` or a part of the train rows.",
         examples=["my_test_rows.jsonl"],
     )
     test_split: OptionalText = Field(
         default=None,
-        description="Split of the data set with the test rows; null takes them from the train rows.",
+        description="Split of the data set with the test rows; null uses a part of the train rows.",
         examples=["test"],
     )
     forgetting_name: OptionalText = Field(
@@ -335,7 +335,7 @@ class TrackingConfig(Section):
 
     uri: OptionalText = Field(
         default=None,
-        description="MLflow tracking URI; null takes MLFLOW_TRACKING_URI, otherwise an SQLite file under "
+        description="MLflow tracking URI; null uses MLFLOW_TRACKING_URI, otherwise an SQLite file under "
         "`storage.path`.",
         examples=["http://mlflow:5000"],
     )

@@ -113,7 +113,7 @@ def find_columns(source: RowSource, columns: Mapping[str, str]) -> dict[str, str
     for canonical, column in found_columns.items():
         if column not in source.columns:
             raise ValueError(
-                f"{source.title}: has no column {_shown([column])} (wanted as {canonical}); "
+                f"{source.title}: has no column {_shown([column])} (needed for {canonical}); "
                 f"its columns: {_shown(source.columns)}"
             )
     return found_columns

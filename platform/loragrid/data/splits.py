@@ -64,9 +64,9 @@ def choose_rows(
     if not train:
         taken = [f"{len(evaluation)} eval rows (data.num_eval)"] if "evaluation" not in sources else []
         taken += [f"{len(test)} test rows (data.num_test)"] if test and "test" not in sources else []
-        beside = f"beside the {' and '.join(taken)} " if taken else ""
+        apart = f"apart from the {' and '.join(taken)}, " if taken else ""
         raise ValueError(
-            f"{title}: {beside}none of its {sources['train'].rows.num_rows} rows can be used{_counts(skipped)}"
+            f"{title}: {apart}none of its {sources['train'].rows.num_rows} rows can be used{_counts(skipped)}"
         )
     if data.num_train is not None and len(train) < data.num_train:
         raise ValueError(
@@ -118,7 +118,7 @@ def _draw(
         kind = {"evaluation": "", "test": "test "}[split]
         raise ValueError(
             f"data.{_KEYS[split]}: {num_wanted}: {rows.name} has only {len(found)} {kind}rows that can be "
-            f"used{_counts(skipped)}; allowed: at most that many, and one fewer where the train rows come from it too"
+            f"used{_counts(skipped)}; allowed: at most that many; one fewer if the train rows come from the same source"
         )
     return found
 

@@ -19,7 +19,7 @@ DATE_CODES = ("%d", "%m", "%b", "%B", "%y", "%Y", "%a", "%A", "%H", "%M", "%S", 
 
 TOO_LONG = "longer than max_length"
 WITHOUT_LABELS = "without a token to learn"
-HALF_CHARACTERS = "holds halves of characters (such as \\ud800), which no tokenizer takes"
+HALF_CHARACTERS = "contains lone surrogates (such as \\ud800), which no tokenizer accepts"
 REWRITTEN = "earlier turns rewritten by the chat template"
 
 

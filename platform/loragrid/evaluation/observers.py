@@ -9,7 +9,7 @@ from torch import Tensor
 from loragrid.data.labels import IGNORED
 from loragrid.evaluation.task_scorer import TaskScorer
 from loragrid.training.batches import PackBatches
-from loragrid.training.evaluate import score_rows_alone
+from loragrid.training.evaluate import score_row_by_row
 from loragrid.training.step import PackModel, SumOverWorkers
 
 
@@ -54,6 +54,6 @@ class HeldOutTextLoss:
         """As `Observation`."""
         rows = self.batches.data.held_out_text
         assert rows is not None, "there is a text"
-        losses = score_rows_alone(model, self.batches, rows, sum_over_workers, frozen=step == 0)
+        losses = score_row_by_row(model, self.batches, rows, sum_over_workers, frozen=step == 0)
         num_labels = int((rows.label_targets != IGNORED).sum())
         return {"forgetting/base_loss" if step == 0 else "forgetting/loss": losses.sum(1) / num_labels}

@@ -12,7 +12,7 @@ from loragrid.evaluation.generation import Decoding, generate
 from loragrid.models.sharding import is_sharded
 from loragrid.tasks.contract import Generation, Question
 from loragrid.training.batches import PackBatches
-from loragrid.training.evaluate import score_in_chunks, score_rows_alone
+from loragrid.training.evaluate import score_in_chunks, score_row_by_row
 from loragrid.training.step import PackModel, SumOverWorkers, one_worker
 
 
@@ -60,7 +60,7 @@ class PackMembers:
             for prompt, answer in pairs
         ]
         padded = pad_rows(rows, self.pad_token_id)
-        losses = score_rows_alone(self.model, self.batches, padded, self.sum_over_workers, frozen=self.frozen)
+        losses = score_row_by_row(self.model, self.batches, padded, self.sum_over_workers, frozen=self.frozen)
         return losses.view(len(losses), len(questions), len(completions))
 
     def _own_scores(

@@ -6,7 +6,7 @@ from loragrid.evaluation.observers import HeldOutTextLoss, TaskFigures
 from loragrid.evaluation.row_scores import RowScores
 from loragrid.evaluation.task_scorer import TaskScorer
 from loragrid.training.batches import PackBatches
-from loragrid.training.evaluate import score_rows_alone
+from loragrid.training.evaluate import score_row_by_row
 from loragrid.training.loop import Observation
 from loragrid.training.meters import Stopwatch
 from loragrid.training.step import PackModel, SumOverWorkers
@@ -49,7 +49,7 @@ class PackScoring:
         with self._stopwatch.phase("eval"):
             if model.completed < self._last_step or not len(rows):
                 return None
-            losses = score_rows_alone(model, self._batches, rows, self._sum_over_workers)
+            losses = score_row_by_row(model, self._batches, rows, self._sum_over_workers)
             scores = [RowScores.of(rows, own) for own in losses.cpu()]
         if self._task is not None:
             with self._stopwatch.phase("generate"):

@@ -35,7 +35,7 @@ def resolve_commit(name: str, revision: str | None, kind: Literal["model", "data
     try:
         info = HfApi().repo_info(name, revision=revision, repo_type=kind, timeout=ANSWER_TIMEOUT_SECONDS)
     except HFValidationError:
-        raise NotOnHubError("it is not a name that the hub could have") from None
+        raise NotOnHubError("it is not a valid hub name") from None
     except GatedRepoError:
         raise NotOnHubError(
             "only accounts that accepted its terms can download it (log in with `hf auth login`)"
@@ -43,7 +43,7 @@ def resolve_commit(name: str, revision: str | None, kind: Literal["model", "data
     except RevisionNotFoundError:
         raise NotOnHubError(f"the hub has no revision {revision} of it") from None
     except RepositoryNotFoundError:
-        raise NotOnHubError(f"the hub has no such {kind}, or only for accounts with access") from None
+        raise NotOnHubError(f"the hub has no such {kind}, or your account has no access to it") from None
     except Exception as error:
         # The HTTP library's own errors, whose classes change with the version of huggingface_hub.
         try:
@@ -52,7 +52,7 @@ def resolve_commit(name: str, revision: str | None, kind: Literal["model", "data
             raise NotOnHubError(f"the hub could not be reached ({_first_line(error)})") from error
         return HubCommit(commit=downloaded.name, downloaded=downloaded)
     if info.sha is None:
-        raise NotOnHubError("the hub names no commit for it")
+        raise NotOnHubError("the hub reports no commit for it")
     return HubCommit(commit=info.sha, downloaded=None)
 
 

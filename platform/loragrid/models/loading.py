@@ -170,7 +170,7 @@ def _locate(model: ModelConfig) -> _Source:
         return _Source(location=str(converted), digest=f"sha256:{source_sha256(converted)}")
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ValueError(f"model.name: {model.name}: this folder holds no config.json, so it is no saved model")
+            raise ValueError(f"model.name: {model.name}: this folder holds no config.json, so it is not a saved model")
         for file in folder.glob("*.json"):
             if (size := file.stat().st_size) > MAX_JSON_BYTES:
                 what = f"{file.name} has {size / 2**20:,.0f} MiB; allowed: at most {MAX_JSON_BYTES // 2**20}"

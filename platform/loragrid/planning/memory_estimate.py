@@ -154,7 +154,8 @@ def estimate_memory(
             prompts_at_once=prompts,
         )
     except RuntimeError as error:
-        raise NotImplementedError(f"{type(base).__name__} has no step of shapes alone ({error})") from error
+        model_name = type(base).__name__
+        raise NotImplementedError(f"{model_name}: a step cannot run on tensors without data ({error})") from error
     finally:
         model.pack.detach()
         base.set_attn_implementation(attention)

@@ -84,8 +84,10 @@ HOW_TO_KNOW = (
     "no pack of such a shape was timed here: --calibrate times some steps, and every sweep recorded in this storage "
     "adds timings of its shapes"
 )
-START = "starting Ray and the workers' processes (no sweep in this storage has shown it yet)"
-EXCLUDED = "tokenising, answering a task, saving checkpoints and adapters, and how packs side by side slow each other"
+START = "starting Ray and the workers' processes (not measured by any sweep in this storage yet)"
+EXCLUDED = (
+    "tokenising, answering a task, saving checkpoints and adapters, and the slow-down of packs that run side by side"
+)
 
 
 def local_node() -> Node:

@@ -20,12 +20,12 @@ COSTS: tuple[tuple[str, tuple[tuple[str, str], ...], Callable[[float], str]], ..
     (
         "memory",
         (
-            ("memory/peak_allocated_bytes", "peak GPU memory, measured alone"),
-            ("memory/saved_activation_bytes", "saved activations, measured alone"),
+            ("memory/peak_allocated_bytes", "peak GPU memory, measured solo"),
+            ("memory/saved_activation_bytes", "saved activations, measured solo"),
         ),
         format_bytes,
     ),
-    ("step time", (("time/step_seconds", "one optimizer step, measured alone"),), format_seconds),
+    ("step time", (("time/step_seconds", "one optimizer step, measured solo"),), format_seconds),
 )
 
 MEMORY_PARTS = {
@@ -97,7 +97,7 @@ def pareto_charts(
             ((key, label) for key, label in keys if any(key in point.costs for point in points)), (None, "")
         )
         if key is None:
-            missing.append(f"No front over {name}: it was not measured.")
+            missing.append(f"No Pareto front over {name}, because no trial measured {name}.")
             continue
         with_cost = [point for point in points if key in point.costs]
         write = _in_one_unit(key, write, max(point.costs[key] for point in with_cost))
@@ -238,7 +238,7 @@ def bar_chart(
     for bar in shown:
         lacking = [parts[key] for key in known if key not in bar.parts]
         if lacking:
-            caption += f" {bar.label} is without {', '.join(lacking)}."
+            caption += f" {bar.label} lacks {', '.join(lacking)}."
     paint = partial(_paint_bars, bars=shown, parts=parts, known=known, write=write)
     return draw(title, described, caption, paint, (5.6, 1.5 + 0.36 * len(shown)))
 

@@ -238,7 +238,7 @@ _TOKENS_CAPTION = (
     "same rows."
 )
 _SECONDS_CAPTION = (
-    "Seconds are steps times the step time of the trial measured alone: training only, without set-up, compiling, "
+    "Seconds are steps times the step time of the trial, measured solo: training only, without set-up, compiling, "
     "evaluation and checkpoints, and without the time that sharing a pack saves."
 )
 _ABSENT = {

@@ -135,14 +135,14 @@ def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
             _bars(comparison, chosen, MEMORY_PARTS),
             MEMORY_PARTS,
             format_bytes,
-            f"One worker, every trial measured alone. {shown}.",
+            f"One worker, every trial measured solo. {shown}.",
         ),
         "memory_table": parts_table(comparison, by_label, {**MEMORY_PARTS, **MEMORY_PEAKS}, format_bytes),
         "time_chart": bar_chart(
             "Time by part", _bars(comparison, chosen, TIME_PARTS), TIME_PARTS, format_seconds, _TIME_CAPTION
         ),
         "time_table": parts_table(
-            comparison, by_label, {"time/step_seconds": "one step, alone", **TIME_PARTS}, format_seconds
+            comparison, by_label, {"time/step_seconds": "one step, measured solo", **TIME_PARTS}, format_seconds
         ),
     }
 
@@ -263,5 +263,5 @@ def _period(record: SweepRecord) -> str:
 
 _TIME_CAPTION = (
     "Times of the packs that the trials trained in: members of one pack share them, so they show where a sweep's time "
-    "went, not which method is faster. For that, see the step time measured alone."
+    "went, not which method is faster. For that, see the step time measured solo."
 )

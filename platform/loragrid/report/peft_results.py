@@ -204,11 +204,11 @@ def _number(value: Any) -> float | None:
 
 
 _NOTES = {
-    "accelerator_memory_reserved_avg": "the peak of the trial alone: LoraGrid keeps no average; an upper bound",
-    "accelerator_memory_reserved_99th": "the peak of the trial alone; an upper bound",
+    "accelerator_memory_reserved_avg": "the trial's peak, measured solo: LoraGrid keeps no average; an upper bound",
+    "accelerator_memory_reserved_99th": "the trial's peak, measured solo; an upper bound",
     "accelerator_memory_max": "peak of the reserved memory in training, evaluation left out",
-    "train_time": "steps times the step time of the trial measured alone",
+    "train_time": "steps times the step time of the trial, measured solo",
     "total_time": "of the packs that the trial shared with others",
     "train total tokens": "estimated: train_time times the measured non-padding tokens per second",
-    "file_size": "numbers that the adapter's file holds times 4 bytes",
+    "file_size": "number of values in the adapter's file times 4 bytes",
 }

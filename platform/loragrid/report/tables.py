@@ -211,7 +211,7 @@ def trial_table(comparison: Comparison, marked: Mapping[str, str]) -> PageTable:
     rows = [
         (
             Cell(text=row["trial_id"]),
-            *([Cell(text=marked.get(row["trial_id"], "as most"))] if marked else []),
+            *([Cell(text=marked.get(row["trial_id"], "like most"))] if marked else []),
             Cell(text=row["method"]),
             Cell(text=end_of(row)),
             *(Cell(text=format_value(row[name]), is_number=True) for name in comparison.axes),

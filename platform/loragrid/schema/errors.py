@@ -139,7 +139,7 @@ def what_is_wrong(value: object, allowed: str) -> str:
         return "is text, not a number: leave out the quotes"
     if allowed.startswith("text") and isinstance(value, int | float | date):
         return "is not text: put it in quotes"
-    return "is not possible"
+    return "is not allowed"
 
 
 def _is_number(text: str) -> bool:

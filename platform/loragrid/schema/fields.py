@@ -64,7 +64,7 @@ OptionalPositive = Annotated[
 ]
 NotNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False), Allowed("a number of 0 or more")]
 Decay = Annotated[
-    float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False), Allowed("a number from 0 up to, but not, 1")
+    float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False), Allowed("a number of at least 0 and below 1")
 ]
 Switch = Annotated[bool, Field(strict=True), Allowed("true or false")]
 Seed = Annotated[int, Field(strict=True, ge=0, le=MAX_SEED), Allowed(f"a whole number from 0 to {MAX_SEED}")]

@@ -130,7 +130,7 @@ class SweepProgress:
 
     def halved(self, pack: Pack) -> None:
         """A pack ran out of memory; its halves are trained as two packs."""
-        self._line(pack.pack_id, f"its {count_of(len(pack.trials), 'trial')} are run in two packs", at_once=True)
+        self._line(pack.pack_id, f"its {count_of(len(pack.trials), 'trial')} continue in two packs", at_once=True)
 
     def _line(self, pack_id: str, text: str, *, at_once: bool) -> None:
         if self._live is not None:

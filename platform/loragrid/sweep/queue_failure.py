@@ -15,7 +15,7 @@ def describe_failure(error: BaseException | None) -> QueueFailure:
     text = "" if error is None else "".join(traceback.format_exception(error))
     memory = next((found for cause in causes if (found := memory_at_kill(str(cause))) is not None), None)
     if memory is not None:
-        reason = f"{OUT_OF_MEMORY}: Ray ended the workers, whose machine {memory}"
+        reason = f"{OUT_OF_MEMORY}: Ray ended the workers, because their machine {memory}"
         return QueueFailure(reason=reason, traceback=text, out_of_memory=True)
     return QueueFailure(reason=_innermost(causes), traceback=text)
 

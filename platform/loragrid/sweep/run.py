@@ -118,7 +118,7 @@ def cut_plans(whole_plan: Plan, previous: PreviousSweep | None, placement: Place
 
 def _check_name(name: str | None) -> None:
     if name is not None and not _SWEEP_NAME.fullmatch(name):
-        what = "a sweep's name is that of a folder: letters, digits, '.', '_' and '-', at most 120"
+        what = "a sweep's name is used as a folder name: letters, digits, '.', '_' and '-', at most 120"
         raise ValueError(f"--name: {name!r}: {what}, beginning with a letter, a digit or '_'")
 
 

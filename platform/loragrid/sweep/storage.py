@@ -35,7 +35,7 @@ def storage_uri(experiment: Experiment) -> str:
             "gs://bucket/path, hdfs://..., file:///path"
         ) from error
     if "#" in path:
-        raise ValueError(f"storage.path: {path}: what follows # is no part of a URI's path; allowed: %23 in its place")
+        raise ValueError(f"storage.path: {path}: '#' starts a fragment, which a path cannot have; write %23")
     return path.rstrip("/")
 
 

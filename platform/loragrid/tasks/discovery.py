@@ -61,7 +61,7 @@ def read_task(section: Any) -> TaskConfig:
             value = own.pop(key)
             if not any(_is_default(value, field.default) for field in owners.values()):
                 names = ", ".join(owners)
-                what = f"belongs to kind: {names}, and means nothing to {name}"
+                what = f"belongs to kind: {names}, and has no effect with {name}"
                 problems.append(Problem(key=key, value=value, what=what, allowed=f"kind: {names}, or no {key}"))
     try:
         task = known[name].model_validate(own)

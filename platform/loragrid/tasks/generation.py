@@ -66,5 +66,5 @@ class GeneratingTask(TaskConfig):
     def _sampling_problems(self) -> Iterator[Problem]:
         for key in ("top_p", "seed"):
             if self.temperature is None and self.is_changed(key):
-                what = "decoding is greedy, and draws nothing"
+                what = "decoding is greedy, so the key has no effect"
                 yield Problem(key=key, value=getattr(self, key), what=what, allowed=f"temperature set, or no {key}")

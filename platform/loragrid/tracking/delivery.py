@@ -102,7 +102,8 @@ class Delivery:
             self._failing_since = now
         elif not self._has_notified and now - self._failing_since > SECONDS_BEFORE_NOTICE:
             self._has_notified = True
-            self._notify(f"MLflow does not answer ({_first_line(error)}); training goes on, its record is kept on disk")
+            reason = _first_line(error)
+            self._notify(f"MLflow does not answer ({reason}); training continues; the record is kept on disk")
 
     def _note_success(self) -> None:
         if self._has_notified:

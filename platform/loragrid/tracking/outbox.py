@@ -81,8 +81,8 @@ class Outbox:
         self._delivery.close()
         if self.spool.num_refused:
             self._notify(
-                f"MLflow refused {count_of(self.spool.num_refused, 'part')} of the record for good, kept with its "
-                f"reasons, in {self.spool.folder}"
+                f"MLflow permanently refused {count_of(self.spool.num_refused, 'part')} of the record; the "
+                f"refused parts and the reasons are in {self.spool.folder}"
             )
         self.spool.close()
         return is_delivered

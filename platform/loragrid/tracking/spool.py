@@ -169,7 +169,7 @@ def read_head(folder: Path) -> dict[str, str]:
         raise ValueError(f"{folder} is no spool") from None
     except ValueError as error:
         raise ValueError(
-            f"{path}: no program has written this: {error}; allowed: an object with experiment, sweep and "
+            f"{path}: is not a spool file that LoraGrid wrote: {error}; allowed: an object with experiment, sweep and "
             "tracking_uri, or no such folder"
         ) from error
     return found

@@ -43,7 +43,7 @@ def sync(folder: Path, experiment_name: str | None = None) -> dict[str, int]:
             raise
         except Exception as error:  # from MLflow, a database driver, the system or an object store
             raise ValueError(
-                f"{head['tracking_uri']} does not take the record of {head['sweep']}: {error}; it is kept in {path}"
+                f"{head['tracking_uri']} did not accept the record of {head['sweep']}: {error}; it is kept in {path}"
             ) from error
         finally:
             spool.close()

@@ -68,7 +68,7 @@ def _losses(model: PackModel, batch: Batch, frozen: bool) -> Tensor:
     return model.losses(batch) if frozen else model.evaluate_batch(model, batch)
 
 
-def score_rows_alone(
+def score_row_by_row(
     model: PackModel,
     batches: PackBatches,
     rows: TokenRows,
@@ -87,7 +87,7 @@ def score_rows_alone(
 
 @torch.no_grad()
 def _row_losses(model: PackModel, batches: PackBatches, rows: TokenRows, frozen: bool) -> Tensor:
-    """As `score_rows_alone`, with zeros for the rows of other workers."""
+    """As `score_row_by_row`, with zeros for the rows of other workers."""
     num_members, device = 1 if frozen else model.pack.num_members, model.active.device
     scores = torch.zeros(num_members, len(rows), dtype=torch.float64, device=device)
     with model.evaluating(), model.pack.disabled() if frozen else nullcontext():

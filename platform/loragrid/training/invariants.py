@@ -110,7 +110,8 @@ class InvariantChecks:
         self._sum_over_workers(found)
         *flags, graph_flag = [value != 0 for value in found.tolist()]  # the only wait for the device
         if graph_flag or (not same_number and any(flags)):
-            raise InvariantError(f"{INVARIANT_VIOLATED}: {wrong_graph or 'what another worker trains'}")
+            reason = wrong_graph or "another worker found a violation of its trainable set"
+            raise InvariantError(f"{INVARIANT_VIOLATED}: {reason}")
         if not any(flags):
             return {}
         labels = self._labels(base, [block for block, _ in still])
@@ -123,7 +124,7 @@ class InvariantChecks:
             what = f"the frozen tensor {frozen.name!r} has changed"
             labels += [(what, member) for member in (frozen.members or [None])]
         for block in still:
-            what = f"{block.name!r} is to be trained and has never had a gradient"
+            what = f"{block.name!r} should train but never had a gradient"
             labels += [(what, member) for member in range(block.members.start, block.members.stop)]
         return labels
 

@@ -41,7 +41,7 @@ def put_member(model: "PackModel", member: int, state: MemberState) -> None:
     """
     views = _views(model, member)
     if views.keys() != state.tensors.keys() or any(views[name].shape != state.tensors[name].shape for name in views):
-        raise ValueError("the saved state is another trial's")
+        raise ValueError("the saved state belongs to another trial")
     for name, view in views.items():
         view.copy_(state.tensors[name])
     model.active[member] = state.active

@@ -53,7 +53,7 @@ def choose_mode(
     if requested != "auto":
         return ModeChoice(mode=requested, reason="engine.mode")
     if is_compiled:
-        return ModeChoice(mode="compiled", reason="compiled for the pack before")
+        return ModeChoice(mode="compiled", reason="already compiled for the previous pack")
     cost = COMPILE_SECONDS + num_stacks * COMPILE_SECONDS_PER_STACK
     per_feature = SAVED_SECONDS_PER_FEATURE * (1 + SAVED_MORE_PER_STACK * (num_stacks - 1))
     saved = per_feature * features_per_step * num_steps
@@ -64,7 +64,7 @@ def choose_mode(
 def capture_obstacle(methods: Iterable[Method], *, shard: bool) -> str:
     """Why the settings forbid capturing steps of these members; "" if they do not."""
     if shard:
-        return "workers.strategy: the layers that workers gather of a sharded base are not captured"
+        return "workers.strategy: steps with a sharded base cannot be captured"
     return next(filter(None, (method.capture_obstacle() for method in methods)), "")
 
 

@@ -45,14 +45,14 @@ def _wrong_gradients(model: PackModel) -> Iterator[str]:
     trains = base_trains(model.pack)
     for name, weight in base_weights(model.base, [*model.pack.stacks()]).items():
         if weight.requires_grad != trains:
-            yield f"the base's weight {name!r} " + ("asks for no gradient" if trains else "asks for a gradient")
+            yield f"the base's weight {name!r} " + ("requires no gradient" if trains else "requires a gradient")
     for layer, stack in _layers(model.pack):
         for name, tensor in stack.named_buffers():
             if tensor.requires_grad:
-                yield f"the frozen tensor {_path(layer, name)!r} asks for a gradient"
+                yield f"the frozen tensor {_path(layer, name)!r} requires a gradient"
         for name, parameter in stack.named_parameters():
             if not parameter.requires_grad:
-                yield f"{_path(layer, name)!r} is to be trained and asks for no gradient"
+                yield f"{_path(layer, name)!r} should train but requires no gradient"
 
 
 def _wrong_counts(model: PackModel) -> Iterator[str]:

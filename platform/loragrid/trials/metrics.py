@@ -20,24 +20,24 @@ _TEST_METRICS: dict[str, str] = {
 }
 _COST_METRICS: dict[str, str] = {
     "forgetting/base_loss": "mean cross-entropy of the held-out plain text before training (nats)",
-    "forgetting/loss": "the same after the last step; the increase measures what the adapter forgot",
-    "parameters/trainable": "numbers that the optimizer changes",
-    "parameters/stored": "numbers that the adapter's file holds",
-    "parameters/shared": "numbers that are frozen and shared by all layers (VeRA's projections)",
+    "forgetting/loss": "held-out loss after the last step (nats); its increase measures forgetting",
+    "parameters/trainable": "number of values that the optimizer changes",
+    "parameters/stored": "number of values in the adapter's file",
+    "parameters/shared": "number of values that are frozen and shared by all layers (VeRA's projections)",
     "memory/base_bytes": "bytes of the base's weights (of a sharded base one worker's share) and buffers; exact",
     "memory/adapter_bytes": "bytes of the method's own tensors, trained or frozen: LoRA-FA's A, VeRA's projections "
     "once, Delta-LoRA's reference, full fine-tuning's float32 copy of a base in another type; exact, measured solo",
     "memory/gradient_bytes": "bytes of the gradients that live from step to step; exact, measured solo",
     "memory/optimizer_bytes": "bytes of AdamW's moments, and the few numbers its update reads; exact, measured solo",
     "memory/saved_activation_bytes": "bytes autograd keeps from forward to backward; exact, measured solo",
-    "memory/loss_bytes": "bytes the loss holds at its peak (logits of a chunk) beyond what it saves; measured solo",
+    "memory/loss_bytes": "peak bytes of the loss (logits of one chunk), without saved activations; measured solo",
     "memory/peak_allocated_bytes": "peak of the allocated GPU memory in a training step; measured solo",
     "memory/peak_reserved_bytes": "peak of the reserved GPU memory in a training step; measured solo",
     "memory/eval_peak_allocated_bytes": "peak of the allocated GPU memory in an evaluation; measured solo",
     "memory/eval_peak_reserved_bytes": "peak of the reserved GPU memory in an evaluation; measured solo",
     "memory/peak_resident_bytes": "peak of the process's resident memory in a training step, on a CPU",
     "memory/pack_estimated_bytes": "GPU memory that the trial's last pack was expected to allocate, from shapes only",
-    "memory/pack_peak_bytes": "peak of the GPU memory that it did allocate",
+    "memory/pack_peak_bytes": "peak of the GPU memory that the trial's last pack allocated",
     "time/step_seconds": "one optimizer step; measured solo",
     "throughput/tokens_per_second": "non-padding tokens trained per second; measured solo",
     "throughput/model_flops_per_second": "floating-point operations per second that the base itself needs for the "
@@ -53,7 +53,7 @@ _COST_METRICS: dict[str, str] = {
     "time/setup_seconds": "loading and building before the first step of the trial's packs",
     "time/measure_seconds": "measuring memory and speed of single trials before the trial's packs",
     "time/compile_seconds": "the first step of a compiled or captured pack, which compiles, and the captures",
-    "time/data_seconds": "putting batches together and onto the device",
+    "time/data_seconds": "building batches and copying them to the device",
     "time/train_seconds": "all optimizer steps of the trial's packs, without a first step that compiles",
     "time/check_seconds": "checking during training that frozen tensors and the trainable set are as declared",
     "time/eval_seconds": "all evaluations of the trial's packs",
@@ -111,7 +111,7 @@ def sweep_metrics() -> dict[str, str]:
             f"evaluation {figure.words} of the best trial, which the tag `loragrid.best_trial` names; the tag "
             "`loragrid.best_trial.metric` names the metric that ranks the trials"
         )
-        best[f"sweep/best_test_{figure.name}"] = f"its {figure.words} on the test rows, by which nothing is chosen"
+        best[f"sweep/best_test_{figure.name}"] = f"its {figure.words} on the test rows, which no choice uses"
     best["sweep/best_eval_loss"] = "its final evaluation loss, which ranks the trials of a sweep without a task"
     best["sweep/best_test_loss"] = "its loss on the test rows"
     return {**_TRIAL_COUNTS, **best, **_SWEEP_COSTS}
@@ -136,7 +136,7 @@ def sweep_note(question: str, experiment_name: str, *, trials: str, charts: str)
         + "* **Picture**: the artifact `figures/loss_curves.png` of this run, once the sweep has ended.\n"
         + "* **What it ran on**: the tags `loragrid.version.*`, `loragrid.device`, `loragrid.model.weights`,"
         + " `loragrid.data.digest`; `loragrid compare` reports where trials differ in them.\n\n"
-        + f"| metric | is |\n|---|---|\n{glossary}\n\n"
+        + f"| metric | meaning |\n|---|---|\n{glossary}\n\n"
         + "A metric that is missing was not measured. Memory and time per method are measured in a pack of one, never"
         + " on a pack that it shared with others."
     )

@@ -48,7 +48,7 @@ def merge_adapter(base: PreTrainedModel, folder: Path, method: type[Method]) -> 
     adapter = layer_tensors(load_file(folder / ADAPTER_TENSORS))
     for name in adapter:
         if name not in layers:
-            raise ValueError(f"{folder}: the adapter has a layer {name!r}, the model has not")
+            raise ValueError(f"{folder}: the adapter has a layer {name!r} that the model lacks")
     for name, tensors in adapter.items():
         layer = layers[name]
         weight = layer.weight

@@ -60,6 +60,6 @@ def check_that_pack_fits(group: ProcessGroup, num_bytes: float) -> None:
     if needed > free:
         where = "" if group.num_workers == 1 else f" {group.where(worst)}"
         raise PackTooLargeError(
-            f"beside the base this pack would need about {needed / 2**30:.1f} GiB{where}, and {free / 2**30:.1f} "
-            "are free"
+            f"besides the base this pack needs about {needed / 2**30:.1f} GiB{where}, but only "
+            f"{free / 2**30:.1f} are free"
         )

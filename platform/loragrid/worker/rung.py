@@ -29,7 +29,7 @@ class Rung:
             trial_id: TrialEnd(
                 status="KILLED",
                 reason=f"{STOPPED_EARLY} at rung {self.number} (step {self.step}): {self.config.metric} "
-                f"{losses[trial_id]:.4g} is number {place} of {len(ranking)}, {len(best)} go on",
+                f"{losses[trial_id]:.4g} is number {place} of {len(ranking)}, {len(best)} continue",
             )
             for place, trial_id in enumerate(ranking, start=1)
             if trial_id in losses and trial_id not in best

@@ -49,7 +49,8 @@ class SoloFigures:
         able = {trial.trial_id for trial in pack.trials if self._logs[trial.trial_id].is_measured}
         for index, (key, alike) in enumerate(same_shape.items()):
             if key not in self._figures:
-                self._reporter.phase(pack, f"measuring {_label(alike[0])} alone ({index + 1} of {len(same_shape)})")
+                number = f"{index + 1} of {len(same_shape)}"
+                self._reporter.phase(pack, f"measuring {_label(alike[0])} in a pack of one ({number})")
                 measured = self._measure_one(alike[0], pack, group)
                 if isinstance(measured, Failure):
                     free_unused_memory(group.device)

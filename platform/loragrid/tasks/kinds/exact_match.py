@@ -34,7 +34,7 @@ class ExactMatch(GeneratingTask):
         examples=["exact_match"],
     )
     answer_after: OptionalText = Field(
-        default=None, description="Text after which the answer stands, up to the end of its line.", examples=["####"]
+        default=None, description="Text before the answer; the answer is the rest of that line.", examples=["####"]
     )
     answer_pattern: OptionalText = Field(
         default=None,
@@ -61,13 +61,13 @@ class ExactMatch(GeneratingTask):
             try:
                 num_groups = re.compile(self.answer_pattern).groups
             except (re.error, RecursionError, OverflowError) as error:
-                yield Problem(key=key, value=value, what=f"is no regular expression: {error}", allowed=allowed)
+                yield Problem(key=key, value=value, what=f"is not a valid regular expression: {error}", allowed=allowed)
                 return
             if num_groups != 1:
                 what = f"has {num_groups} groups, but exactly one must hold the answer"
                 yield Problem(key=key, value=value, what=what, allowed=f"{allowed}; (?:...) is no group")
         if self.is_changed("answer_at") and self.answer_after is None and self.answer_pattern is None:
-            what = "the whole text is the answer: it has no first or last place"
+            what = "the whole text is the answer, so there is no first or last match"
             yield Problem(
                 key="answer_at", value=self.answer_at, what=what, allowed="answer_after or answer_pattern set"
             )

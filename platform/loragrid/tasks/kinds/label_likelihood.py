@@ -40,7 +40,7 @@ class LabelLikelihood(TaskConfig):
         tuple[Text, ...] | None, Field(min_length=2), Allowed("a list of at least two completions, or null")
     ] = Field(
         default=None,
-        description="Completions to choose from; null takes all that the rows have.",
+        description="Completions to choose from; null uses all that the rows have.",
         examples=[["positive", "negative"]],
     )
     likelihood: Annotated[Literal["summed", "per_token"], Allowed("summed, per_token")] = Field(
@@ -57,7 +57,7 @@ class LabelLikelihood(TaskConfig):
     @model_validator(mode="after")
     def _check_labels(self) -> "LabelLikelihood":
         if self.labels is not None and len({label.strip() for label in self.labels}) < len(self.labels):
-            what = "a label stands twice (blanks around it do not count)"
+            what = "a label occurs twice (blanks around it do not count)"
             raise ExperimentError([Problem(key="labels", value=self.labels, what=what, allowed="every label once")])
         return self
 
