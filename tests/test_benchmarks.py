@@ -266,7 +266,7 @@ def test_a_struck_pack_must_go_on_from_its_states(tmp_path: Path) -> None:
         return Outcome(tracking_uri="", name="", started=1000.0, seconds=90.0, lines=lines, table=[])
 
     strike = Strike(tmp_path, num_workers=2, num_members=5, at_step=20, which=HIGHEST)
-    with pytest.raises(SweepFailedError, match="before a worker could be killed: more --steps are needed"):
+    with pytest.raises(SweepFailedError, match="before a worker was killed; use more --steps"):
         check_strike(outcome("going on", "training"), strike, steps=60)
     strike.step, strike.time = 20, 1030.0
     assert check_strike(outcome("going on", "training"), strike, steps=60) == 11.0

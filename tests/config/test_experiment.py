@@ -92,7 +92,7 @@ def test_importing_the_configuration_loads_neither_torch_nor_ray() -> None:
         ("training.lr=-1", "training.lr", "-1", "allowed: a number above 0"),
         ("training.lr=.nan", "training.lr", "NaN", "allowed: a number above 0"),
         ("training.lr=.inf", "training.lr", "Infinity", "allowed: a number above 0"),
-        ("training.beta1=1.0", "training.beta1", "1.0", "allowed: a number from 0 up to"),
+        ("training.beta1=1.0", "training.beta1", "1.0", "allowed: a number of at least 0 and below 1"),
         ("training.schedule=cosin", "training.schedule", '"cosin"', "allowed: constant, linear, cosine"),
         ("training.warmup_steps=21", "training.warmup_steps", "21", "allowed: a whole number from 0 to 20"),
         ("training=null", "training", "null", "allowed: a mapping with the keys steps"),

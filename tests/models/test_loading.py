@@ -203,5 +203,5 @@ def test_a_revision_of_a_local_model_is_refused(tiny_llama_dir: Path) -> None:
 
 
 def test_name_that_can_be_no_hub_id_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"model\.name: /no/such/folder: unknown model: .*not a name that the hub"):
+    with pytest.raises(ValueError, match=r"model\.name: /no/such/folder: unknown model: .*not a valid hub name"):
         load_base(ModelConfig(name="/no/such/folder"))
