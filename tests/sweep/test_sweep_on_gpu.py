@@ -46,7 +46,7 @@ def test_a_deterministic_sweep_with_a_task_repeats_to_the_bit(tiny_gpt2_dir: Pat
                     "forgetting_name": str(text),
                 },
                 training={"steps": STEPS, "batch_size": 8, "measure_steps": 0},
-                task=EXACT.model_dump(exclude_defaults=True),
+                task=EXACT.model_dump(),
                 methods=[
                     {"name": "lora", "rank": 16, "lr": 0.02},
                     {"name": "lora_fa", "rank": 16, "lr": 0.02},

@@ -28,7 +28,7 @@ def settings(tiny_gpt2_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> d
             "forgetting_name": str(text),
         },
         "training": {"steps": STEPS, "batch_size": 8, "measure_steps": 0},
-        "task": EXACT.model_dump(exclude_defaults=True),
+        "task": EXACT.model_dump(),
         "methods": [{"name": "lora", "rank": 16, "lr": 0.02}, {"name": "vera", "rank": 16, "lr": 0.3}, "frozen"],
         "storage": {"path": str(folder / "store")},
     }

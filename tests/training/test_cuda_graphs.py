@@ -159,6 +159,7 @@ def test_the_fused_scores_are_those_of_torchs_kernels(dtype: torch.dtype) -> Non
     torch.testing.assert_close(fused_gradient.double(), reference.grad, rtol=exact, atol=exact)
 
 
+@pytest.mark.heavy
 def test_compiled_layers_and_fused_pieces_train_to_the_same_curves(
     tiny_gpt2_dir: Path, chat_jsonl: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
