@@ -88,7 +88,7 @@ def test_every_node_installs_this_project_with_the_pinned_versions(cluster: dict
         assert image.startswith(f"rayproject/ray:{ray_version[1]}-py311-")
 
 
-def test_head_and_workers_ask_for_the_token_of_the_one_who_starts_them(cluster: dict[str, Any]) -> None:
+def test_head_and_workers_require_the_token_of_whoever_starts_them(cluster: dict[str, Any]) -> None:
     assert cluster["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
     for commands in (cluster["head_start_ray_commands"], cluster["worker_start_ray_commands"]):
         assert "RAY_AUTH_MODE=token" in commands[-1]

@@ -43,7 +43,7 @@ def logits_of(base: TinyModel, num_members: int) -> torch.Tensor:
     return logits
 
 
-def test_the_file_is_the_name_and_says_where_the_method_is_from(name: str) -> None:
+def test_the_file_has_the_methods_name_and_cites_its_source(name: str) -> None:
     method = get_method(name)
     assert method.name == name
     source = Path(inspect.getfile(method))
@@ -83,7 +83,7 @@ def test_hyperparameters_have_defaults_are_frozen_and_make_equal_methods_equal(n
     hash(method.stack_key())
 
 
-def test_attach_leaves_the_output_unchanged_and_detach_gives_the_base_back(name: str) -> None:
+def test_attach_keeps_the_output_and_detach_restores_the_base(name: str) -> None:
     for members in (members_of(name, 1), members_of(name)):
         base = TinyModel()
         before, modules = logits_of(base, len(members)), dict(base.named_modules())
@@ -125,7 +125,7 @@ def test_everything_that_trains_changes_and_nothing_else_does(name: str) -> None
         assert not any(parameter.requires_grad or parameter.grad is not None for parameter in run.base.parameters())
 
 
-def test_every_trainable_entry_is_in_exactly_one_block_under_its_own_learning_rate(name: str) -> None:
+def test_every_trainable_entry_has_exactly_one_block_and_learning_rate(name: str) -> None:
     members = members_of(name)
     pack = PackRun(TinyModel(), members).pack
     first_entries = [0]
@@ -167,7 +167,7 @@ def test_the_counts_are_exact(name: str) -> None:
         assert count.stored == sum(tensor.numel() for tensor in tensors.values())
 
 
-def test_members_of_one_method_train_in_a_pack_as_they_do_alone(name: str) -> None:
+def test_members_of_one_method_train_packed_as_they_do_alone(name: str) -> None:
     members = members_of(name)
     packed = PackRun(TinyModel(), members)
     losses = packed.train(8)
@@ -177,7 +177,7 @@ def test_members_of_one_method_train_in_a_pack_as_they_do_alone(name: str) -> No
         assert largest_difference(packed.member_tensors(index), alone.member_tensors(0)) <= 1e-10
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_seed_other_ones(name: str) -> None:
+def test_equal_seeds_give_equal_bits_and_other_seeds_other_bits(name: str) -> None:
     (member,) = members_of(name, 1)
     first, second = PackRun(TinyModel(), [member]), PackRun(TinyModel(), [member])
     torch.manual_seed(123)
@@ -219,7 +219,7 @@ def test_building_a_pack_leaves_the_global_random_state_alone(name: str) -> None
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_what_does_not_train_is_a_buffer_and_survives_requires_grad(name: str) -> None:
+def test_untrained_tensors_are_buffers_and_survive_requires_grad(name: str) -> None:
     run = PackRun(TinyModel(), members_of(name))
     before = {id(parameter) for parameter in run.pack.trainable_parameters()}
     for stack in run.pack.stacks():

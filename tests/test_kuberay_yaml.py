@@ -99,7 +99,7 @@ def test_only_fields_that_the_operator_knows(job: dict[str, Any]) -> None:
     assert list(unknown_fields(job, "job")) == []
 
 
-def test_the_command_is_one_of_the_command_lines_own_on_a_file_that_is_there(job: dict[str, Any]) -> None:
+def test_the_job_runs_an_existing_command_on_an_existing_file(job: dict[str, Any]) -> None:
     python, flag, module, command, *arguments = shlex.split(job["entrypoint"])
     assert (python, flag, module, command) == ("python", "-m", "loragrid", "run")
     run = typer.main.get_command(app).commands["run"]  # type: ignore[attr-defined]
@@ -112,7 +112,7 @@ def test_the_command_is_one_of_the_command_lines_own_on_a_file_that_is_there(job
     assert experiment.workers.use_gpu is True
 
 
-def test_the_head_trains_nothing_and_workers_scale_from_zero_those_with_gpus_apart(job: dict[str, Any]) -> None:
+def test_head_trains_nothing_and_both_worker_groups_scale_from_zero(job: dict[str, Any]) -> None:
     cluster = job["rayClusterSpec"]
     assert cluster["enableInTreeAutoscaling"]
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
@@ -123,13 +123,13 @@ def test_the_head_trains_nothing_and_workers_scale_from_zero_those_with_gpus_apa
         assert container["resources"]["limits"].get("nvidia.com/gpu") == num_gpus
 
 
-def test_every_pod_asks_for_the_clusters_token_and_may_write_to_the_storage(job: dict[str, Any]) -> None:
+def test_every_pod_requires_the_token_and_may_write_to_storage(job: dict[str, Any]) -> None:
     assert job["rayClusterSpec"]["authOptions"] == {"mode": "token"}
     for pod in pods(job):
         assert pod["securityContext"] == {"fsGroup": 100}
 
 
-def test_every_pod_has_the_storage_and_the_same_image_with_the_pinned_ray(job: dict[str, Any]) -> None:
+def test_all_pods_share_storage_and_one_image_with_pinned_ray(job: dict[str, Any]) -> None:
     version = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert version is not None
     assert job["rayClusterSpec"]["rayVersion"] == version[1]

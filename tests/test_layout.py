@@ -52,7 +52,7 @@ def test_a_source_root_holds_its_package_alone(source_root: str, package: str) -
     assert (ROOT / source_root / package / "py.typed").is_file()
 
 
-def test_no_folder_of_the_tests_is_named_platform_or_is_a_package() -> None:
+def test_no_test_folder_is_named_platform_or_is_a_package() -> None:
     assert not (ROOT / "tests" / "platform").exists()
     assert not list((ROOT / "tests").rglob("__init__.py"))
 
@@ -83,7 +83,7 @@ def test_importing_every_method_imports_torch_alone() -> None:
 
 
 @pytest.mark.heavy
-def test_what_every_process_of_a_sweep_imports_leaves_the_models_and_the_record_out() -> None:
+def test_the_imports_of_every_sweep_process_exclude_models_and_record() -> None:
     code = (
         "import sys, loragrid.sweep.ray_trainer, loragrid.worker.messages\n"
         "print(sorted({'mlflow', 'datasets', 'transformers.modeling_utils'} & sys.modules.keys()))"
@@ -108,7 +108,7 @@ def test_listing_the_methods_works_from_anywhere_on_the_path(tmp_path: Path) -> 
     )
 
 
-def test_no_file_of_the_methods_imports_what_belongs_to_the_platform() -> None:
+def test_no_method_file_imports_anything_of_the_platform() -> None:
     assert len(method_files()) >= 17
     allowed = {"torch", "loragrid_methods"} | sys.stdlib_module_names
     for file in method_files():

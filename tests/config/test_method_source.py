@@ -67,5 +67,5 @@ def test_fields_of_another_methods_file_are_inherited(folder: Path) -> None:
         "called_type": ("class Called(Method):", "    rank: exit() = 8"),
     }.items(),
 )
-def test_a_file_that_is_not_plain_is_left_to_an_import(folder: Path, name: str, lines: tuple[str, ...]) -> None:
+def test_a_file_that_is_not_plain_needs_an_import(folder: Path, name: str, lines: tuple[str, ...]) -> None:
     assert declared_types(write(folder, name, *lines)) is None

@@ -142,7 +142,7 @@ def test_links_lead_to_files_or_to_pages_that_are_generated(tmp_path: Path) -> N
     assert (tmp_path / "docs" / "index.md").is_file()
 
 
-def test_no_document_claims_to_be_the_first_or_the_only_one() -> None:
+def test_no_document_claims_to_be_the_first_or_only_one() -> None:
     for path in documents():
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"\bthe (first|only) (tool|project|library|framework|one that)\b", text, re.IGNORECASE), (

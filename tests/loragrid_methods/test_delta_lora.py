@@ -107,7 +107,7 @@ def test_the_telescoped_form_is_the_papers_loop_over_120_steps() -> None:
 
 
 @pytest.mark.parametrize("start_step", [START_STEP - 1, START_STEP + 1])
-def test_the_papers_loop_with_K_off_by_one_is_another_method(start_step: int) -> None:
+def test_the_papers_loop_with_K_off_by_one_trains_differently(start_step: int) -> None:
     losses, tensors = train_telescoped(METHOD)
     oracle_losses, oracle = train_explicitly(METHOD, start_step)
     agree = [abs(a - b) <= 1e-12 for a, b in zip(losses, oracle_losses, strict=True)]
@@ -118,7 +118,7 @@ def test_the_papers_loop_with_K_off_by_one_is_another_method(start_step: int) ->
     assert largest_difference(tensors, oracle) > 1e-4
 
 
-def test_a_start_beyond_the_last_step_is_lora_to_the_bit() -> None:
+def test_delta_lora_that_never_starts_is_lora_to_the_bit() -> None:
     delta = PackRun(TinyModel(), [Member(method=small_method("delta_lora", start_step=8))])
     lora = PackRun(TinyModel(), [Member(method=small_method("lora"))])
     assert torch.equal(delta.train(8), lora.train(8))
@@ -133,7 +133,7 @@ def test_lambda_zero_is_lora_before_and_after_the_start() -> None:
     assert all(tensor.item() == 1 for name, tensor in held.items() if name.endswith("started"))
 
 
-def test_the_gradients_of_A_and_B_are_loras_and_that_of_x_the_whole_weights() -> None:
+def test_factors_get_loras_gradients_and_x_gets_the_whole_weights() -> None:
     """One stack after its snapshot against the formula in plain autograd, W detached as a constant."""
     method = small_method("delta_lora", rank=2, alpha=6.0, delta_scale=1.5)
     run = PackRun(TinyModel(), [Member(method=method)])

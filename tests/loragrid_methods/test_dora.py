@@ -113,14 +113,12 @@ def norms_of(dtype: torch.dtype, scale: float) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 1e-6)], ids=str
 )
-def test_row_norms_are_those_of_the_weight_that_is_never_made(
-    dtype: torch.dtype, tolerance: float, scale: float
-) -> None:
+def test_row_norms_equal_those_of_the_weight_never_made(dtype: torch.dtype, tolerance: float, scale: float) -> None:
     ours, exact = norms_of(dtype, scale)
     assert (ours / exact - 1).abs().max().item() <= tolerance
 
 
-def test_row_norms_survive_an_update_that_cancels_most_of_a_row() -> None:
+def test_row_norms_survive_an_update_that_nearly_cancels_a_row() -> None:
     """The sum of three terms cancels: of a norm a hundred times smaller than its row's, float32 keeps three digits."""
     layer = nn.Linear(8, 3).requires_grad_(False)
     with torch.no_grad():
@@ -180,7 +178,7 @@ def test_backward_keeps_one_more_output_than_lora() -> None:
     assert saved("dora") - saved("lora") == 8 * (64 * 40 + 2 * 40)
 
 
-def test_the_norms_cost_r_rows_of_the_base_product_per_member() -> None:
+def test_norms_cost_r_rows_of_the_base_product_per_member() -> None:
     def operations(name: str) -> int:
         base = nn.Sequential(nn.Linear(48, 40))
         pack = AdapterPack(base, [(small_method(name), seed) for seed in range(3)])

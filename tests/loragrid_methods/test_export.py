@@ -166,7 +166,7 @@ def test_a_method_without_an_adapter_says_so(name: str) -> None:
         peft_adapter(run.pack, 0, "the-base")
 
 
-def test_a_method_with_an_export_of_its_own_must_say_how_it_is_merged() -> None:
+def test_a_method_with_its_own_export_must_define_its_merge() -> None:
     """LoRA's merge would leave out what such an export holds besides."""
     with pytest.raises(TypeError, match="Another exports an adapter of its own"):
 
@@ -195,7 +195,7 @@ def test_an_adapter_of_an_older_version_is_merged() -> None:
         assert torch.equal(merged, 3.0 * (b.double() @ a.double()))
 
 
-def test_what_a_kind_of_lora_adds_is_not_merged_as_plain_lora() -> None:
+def test_plain_lora_refuses_to_merge_other_kinds_of_lora() -> None:
     run = trained(TinyModel(), ["lora"], torch.float64)
     config, tensors = peft_adapter(run.pack, 0, "the-base")
     own, weight = layer_tensors(tensors)["blocks.0.q_proj"], torch.zeros(12, 12)

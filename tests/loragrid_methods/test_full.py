@@ -37,7 +37,7 @@ def train_with_torch(model: TinyModel, member: Member, num_steps: int) -> list[f
 
 # Adam divides by the root of the gradients' squares: where those are near epsilon, float32 rounding is enlarged.
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)], ids=str)
-def test_full_on_a_base_of_the_adapters_type_is_torchs_adamw(dtype: torch.dtype, tolerance: float) -> None:
+def test_full_on_a_base_of_adapter_type_is_torchs_adamw(dtype: torch.dtype, tolerance: float) -> None:
     base, reference, start = TinyModel(dtype), TinyModel(dtype), TinyModel(dtype)
     run = PackRun(base, [FULL], dtype=dtype)
     losses = run.train(20)[:, 0].tolist()
@@ -50,7 +50,7 @@ def test_full_on_a_base_of_the_adapters_type_is_torchs_adamw(dtype: torch.dtype,
         assert (ours - before).abs().max().item() > 0.01, name
 
 
-def test_the_base_s_parameters_are_views_of_the_one_weights_tensor() -> None:
+def test_base_parameters_are_views_of_the_one_weights_tensor() -> None:
     base = TinyModel()
     run = PackRun(base, [FULL])
     (stack,) = run.pack.stacks()
@@ -61,7 +61,7 @@ def test_the_base_s_parameters_are_views_of_the_one_weights_tensor() -> None:
     assert all((parameter == 0.25).all() for parameter in base.parameters())
 
 
-def test_a_bfloat16_base_keeps_a_float32_master_so_that_small_updates_add_up() -> None:
+def test_a_float32_master_keeps_small_updates_of_a_bfloat16_base() -> None:
     """An update of 5e-5 is below half a unit in the last place of a weight above 0.1 (2.4e-4); 60 of them are not."""
     member = Member(method=small_method("full"), lr=5e-5)
     base, start, lossy = TinyModel(torch.bfloat16), TinyModel(torch.bfloat16), TinyModel(torch.bfloat16)

@@ -116,7 +116,7 @@ def test_an_update_from_an_origin_keeps_the_digits_of_bfloat16() -> None:
     assert (rounded - exact).abs().max().item() > 0.5 * exact.abs().max().item()
 
 
-def test_a_scaling_of_the_gradients_changes_those_of_the_factors_alone() -> None:
+def test_gradient_scaling_changes_only_the_gradients_of_the_factors() -> None:
     scaling = torch.tensor([2.0, 3.0], dtype=torch.float64).view(2, 1, 1)
     of_gradients = torch.tensor([0.5, 9.0], dtype=torch.float64).view(2, 1, 1)
     inputs, g = low_rank_inputs((True, True, True)), draw(2, 5, 6, seed=1)

@@ -19,7 +19,7 @@ def test_lora_plus_at_ratio_one_is_lora_to_the_bit() -> None:
     assert largest_difference(plus.member_tensors(0), lora.member_tensors(0)) == 0
 
 
-def test_lora_plus_moves_B_and_decays_it_ratio_times_as_much_in_one_step() -> None:
+def test_lora_plus_moves_and_decays_B_ratio_times_as_much() -> None:
     """The first step of AdamW is lr x (sign(g) + decay x weight): linear in the learning rate."""
     moved = []
     for name, fields in (("lora", {}), ("lora_plus", {"lr_ratio": 7.0})):
@@ -97,7 +97,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
     assert (dropped == 0).double().mean((1, 2)).tolist() == pytest.approx([0.4, 0.4], abs=0.04)
 
 
-def test_a_members_mask_depends_on_its_seed_layer_step_worker_and_micro_batch_alone() -> None:
+def test_only_seed_layer_step_worker_and_micro_batch_change_masks() -> None:
     mask = masks([5], DrawClock(step=3, worker=1))[0]
     assert torch.equal(mask, masks([2, 5, 5], DrawClock(step=3, worker=1))[1])
     assert torch.equal(mask, masks([2, 5, 5], DrawClock(step=3, worker=1))[2])
@@ -110,7 +110,7 @@ def test_a_members_mask_depends_on_its_seed_layer_step_worker_and_micro_batch_al
     assert len({tuple(drawn.flatten().tolist()) for drawn in micro_batches}) == 3
 
 
-def test_a_step_in_one_pass_draws_from_seed_layer_step_and_worker() -> None:
+def test_a_single_pass_draws_from_seed_layer_step_and_worker() -> None:
     generator = torch.Generator().manual_seed(stable_seed(5, "q", "dropout", 3, 1))
     kept = torch.rand(500, 8, generator=generator) >= 0.4
     assert torch.equal(masks([5], DrawClock(step=3, worker=1))[0], kept.double() / 0.6)
@@ -130,7 +130,7 @@ def test_dropout_acts_while_training_only(name: str) -> None:
     assert torch.equal(quiet, run.base(input_ids=ids).logits)
 
 
-def test_a_seed_is_made_of_its_parts_and_is_the_same_everywhere() -> None:
+def test_seeds_follow_from_their_parts_and_are_the_same_everywhere() -> None:
     assert stable_seed(0, "q", "lora_A") == 8403686422880423182
     assert 0 <= stable_seed("x") < 2**63
     assert len({stable_seed(*parts) for parts in ((0, 1), (1, 0), (0, 1, 0), (1,))}) == 4

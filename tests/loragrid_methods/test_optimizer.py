@@ -87,13 +87,13 @@ def train_both(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return torch.cat([weights, *our_norms]), torch.cat([*expected, torch.stack(their_norms)])
 
 
-def test_members_with_settings_of_their_own_are_torchs_adamw_in_float64() -> None:
+def test_members_with_their_own_settings_equal_torchs_adamw_in_float64() -> None:
     ours, theirs = train_both(torch.float64)
     assert theirs.isfinite().all()
     assert (ours - theirs).abs().max().item() <= 1e-12
 
 
-def test_members_with_settings_of_their_own_are_torchs_adamw_in_float32() -> None:
+def test_members_with_their_own_settings_equal_torchs_adamw_in_float32() -> None:
     ours, theirs = train_both(torch.float32)
     # 25 updates of size lr <= 5 (0.3 x 16), each rounded at 2^-24 of the weights, which reach 10.
     assert (ours - theirs).abs().max().item() <= 1e-4

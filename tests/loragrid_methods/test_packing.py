@@ -47,7 +47,7 @@ def mixed_members() -> list[Member]:
     return in_order(members)
 
 
-def test_a_mixed_pack_of_all_methods_trains_every_member_as_if_it_were_alone() -> None:
+def test_a_pack_of_all_methods_trains_each_as_if_alone() -> None:
     members = mixed_members()
     packed = PackRun(TinyModel(), members)
     losses = packed.train(10)
@@ -58,7 +58,7 @@ def test_a_mixed_pack_of_all_methods_trains_every_member_as_if_it_were_alone() -
         assert largest_difference(packed.member_tensors(index), alone.member_tensors(0)) <= 1e-10, member
 
 
-def test_the_first_loss_is_the_frozen_base_s_and_training_moves_all_others() -> None:
+def test_members_start_at_the_bases_loss_and_only_frozen_stay() -> None:
     members = mixed_members()
     losses = PackRun(TinyModel(), members).train(3)
     for index, member in enumerate(members):
@@ -70,7 +70,7 @@ def test_the_first_loss_is_the_frozen_base_s_and_training_moves_all_others() -> 
 
 
 @pytest.mark.parametrize("poison", ["weights", "gradients"])
-def test_a_nan_in_one_member_leaves_the_bits_of_all_others(poison: str) -> None:
+def test_a_nan_in_one_member_changes_no_bit_of_others(poison: str) -> None:
     members = mixed_members()
     ill = next(index for index, member in enumerate(members) if member.method.name == "lora" and index > 0)
     healthy, poisoned = PackRun(TinyModel(), members), PackRun(TinyModel(), members)
@@ -143,7 +143,7 @@ def test_padded_entries_stay_exactly_zero_and_get_no_moments() -> None:
 
 
 @pytest.mark.parametrize("name", SAME_DRAW)
-def test_one_seed_draws_one_A_whatever_the_method_and_the_pack(name: str) -> None:
+def test_one_seed_draws_one_A_in_every_method_and_pack(name: str) -> None:
     def draw(members: list[tuple[str, int, int]], wanted: int) -> dict[str, torch.Tensor]:
         pack = AdapterPack(TinyModel(), [(small_method(n, rank=r), seed) for n, r, seed in members])
         stacks, index = pack.member_stacks(wanted)
@@ -164,7 +164,7 @@ def test_one_seed_draws_one_A_whatever_the_method_and_the_pack(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", SAME_DRAW)
-def test_ranks_up_to_16_share_a_stack_and_none_above_is_padded_to_four_times_its_own(name: str) -> None:
+def test_only_ranks_up_to_16_are_padded_fourfold_or_more(name: str) -> None:
     ranks = (1, 2, 8, 16, 17, 64, 65)
     pack = AdapterPack(TinyModel(), [(small_method(name, rank=rank), 0) for rank in ranks])
     stacks = [next(iter(stacks.values())).ranks for _, stacks in pack.groups]
@@ -172,11 +172,11 @@ def test_ranks_up_to_16_share_a_stack_and_none_above_is_padded_to_four_times_its
     assert all(max(group) < 4 * min(group) for group in stacks[1:])
 
 
-def test_a_method_that_writes_the_base_is_refused_in_a_pack_of_two() -> None:
+def test_a_pack_of_two_refuses_methods_that_write_the_base() -> None:
     with pytest.raises(ValueError, match="full writes the base"):
         AdapterPack(TinyModel(), [(small_method("full"), 0), (small_method("lora"), 0)])
 
 
-def test_member_order_puts_equal_keys_side_by_side_and_keeps_all_else() -> None:
+def test_member_order_groups_equal_keys_and_keeps_all_else() -> None:
     methods = [small_method(name) for name in ("lora", "vera", "lora_plus", "frozen", "vera", "lora")]
     assert member_order(methods) == [0, 2, 5, 1, 4, 3]

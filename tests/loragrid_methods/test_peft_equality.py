@@ -107,7 +107,7 @@ def test_veras_draw_and_start_are_pefts_to_the_bit(rank: int) -> None:
 
 
 @pytest.mark.parametrize(("alpha", "rslora"), [(4.0, False), (6.0, False), (3.0, True)])
-def test_steps_of_projected_lora_fa_are_those_of_pefts_lorafa_optimizer(
+def test_projected_lora_fa_steps_equal_those_of_pefts_lorafa_optimizer(
     base_of: Callable[[], Any], alpha: float, rslora: bool
 ) -> None:
     """In float64, which PEFT's bfloat16 autocast leaves alone.
@@ -135,7 +135,7 @@ def test_steps_of_projected_lora_fa_are_those_of_pefts_lorafa_optimizer(
         assert torch.equal(held["lora_A"], start[name])
 
 
-def test_the_projection_solves_what_the_paper_asks_to_the_last_digits() -> None:
+def test_the_projection_solves_the_papers_problem_to_the_last_digits() -> None:
     """(1/s^2) g_B (A A^T)^-1 is the X that makes X A closest to g / s, for a random full gradient g."""
     run = PackRun(TinyModel(), [Member(method=small_method("lora_fa_projected", alpha=6.0))])
     run.backward()

@@ -49,7 +49,7 @@ def assert_resumes(members: list[Member], dtype: torch.dtype, num_steps: int = N
 
 @pytest.mark.parametrize("name", method_names())
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_two_k_steps_are_k_steps_saved_loaded_and_k_more(name: str, dtype: torch.dtype) -> None:
+def test_saving_and_loading_after_k_of_2k_steps_changes_nothing(name: str, dtype: torch.dtype) -> None:
     assert_resumes(members_of(name), dtype)
 
 

@@ -56,7 +56,7 @@ def size(width: int, dtype: torch.dtype = torch.float64) -> int:
 
 
 @pytest.mark.parametrize("num_members", [1, 3])
-def test_lora_keeps_z_per_layer_and_x_once_for_layers_that_share_it(num_members: int) -> None:
+def test_lora_keeps_z_per_layer_and_a_shared_x_once(num_members: int) -> None:
     for name in ("lora", "lora_plus"):
         assert saved_bytes([name] * num_members) == num_members * (size(WIDTH) + 3 * size(RANK))
 
@@ -68,7 +68,7 @@ def test_lora_fa_keeps_z_and_not_x(num_members: int) -> None:
 
 
 @pytest.mark.parametrize("num_members", [1, 3])
-def test_vera_keeps_u_and_no_product_of_the_width_of_the_output(num_members: int) -> None:
+def test_vera_keeps_u_and_no_product_of_the_output_width(num_members: int) -> None:
     assert saved_bytes(["vera"] * num_members) == num_members * 3 * size(RANK)
 
 
@@ -82,7 +82,7 @@ def test_the_frozen_base_keeps_nothing_here() -> None:
     assert saved_bytes(["lora", "frozen"]) == 2 * size(WIDTH) + 3 * size(RANK)
 
 
-def test_a_bfloat16_base_under_float32_adapters_keeps_no_float32_copy_of_x() -> None:
+def test_float32_adapters_keep_no_float32_copy_of_a_bfloat16_x() -> None:
     bf16 = torch.bfloat16
     assert saved_bytes(["lora"], bf16) == size(WIDTH, bf16) + 3 * size(RANK, bf16)
     assert saved_bytes(["lora_fa"], bf16) == 3 * size(RANK, bf16)

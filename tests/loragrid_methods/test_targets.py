@@ -52,13 +52,13 @@ def test_a_last_part_matches_whole_parts_of_a_name_only() -> None:
         select_layers(("proj",), LAYERS)
 
 
-def test_the_selection_keeps_the_models_order_and_names_no_layer_twice() -> None:
+def test_selection_keeps_the_models_order_and_names_no_layer_twice() -> None:
     chosen = select_layers(("up_proj", "q_proj", "blocks.0.mlp.up_proj"), LAYERS)
     assert chosen == [layer for layer in LAYERS if not layer.name.endswith("v_proj")]
 
 
 @pytest.mark.parametrize("targets", ["q_proj", ("q_proj", "gate_proj"), (), ""], ids=str)
-def test_a_target_that_matches_nothing_is_an_error_that_lists_what_there_is(targets: str | tuple[str, ...]) -> None:
+def test_an_unmatched_target_is_an_error_that_lists_layer_names(targets: str | tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match=r"target_modules: .* matches no layer; .* end in: q_proj, up_proj, v_proj"):
         select_layers(targets, LAYERS)
 

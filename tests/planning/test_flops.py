@@ -45,7 +45,7 @@ def test_shapes_and_passes_are_the_models_and_the_methods(tiny_gpt2_dir: Path, c
     assert found == {"frozen": 1, "vera": 2, "full": 3}
 
 
-def test_a_base_without_attention_is_measured_and_its_operations_are_not_counted(
+def test_a_base_without_attention_is_measured_without_counting_operations(
     tiny_gpt2_dir: Path, chat_jsonl: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(tiny_gpt2_dir, tmp_path / "mamba"))
@@ -59,14 +59,14 @@ def test_a_base_without_attention_is_measured_and_its_operations_are_not_counted
     assert [key for key in figures if "flops" in key or "limit" in key] == []
 
 
-def test_the_limit_is_the_operations_of_a_product_over_its_shortest_time() -> None:
+def test_the_limit_divides_a_products_operations_by_its_shortest_time() -> None:
     ticks = itertools.count()
     limit = measure_limit(torch.device("cpu"), torch.float32, clock=lambda: float(next(ticks)))
     assert limit.flops_per_second == 2 * SMALLEST_SIDE**3
     assert limit.seconds == 2 * (NUM_PRODUCTS + 1)  # the first product is not timed to its end
 
 
-def test_the_limit_is_measured_once_and_draws_nothing_from_trainings_generator() -> None:
+def test_the_limit_is_measured_once_without_drawing_from_trainings_generator() -> None:
     before = torch.get_rng_state()
     first = device_limit(torch.device("cpu"), torch.float32)
     assert device_limit(torch.device("cpu"), torch.float32) is first

@@ -82,7 +82,7 @@ def test_ranks_are_padded_to_the_largest_of_their_stack() -> None:
     assert both.optimizer == 2 * larger.optimizer
 
 
-def test_of_a_sharded_base_a_worker_holds_its_share_and_what_is_gathered() -> None:
+def test_a_worker_holds_its_base_share_and_the_gathered_weights() -> None:
     def found(num_shares: int) -> MemoryEstimate:
         lora = [method("lora", rank=4)]
         return estimate_memory(
@@ -97,7 +97,7 @@ def test_of_a_sharded_base_a_worker_holds_its_share_and_what_is_gathered() -> No
     assert [getattr(shared, part) for part in parts] == [getattr(whole, part) for part in parts]
 
 
-def test_activations_grow_with_the_tokens_and_the_members_and_not_with_frozen_ones() -> None:
+def test_activations_grow_with_tokens_and_members_except_frozen_ones() -> None:
     one = estimate(method("lora"))
     assert estimate(method("lora"), rows=2 * ROWS).activations == pytest.approx(2 * one.activations, rel=0.01)
     assert estimate(method("lora"), method("lora")).activations == pytest.approx(2 * one.activations, rel=0.01)
@@ -160,7 +160,7 @@ def rows_of_tokens(base: PreTrainedModel, num_members: int, num_rows: int, lengt
 
 
 @pytest.mark.parametrize("name", [name for name in method_names() if name != "frozen"])
-def test_a_step_in_micro_batches_peaks_where_one_with_the_rows_of_a_single_one_does(name: str) -> None:
+def test_a_step_in_micro_batches_peaks_like_one_micro_batch(name: str) -> None:
     def peak(num_rows: int, micro_batch_size: int | None = None) -> float:
         base = shapes(torch.bfloat16)
         AttentionInterface.register(NAME, causal_attention)
@@ -214,7 +214,7 @@ def test_generation_is_estimated_as_what_lives_while_prompts_are_answered(name: 
     assert found.generation == pytest.approx(live.peak, rel=0.1)
 
 
-def test_the_cache_of_keys_and_values_grows_by_its_closed_form() -> None:
+def test_the_key_value_cache_grows_by_its_closed_form() -> None:
     sizes = {"num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4, "hidden_size": 256}
     members, layers, heads, head_size, two_bytes = 3, 8, 4, 32, 2
 
@@ -251,7 +251,7 @@ def test_an_evaluation_is_estimated_as_what_lives_in_it(name: str) -> None:
     assert found.generation == 0
 
 
-def test_as_many_prompts_are_answered_at_once_as_need_no_more_than_training() -> None:
+def test_training_memory_limits_how_many_prompts_are_answered_at_once() -> None:
     lora = [method("lora", rank=4)] * 2
 
     def found(num_prompts: int, max_new_tokens: int = LENGTH) -> MemoryEstimate:
@@ -270,7 +270,7 @@ def test_as_many_prompts_are_answered_at_once_as_need_no_more_than_training() ->
     assert estimate_memory(shapes(torch.bfloat16), lora, num_rows=ROWS, length=LENGTH).prompts_at_once == 0
 
 
-def test_the_peak_is_that_of_the_step_or_of_what_scores_whichever_is_larger() -> None:
+def test_the_peak_is_the_largest_of_step_evaluation_and_generation() -> None:
     lora = [method("lora", rank=4)]
     for scoring, largest in (
         (None, "step"),
@@ -323,7 +323,7 @@ def test_the_allocators_peak_on_a_gpu_is_within_15_percent(mode: Mode, compositi
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: only there is memory allocated by torch alone")
 @pytest.mark.parametrize("name", ["long prompts", "long answers"])
-def test_the_allocators_peak_in_generation_on_a_gpu_is_within_15_percent(name: str) -> None:
+def test_estimated_generation_is_within_15_percent_of_the_gpus_peak(name: str) -> None:
     scoring = {
         "long prompts": ScoringShape(length=64, prompt=1500, max_new_tokens=4),
         "long answers": ScoringShape(length=64, prompt=64, max_new_tokens=500),

@@ -32,7 +32,7 @@ def single(tiny_llama_dir: Path, chat_jsonl: Path) -> Setup:
 
 
 @pytest.mark.parametrize("name", method_names())
-def test_every_part_is_what_the_methods_own_counts_of_parameters_come_to(setup: Setup, name: str) -> None:
+def test_every_part_follows_from_the_methods_own_parameter_counts(setup: Setup, name: str) -> None:
     base, trial = setup.base(), setup.trial(name)
     layers, num_base = adaptable_layers(base, base.get_output_embeddings()), base.num_parameters()
     counts = trial.method.num_parameters(layers, num_base)
@@ -49,7 +49,7 @@ def test_every_part_is_what_the_methods_own_counts_of_parameters_come_to(setup: 
 
 
 @pytest.mark.parametrize("name", method_names())
-def test_the_parts_are_all_that_building_a_pack_leaves_and_a_step_adds_nothing_to_them(setup: Setup, name: str) -> None:
+def test_parts_are_all_a_pack_holds_and_steps_add_nothing(setup: Setup, name: str) -> None:
     base, trial = setup.base(), setup.trial(name)
     batch = build_batches([trial], setup.rows, CPU).training(0)
     base_weights = bytes_of(base.parameters())
@@ -81,7 +81,7 @@ def test_members_of_a_pack_share_veras_projections_and_nothing_else(single: Setu
 
 
 @pytest.mark.parametrize("num_rows", [40, CHUNK_ROWS, 2 * CHUNK_ROWS])
-def test_the_loss_holds_the_logits_of_one_chunk_and_what_is_computed_from_them(single: Setup, num_rows: int) -> None:
+def test_the_loss_holds_one_chunks_logits_and_values_from_them(single: Setup, num_rows: int) -> None:
     model = build_model([single.trial("lora")], single.base())
     columns = num_rows // 40
     batch = Batch(
@@ -110,7 +110,7 @@ def test_a_loss_counted_before_a_step_leaves_its_gradients_alone(single: Setup) 
 
 
 @pytest.mark.parametrize("name", method_names())
-def test_the_parts_and_the_loss_come_to_no_more_than_the_peak_of_a_step(single: Setup, name: str) -> None:
+def test_the_parts_and_the_loss_never_exceed_a_steps_peak(single: Setup, name: str) -> None:
     base, trial = single.base(), single.trial(name)
     batch = build_batches([trial], single.rows, CPU).training(0)
     with LiveBytes() as live:
@@ -131,9 +131,7 @@ def test_the_parts_and_the_loss_come_to_no_more_than_the_peak_of_a_step(single: 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: only there is memory allocated by torch alone")
 @pytest.mark.parametrize("name", method_names())
-def test_on_a_gpu_the_parts_are_what_the_allocator_holds_and_an_evaluation_peaks_apart(
-    single: Setup, name: str
-) -> None:
+def test_a_gpus_allocator_holds_the_parts_and_evaluation_peaks_lower(single: Setup, name: str) -> None:
     device = torch.device("cuda")
     trial = single.trial(name)
     base = single.base()

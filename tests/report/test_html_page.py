@@ -439,7 +439,7 @@ def test_a_sweep_over_two_data_sets_has_two_verdicts(tmp_path: Path) -> None:
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
 @pytest.mark.skipif(CHROMEDRIVER is None, reason="no chromedriver on this machine: apt-get install chromium-driver")
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_browser_without_network_shows_the_whole_page_and_never_scrolls_it_sideways(
+def test_an_offline_browser_shows_the_whole_page_without_sideways_scrolling(
     maths: Page, width: int, tmp_path: Path
 ) -> None:
     import base64

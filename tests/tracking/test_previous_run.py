@@ -27,7 +27,7 @@ def test_a_renamed_sweep_is_found_by_its_first_name(tmp_path: Path) -> None:
         assert earlier.name == "renamed-1"
 
 
-def test_a_sweep_whose_driver_died_between_the_last_trials_end_and_its_own_is_ended_by_resume(
+def test_resume_ends_sweeps_whose_driver_died_after_the_last_trial(
     valid_experiment: dict[str, Any], tmp_path: Path
 ) -> None:
     experiment = lg.Experiment(**valid_experiment | {"storage": {"path": str(tmp_path)}})
