@@ -66,6 +66,7 @@ def tuned_queues(whole_plan: Plan, node: Node, folder: Path, monkeypatch: pytest
     return list(tuned[0])
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("sections", SECTIONS.values(), ids=SECTIONS)
 def test_a_sweep_trains_the_queues_that_its_estimate_counted(
     tiny_gpt2_dir: Path, chat_jsonl: Path, tmp_path: Path, sections: dict[str, Any], monkeypatch: pytest.MonkeyPatch
