@@ -5,6 +5,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from loragrid.config.execution import (
+    EarlyStoppingConfig,
+    EngineConfig,
+    PackConfig,
+    StorageConfig,
+    TrackingConfig,
+    WorkersConfig,
+)
 from loragrid.config.method_settings import (
     AxisValue,
     AxisValues,
@@ -21,14 +29,8 @@ from loragrid.config.sections import (
     MEMBER_TRAINING_KEYS,
     OBSERVATION_KEYS,
     DataConfig,
-    EarlyStoppingConfig,
-    EngineConfig,
     ModelConfig,
-    PackConfig,
-    StorageConfig,
-    TrackingConfig,
     TrainingConfig,
-    WorkersConfig,
 )
 from loragrid.config.task import task_problems
 from loragrid.schema.errors import ExperimentError, Problem, show_value, unknown

@@ -5,7 +5,7 @@ Jamieson & Talwalkar 2016 (arXiv 1502.07943): after every rung the best 1 / redu
 
 from collections.abc import Mapping, Sequence
 
-from loragrid.config.sections import EarlyStoppingConfig
+from loragrid.config.execution import EarlyStoppingConfig
 
 
 def rung_steps(config: EarlyStoppingConfig | None, steps: int) -> list[int]:

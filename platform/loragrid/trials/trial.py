@@ -8,13 +8,7 @@ from typing import Any
 from loragrid.config.method_settings import (
     Scalar,
 )
-from loragrid.config.sections import (
-    HOLDING_KEYS,
-    OBSERVATION_KEYS,
-    DataConfig,
-    ModelConfig,
-    TrainingConfig,
-)
+from loragrid.config.sections import HOLDING_KEYS, OBSERVATION_KEYS, DataConfig, ModelConfig, TrainingConfig
 from loragrid.tasks.contract import TASK_OBSERVATION_KEYS, TaskConfig
 from loragrid_methods import Method
 

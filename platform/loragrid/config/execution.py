@@ -1,0 +1,121 @@
+"""The sections that say how a sweep runs: workers, packs, engine, early stopping, tracking and storage."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from loragrid.schema.fields import (
+    Allowed,
+    Count,
+    CountOrZero,
+    OptionalPositive,
+    OptionalText,
+    Section,
+    Switch,
+    Text,
+    Unit,
+)
+
+
+class WorkersConfig(Section):
+    """The processes that train one pack."""
+
+    num_workers: Annotated[Count, Unit("processes")] = Field(
+        default=1, description="Training processes per pack, each with one GPU where GPUs are used.", examples=[4]
+    )
+    strategy: Annotated[Literal["replicate", "shard"], Allowed("replicate, shard")] = Field(
+        default="replicate",
+        description="Whether every worker holds the whole frozen base (replicate) or a share of it (shard).",
+        examples=["shard"],
+    )
+    use_gpu: Annotated[Literal["auto"] | Switch, Allowed("auto, true, false")] = Field(
+        default="auto",
+        description="Whether workers use GPUs; auto uses those of the cluster.",
+        examples=[False],
+    )
+    cpus_per_worker: Annotated[OptionalPositive, Unit("CPU cores")] = Field(
+        default=None, description="Cores reserved for each worker; null derives them from the cluster.", examples=[4.0]
+    )
+    max_failures: Annotated[CountOrZero, Unit("failures")] = Field(
+        default=3,
+        description="How often the workers of a pack may die and be replaced before the pack is given up.",
+        examples=[0],
+    )
+
+
+class PackConfig(Section):
+    """How many trials may share one copy of the base."""
+
+    max_members: Annotated[Literal["auto"] | Count, Allowed("auto, or a whole number from 1 on"), Unit("trials")] = (
+        Field(
+            default="auto",
+            description="Most trials per pack; auto derives it from the tokens per step, 1 trains trials one by one.",
+            examples=[8],
+        )
+    )
+
+
+class EngineConfig(Section):
+    """How the steps of a pack run on a GPU."""
+
+    mode: Annotated[Literal["auto", "eager", "graph", "compiled"], Allowed("auto, eager, graph, compiled")] = Field(
+        default="auto",
+        description="Eager steps, steps captured as a CUDA graph, or compiled and captured steps; auto takes the mode "
+        "that pays off.",
+        examples=["eager"],
+    )
+    deterministic: Switch = Field(
+        default=False,
+        description="Whether a GPU uses only kernels that repeat to the bit, as a CPU always does: bfloat16 steps are "
+        "a few percent slower, and a model that needs another kernel cannot be trained.",
+        examples=[True],
+    )
+
+
+class EarlyStoppingConfig(Section):
+    """Trials that fall behind end early: at every rung, only one in `reduction_factor` trials continues.
+
+    The first rung is at `grace_steps`; each further rung has `reduction_factor` times as many steps. Trials that can
+    share a base are compared with the trials of the same workers. With `pack.max_members: 1`, and for methods that
+    write the base, Tune's ASHA compares every trial with all others of the sweep.
+    """
+
+    kind: Annotated[Literal["successive_halving"], Allowed("successive_halving")] = Field(
+        default="successive_halving", description="Algorithm that stops trials.", examples=["successive_halving"]
+    )
+    metric: Annotated[Literal["eval/loss", "train/loss"], Allowed("eval/loss, train/loss")] = Field(
+        default="eval/loss",
+        description="Metric that compares trials; lower is better.",
+        examples=["train/loss"],
+    )
+    grace_steps: Annotated[Count, Unit("optimizer steps")] = Field(
+        description="Steps that every trial trains before the first comparison.", examples=[50]
+    )
+    reduction_factor: Annotated[int, Field(strict=True, ge=2, le=1000), Allowed("a whole number from 2 to 1000")] = (
+        Field(
+            default=3,
+            description="One in this many trials continues at each rung; also the ratio between two rungs' steps.",
+            examples=[4],
+        )
+    )
+
+
+class TrackingConfig(Section):
+    """Where MLflow keeps the record."""
+
+    uri: OptionalText = Field(
+        default=None,
+        description="MLflow tracking URI; null uses MLFLOW_TRACKING_URI, otherwise an SQLite file under "
+        "`storage.path`.",
+        examples=["http://mlflow:5000"],
+    )
+
+
+class StorageConfig(Section):
+    """Where trial states, plots and the default MLflow store are kept."""
+
+    path: Text = Field(
+        default="loragrid-store",
+        description="Folder or URI of half-trained trials, plots and the default MLflow store.",
+        examples=["loragrid-store", "s3://bucket/path"],
+    )
