@@ -181,7 +181,7 @@ def test_a_kind_is_one_file_from_yaml_to_compare(setup: Setup, tmp_path: Path) -
         ("{kind: bleu}", ["task.kind", "allowed: exact_match, label_likelihood, length_error"]),
         ("{kind: length_error, longst: 3}", ["task.longst", "did you mean 'longest'"]),
         ("{kind: length_error, labels: [a, b]}", ["belongs to kind: label_likelihood", "or no labels"]),
-        ("{kind: exact_match, longest: 3}", ["belongs to kind: length_error", "nothing to exact_match"]),
+        ("{kind: exact_match, longest: 3}", ["belongs to kind: length_error", "no effect with exact_match"]),
         ("{kind: label_likelihood, max_new_tokens: 3}", ["belongs to kind: exact_match, length_error"]),
         ("{kind: length_error, top_p: 0.5}", ["task.top_p", "temperature set"]),
     ],

@@ -35,7 +35,7 @@ def storage_uri(experiment: Experiment) -> str:
             "gs://bucket/path, hdfs://..., file:///path"
         ) from error
     if "#" in path:
-        raise ValueError(f"storage.path: {path}: '#' starts a fragment, which a path cannot have; write %23")
+        raise ValueError(f"storage.path: {path}: '#' starts a fragment, which a path cannot have; allowed: %23")
     return path.rstrip("/")
 
 
