@@ -1,6 +1,6 @@
 """Measurements besides the loss while a pack trains: the figures of a task, and the loss of held-out text."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -40,15 +40,23 @@ class TaskFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutTextLoss:
-    """The loss of held-out text before the first step and after `last_step`; the increase measures forgetting."""
+    """The loss of held-out text before the first step, along the way, and after `last_step`.
+
+    Its increase measures forgetting. every: steps between two measurements; None: at every evaluation.
+    evaluation_is_due: whether a step is evaluated.
+    """
 
     batches: PackBatches
     last_step: int
+    every: int | None
+    evaluation_is_due: Callable[[int], bool]
     phase: str = "eval"
 
     def is_due(self, step: int) -> bool:
         """As `Observation`."""
-        return step in (0, self.last_step)
+        if step in (0, self.last_step):
+            return True
+        return self.evaluation_is_due(step) if self.every is None else step % self.every == 0
 
     def measure(self, model: PackModel, step: int, sum_over_workers: SumOverWorkers) -> Mapping[str, Tensor]:
         """As `Observation`."""
@@ -56,4 +64,5 @@ class HeldOutTextLoss:
         assert rows is not None, "there is a text"
         losses = score_row_by_row(model, self.batches, rows, sum_over_workers, frozen=step == 0)
         num_labels = int((rows.label_targets != IGNORED).sum())
-        return {"forgetting/base_loss" if step == 0 else "forgetting/loss": losses.sum(1) / num_labels}
+        loss = losses.sum(1) / num_labels
+        return {"forgetting/base_loss": loss, "forgetting/loss": loss} if step == 0 else {"forgetting/loss": loss}

@@ -1,6 +1,6 @@
 """Scores a pack's members besides their evaluation loss: on a task, on held-out text and on the test rows."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from loragrid.evaluation.observers import HeldOutTextLoss, TaskFigures
 from loragrid.evaluation.row_scores import RowScores
@@ -30,13 +30,22 @@ class PackScoring:
         self._batches, self._task, self._last_step = batches, task, last_step
         self._sum_over_workers, self._stopwatch = sum_over_workers, stopwatch
 
-    def observations(self) -> list[Observation]:
-        """The measurements that the training loop makes besides training and evaluation."""
+    def observations(
+        self, evaluation_is_due: Callable[[int], bool], forgetting_every: int | None = None
+    ) -> list[Observation]:
+        """The measurements that the training loop makes besides training and evaluation; see `HeldOutTextLoss`."""
         found: list[Observation] = []
         if self._task is not None:
             found.append(TaskFigures(scorer=self._task, batches=self._batches, last_step=self._last_step))
         if self._batches.data.held_out_text is not None:
-            found.append(HeldOutTextLoss(batches=self._batches, last_step=self._last_step))
+            found.append(
+                HeldOutTextLoss(
+                    batches=self._batches,
+                    last_step=self._last_step,
+                    every=forgetting_every,
+                    evaluation_is_due=evaluation_is_due,
+                )
+            )
         return found
 
     def tags(self) -> Mapping[str, str]:

@@ -84,7 +84,9 @@ class PackRun:
             self._on_report,
             sum_over_workers=sum_over_workers,
             compute=counted or attached.step_runner,
-            observations=attached.scoring.observations(),
+            observations=attached.scoring.observations(
+                settings.evaluation_is_due, attached.pack.trials[0].training.forgetting_every
+            ),
             check=None if attached.checks is None else lambda: self._check(counted),
             stopwatch=self.stopwatch,
         )
