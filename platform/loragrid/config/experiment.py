@@ -9,6 +9,7 @@ from loragrid.config.execution import (
     EarlyStoppingConfig,
     EngineConfig,
     PackConfig,
+    SamplesConfig,
     StorageConfig,
     TrackingConfig,
     WorkersConfig,
@@ -54,6 +55,7 @@ __all__ = [
     "MethodConfig",
     "ModelConfig",
     "PackConfig",
+    "SamplesConfig",
     "StorageConfig",
     "TaskConfig",
     "TrackingConfig",
@@ -146,6 +148,9 @@ class Experiment(Section):
     task: AnyTask | None = Field(
         default=None, description="What is scored in addition to the loss; null scores only the loss."
     )
+    samples: SamplesConfig = Field(
+        default=SamplesConfig(), description="Prompts whose answers the report shows beside the references."
+    )
     tracking: TrackingConfig = Field(default=TrackingConfig(), description="Where MLflow keeps the record.")
     storage: StorageConfig = Field(
         default=StorageConfig(), description="Where trial states, plots and the default MLflow store are kept."
@@ -168,6 +173,7 @@ class Experiment(Section):
             engine: EngineConfig | Mapping[str, Any] = ...,
             early_stopping: EarlyStoppingConfig | Mapping[str, Any] | None = ...,
             task: TaskConfig | Mapping[str, Any] | None = ...,
+            samples: SamplesConfig | Mapping[str, Any] = ...,
             tracking: TrackingConfig | Mapping[str, Any] = ...,
             storage: StorageConfig | Mapping[str, Any] = ...,
         ) -> None: ...

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from loragrid.data.labels import IGNORED
+from loragrid.evaluation.kept_answers import KeptAnswers
 from loragrid.evaluation.task_scorer import TaskScorer
 from loragrid.training.batches import PackBatches
 from loragrid.training.evaluate import score_row_by_row
@@ -15,11 +16,15 @@ from loragrid.training.step import PackModel, SumOverWorkers
 
 @dataclass(frozen=True, kw_only=True)
 class TaskFigures:
-    """The task's figures on the evaluation rows: of the bare base once, at intervals, and after `last_step`."""
+    """The task's figures on the evaluation rows: of the bare base once, at intervals, and after `last_step`.
+
+    keep: receives the answers after `last_step`.
+    """
 
     scorer: TaskScorer
     batches: PackBatches
     last_step: int
+    keep: KeptAnswers | None = None
     phase: str = "generate"
 
     def is_due(self, step: int) -> bool:
@@ -29,7 +34,8 @@ class TaskFigures:
 
     def measure(self, model: PackModel, step: int, sum_over_workers: SumOverWorkers) -> Mapping[str, Tensor]:
         """As `Observation`."""
-        columns = self.scorer.score(model, self.batches, "eval", sum_over_workers, frozen=step == 0)
+        keep = self.keep if step == self.last_step else None
+        columns = self.scorer.score(model, self.batches, "eval", sum_over_workers, frozen=step == 0, keep=keep)
         figures = self.scorer.figures_of(columns)
         device = model.active.device
         return {

@@ -53,7 +53,9 @@ def _best_steps(comparison: Comparison, trial_ids: Sequence[str]) -> tuple[str, 
     table = comparison.table
     if "eval/best_step" not in table:
         return ()
-    steps = [int(step) for step in table.loc[table["trial_id"].isin(trial_ids), "eval/best_step"] if not is_missing(step)]
+    steps = [
+        int(step) for step in table.loc[table["trial_id"].isin(trial_ids), "eval/best_step"] if not is_missing(step)
+    ]
     if not steps:
         return ()
     low, high = min(steps), max(steps)

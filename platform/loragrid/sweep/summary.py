@@ -1,4 +1,4 @@
-"""Summarises a sweep in its own MLflow run: counts, the best trial, the cost, and the picture of its curves."""
+"""Summarises a sweep in its own MLflow run: counts, the best trial, the cost, sample answers, the picture of curves."""
 
 import tempfile
 import time
@@ -9,6 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from loragrid.comparison.ranking import best_trial, ranking_metric
+from loragrid.comparison.sample_answers import SAMPLES_TABLE, as_mlflow_table, load_samples
+from loragrid.comparison.selection import choose
+from loragrid.comparison.settings import tasks_of
 from loragrid.comparison.table import Comparison, is_stopped_early, load_comparison
 from loragrid.formatting import is_missing
 from loragrid.report.loss_curves import has_losses, plot_loss_curves
@@ -74,7 +77,16 @@ def record_summary(recorder: Recorder, sweep: str, cost: SweepCost) -> pd.DataFr
     if has_losses(comparison):
         with tempfile.TemporaryDirectory() as folder:
             recorder.log_sweep_artifact(plot_loss_curves(comparison, Path(folder) / "loss_curves.png"), FIGURES)
+    _record_samples(recorder, comparison)
     return comparison.curves
+
+
+def _record_samples(recorder: Recorder, comparison: Comparison) -> None:
+    """Keep the sample answers of every method's choice as a table, if its trials have any."""
+    loaded = {label: load_samples(part, choose(part).choices) for label, part in tasks_of(comparison).items()}
+    tables = {label: table for label, table in loaded.items() if table is not None and table.rows}
+    if tables:
+        recorder.log_sweep_table(SAMPLES_TABLE, *as_mlflow_table(tables))
 
 
 def summary_metrics(comparison: Comparison) -> dict[str, float]:

@@ -146,6 +146,7 @@ def queue_trainable(
             threads=placement.threads,
             engine=experiment.engine,
             early_stopping=experiment.early_stopping,
+            samples=experiment.samples,
             by_tune=by_tune,
             shard=placement.shard,
         )

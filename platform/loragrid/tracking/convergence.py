@@ -1,4 +1,4 @@
-"""Convergence as numbers: the last and the best evaluation loss, what is forgotten there, and the way to a threshold."""
+"""Convergence as numbers: the last and the best evaluation loss, the held-out loss there, the cost of a threshold."""
 
 import itertools
 from collections.abc import Mapping, Sequence

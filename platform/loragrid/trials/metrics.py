@@ -61,7 +61,7 @@ _COST_METRICS: dict[str, str] = {
     "time/train_seconds": "all optimizer steps of the trial's packs, without a first step that compiles",
     "time/check_seconds": "checking during training that frozen tensors and the trainable set are as declared",
     "time/eval_seconds": "all evaluations of the trial's packs",
-    "time/generate_seconds": "answering the rows of the task, by generation or by likelihood, in the trial's packs",
+    "time/generate_seconds": "answering the rows of the task, by generation or by likelihood, and the sample prompts",
     "time/checkpoint_seconds": "saving states, exporting adapters",
     "time/report_seconds": "reporting figures to the sweep, and waiting for other workers to report",
 }

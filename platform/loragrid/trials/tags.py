@@ -11,6 +11,9 @@ OUT_OF_MEMORY_TAG = "loragrid.out_of_memory"
 SPLIT_TAG = "loragrid.pack.split"
 """Why a trial's pack was halved."""
 
+SAMPLES_PROBLEM_TAG = "loragrid.samples.problem"
+"""Why a trial has no sample answers although it finished."""
+
 PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"
 KIND_TAG = "loragrid.kind"

@@ -114,6 +114,7 @@ class PackRun:
     def _finish(self, report: Report, scores: Sequence[RowScores] | None) -> None:
         """Export and end the members whose training is over, and keep the states of the others for the next rung."""
         pack, memory = self.attached.pack, self.attached.memory()
+        samples = self.attached.scoring.sample_answers(self.attached.model)
         ended: dict[str, TrialEnd] = {}
         figures = {trial.trial_id: dict(memory) for trial in pack.trials}
         for member, trial in enumerate(pack.trials):
@@ -126,8 +127,9 @@ class PackRun:
                 ended[trial.trial_id] = TrialEnd(status="FAILED", reason=reason)
             elif report.completed == trial.training.steps:
                 own = scores[member] if scores is not None else None
+                answers = samples[member] if samples is not None else None
                 with self.stopwatch.phase("checkpoint"):
-                    ended[trial.trial_id] = self.trials.export(self.attached.model, member, trial, own)
+                    ended[trial.trial_id] = self.trials.export(self.attached.model, member, trial, own, answers)
                 if own is not None:
                     figures[trial.trial_id] |= own.figures("test")
             else:
