@@ -13,6 +13,7 @@ from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel, RwkvCon
 
 from loragrid.config.experiment import EarlyStoppingConfig, SamplesConfig
 from loragrid.data.dataset import TokenizedData
+from loragrid.evaluation import generation
 from loragrid.evaluation import sample_answers as module
 from loragrid.evaluation.kept_answers import KeptAnswers
 from loragrid.evaluation.sample_answers import SampleAnswers, sample_prompts
@@ -124,11 +125,15 @@ def test_samples_change_no_curve_and_can_be_switched_off(setup: Setup, seen: tup
 
 @pytest.mark.parametrize("num_test", [NUM_TEST, 0], ids=["test rows", "evaluation rows"])
 def test_a_task_that_generates_is_not_asked_twice(setup: Setup, monkeypatch: pytest.MonkeyPatch, num_test: int) -> None:
-    rows = setup.rows if num_test else replace(setup.rows, test=setup.rows.test.select(torch.tensor([], dtype=int)))
+    rows = (
+        setup.rows
+        if num_test
+        else replace(setup.rows, test=setup.rows.test.select(torch.tensor([], dtype=torch.int64)))
+    )
     setup = replace(setup, rows=rows)
     trials = trials_of(setup, EXACT)[:2]
     asked: list[bool] = []
-    generate = module.generate
+    generate = generation.generate
 
     def counting(*arguments: Any, frozen: bool) -> Any:
         asked.append(frozen)
@@ -158,7 +163,7 @@ def test_workers_complete_each_others_kept_answers() -> None:
     assert first.answers() is None, "half of them is missing"
     other = second.tokens
     assert other is not None
-    first.share(lambda tensor: tensor.add_(other))  # type: ignore[arg-type]
+    first.share(lambda tensor: tensor.add_(other))
     assert first.answers() == [[[], [7, 0]], [[], [8, 0]]]
 
 
@@ -200,7 +205,10 @@ def test_a_short_context_and_references_limit_the_answers(setup: Setup) -> None:
     ("model", "why"),
     [
         (lambda: RwkvForCausalLM(RwkvConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2)), "padding in front"),
-        (lambda: MambaForCausalLM(MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2)), "a cache of the prompt"),
+        (
+            lambda: MambaForCausalLM(MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2)),
+            "a cache of the prompt",
+        ),
     ],
     ids=["rwkv", "mamba"],
 )
