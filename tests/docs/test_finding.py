@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 from docs.findings.rejudge_gsm8k import PAGE, REPORT, Judgement, Report, judge, read_report, section, with_section
-from loragrid.comparison.noise_floor import smallest_difference
-from loragrid.sweep.noise_forecast import LOSS_PRIOR
+from loragrid.comparison.noise_floor import Design, smallest_difference
+from loragrid.sweep.noise_forecast import LOSS_PRIOR, PROPORTION_PRIOR
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +94,17 @@ def test_prior_of_the_plan_is_the_findings_noise(judgement: Judgement) -> None:
 def test_withdrawal_stands_before_the_reports_old_verdict() -> None:
     page = REPORT.read_text(encoding="utf-8")
     assert 0 < page.index("The verdict below is withdrawn") < page.index("has the lowest test loss")
+
+
+def test_tables_of_seeds_and_rows_are_computed_ones() -> None:
+    """The how-to page's tables hold the floors of five methods with the two priors, in hundredths."""
+    page = (PAGE.parents[1] / "how_to" / "seeds_and_rows.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) seeds \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE)
+    assert len(rows) == 6
+    for place, (num_seeds, *floors) in enumerate(rows):
+        noise = LOSS_PRIOR if place < 3 else PROPORTION_PRIOR
+        for num_rows, floor in zip((64, 256, 1000), floors, strict=True):
+            design = Design(num_methods=5, num_pairs=10, num_seeds=int(num_seeds), num_groups=num_rows)
+            difference = smallest_difference(noise, design)
+            assert difference is not None
+            assert f"{100 * difference:.2g}" == floor

@@ -203,17 +203,20 @@ def test_only_seeds_that_every_method_has_count(keys: dict[str, Any]) -> None:
     assert found.design.num_seeds == 2
 
 
-def test_fresh_seeds_and_the_planned_family_count(keys: dict[str, Any]) -> None:
+def test_planned_contrasts_are_fewer_pairs(keys: dict[str, Any]) -> None:
+    (every,) = forecast_noise(planned(keys))
+    (planned_ones,) = forecast_noise(planned(keys, verdict={"family": "against", "against": "lora"}))
+    assert (every.design.num_pairs, planned_ones.design.num_pairs) == (3, 2)
+    assert every.difference is not None
+    assert planned_ones.difference is not None
+    assert planned_ones.difference < every.difference
+
+
+def test_verdict_rests_on_the_fresh_seeds(keys: dict[str, Any]) -> None:
     the_plan = planned(keys)
-    # Stands for an experiment with both sections.
-    sections = SimpleNamespace(
-        storage=the_plan.experiment.storage,
-        tracking=the_plan.experiment.tracking,
-        confirm=SimpleNamespace(seeds=5),
-        verdict=SimpleNamespace(family="against", against="lora"),
-    )
+    sections = SimpleNamespace(**vars(the_plan.experiment), confirm=SimpleNamespace(seeds=5))
     (found,) = forecast_noise(replace(the_plan, experiment=sections))  # type: ignore[arg-type]
-    assert (found.design.num_seeds, found.design.num_pairs) == (5, 2)
+    assert found.design.num_seeds == 5
 
 
 def test_one_method_has_nothing_to_compare(keys: dict[str, Any]) -> None:
