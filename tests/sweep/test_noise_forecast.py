@@ -18,10 +18,12 @@ from loragrid.planning.plan import Plan, plan
 from loragrid.sweep.noise_forecast import LOSS_PRIOR, PROPORTION_PRIOR, NoiseForecast, forecast_noise
 from loragrid.sweep.noise_history import noise_metrics, recorded_noise
 from loragrid.sweep.record import sweep_parameters
+from loragrid.sweep.summary import SweepCost, record_summary
 from loragrid.tasks.contract import ACCURACY, Figure
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.store_uri import default_tracking_uri
 from loragrid.trials.metrics import sweep_metrics
+from tests.support.recorded_sweeps import write_scores
 
 ANSWERS = {"kind": "exact_match"}
 
@@ -156,6 +158,31 @@ def test_latest_sweep_of_the_same_base_and_task_gives_the_noise(keys: dict[str, 
     assert found.design.num_groups == pytest.approx(40 * 200 / 256), "planned rows have groups as the recorded ones"
     (with_task,) = forecast_noise(planned(keys, task=ANSWERS))
     assert with_task.noise.seed_deviation == 0.7
+
+
+def test_sweep_with_scores_leaves_its_noise_for_the_next_plan(keys: dict[str, Any], tmp_path: Path) -> None:
+    """From the scores of single test rows to the plan's sentence, through MLflow."""
+    experiment = lg.experiment_from_mapping(keys, "floor.yaml")
+    recorder = Recorder("floor", default_tracking_uri(experiment.storage.path, None))
+    recorder.start_sweep("floor-1", sweep_parameters(experiment), {})
+    for method in ("lora", "lora_fa"):
+        for seed in (0, 1, 2):
+            trial = f"{method}-{seed}"
+            recorder.start_trial(trial, {"method.name": method, "seed": seed}, {})
+            recorder.log_summary(trial, {"eval/final_loss": 1.0, "test/loss": 1.2, "parameters/trainable": 8.0})
+            (tmp_path / trial).mkdir()
+            write_scores(tmp_path / trial / "test.csv", 1.2 + 0.01 * seed, trial)
+            recorder.log_artifacts(trial, tmp_path / trial, "scores")
+            recorder.end_trial(trial, "FINISHED")
+    record_summary(recorder, "floor-1", SweepCost())
+    recorder.end_sweep("FINISHED")
+    (found,) = forecast_noise(planned(keys))
+    assert found.source == "sweep floor-1"
+    assert found.level == pytest.approx(1.21, abs=0.001)
+    # `write_scores` draws the rows of every trial with a deviation of 0.02, and adds nothing that depends on the seed.
+    assert found.noise.row_seed_deviation == pytest.approx(0.02, rel=0.35)
+    assert found.noise.seed_deviation < 0.001
+    assert found.design.num_groups == pytest.approx(40.0)
 
 
 def test_store_without_noise_metrics_falls_back_to_the_prior(keys: dict[str, Any]) -> None:
