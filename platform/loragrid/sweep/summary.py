@@ -14,6 +14,7 @@ from loragrid.comparison.table import Comparison, is_stopped_early, load_compari
 from loragrid.comparison.verdict import Verdict, load_verdict, trial_to_keep
 from loragrid.formatting import is_missing
 from loragrid.report.loss_curves import has_losses, plot_loss_curves
+from loragrid.sweep.noise_history import noise_metrics
 from loragrid.tracking.recorder import Recorder
 from loragrid.trials.metrics import best_figure_keys
 
@@ -70,6 +71,9 @@ def record_summary(recorder: Recorder, sweep: str, cost: SweepCost) -> pd.DataFr
     verdicts = {label: load_verdict(part) for label, part in tasks_of(comparison).items()}
     best = trial_to_keep(comparison, next(iter(verdicts.values()))) if len(verdicts) == 1 else best_trial(comparison)
     metrics = summary_metrics(comparison, best)
+    results = [verdict.result for verdict in verdicts.values() if verdict.result is not None]
+    if len(results) == len(verdicts) == 1:  # several tasks have no common noise
+        metrics |= noise_metrics(results[0])
     for key, value in cost.metrics().items():
         metrics[key] = value if key == START_METRIC else value + comparison.sweep_metrics.get(key, 0.0)
     named = {BEST_TRIAL_TAG: best, BEST_METRIC_TAG: ranking_metric(comparison.table)} if best else {}
