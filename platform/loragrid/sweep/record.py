@@ -70,8 +70,8 @@ def open_sweep(sweep: Sweep, whole_plan: Plan) -> None:
 
 def record_estimate(recorder: Recorder, estimate: TimeEstimate) -> None:
     """Record the estimated seconds of the sweep, if there is a timing for each of its pack shapes."""
-    if estimate.total_seconds is not None:
-        metrics = {"sweep/estimated_seconds": estimate.total_seconds}
+    if estimate.sweep_seconds is not None:
+        metrics = {"sweep/estimated_seconds": estimate.sweep_seconds}
         recorder.log_sweep_summary(metrics, {ESTIMATE_TAG: ", ".join(estimate.sources)})
 
 
