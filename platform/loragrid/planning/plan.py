@@ -160,14 +160,14 @@ def plan(experiment: Experiment) -> Plan:
     return replace(found, confirm=plan_confirmation(found, dearest, seeds))
 
 
-def plan_confirmation(the_plan: Plan, chosen: Sequence[Trial], seeds: Sequence[int], num_places: int = 1) -> Plan:
+def plan_confirmation(the_plan: Plan, chosen: Sequence[Trial], seeds: Sequence[int]) -> Plan:
     """The plan of the trials that confirm: each chosen setting with each fresh seed, never stopped early.
 
-    chosen: one trial of the plan for each setting. num_places: see `group_into_packs`.
+    chosen: one trial of the plan for each setting.
     """
     experiment = the_plan.experiment.model_copy(update={"early_stopping": None, "confirm": None})
     trials = confirm_trials(chosen, seeds)
-    packs = group_into_packs(trials, experiment.pack, num_places, num_workers=experiment.workers.num_workers)
+    packs = group_into_packs(trials, experiment.pack, num_workers=experiment.workers.num_workers)
     per_setting = [the_plan.counts[trial.trial_id] for trial in chosen for _ in seeds]
     return Plan(
         experiment=experiment,

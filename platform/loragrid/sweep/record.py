@@ -64,7 +64,7 @@ def open_sweep(sweep: Sweep, whole_plan: Plan) -> None:
     else:
         recorder.resume_sweep(sweep.name, {RESUMED_TAG: str(previous.num_resumed + 1), **tags})
         store.delete(previous.outcome.statuses)  # the driver may have been killed before it deleted them
-        store.reopen(trial_ids)
+        store.reopen(trial_ids | previous.begun.keys())  # among the begun are trials that confirm
         keep_experiment(recorder, experiment)  # the experiment may have more trials now
 
 

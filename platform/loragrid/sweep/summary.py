@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from loragrid.comparison.ranking import best_trial, ranking_metric
-from loragrid.comparison.table import Comparison, is_stopped_early, load_comparison
+from loragrid.comparison.table import PHASE_COLUMN, Comparison, is_stopped_early, load_comparison
 from loragrid.formatting import is_missing
 from loragrid.report.loss_curves import has_losses, plot_loss_curves
 from loragrid.tracking.recorder import Recorder
@@ -78,10 +78,16 @@ def record_summary(recorder: Recorder, sweep: str, cost: SweepCost) -> pd.DataFr
 
 
 def summary_metrics(comparison: Comparison) -> dict[str, float]:
-    """The number of trials per kind of end, and the figures of the best trial, chosen on evaluation rows only."""
+    """The number of trials per kind of end, and the figures of the best trial, chosen on evaluation rows only.
+
+    Trials that confirm are counted with the others, and the best trial may be one of them.
+    """
     rows = comparison.table.to_dict("records")
     ends = Counter("stopped" if is_stopped_early(row) else str(row["status"]).lower() for row in rows)
     metrics = {f"sweep/trials_{end}": float(ends[end]) for end in ("finished", "failed", "stopped")}
+    num_confirming = sum(row.get(PHASE_COLUMN) == "confirm" for row in rows)
+    if num_confirming:
+        metrics["sweep/trials_confirming"] = float(num_confirming)
     best = best_trial(comparison)
     for row in rows:
         if row["trial_id"] == best:

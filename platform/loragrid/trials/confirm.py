@@ -9,20 +9,36 @@ from loragrid.trials.trial import Trial
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """The settings to confirm, each named by its trial with the lowest tuning seed, and the fresh seeds."""
+    """Which settings a sweep confirms, and with which fresh seeds; what it records in the tag `CONFIRM_CHOICE_TAG`.
 
-    trial_ids: tuple[str, ...] = ()
+    settings: for each, the id of its trial with seed 0, whether the grid has that seed or not.
+    """
+
+    settings: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
 
-    def to_text(self) -> str:
-        """The choice as a sweep records it in the tag `CONFIRM_CHOICE_TAG`."""
-        return json.dumps({"settings": self.trial_ids, "seeds": self.seeds})
+    @classmethod
+    def of(cls, trials: Sequence[Trial], seeds: Sequence[int]) -> "Chosen":
+        """The choice of the settings of these trials."""
+        return cls(settings=tuple(_name(trial) for trial in trials), seeds=tuple(seeds))
 
     @classmethod
     def from_text(cls, text: str) -> "Chosen":
         """The recorded choice; an empty one if the sweep has recorded none."""
         found = json.loads(text) if text else {"settings": [], "seeds": []}
-        return cls(trial_ids=tuple(found["settings"]), seeds=tuple(found["seeds"]))
+        return cls(settings=tuple(found["settings"]), seeds=tuple(found["seeds"]))
+
+    def to_text(self) -> str:
+        """The choice as it is recorded."""
+        return json.dumps({"settings": self.settings, "seeds": self.seeds})
+
+    def has(self, trial: Trial) -> bool:
+        """Whether the setting of this trial is among the chosen ones."""
+        return _name(trial) in self.settings
+
+
+def _name(trial: Trial) -> str:
+    return trial.with_seed(0, "tune").trial_id
 
 
 def fresh_seeds(tuning: Collection[int], number: int, recorded: Sequence[int] = ()) -> tuple[int, ...]:
@@ -36,8 +52,9 @@ def fresh_seeds(tuning: Collection[int], number: int, recorded: Sequence[int] = 
     """
     if spent := sorted({*tuning} & {*recorded}):
         raise ValueError(
-            f"grid.seed: {', '.join(map(str, spent))}: chosen settings were already confirmed with the seeds "
-            f"{', '.join(map(str, recorded))}, which must have no part in a choice; allowed: other seeds, or a new sweep"
+            f"grid.seed: {', '.join(map(str, spent))}: this sweep has confirmed settings with the seeds "
+            f"{', '.join(map(str, recorded))}, so they must have no part in a choice; allowed: other seeds, or a new "
+            "sweep"
         )
     first = max([*tuning, *recorded]) + 1
     return (*recorded, *range(first, first + number))[:number]

@@ -15,7 +15,7 @@ from loragrid_methods import Method
 DIGEST_LENGTH = 8
 
 Phase = Literal["tune", "confirm"]
-"""A trial of the grid helps to choose its method's setting; a trial of a chosen setting with a fresh seed confirms it."""
+"""`tune`: a trial of the grid, which helps to choose a setting. `confirm`: a chosen setting with a fresh seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
