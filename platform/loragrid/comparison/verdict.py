@@ -29,6 +29,7 @@ from loragrid.comparison.pairwise import (
     compare_methods,
     compare_trained_models,
 )
+from loragrid.comparison.phases import split_phases
 from loragrid.comparison.ranking import best_trial, is_proportion
 from loragrid.comparison.row_scores import ArrangedScores, arrange_scores
 from loragrid.comparison.selection import choose
@@ -111,7 +112,7 @@ def judge(comparison: Comparison, scores: pd.DataFrame | None = None, apart: Col
     verdict = _judged(comparison, selection, ranked, arranged, family, [*warnings, *arranged.warnings, *words])
     if any(choice.is_confirmed for choice in ranked):
         return verdict
-    optimism = optimism_of(comparison, selection)
+    optimism = optimism_of(split_phases(comparison)[0], selection)
     return replace(
         verdict, optimism=optimism, sentences=(*verdict.sentences, *optimism_sentences(optimism, selection.reported))
     )
