@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from loragrid.comparison.selection import Choice
+from loragrid.comparison.choice import Choice
 from loragrid.comparison.sweep_record import read_artifact
 from loragrid.comparison.table import Comparison
 from loragrid.trials.tags import SAMPLES_PROBLEM_TAG
@@ -40,7 +40,7 @@ class SampleRow:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleTable:
-    """The answers of each choice's trial with the lowest seed that has any.
+    """The answers of each choice's reported trial with the lowest seed that has any.
 
     split: where the rows come from, `test` or `eval`. decoding: how answers are made, in words. trial_ids: choice's
     name -> the trial that answered. problems: choice's name -> why its trials have no answers.
@@ -66,14 +66,15 @@ def load_samples(comparison: Comparison, choices: Sequence[Choice]) -> SampleTab
     problems: dict[str, str] = {}
     split = decoding = ""
     for choice in choices:
-        for _, trial_id in sorted(choice.setting.trial_ids.items()):
+        trials = choice.reported_trials or choice.setting.trial_ids
+        for _, trial_id in sorted(trials.items()):
             text = _read(comparison, trial_id)
             if text is not None:
                 split, decoding, found[choice.name] = _parse(text, trial_id, choice.name)
                 trial_ids[choice.name] = trial_id
                 break
         else:
-            reasons = (comparison.tags.get(key, {}) for key in choice.setting.trial_ids.values())
+            reasons = (comparison.tags.get(key, {}) for key in trials.values())
             reason = next((tags[SAMPLES_PROBLEM_TAG] for tags in reasons if SAMPLES_PROBLEM_TAG in tags), "")
             if reason:
                 problems[choice.name] = reason

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
+from loragrid.comparison.metric_text import MISSING, format_difference, format_metric
+from loragrid.comparison.settings import mean_figure
 from loragrid.comparison.table import Comparison
 from loragrid.formatting import format_value, is_missing
-from loragrid.report.metric_text import MISSING, format_difference, format_metric
-from loragrid.report.tables import Cell, PageTable, mean_figure
+from loragrid.report.tables import Cell, PageTable
 
 _LOSS = "eval/final_loss"
 

@@ -2,8 +2,8 @@
 
 import unicodedata
 
+from loragrid.comparison.metric_text import MISSING
 from loragrid.comparison.sample_answers import Answer, SampleTable
-from loragrid.report.metric_text import MISSING
 from loragrid.report.tables import Cell, PageTable
 
 MOST_CHARACTERS = 280
