@@ -5,13 +5,13 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel, RwkvConfig, RwkvForCausalLM
 
-from loragrid.config.experiment import EarlyStoppingConfig, SamplesConfig
+from loragrid.config.experiment import EarlyStoppingConfig, EngineConfig, SamplesConfig
 from loragrid.data.dataset import TokenizedData
 from loragrid.evaluation import generation
 from loragrid.evaluation import sample_answers as module
@@ -262,3 +262,31 @@ def test_only_the_first_of_several_replicas_answers(setup: Setup) -> None:
     samples.ask_base(model, batches, one_worker)
     assert samples.ask(model, batches, one_worker, None) is None
     assert samples.tags() == {}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: only there are steps captured or compiled")
+@pytest.mark.parametrize("mode", ["graph", "compiled"])
+def test_captured_and_compiled_packs_answer_as_eager_ones(
+    tiny_llama_dir: Path, chat_jsonl: Path, tmp_path: Path, mode: Literal["graph", "compiled"]
+) -> None:
+    (tmp_path / "plain.txt").write_text("The old bridge stands near the market. " * 20, encoding="utf-8")
+    keys: dict[str, Any] = {"num_test": NUM_TEST, "forgetting_name": str(tmp_path / "plain.txt")}
+    setup = make_setup(tiny_llama_dir, chat_jsonl, "float32", **keys)
+    trials = trials_of(setup, steps=20, eval_every=5)
+    seen = {}
+    for engine in ("eager", mode):
+        config = EngineConfig(mode=engine)
+        seen[engine] = queue(setup, [trials[:2], trials[2:]], device="cuda", engine=config, samples=WANTED)
+    for trial in trials:
+        assert seen[mode].tags(trial)["loragrid.engine"] == mode
+        assert SAMPLES_PROBLEM_TAG not in seen[mode].tags(trial)
+        ours, theirs = (contents(seen[engine], trial)["prompts"] for engine in (mode, "eager"))
+        assert [own["base"] for own in ours] == [own["base"] for own in theirs]
+        same = [own["answer"] == other["answer"] for own, other in zip(ours, theirs, strict=True)]
+        assert sum(same) >= NUM_PROMPTS - 1, "compiled kernels round differently"
+        held_out = [
+            {step: record["forgetting/loss"] for step, record in seen[engine].records(trial).items() if step % 5 == 0}
+            for engine in (mode, "eager")
+        ]
+        assert sorted(held_out[0]) == [0, 5, 10, 15, 20]
+        assert held_out[0] == pytest.approx(held_out[1], rel=1e-4)
