@@ -232,7 +232,7 @@ def test_the_best_is_taken_where_it_beats_every_other() -> None:
     figures = {("lora", 1e-3): [2.30, 2.32, 2.31], ("vera", 1e-3): [2.6, 2.62, 2.60], ("dora", 1e-3): [2.8, 2.82, 2.83]}
     comparison = costed(figures, lora=5000, vera=10)
     verdict = judge(comparison, scores_of(comparison))
-    assert verdict.sentences[0] == "Take lora: better than every other method. Behind: vera and dora."
+    assert verdict.sentences[0] == "Take lora: better than every other method."
 
 
 def test_a_whole_model_is_a_reference_and_never_taken() -> None:
@@ -293,7 +293,7 @@ def test_accuracy_is_higher_better_and_written_in_points() -> None:
     comparison.table["eval/accuracy"] = comparison.table["test/accuracy"]
     verdict = judge(comparison, scores_of(comparison, correct=True))
     assert (verdict.metric, verdict.higher_is_better) == ("test/accuracy", True)
-    assert verdict.sentences[0] == "Take lora: better than every other method. Behind: vera."
+    assert verdict.sentences[0] == "Take lora: better than every other method."
     assert "points" in pair_sentence(verdict.claims[0], verdict.metric)
     estimate = verdict.estimate("lora")
     assert estimate is not None

@@ -79,7 +79,8 @@ def answer_of(contest: Contest) -> Answer:
         taken = ""
         sentence = _undecided(contest, leader, beaten, bounds[leader])
     others = [name for name in behind if name != taken]
-    tail = f" Behind: {_listed(others)}." if others else ""
+    # "Better than every other method" has named them already.
+    tail = f" Behind: {_listed(others)}." if others and len(others) < len(ordered) - 1 else ""
     return Answer(sentence=sentence + tail, recommended=taken, leader=leader, best_group=group, behind=behind)
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from loragrid.comparison.ranking import best_trial, ranking_metric
 from loragrid.comparison.settings import tasks_of
-from loragrid.comparison.table import Comparison, is_stopped_early, load_comparison
+from loragrid.comparison.table import PHASE_COLUMN, Comparison, is_stopped_early, load_comparison
 from loragrid.comparison.verdict import Verdict, load_verdict, trial_to_keep
 from loragrid.formatting import is_missing
 from loragrid.report.loss_curves import has_losses, plot_loss_curves
@@ -96,6 +96,9 @@ def summary_metrics(comparison: Comparison, best: str) -> dict[str, float]:
     rows = comparison.table.to_dict("records")
     ends = Counter("stopped" if is_stopped_early(row) else str(row["status"]).lower() for row in rows)
     metrics = {f"sweep/trials_{end}": float(ends[end]) for end in ("finished", "failed", "stopped")}
+    num_confirming = sum(row.get(PHASE_COLUMN) == "confirm" for row in rows)
+    if num_confirming:
+        metrics["sweep/trials_confirming"] = float(num_confirming)
     for row in rows:
         if row["trial_id"] == best:
             for key, own in best_figure_keys().items():

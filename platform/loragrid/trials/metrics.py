@@ -66,6 +66,7 @@ _TRIAL_COUNTS: dict[str, str] = {
     "sweep/trials_finished": "trials that trained to their last step",
     "sweep/trials_failed": "trials that failed; their runs hold the reason",
     "sweep/trials_stopped": "trials that fell behind and were stopped early",
+    "sweep/trials_confirming": "trials of chosen settings with fresh seeds (`confirm`); the other counts include them",
 }
 _SWEEP_COSTS: dict[str, str] = {
     "sweep/wall_seconds": "from the start of Ray's trials to the end of the last, summed over all resumptions",
