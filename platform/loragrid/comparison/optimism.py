@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from loragrid.comparison.choice import Choice, Selection
 from loragrid.comparison.ranking import is_higher_better
-from loragrid.comparison.selection import Choice, Selection
 from loragrid.comparison.settings import Row, rows_by_setting, seed_of
 from loragrid.comparison.table import Comparison, plain_value
 from loragrid.formatting import is_missing

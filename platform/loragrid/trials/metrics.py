@@ -136,15 +136,16 @@ def sweep_metrics() -> dict[str, str]:
     return {**_TRIAL_COUNTS, **best, **_SWEEP_COSTS, **_SWEEP_NOISE}
 
 
-def sweep_note(question: str, experiment_name: str, *, trials: str, charts: str) -> str:
+def sweep_note(question: str, experiment_name: str, *, trials: str, charts: str, answer: str = "") -> str:
     """The description on the parent run's page, in Markdown: how to read its child runs.
 
-    trials, charts: addresses of MLflow's pages with the sweep's trials.
+    trials, charts: addresses of MLflow's pages with the sweep's trials. answer: the verdict's, once the sweep ended.
     """
     everything = {**summary_metrics(), **CURVE_METRICS, **sweep_metrics()}
     glossary = "\n".join(f"| `{key}` | {text} |" for key, text in everything.items())
     return (
         (f"**{question}**\n\n" if question else "")
+        + (f"{answer}\n\n" if answer else "")
         + "This run is the sweep; each child run is one trial (one method, one set of hyperparameters, one seed)."
         + f" To compare, run `loragrid compare {experiment_name}`, or look here:\n\n"
         + f"* **[Table of the trials]({trials})**, lowest final loss first. Of the *Columns*, `method.name`,"
