@@ -25,6 +25,7 @@ from loragrid.formatting import count_of
 from loragrid.report.choice_tables import choice_table, pairs_table
 from loragrid.report.html_page import Part, load_parts, render_page
 from loragrid.report.peft_results import write_peft_results
+from loragrid.report.sample_answers import sample_table
 from loragrid.report.tables import PageTable, unfinished_table
 from loragrid.report.verdict_table import place_words
 from loragrid.tracking.mlflow_internals import quiet_store
@@ -141,6 +142,8 @@ def to_markdown(comparison: Comparison, parts: Sequence[Part]) -> str:
         blocks += [f"**Beware:** {_plain(warning)}" for warning in part.verdict.warnings]
         blocks += _headed(heading_of_choices(part.verdict), choice_table(part.verdict, part.comparison))
         blocks += _headed("Method against method", pairs_table(part.verdict))
+        if part.samples is not None:
+            blocks += _headed("Sample answers", sample_table(part.samples))
         if part.verdict.trained_sentences:
             blocks += [f"## {TRAINED_HEADING}", *map(_plain, part.verdict.trained_sentences)]
     blocks += _headed("Failed, stopped and out of memory", unfinished_table(comparison))
