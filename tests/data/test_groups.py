@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -33,7 +34,7 @@ def load(tmp_path: Path, tiny_llama_dir: Path) -> Any:
 
     def load_rows(rows: Sequence[object], **keys: Any) -> TokenizedData:
         model = ModelConfig(name=str(tiny_llama_dir))
-        settings = {"name": write(tmp_path / "rows.jsonl", rows), "max_length": 64} | keys
+        settings: dict[str, Any] = {"name": write(tmp_path / "rows.jsonl", rows), "max_length": 64} | keys
         return load_data(DataConfig(**settings), model, load_tokenizer(model))
 
     return load_rows
@@ -225,13 +226,8 @@ def test_groups_survive_the_cache_and_selection(load: Any, monkeypatch: pytest.M
 @pytest.mark.heavy
 def test_groups_are_the_same_in_every_process() -> None:
     script = "from loragrid.data.groups import group_of; print(group_of({'a': 'x'}, {'prompt': 'a'}, None))"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={"PYTHONPATH": ":".join(sys.path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    settings = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONHASHSEED": "7"}
+    done = subprocess.run([sys.executable, "-c", script], env=settings, capture_output=True, text=True, check=True)
     assert int(done.stdout) == group_of({"a": "x"}, {"prompt": "a"}, None)
 
 

@@ -21,8 +21,9 @@ def load_scores(comparison: Comparison, trial_ids: Collection[str] | None = None
 
     row: 16 hex digits that identify the row by its content. group: 16 hex digits that identify the row's group; rows of
     one group are dependent. In records that are older than groups, every row is a group of its own; only rows with
-    equal content are one. loss: nats, summed over the row's `num_labels` labels. correct: 0 or 1. Only finished trials are read, and only those in `trial_ids` if given. Trials without scores are
-    left out. Nothing is read if the sweep has no test metrics.
+    equal content are one. loss: nats, summed over the row's `num_labels` labels. correct: 0 or 1. Only finished trials
+    are read, and only those in `trial_ids` if given. Trials without scores are left out. Nothing is read if the sweep
+    has no test metrics.
     """
     scores = pd.DataFrame(columns=list(SCORE_COLUMNS))
     if not any(column.startswith("test/") for column in comparison.table.columns):

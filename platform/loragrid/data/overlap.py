@@ -14,7 +14,7 @@ def overlap_with_train(texts: Mapping[str, Sequence[RowTexts]]) -> dict[str, int
     prompts = {row.prompt for row in texts["train"]} - {None}
     questions = {question for row in texts["train"] for question in row.questions}
     answers = {answer for row in texts["train"] for answer in row.answers}
-    found = {}
+    found: dict[str, int] = {}
     for name, rows in (("eval", texts["evaluation"]), ("test", texts["test"])):
         found |= {
             f"{name}_prompts_in_train": sum(row.prompt in prompts for row in rows),

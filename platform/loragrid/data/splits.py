@@ -129,6 +129,6 @@ def _remedy(skipped: Counter[str]) -> str:
     if not any(skipped[KEPT_APART[name]] for name in ("in_eval_group", "in_test_group")):
         return ""
     return (
-        "; rows of one group (equal prompts, if data.group_by is null) are never in two splits: data.group_by can name a "
-        "column with more values"
+        "; rows of one group (equal prompts, if data.group_by is null) are never in two splits: data.group_by can name "
+        "a column with more values"
     )

@@ -11,6 +11,13 @@ OUT_OF_MEMORY_TAG = "loragrid.out_of_memory"
 SPLIT_TAG = "loragrid.pack.split"
 """Why a trial's pack was halved."""
 
+DATA_DIGEST_TAG = "loragrid.data.digest"
+"""Identifies the tokens, labels and groups of all rows of a trial."""
+MADE_FROM_TAG = "loragrid.data.made_from"
+"""What the rows depend on, as JSON: digests of the sources and the tokenizer, and the settings that split them."""
+LEFT_OUT_TAG = "loragrid.data.left_out"
+"""The rows that were read and not used, as JSON: reason -> number of rows."""
+
 PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"
 KIND_TAG = "loragrid.kind"
