@@ -10,7 +10,7 @@ from loragrid.tracking.previous_run import PreviousSweep
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.store_uri import card_tags
 from loragrid.trials.outcome import INVARIANT_VIOLATED, SweepOutcome, TrialEnd
-from loragrid.trials.tags import LABEL_TAG
+from loragrid.trials.tags import LABEL_TAG, WRITES_BASE_TAG
 from loragrid.trials.trial import Trial
 from loragrid.worker.checkpoints import TrialStore
 from loragrid.worker.messages import PackUpdate
@@ -59,7 +59,8 @@ class SweepWriter:
             if self.has_started(trial):
                 continue
             label = {LABEL_TAG: trial.label or trial.method.name}
-            tags = {"loragrid.pack": pack_id, **label, **self._environment, **card_tags(trial.method.card)}
+            role = {} if trial.method.packable else {WRITES_BASE_TAG: "true"}
+            tags = {"loragrid.pack": pack_id, **label, **role, **self._environment, **card_tags(trial.method.card)}
             writer = self._trials[trial.trial_id] = TrialWriter(trial, self.recorder)
             if trial.trial_id in self._previous:
                 writer.resume(tags, self._previous[trial.trial_id])

@@ -8,6 +8,9 @@ CHANGES_TAG = "loragrid.git.changes"
 OUT_OF_MEMORY_TAG = "loragrid.out_of_memory"
 """Marks a trial that ended because memory ran out."""
 
+WRITES_BASE_TAG = "loragrid.writes_base"
+"""Marks a trial whose method trains the base itself: its result is a whole model, not an adapter."""
+
 SPLIT_TAG = "loragrid.pack.split"
 """Why a trial's pack was halved."""
 
@@ -27,3 +30,5 @@ METHOD_TAG = "loragrid.method"
 LABEL_TAG = "loragrid.label"
 REASON_TAG = "loragrid.reason"
 QUESTION_TAG = "loragrid.question"
+ANSWER_TAG = "loragrid.answer"
+"""The first sentence of the sweep's verdict; one sentence per task if the sweep has several."""
