@@ -52,7 +52,7 @@ def data_tags(data: TokenizedData) -> dict[str, str]:
     """Tags that identify the rows, and say what they were made from and what was left out."""
     return {
         DATA_DIGEST_TAG: data.digest,
-        MADE_FROM_TAG: json.dumps(_shortened(data.made_from), sort_keys=True),
+        MADE_FROM_TAG: json.dumps(shortened(data.made_from), sort_keys=True),
         LEFT_OUT_TAG: json.dumps(data.skipped, sort_keys=True),
     }
 
@@ -64,9 +64,9 @@ def common_record(all_data: Sequence[TokenizedData]) -> tuple[dict[str, float], 
     return figures, {key: value for key, value in first[1].items() if all(o[1].get(key) == value for o in others)}
 
 
-def _shortened(value: Any) -> Any:
+def shortened(value: Any) -> Any:
     """The value with long digests cut to `SHOWN_DIGITS` digits."""
     if isinstance(value, Mapping):
-        return {key: _shortened(item) for key, item in value.items()}
+        return {key: shortened(item) for key, item in value.items()}
     is_digest = isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
     return value[:SHOWN_DIGITS] if is_digest else value

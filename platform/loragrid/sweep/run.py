@@ -19,8 +19,8 @@ from loragrid.planning.time_estimate import estimate_time
 from loragrid.sweep.cluster import check_placement, cluster_nodes, connected_to_ray, warn_of_slow_arithmetic
 from loragrid.sweep.progress import SweepProgress
 from loragrid.sweep.ray_internals import check_ray_version
-from loragrid.sweep.record import Sweep, open_recorder, open_sweep, record_estimate
-from loragrid.sweep.resume import previous_sweep, remaining_plan, report_previous
+from loragrid.sweep.record import Sweep, open_recorder, open_sweep, record_estimate, record_rows
+from loragrid.sweep.resume import previous_sweep, refuse_other_rows, remaining_plan, report_previous
 from loragrid.sweep.rows import tokenize
 from loragrid.sweep.storage import check_nodes_share, local_folder, spool_folder, trial_store
 from loragrid.sweep.timing_history import known_timings, recorded_start
@@ -91,12 +91,15 @@ def run(
         check_weights(model)
     tokenized = tokenize(whole_plan, console)
     sweep = _find_sweep(whole_plan, name, resume, console)
+    if sweep.previous:
+        refuse_other_rows(sweep.previous, whole_plan, tokenized)
     if sweep.previous and not remaining_plan(whole_plan, sweep.previous).trials:
         return _nothing_left(sweep, sweep.previous, whole_plan, console)
     with connected_to_ray(address) as is_local:
         placement = _place(whole_plan, is_local, console)
         whole_plan, the_plan = cut_plans(whole_plan, sweep.previous, placement)
         open_sweep(sweep, whole_plan)
+        record_rows(sweep.recorder, list(tokenized.values()))
         if is_local and sweep.previous is None:
             known = known_timings(the_plan, placement)
             record_estimate(sweep.recorder, estimate_time(the_plan, placement, known, recorded_start(the_plan)))
