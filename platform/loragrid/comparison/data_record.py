@@ -45,6 +45,14 @@ class DataRecord:
         """Whether so many rows cannot be used that a claim is about the others only."""
         return self.skipped_share > MOST_SKIPPED
 
+    def size_sentence(self) -> str:
+        """How many rows each split has, and how much of the computed positions is padding."""
+        sizes = ", ".join(f"{self.rows[split]:,} {name}" for split, name in SPLITS.items() if self.rows[split])
+        if self.padding_share is None:
+            return f"Rows: {sizes}."
+        low, high = (_percent(share) for share in self.padding_share)
+        return f"Rows: {sizes}; {low if low == high else f'{low} to {high}'} of the positions are padding."
+
     def sentences(self) -> list[str]:
         """Plain sentences: what was left out, dependent rows, and what evaluation and test rows share with train."""
         return [*self.left_out_sentences(), *self.group_sentences(), *self.overlap_sentences()]

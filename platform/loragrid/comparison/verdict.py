@@ -9,6 +9,7 @@ from loragrid.comparison.answer import Answer, Contest, answer_of
 from loragrid.comparison.choice import Choice, Selection, reported_summary
 from loragrid.comparison.choice_costs import costs_of
 from loragrid.comparison.claims import Claim, claims_of
+from loragrid.comparison.data_record import data_record_of
 from loragrid.comparison.findings import (
     basis_sentences,
     edge_warnings,
@@ -99,6 +100,9 @@ def judge(comparison: Comparison, scores: pd.DataFrame | None = None, apart: Col
         return _empty("", (warning,))
     selection = choose(comparison, apart)
     warnings = [*selection.warnings, *edge_warnings(selection.choices)]
+    record = data_record_of(comparison)
+    if record is not None and record.is_partial:
+        warnings.append(" ".join(record.left_out_sentences()))
     ranked = [choice for choice in selection.choices if reported_summary(choice, selection.reported) is not None]
     if not ranked:
         return replace(

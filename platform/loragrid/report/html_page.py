@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from loragrid.comparison.captions import heading_of_choices, is_confirmed, trials_caption, was_chosen
+from loragrid.comparison.data_record import data_record_of
 from loragrid.comparison.fingerprint import fingerprint_of
 from loragrid.comparison.ranking import EVALUATION_LOSS, is_higher_better, metric_words
 from loragrid.comparison.sample_answers import SampleTable, load_samples
@@ -105,7 +106,7 @@ def render_page(record: SweepRecord, parts: Sequence[Part]) -> str:
 
 
 def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
-    comparison, verdict = part.comparison, part.verdict
+    comparison, verdict, rows = part.comparison, part.verdict, data_record_of(part.comparison)
     styles = method_styles(record.comparison.table["method"], [*verdict.choices, *verdict.references])
     chosen = _lines(comparison, verdict)
     shown = trials_caption(verdict)
@@ -119,6 +120,7 @@ def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
     return {
         "label": part.label,
         "verdict": verdict,
+        "rows": [] if rows is None else [rows.size_sentence(), *rows.sentences()],
         "heading": heading_of_choices(verdict),
         "choices": choice_table(verdict, comparison),
         "was_chosen": was_chosen(verdict),
