@@ -26,6 +26,9 @@ OTHER_TAGS: dict[str, str] = {
     "loragrid.method": "name of the method",
     "loragrid.label": "name of the method in the comparison, where a block of the file sets `label`",
     "loragrid.question": "the question of the experiment",
+    "loragrid.data.left_out": "rows that were read and not used, as JSON: reason -> number",
+    "loragrid.data.made_from": "what the rows depend on, as JSON: digests of data and tokenizer, and the keys that split "
+    "them; a sweep on other rows is not resumed",
     "loragrid.reason": "why a trial failed or was stopped",
     "loragrid.out_of_memory": "set if the trial ran out of memory",
     "loragrid.rung": "the rung of successive halving at which the trial was stopped",
