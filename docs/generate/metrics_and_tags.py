@@ -29,6 +29,9 @@ OTHER_TAGS: dict[str, str] = {
     "loragrid.confirm.choice": "of a sweep: the settings that it confirms (each by the id of its trial with seed 0), "
     "and the fresh seeds",
     "loragrid.question": "the question of the experiment",
+    "loragrid.data.left_out": "rows that were read and not used, as JSON: reason -> number",
+    "loragrid.data.made_from": "what the rows depend on, as JSON: digests of data and tokenizer, and the keys that "
+    "split them; a sweep on other rows is not resumed",
     "loragrid.reason": "why a trial failed or was stopped",
     "loragrid.out_of_memory": "set if the trial ran out of memory",
     "loragrid.rung": "the rung of successive halving at which the trial was stopped",

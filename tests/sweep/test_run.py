@@ -19,10 +19,12 @@ from rich.console import Console
 from torch.nn import functional
 
 import loragrid as lg
+from loragrid.comparison.data_record import data_record_of
 from loragrid.comparison.sample_answers import SampleTable, load_samples
 from loragrid.comparison.selection import choose
 from loragrid.config.experiment import ModelConfig
 from loragrid.data.dataset import load_data
+from loragrid.data.record import data_figures, data_tags, trained_figures
 from loragrid.models.loading import load_base, load_tokenizer
 from loragrid.trials.tags import METHOD_TAG, PARENT_TAG, TRIAL_TAG
 
@@ -253,10 +255,28 @@ def test_every_finished_trial_keeps_its_score_on_each_test_row(
     rows = load_data(trial.data, trial.model, load_tokenizer(trial.model)).test
     assert len(runs) == len(packed.plan.trials)
     for trial_id, run in runs.items():
-        scores = pd.read_csv(artifact(packed, run, tmp_path / trial_id, "scores") / "test.csv", dtype={"row": str})
+        file = artifact(packed, run, tmp_path / trial_id, "scores") / "test.csv"
+        scores = pd.read_csv(file, dtype={"row": str, "group": str})
         assert scores["row"].tolist() == rows.digests()
+        assert scores["group"].tolist() == rows.group_digests()
         assert scores["num_labels"].sum() == rows.num_labels
         assert scores["loss"].sum() / rows.num_labels == pytest.approx(run.data.metrics["test/loss"], rel=1e-12)
+
+
+def test_sweep_and_trials_record_what_they_trained_on(packed: lg.SweepResult, runs: dict[str, Run]) -> None:
+    trial = packed.plan.trials[0]
+    data = load_data(trial.data, trial.model, load_tokenizer(trial.model))
+    figures, tags = data_figures(data), data_tags(data)
+    for own in packed.plan.trials:
+        run = runs[own.trial_id]
+        assert run.data.metrics.items() >= (figures | trained_figures(data, own.training, own.seed)).items()
+        assert run.data.tags.items() >= tags.items()
+    (parent,) = [run for run in all_runs(packed) if run.data.tags["loragrid.kind"] == "sweep"]
+    assert parent.data.metrics.items() >= figures.items()
+    assert parent.data.tags.items() >= tags.items()
+    record = data_record_of(packed.comparison())
+    assert record is not None
+    assert record.rows == {"train": len(data.train), "eval": len(data.evaluation), "test": len(data.test)}
 
 
 def test_full_fine_tuning_leaves_a_model_and_frozen_nothing(
