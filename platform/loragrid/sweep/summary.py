@@ -102,7 +102,7 @@ def answer_text(verdicts: Mapping[str, Verdict]) -> str:
 
 
 def summary_metrics(comparison: Comparison, best: str) -> dict[str, float]:
-    """The number of trials per kind of end, and the figures of the trial `best`."""
+    """The number of trials per kind of end, with those that confirm among them, and the figures of the trial `best`."""
     rows = comparison.table.to_dict("records")
     ends = Counter("stopped" if is_stopped_early(row) else str(row["status"]).lower() for row in rows)
     metrics = {f"sweep/trials_{end}": float(ends[end]) for end in ("finished", "failed", "stopped")}
