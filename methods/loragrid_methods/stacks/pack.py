@@ -169,6 +169,7 @@ class AdapterPack:
                 gradients=gradients,
                 multiplier=multiplier,
                 shapes=shapes,
+                is_decayed=self.methods[start].is_decayed(name),
             )
             weights, grads = block.views(block.weights), block.views(gradients)
             for layer, parameter in parameters.items():
