@@ -287,7 +287,7 @@ def test_a_plan_shows_scoring_memory_if_it_is_larger(setup: Setup) -> None:
     unit, unit_name = (2**30, "GiB") if long.total >= 2**30 else (2**20, "MiB")
     size = f"{long.generation / unit:.1f}"
     assert f"about {long.total / unit:.1f} {unit_name} (" in line
-    assert f"; when scored, in place of activations and passing: generation {size})" in line
+    assert f"when scored, in place of activations and passing: generation {size})" in line
     written = json.loads(json.dumps(made(answers).to_dict()))["gpu_memory_bytes"]["pack-000"]
     assert (written["generation"], written["total"]) == (long.generation, long.total)
 

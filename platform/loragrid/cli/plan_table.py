@@ -67,8 +67,8 @@ def _memory(estimate: MemoryEstimate | None) -> str:
     sizes = asdict(estimate)
     unit, unit_name = (2**30, "GiB") if estimate.total >= 2**30 else (2**20, "MiB")
     scoring = _parts({name: sizes.pop(name) for name in ("evaluation", "generation")}, unit)
-    instead = f"in place of activations and passing: {scoring}" if scoring else ""
-    parts = "; when scored, ".join(part for part in (_parts(sizes, unit), instead) if part)
+    instead = f"when scored, in place of activations and passing: {scoring}" if scoring else ""
+    parts = "; ".join(part for part in (_parts(sizes, unit), instead) if part)
     return f"about {estimate.total / unit:.1f} {unit_name}" + (f" ({parts})" if parts else "")
 
 
