@@ -34,7 +34,9 @@ def train_with_torch(model: TinyModel, member: Member, num_steps: int) -> list[f
     optimizer = torch.optim.AdamW(
         [
             {
-                "params": [parameter for name, parameter in model.named_parameters() if (name in decayed) == is_decayed],
+                "params": [
+                    parameter for name, parameter in model.named_parameters() if (name in decayed) == is_decayed
+                ],
                 "weight_decay": member.weight_decay if is_decayed else 0.0,
             }
             for is_decayed in (True, False)

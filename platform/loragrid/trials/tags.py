@@ -11,6 +11,9 @@ OUT_OF_MEMORY_TAG = "loragrid.out_of_memory"
 SPLIT_TAG = "loragrid.pack.split"
 """Why a trial's pack was halved."""
 
+COST_SHAPE_TAG = "loragrid.cost.shape"
+"""Equal for trials whose costs in a pack of one are equal; such trials are measured once."""
+
 PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"
 KIND_TAG = "loragrid.kind"
