@@ -18,6 +18,7 @@ from loragrid.training.cuda_graphs import STEPS_BEFORE_CAPTURE
 from loragrid.training.evaluate import score_in_chunks, summed_losses
 from loragrid.training.meters import (
     count_activation_bytes,
+    free_unused_memory,
     peak_memory,
     reserved_bytes,
     reset_peak_memory,
@@ -163,6 +164,7 @@ class SoloRun:
             "memory/saved_activation_bytes": float(saved[0]),
             "memory/loss_bytes": float(loss_bytes(model, first)),
         }
+        free_unused_memory(base.device)  # what other runs have freed must not count in a CPU's peak
         # Reset before the first step, because a captured step allocates its memory at the capture.
         reset_peak_memory(base.device)
         for _ in range(1 if self._compute.choice.mode == "eager" else STEPS_BEFORE_CAPTURE + 1):
