@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from loragrid.comparison.costs import Cost, why_not_compared
 from loragrid.comparison.pareto import pareto_front
 from loragrid.comparison.ranking import is_higher_better, metric_words
 from loragrid.formatting import count_of, format_bytes, format_count, format_seconds
 from loragrid.report.charts import Chart, MethodStyle, draw, draw_grid, labels_beside, legend_above, ticks_between
-from loragrid.report.metric_text import format_metric
+from loragrid.report.metric_text import format_cost, format_metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,13 +69,13 @@ class Point:
     """One setting as a point of a Pareto chart.
 
     name: the key of its style, and its name in the chart if it is chosen. label: its name with its values.
-    figure: mean over seeds. costs: metric key -> mean over seeds. is_chosen: whether it is its method's best setting.
+    figure: mean over seeds. costs: metric key -> cost. is_chosen: whether it is its method's best setting.
     """
 
     name: str
     label: str
     figure: float
-    costs: Mapping[str, float]
+    costs: Mapping[str, Cost]
     is_chosen: bool
 
 
@@ -87,9 +88,16 @@ class Bar:
 
 
 def pareto_charts(
-    points: Sequence[Point], metric: str, higher_is_better: bool, styles: Mapping[str, MethodStyle]
+    points: Sequence[Point],
+    metric: str,
+    higher_is_better: bool,
+    styles: Mapping[str, MethodStyle],
+    figures_apart: Callable[[Point, Point], bool] | None = None,
 ) -> tuple[list[Chart], list[str]]:
-    """A chart for every cost that was measured, and a sentence for every cost that was not."""
+    """A chart for every cost that was measured well enough, and a sentence for every other cost.
+
+    figures_apart: whether the figures of two points are shown to be different; None: all that are not equal.
+    """
     charts: list[Chart] = []
     missing: list[str] = []
     for name, keys, write in COSTS:
@@ -100,30 +108,59 @@ def pareto_charts(
             missing.append(f"No Pareto front over {name}, because no trial measured {name}.")
             continue
         with_cost = [point for point in points if key in point.costs]
-        write = _in_one_unit(key, write, max(point.costs[key] for point in with_cost))
-        front = pareto_front([(p.costs[key], p.figure) for p in with_cost], higher_is_better=higher_is_better)
+        costs = [point.costs[key] for point in with_cost]
+        if reason := why_not_compared(costs):
+            missing.append(f"No Pareto front over {name}: {reason}.")
+            continue
+        write = _in_one_unit(key, write, max(cost.median for cost in costs))
+        front = pareto_front(
+            costs,
+            [point.figure for point in with_cost],
+            higher_is_better=higher_is_better,
+            figures_apart=_by_index(with_cost, figures_apart),
+        )
         on_it = ", ".join(
-            f"{with_cost[i].label} ({write(with_cost[i].costs[key])}, {format_metric(metric, with_cost[i].figure)})"
+            f"{with_cost[i].label} ({format_cost(key, costs[i], write)}, {format_metric(metric, with_cost[i].figure)})"
             for i in front
         )
+        spreads = "" if all(cost.is_exact for cost in costs) else _SPREADS
         charts.append(
             draw(
                 f"{metric_words(metric).capitalize()} against {name}",
                 f"{count_of(len(with_cost), 'setting')}. On the front: {on_it}.",
-                f"On the front: {on_it}." + _outside(with_cost),
+                f"On the front: {on_it}." + spreads + _outside(with_cost),
                 partial(
                     _paint_front,
                     points=with_cost,
                     key=key,
                     label=label,
                     write=write,
-                    front=front,
+                    line=_staircase(with_cost, front, key, higher_is_better),
                     metric=metric,
                     styles=styles,
                 ),
             )
         )
     return charts, missing
+
+
+_SPREADS = (
+    " Bars: the shortest and the longest of the steps that were timed. Settings whose bars overlap are not told apart "
+    "by their step time."
+)
+
+
+def _by_index(
+    points: Sequence[Point], figures_apart: Callable[[Point, Point], bool] | None
+) -> Callable[[int, int], bool] | None:
+    return None if figures_apart is None else lambda one, other: figures_apart(points[one], points[other])
+
+
+def _staircase(points: Sequence[Point], front: Sequence[int], key: str, higher_is_better: bool) -> list[int]:
+    """The points of the front that its line connects: a line through overlapping costs would rise and fall."""
+    medians = [Cost.exact(points[i].costs[key].median) for i in front]
+    line = pareto_front(medians, [points[i].figure for i in front], higher_is_better=higher_is_better)
+    return [front[i] for i in line]
 
 
 def _outside(points: Sequence[Point]) -> str:
@@ -138,15 +175,15 @@ def _paint_front(
     key: str,
     label: str,
     write: Callable[[float], str],
-    front: Sequence[int],
+    line: Sequence[int],
     metric: str,
     styles: Mapping[str, MethodStyle],
 ) -> None:
     from matplotlib.ticker import FuncFormatter
 
     panel.step(
-        [points[i].costs[key] for i in front],
-        [points[i].figure for i in front],
+        [points[i].costs[key].median for i in line],
+        [points[i].figure for i in line],
         where="post",
         color="#555555",
         linewidth=1.2,
@@ -154,9 +191,11 @@ def _paint_front(
         zorder=1,
     )
     for point in sorted(points, key=lambda point: point.is_chosen):
-        style = styles[point.name]
+        style, cost = styles[point.name], point.costs[key]
+        if cost.low is not None and cost.high is not None and not cost.is_exact:
+            panel.hlines(point.figure, cost.low, cost.high, color=style.colour, alpha=0.5, linewidth=1.2, zorder=1)
         panel.plot(
-            point.costs[key],
+            cost.median,
             point.figure,
             linestyle="none",
             marker=style.marker,
@@ -168,7 +207,7 @@ def _paint_front(
             zorder=3 if point.is_chosen else 2,
         )
     panel.margins(0.08)
-    _scale_costs(panel, [point.costs[key] for point in points], key, write)
+    _scale_costs(panel, [point.costs[key].median for point in points], key, write)
     low, high = figure_limits(points)
     panel.set_ylim(low, high)
     panel.set_xlabel(label)
@@ -178,7 +217,7 @@ def _paint_front(
     draw_grid(panel)
     labels_beside(
         panel,
-        [(p.costs[key], p.figure, p.name, styles[p.name].colour) for p in points if p.is_chosen],
+        [(p.costs[key].median, p.figure, p.name, styles[p.name].colour) for p in points if p.is_chosen],
     )
 
 

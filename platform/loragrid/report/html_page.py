@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from loragrid.comparison.costs import STEP_TIME, cost_of
 from loragrid.comparison.findings import ROWS_CAVEAT, heading_of_choices, trials_caption, was_chosen
 from loragrid.comparison.fingerprint import fingerprint_of
 from loragrid.comparison.ranking import VALIDATION_LOSS, is_higher_better, metric_words
@@ -142,7 +143,7 @@ def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
             "Time by part", _bars(comparison, chosen, TIME_PARTS), TIME_PARTS, format_seconds, _TIME_CAPTION
         ),
         "time_table": parts_table(
-            comparison, by_label, {"time/step_seconds": "one step, measured solo", **TIME_PARTS}, format_seconds
+            comparison, by_label, {STEP_TIME: "one step, measured solo", **TIME_PARTS}, format_seconds
         ),
     }
 
@@ -180,7 +181,7 @@ def setting_points(part: Part) -> list[Point]:
         figure = mean_figure(part.comparison, trial_ids, metric)
         if figure is None:
             continue
-        costs = {key: mean_figure(part.comparison, trial_ids, key) for _, keys, _ in COSTS for key, _ in keys}
+        costs = {key: cost_of(part.comparison, trial_ids, key) for _, keys, _ in COSTS for key, _ in keys}
         points.append(
             Point(
                 name=chosen.get(trial_ids, setting.method),

@@ -1,8 +1,12 @@
 """Writes a compared figure for a reader: losses in nats, accuracies in per cent, with interval and number of seeds."""
 
+from collections.abc import Callable
+
+from loragrid.comparison.costs import STEP_TIME, Cost
 from loragrid.comparison.findings import LEVEL
 from loragrid.comparison.ranking import is_proportion
 from loragrid.comparison.statistics import Interval
+from loragrid.formatting import format_seconds_range, format_seconds_roughly
 
 MISSING = "–"
 
@@ -36,3 +40,12 @@ def format_p(value: float | None) -> str:
     if value < 0.001:
         return "< 0.001"
     return f"< {LEVEL:g}" if value < LEVEL <= float(f"{value:.3f}") else f"{value:.3f}"
+
+
+def format_cost(metric: str, cost: Cost, write: Callable[[float], str]) -> str:
+    """A cost as text, by `write`; a step time with the digits that its spread supports, or two if that is unknown."""
+    if metric != STEP_TIME:
+        return write(cost.median)
+    if cost.low is None or cost.high is None:
+        return format_seconds_roughly(cost.median)
+    return format_seconds_range(cost.low, cost.high)
