@@ -46,14 +46,16 @@ def format_seconds(value: float) -> str:
 def format_seconds_range(low: float, high: float) -> str:
     """A measured duration with the digits that its spread supports: `0.31 to 0.36 s`, or `1.35 s` if both round to it.
 
-    The last digit is that of the spread's first digit, and there are at most three.
+    The last digit is at the place of the spread's first digit or, if the lower end is smaller than that, of its own
+    first digit. There are at most three digits.
     """
     factor, unit = _unit_of_seconds(high)
     low, high = low * factor, high * factor
     spread = high - low
-    places = [2 - math.floor(math.log10(high))] if high > 0 else [0]  # three digits
-    places += [-math.floor(math.log10(spread))] if spread > 0 else []
-    texts = [_rounded(value, min(places)) for value in (low, high)]
+    most = 2 - math.floor(math.log10(high)) if high > 0 else 0  # three digits
+    supported = [-math.floor(math.log10(value)) for value in (spread, low) if value > 0]
+    places = min(most, max(supported)) if spread > 0 else most
+    texts = [_rounded(value, places) for value in (low, high)]
     return f"{texts[0]} {unit}" if texts[0] == texts[1] else f"{texts[0]} to {texts[1]} {unit}"
 
 

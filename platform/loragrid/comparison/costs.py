@@ -2,10 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from loragrid.comparison.table import Comparison
 from loragrid.formatting import is_missing
 from loragrid.trials.tags import COST_SHAPE_TAG
+
+if TYPE_CHECKING:
+    from loragrid.comparison.table import Comparison
 
 STEP_TIME = "time/step_seconds"
 
@@ -58,7 +61,7 @@ class Cost:
         return self.high - self.low > UNSTEADY_SPREAD * abs(self.median)
 
 
-def cost_of(comparison: Comparison, trial_ids: Sequence[str], metric: str) -> Cost | None:
+def cost_of(comparison: "Comparison", trial_ids: Sequence[str], metric: str) -> Cost | None:
     """The cost of a setting, from the trials of its seeds that have the metric; None if none has it.
 
     Trials of one shape share a measurement. If several workers measured a setting, the range covers all of them. Costs
