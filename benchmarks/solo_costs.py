@@ -159,9 +159,9 @@ def compare_procedures(setting: Setting, num_passes: int, path: Path | None) -> 
             f"{now[-1][1][name] / 2**20:,.0f} MiB",
         )
     costs_now = [costs for costs, _ in now]
-    for title, costs in (("before", before), ("now", costs_now)):
-        drift = max(largest_ratio([one[name].median for one in costs]) for name in SHAPES)
-        twins = largest_ratio([one[name].median for one in costs for name in ("LoRA 16", "LoRA 16 again")])
+    for title, passes in (("before", before), ("now", costs_now)):
+        drift = max(largest_ratio([one[name].median for one in passes]) for name in SHAPES)
+        twins = largest_ratio([one[name].median for one in passes for name in ("LoRA 16", "LoRA 16 again")])
         table.add(
             f"{title}: largest ratio", f"of one shape {drift:.3f}", f"of LoRA 16 and its twin {twins:.3f}", "–", "–"
         )

@@ -57,13 +57,15 @@ class SoloRun:
         clock: Callable[[], float] = time.perf_counter,
         beside: Sequence["SoloRun"] = (),
     ) -> None:
+        self._shape = ModelShape.of(base)
+        # Its matrices are large, so it is measured before other runs hold memory.
+        self._limit = None if self._shape is None else device_limit(base.device, base.dtype)
         start = time.perf_counter()
         batch_size = trial.training.batch_size // num_workers
         share = replace(trial, training=trial.training.model_copy(update={"batch_size": batch_size}))
         self.trial, self.device, self._clock = trial, base.device, clock
         self._compute = step_runner or StepRunner(ModeChoice(mode="eager", reason="engine.mode"))
         self._batches = build_batches([share], data, base.device)
-        self._shape = ModelShape.of(base)
         self._seconds: list[float] = []
         self._cpu_seconds: list[float] = []
         self._tokens_per_second: list[float] = []
@@ -102,9 +104,9 @@ class SoloRun:
             start, cpu_start = self._clock(), time.process_time()
             train_step(self.model, batch, one_worker, self._compute)
             wait_for(base.device)
-            seconds = self._clock() - start
-        self._cpu_seconds.append(time.process_time() - cpu_start)
+            seconds, cpu_seconds = self._clock() - start, time.process_time() - cpu_start
         self._seconds.append(seconds)
+        self._cpu_seconds.append(cpu_seconds)
         row_tokens, num_labels = self._batches.row_tokens(step, 0), int(batch.num_labels[0])
         self._tokens_per_second.append(sum(row_tokens) / seconds)
         if self._shape is not None:
@@ -127,19 +129,21 @@ class SoloRun:
             "time/measure_shape_seconds": self.spent_seconds,
             "throughput/tokens_per_second": statistics.median(self._tokens_per_second),
         }
-        if self._shape is None:
+        if self._limit is None:
             return figures
-        limit = device_limit(self.model.base.device, self.model.base.dtype)
         speed = statistics.median(self._flops_per_second)
         return figures | {
             "throughput/model_flops_per_second": speed,
-            "throughput/device_limit_flops_per_second": limit.flops_per_second,
-            "throughput/device_limit_seconds": limit.seconds,
-            "throughput/fraction_of_device_limit": speed / limit.flops_per_second,
+            "throughput/device_limit_flops_per_second": self._limit.flops_per_second,
+            "throughput/device_limit_seconds": self._limit.seconds,
+            "throughput/fraction_of_device_limit": speed / self._limit.flops_per_second,
         }
 
     @contextmanager
     def _attached(self) -> Iterator[None]:
+        if self._compute.mode != "eager":  # a captured step runs without the modules, and a GPU must not wait for them
+            yield
+            return
         checkpoint_activations(self.model.base, self.trial.training.activation_checkpointing)
         self.model.pack.attach()
         try:
