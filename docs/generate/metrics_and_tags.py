@@ -25,6 +25,9 @@ OTHER_TAGS: dict[str, str] = {
     "loragrid.trial_id": "identity of the trial, a digest of its settings; the same settings have the same id",
     "loragrid.method": "name of the method",
     "loragrid.label": "name of the method in the comparison, where a block of the file sets `label`",
+    "loragrid.phase": "`tune` for a trial of the grid, `confirm` for a chosen setting with a fresh seed",
+    "loragrid.confirm.choice": "of a sweep: the settings that it confirms (each by the id of its trial with seed 0), "
+    "and the fresh seeds",
     "loragrid.question": "the question of the experiment",
     "loragrid.reason": "why a trial failed or was stopped",
     "loragrid.out_of_memory": "set if the trial ran out of memory",

@@ -40,15 +40,18 @@ def run(
     from loragrid.sweep.storage import local_folder
 
     console = terminal()
+    words = ["loragrid", "run", str(file), *(word for override in set_ or () for word in ("--set", override))]
     if experiment.question:
         console.print(f"[bold]{escaped(experiment.question)}[/]", highlight=False)
     try:
         result = run_sweep(experiment, address=address, name=name, resume=resume, console=console)
     except SweepInterrupted as interruption:
-        words = ["loragrid", "run", str(file), *(word for override in set_ or () for word in ("--set", override))]
         again = shlex.join([*words, "--name", interruption.sweep, "--resume"])
         say(console, f"interrupted; to continue: {again}", "yellow")
         raise typer.Exit(128 + interruption.signal) from None
+    if result.unconfirmed:
+        again = shlex.join([*words, "--name", result.name, "--resume"])
+        say(console, f"{result.unconfirmed}; to try it again: {again}", "yellow")
     if result.waiting_record is not None:
         say(
             console,
@@ -91,16 +94,22 @@ def plan(
     from loragrid.cli.plan_table import render_plan
     from loragrid.planning.plan import plan as make_plan
     from loragrid.sweep.forecast import forecast, gpu_memory_here, too_large
+    from loragrid.sweep.noise_forecast import forecast_noise
 
     # Progress goes to stderr: with --json, stdout must hold only the JSON.
     progress = Console(stderr=True)
     the_plan, estimate = forecast(
         make_plan(experiment), progress, calibrated=calibrate, budget_seconds=calibration_seconds
     )
+    noise = forecast_noise(the_plan)
     if as_json:
-        typer.echo(json.dumps(the_plan.to_dict() | {"time_on_this_machine": estimate.to_dict()}, indent=2))
+        own = {
+            "time_on_this_machine": estimate.to_dict(),
+            "noise_floor": [one.to_dict() for one in noise],
+        }
+        typer.echo(json.dumps(the_plan.to_dict() | own, indent=2))
     else:
-        terminal().print(render_plan(the_plan, estimate))
+        terminal().print(render_plan(the_plan, estimate, noise))
         memory = gpu_memory_here()
         for sentence in too_large(the_plan, memory) if memory is not None else ():
             say(terminal(), sentence, "yellow")

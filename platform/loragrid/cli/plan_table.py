@@ -1,6 +1,6 @@
 """A plan as a table for the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from rich.console import Group, RenderableType
@@ -12,11 +12,17 @@ from loragrid.formatting import count_of
 from loragrid.planning.memory_estimate import MemoryEstimate
 from loragrid.planning.plan import Plan
 from loragrid.planning.time_estimate import TimeEstimate
+from loragrid.sweep.noise_forecast import NoiseForecast
 from loragrid.trials.successive_halving import rung_steps
 
 
-def render_plan(plan: Plan, estimate: TimeEstimate | None = None) -> RenderableType:
-    """Render every trial with its axes, exact parameter counts and pack; `estimate` is the time on this machine."""
+def render_plan(
+    plan: Plan, estimate: TimeEstimate | None = None, noise: Sequence[NoiseForecast] = ()
+) -> RenderableType:
+    """Render every trial with its axes, exact parameter counts and pack.
+
+    estimate: the time on this machine. noise: what the sweep can show, for every base and data set.
+    """
     experiment, first = plan.experiment, plan.trials[0]
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("trial", no_wrap=True)
@@ -45,19 +51,24 @@ def render_plan(plan: Plan, estimate: TimeEstimate | None = None) -> RenderableT
     if training.micro_batch_size is not None:
         facts += f", on each worker {training.micro_batch_size} at once"
     engines: dict[str, list[str]] = {}
-    for pack in plan.packs:
+    for pack in [pack for phase in plan.phases for pack in phase.packs]:
         choice = plan.gpu_engine(pack)
         engines.setdefault(f"{choice.mode} ({choice.reason})", []).append(pack.pack_id)
     lines = [Text(f"steps on a GPU, {_first_and_last(packs)}: {engine}") for engine, packs in engines.items()]
-    for pack in plan.largest_packs():
+    for pack in [pack for phase in plan.phases for pack in phase.largest_packs()]:
         size = count_of(len(pack.trials), "trial")
         lines.append(Text(f"memory on a GPU, {pack.pack_id} ({size}): {_memory(plan.gpu_memory(pack))}"))
     num_tokens = [trial.training.steps * trial.training.batch_size * trial.data.max_length for trial in plan.trials]
     lines.append(Text(f"tokens: at most {max(num_tokens):,} per trial, {sum(num_tokens):,} in all"))
     if estimate is not None:
         lines += [Text(sentence) for sentence in estimate.sentences()]
+    for one in noise:
+        place = f"{one.model}, {one.data}: " if len(noise) > 1 else ""
+        lines += [Text(place + sentence) for sentence in one.sentences()]
     if experiment.early_stopping is not None:
         lines.append(Text(f"early stopping: {_rungs(plan)}"))
+    if plan.confirm is not None:
+        lines.append(Text(f"confirm: {_confirmation(plan.confirm)}"))
     return Group(Text(experiment.question, style="bold"), Text(facts), *lines, table)
 
 
@@ -85,6 +96,18 @@ def _rungs(plan: Plan) -> str:
     return (
         f"the best one in {config.reduction_factor} by {config.metric} continues at step "
         f"{', '.join(str(rung) for rung in rungs[:-1])}; the last trials end at step {rungs[-1]}"
+    )
+
+
+def _confirmation(confirm: Plan) -> str:
+    """A sentence: how many trials will train chosen settings again, and with which seeds."""
+    seeds = list(dict.fromkeys(trial.seed for trial in confirm.trials))
+    settings = count_of(len(confirm.trials) // len(seeds), "chosen setting")
+    num_tokens = sum(t.training.steps * t.training.batch_size * t.data.max_length for t in confirm.trials)
+    return (
+        f"{settings} x {len(seeds)} fresh seeds ({', '.join(map(str, seeds))}) = "
+        f"{count_of(len(confirm.trials), 'trial')} more in {count_of(len(confirm.packs), 'pack')}, at most "
+        f"{num_tokens:,} tokens; time and memory are those of each method's most expensive setting"
     )
 
 

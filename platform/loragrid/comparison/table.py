@@ -6,23 +6,34 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from mlflow import MlflowClient
-from mlflow.entities import Experiment, Metric, Run
 
 from loragrid.comparison.axes import varying_axes
 from loragrid.formatting import is_missing
 from loragrid.tracking.mlflow_internals import quiet_store
-from loragrid.tracking.search import EARLIEST_FIRST, search_experiments, search_runs
 from loragrid.tracking.store_uri import Scalar, parse_parameter, sqlite_path
 from loragrid.trials.metrics import CURVE_METRICS, curve_keys, summary_metrics
 from loragrid.trials.outcome import STOPPED_EARLY
-from loragrid.trials.tags import KIND_TAG, LABEL_TAG, METHOD_TAG, PARENT_TAG, QUESTION_TAG, REASON_TAG, TRIAL_TAG
+from loragrid.trials.tags import (
+    KIND_TAG,
+    LABEL_TAG,
+    METHOD_TAG,
+    PARENT_TAG,
+    PHASE_TAG,
+    QUESTION_TAG,
+    REASON_TAG,
+    TRIAL_TAG,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Experiment, Metric, Run
 
 IDENTITY_COLUMNS = ("trial_id", "status", "method")
 CLOSING_COLUMNS = ("reason", "run_id")
+PHASE_COLUMN = "phase"
 NO_CURVES = pd.DataFrame(columns=["trial_id", "method", "step", "key", "value"])
 
 
@@ -31,8 +42,8 @@ class Comparison:
     """One sweep, read from MLflow.
 
     table: one row per trial, in the order of their starts. Its columns are trial_id, status, method (the label, if the
-    experiment has one for the method), every axis that varies, every metric of the sweep by its MLflow key, reason and
-    run_id. Values that were not measured are missing.
+    experiment has one for the method), phase (tune or confirm, if the sweep has trials that confirm), every axis that
+    varies, every metric of the sweep by its MLflow key, reason and run_id. Values that were not measured are missing.
     curves: one row per point, with the columns trial_id, method, step, key and value.
     axes: axis column of the table -> dotted path in the YAML file.
     methods: entry of the table's method column -> the method's name.
@@ -57,7 +68,7 @@ class Comparison:
 
     @cached_property
     def metric_keys(self) -> list[str]:
-        outside = {*IDENTITY_COLUMNS, *CLOSING_COLUMNS, *self.axes}
+        outside = {*IDENTITY_COLUMNS, PHASE_COLUMN, *CLOSING_COLUMNS, *self.axes}
         return [column for column in self.table.columns if column not in outside]
 
     def to_csv(self) -> str:
@@ -96,6 +107,10 @@ def load_comparison(
     Raises:
         ValueError: there is no such store, experiment or sweep; the message lists those that exist.
     """
+    from mlflow import MlflowClient  # takes a second to import, and a comparison that is not loaded does not need it
+
+    from loragrid.tracking.search import EARLIEST_FIRST, search_runs
+
     path = sqlite_path(tracking_uri)
     if path is not None and not path.exists():
         # MLflow would create an empty store, and the results would seem to be lost.
@@ -106,7 +121,8 @@ def load_comparison(
         parent = _find_sweep(client, experiment, sweep)
     children = f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'"
     runs = list(search_runs(client, experiment.experiment_id, children, EARLIEST_FIRST))
-    axes = varying_axes([_parameters(run) for run in runs], [*IDENTITY_COLUMNS, *CLOSING_COLUMNS])
+    reserved = [*IDENTITY_COLUMNS, PHASE_COLUMN, *CLOSING_COLUMNS]
+    axes = varying_axes([_parameters(run) for run in runs], reserved)
     return Comparison(
         experiment_name=experiment_name,
         sweep=str(parent.info.run_name),
@@ -124,7 +140,9 @@ def load_comparison(
     )
 
 
-def _find_experiment(client: MlflowClient, name: str, tracking_uri: str) -> Experiment:
+def _find_experiment(client: "MlflowClient", name: str, tracking_uri: str) -> "Experiment":
+    from loragrid.tracking.search import search_experiments
+
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         names = sorted(other.name for other in search_experiments(client) if other.name != "Default")
@@ -132,7 +150,9 @@ def _find_experiment(client: MlflowClient, name: str, tracking_uri: str) -> Expe
     return experiment
 
 
-def _find_sweep(client: MlflowClient, experiment: Experiment, sweep: str | None) -> Run:
+def _find_sweep(client: "MlflowClient", experiment: "Experiment", sweep: str | None) -> "Run":
+    from loragrid.tracking.search import search_runs
+
     runs = list(search_runs(client, experiment.experiment_id, f"tags.`{KIND_TAG}` = 'sweep'"))
     if not runs:
         raise ValueError(f"experiment {experiment.name!r} holds no sweep yet")
@@ -143,24 +163,26 @@ def _find_sweep(client: MlflowClient, experiment: Experiment, sweep: str | None)
     raise ValueError(f"sweep {sweep!r} is not in experiment {experiment.name!r}; there: {names}")
 
 
-def _parameters(run: Run) -> dict[str, Scalar]:
+def _parameters(run: "Run") -> dict[str, Scalar]:
     return {key: parse_parameter(text) for key, text in run.data.params.items()}
 
 
-def _label(run: Run) -> str:
+def _label(run: "Run") -> str:
     return run.data.tags.get(LABEL_TAG) or run.data.tags.get(METHOD_TAG, "")
 
 
-def _build_table(runs: Sequence[Run], axes: Mapping[str, str]) -> pd.DataFrame:
+def _build_table(runs: "Sequence[Run]", axes: Mapping[str, str]) -> pd.DataFrame:
     found = dict.fromkeys(key for run in runs for key in run.data.metrics if key not in CURVE_METRICS)
     # Known metrics keep the order of `summary_metrics`; metrics that other programs logged follow them.
     known = summary_metrics()
     metric_keys = [key for key in known if key in found] + sorted(set(found) - set(known))
     parameters = [_parameters(run) for run in runs]
+    phases = [run.data.tags.get(PHASE_TAG, "tune") for run in runs]
     columns: dict[str, list[Any]] = {
         "trial_id": [run.data.tags.get(TRIAL_TAG, run.info.run_name) for run in runs],
         "status": [run.info.status for run in runs],
         "method": [_label(run) for run in runs],
+        **({PHASE_COLUMN: phases} if "confirm" in phases else {}),
         **{name: [row.get(path) for row in parameters] for name, path in axes.items()},
         **{key: [run.data.metrics.get(key) for run in runs] for key in metric_keys},
         "reason": [run.data.tags.get(REASON_TAG, "") for run in runs],
@@ -182,7 +204,7 @@ def _column(name: str, values: Sequence[Any]) -> "pd.Series[Any]":
     return pd.Series(list(values), dtype="object")
 
 
-def _build_curves(client: MlflowClient, runs: Sequence[Run]) -> pd.DataFrame:
+def _build_curves(client: "MlflowClient", runs: "Sequence[Run]") -> pd.DataFrame:
     rows: list[tuple[str, str, int, str, float]] = []
     for run in runs:
         trial_id = run.data.tags.get(TRIAL_TAG, run.info.run_name)
@@ -194,7 +216,7 @@ def _build_curves(client: MlflowClient, runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(NO_CURVES))
 
 
-def _last_value_per_step(history: Iterable[Metric]) -> list[tuple[int, float]]:
+def _last_value_per_step(history: "Iterable[Metric]") -> list[tuple[int, float]]:
     """(Step, value) by rising step. A pack that continues from a checkpoint repeats steps; the later value counts."""
     ordered = sorted(history, key=lambda point: (point.step, point.timestamp))
     return list({int(point.step): float(point.value) for point in ordered}.items())

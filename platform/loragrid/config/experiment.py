@@ -13,6 +13,7 @@ from loragrid.config.execution import (
     TrackingConfig,
     WorkersConfig,
 )
+from loragrid.config.judgement import ConfirmConfig, VerdictConfig
 from loragrid.config.method_settings import (
     AxisValue,
     AxisValues,
@@ -34,7 +35,7 @@ from loragrid.config.sections import (
 )
 from loragrid.config.task import task_problems
 from loragrid.schema.errors import ExperimentError, Problem, show_value, unknown
-from loragrid.schema.fields import Allowed, Section
+from loragrid.schema.fields import MAX_SEED, Allowed, Section
 from loragrid.tasks.contract import TaskConfig
 from loragrid.tasks.discovery import AnyTask
 
@@ -46,6 +47,7 @@ __all__ = [
     "HOLDING_KEYS",
     "MEMBER_TRAINING_KEYS",
     "OBSERVATION_KEYS",
+    "ConfirmConfig",
     "DataConfig",
     "EarlyStoppingConfig",
     "EngineConfig",
@@ -58,6 +60,7 @@ __all__ = [
     "TaskConfig",
     "TrackingConfig",
     "TrainingConfig",
+    "VerdictConfig",
     "WorkersConfig",
 ]
 
@@ -143,9 +146,15 @@ class Experiment(Section):
     early_stopping: EarlyStoppingConfig | None = Field(
         default=None, description="When trials that fall behind end early; null trains every trial to its last step."
     )
+    confirm: ConfirmConfig | None = Field(
+        default=None,
+        description="How each method's chosen setting is trained again with fresh seeds, on which the verdict rests; "
+        "null judges the settings by the seeds that chose them.",
+    )
     task: AnyTask | None = Field(
         default=None, description="What is scored in addition to the loss; null scores only the loss."
     )
+    verdict: VerdictConfig = Field(default=VerdictConfig(), description="How methods are compared.")
     tracking: TrackingConfig = Field(default=TrackingConfig(), description="Where MLflow keeps the record.")
     storage: StorageConfig = Field(
         default=StorageConfig(), description="Where trial states, plots and the default MLflow store are kept."
@@ -167,7 +176,9 @@ class Experiment(Section):
             pack: PackConfig | Mapping[str, Any] = ...,
             engine: EngineConfig | Mapping[str, Any] = ...,
             early_stopping: EarlyStoppingConfig | Mapping[str, Any] | None = ...,
+            confirm: ConfirmConfig | Mapping[str, Any] | None = ...,
             task: TaskConfig | Mapping[str, Any] | None = ...,
+            verdict: VerdictConfig | Mapping[str, Any] = ...,
             tracking: TrackingConfig | Mapping[str, Any] = ...,
             storage: StorageConfig | Mapping[str, Any] = ...,
         ) -> None: ...
@@ -192,6 +203,7 @@ class Experiment(Section):
     def _check_across_sections(self) -> "Experiment":
         problems = [problem for axis, values in self.grid.items() for problem in self._axis_problems(axis, values)]
         problems += label_problems([(block.name, block.label) for block in self.methods])
+        problems += self._verdict_problems()
         num_workers = self.workers.num_workers
         for size in self.grid.get("training.batch_size", (self.training.batch_size,)):
             if isinstance(size, int):
@@ -208,6 +220,7 @@ class Experiment(Section):
                     problems.append(
                         Problem(key=f"grid.{axis}", what=what, allowed="one value, or pack.max_members: auto")
                     )
+        problems += self._confirm_problems()
         for steps in self.grid.get("training.steps", (self.training.steps,)):
             if isinstance(steps, int) and grace_steps >= steps:
                 what = f"no trial of {steps} steps would ever be stopped"
@@ -216,6 +229,23 @@ class Experiment(Section):
         if problems:
             raise ExperimentError(problems)
         return self
+
+    def _confirm_problems(self) -> Iterator[Problem]:
+        seeds = [seed for seed in self.grid.get("seed", ()) if isinstance(seed, int)]
+        largest = MAX_SEED - (self.confirm.seeds if self.confirm else 0)
+        if self.confirm is not None and seeds and max(seeds) > largest:
+            what = f"leaves no room for the {self.confirm.seeds} fresh seeds of confirm above the largest seed"
+            yield Problem(key="grid.seed", value=list(seeds), what=what, allowed=f"whole numbers from 0 to {largest}")
+
+    def _verdict_problems(self) -> Iterator[Problem]:
+        names = list(dict.fromkeys(block.label or block.name for block in self.methods))
+        if self.verdict.against is not None and self.verdict.against not in names:
+            yield Problem(
+                key="verdict.against",
+                value=self.verdict.against,
+                what="is no method of this experiment",
+                allowed=", ".join(names),
+            )
 
     def _sharding_problems(self) -> Iterator[Problem]:
         key, value = "workers.strategy", self.workers.strategy

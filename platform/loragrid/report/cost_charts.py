@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from loragrid.comparison.costs import Cost, why_not_compared
+from loragrid.comparison.costs import STEP_TIME, Cost, why_not_compared
+from loragrid.comparison.metric_text import format_cost, format_metric
 from loragrid.comparison.pareto import pareto_front
 from loragrid.comparison.ranking import is_higher_better, metric_words
 from loragrid.formatting import count_of, format_bytes, format_count, format_seconds
 from loragrid.report.charts import Chart, MethodStyle, draw, draw_grid, labels_beside, legend_above, ticks_between
-from loragrid.report.metric_text import format_cost, format_metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ COSTS: tuple[tuple[str, tuple[tuple[str, str], ...], Callable[[float], str]], ..
         ),
         format_bytes,
     ),
-    ("step time", (("time/step_seconds", "one optimizer step, measured solo"),), format_seconds),
+    ("step time", ((STEP_TIME, "one optimizer step, measured solo"),), format_seconds),
 )
 
 MEMORY_PARTS = {
@@ -109,7 +109,7 @@ def pareto_charts(
             continue
         with_cost = [point for point in points if key in point.costs]
         costs = [point.costs[key] for point in with_cost]
-        if reason := why_not_compared(costs):
+        if key == STEP_TIME and (reason := why_not_compared(costs)):
             missing.append(f"No Pareto front over {name}: {reason}.")
             continue
         write = _in_one_unit(key, write, max(cost.median for cost in costs))
@@ -123,7 +123,7 @@ def pareto_charts(
             f"{with_cost[i].label} ({format_cost(key, costs[i], write)}, {format_metric(metric, with_cost[i].figure)})"
             for i in front
         )
-        spreads = "" if all(cost.is_exact for cost in costs) else _SPREADS
+        spreads = _SPREADS if key == STEP_TIME else ""
         charts.append(
             draw(
                 f"{metric_words(metric).capitalize()} against {name}",

@@ -9,8 +9,9 @@ from mlflow.entities import Run
 
 from loragrid.tracking.mlflow_internals import quiet_store
 from loragrid.tracking.search import search_runs
+from loragrid.trials.confirm import Chosen
 from loragrid.trials.outcome import INVARIANT_VIOLATED, SweepOutcome
-from loragrid.trials.tags import KIND_TAG, PARENT_TAG, REASON_TAG, SWEEP_TAG, TRIAL_TAG
+from loragrid.trials.tags import CONFIRM_CHOICE_TAG, KIND_TAG, PARENT_TAG, REASON_TAG, SWEEP_TAG, TRIAL_TAG
 
 TRIALS_TAG = "loragrid.trials"
 RESUMED_TAG = "loragrid.resumed"
@@ -36,6 +37,7 @@ class PreviousSweep:
 
     outcome: the trials that need no further training. begun: the other trials that have a run.
     trials: identifies the planned trials, see `identify`. num_resumed: how often the sweep was resumed.
+    chosen: the settings that it confirms, if they are recorded.
     """
 
     name: str
@@ -44,6 +46,7 @@ class PreviousSweep:
     is_finished: bool
     outcome: SweepOutcome
     begun: Mapping[str, PreviousTrial]
+    chosen: Chosen = field(default_factory=Chosen)
 
 
 def identify(trial_ids: Iterable[str]) -> str:
@@ -84,6 +87,7 @@ def find_previous(
             is_finished=parent.info.status == "FINISHED",
             outcome=outcome,
             begun=begun,
+            chosen=Chosen.from_text(tags.get(CONFIRM_CHOICE_TAG, "")),
         )
 
 

@@ -13,7 +13,16 @@ from loragrid.tracking.pages import trials_page
 from loragrid.tracking.store_uri import RunStatus, Scalar
 from loragrid.tracking.sweep_names import SweepNames
 from loragrid.trials.metrics import sweep_note
-from loragrid.trials.tags import KIND_TAG, METHOD_TAG, NOTE_TAG, QUESTION_TAG, REASON_TAG, SWEEP_TAG, TRIAL_TAG
+from loragrid.trials.tags import (
+    ANSWER_TAG,
+    KIND_TAG,
+    METHOD_TAG,
+    NOTE_TAG,
+    QUESTION_TAG,
+    REASON_TAG,
+    SWEEP_TAG,
+    TRIAL_TAG,
+)
 
 PATIENCE_SECONDS = 20.0
 """How long the end of a sweep waits for a store that fails."""
@@ -92,12 +101,7 @@ class Recorder:
         if self._open_outbox is None:
             self._names.check_free(name)
         self._open(name)
-        note = sweep_note(
-            tags.get(QUESTION_TAG, ""),
-            self.experiment_name,
-            trials=trials_page(".", self.experiment_id, name),
-            charts=trials_page(".", self.experiment_id, name, charts=True),
-        )
+        note = self._note(name, tags.get(QUESTION_TAG, ""))
         all_tags = {NOTE_TAG: note, **tags, KIND_TAG: "sweep", SWEEP_TAG: name}
         self._outbox.start_run(SWEEP_ITSELF, name, self._clock.next_start(), parameters, all_tags)
 
@@ -157,6 +161,19 @@ class Recorder:
         self._outbox.log_points(SWEEP_ITSELF, _points([{**metrics, "step": 0}], self._clock.seconds()))
         if tags:
             self._outbox.set_tags(SWEEP_ITSELF, tags)
+
+    def log_answer(self, name: str, question: str, answer: str) -> None:
+        """Put the verdict's answer on top of the description of the sweep `name`, and into a tag of its own."""
+        self._outbox.set_tags(SWEEP_ITSELF, {NOTE_TAG: self._note(name, question, answer), ANSWER_TAG: answer})
+
+    def _note(self, name: str, question: str, answer: str = "") -> str:
+        return sweep_note(
+            question,
+            self.experiment_name,
+            trials=trials_page(".", self.experiment_id, name),
+            charts=trials_page(".", self.experiment_id, name, charts=True),
+            answer=answer,
+        )
 
     def log_sweep_artifact(self, path: Path, artifact_path: str | None = None) -> None:
         """Keep a file with the sweep's run."""

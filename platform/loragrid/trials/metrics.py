@@ -74,12 +74,31 @@ _TRIAL_COUNTS: dict[str, str] = {
     "sweep/trials_finished": "trials that trained to their last step",
     "sweep/trials_failed": "trials that failed; their runs hold the reason",
     "sweep/trials_stopped": "trials that fell behind and were stopped early",
+    "sweep/trials_confirming": "trials of chosen settings with fresh seeds (`confirm`); the other counts include them",
 }
 _SWEEP_COSTS: dict[str, str] = {
     "sweep/wall_seconds": "from the start of Ray's trials to the end of the last, summed over all resumptions",
     "sweep/start_seconds": "from the start of the first queue to its workers' first report: Ray, processes, imports",
     "sweep/gpu_seconds": "seconds for which the sweep held GPUs, times their number",
     "sweep/estimated_seconds": "expected time of the sweep; `loragrid plan` lists what it leaves out",
+}
+
+NOISE_OF_SEEDS = "noise/seed_deviation"
+NOISE_OF_ROWS = "noise/row_deviation"
+NOISE_OF_ROWS_BY_SEED = "noise/row_seed_deviation"
+NOISE_GROUPS = "noise/effective_groups"
+NOISE_SEEDS = "noise/num_seeds"
+NOISE_ROWS = "noise/num_rows"
+NOISE_LEVEL = "noise/mean_figure"
+_SWEEP_NOISE: dict[str, str] = {
+    NOISE_OF_SEEDS: "standard deviation over seeds of one method's reported test figure, without what the rows add; "
+    "`loragrid plan` reads it, and the other `noise/` metrics, to predict what a sweep can show",
+    NOISE_OF_ROWS: "standard deviation over groups of test rows of the difference of two methods (means over seeds)",
+    NOISE_OF_ROWS_BY_SEED: "standard deviation over groups of test rows of what one seed adds to one method's figure",
+    NOISE_GROUPS: "independent test rows, in effect: (sum of the groups' weights)² / sum of their squares",
+    NOISE_SEEDS: "seeds that all compared methods have",
+    NOISE_ROWS: "test rows that all compared trials have scored",
+    NOISE_LEVEL: "mean of the reported test figure over the compared methods",
 }
 
 
@@ -122,18 +141,19 @@ def sweep_metrics() -> dict[str, str]:
         best[f"sweep/best_test_{figure.name}"] = f"its {figure.words} on the test rows, which no choice uses"
     best["sweep/best_eval_loss"] = "its final evaluation loss, which ranks the trials of a sweep without a task"
     best["sweep/best_test_loss"] = "its loss on the test rows"
-    return {**_TRIAL_COUNTS, **best, **_SWEEP_COSTS}
+    return {**_TRIAL_COUNTS, **best, **_SWEEP_COSTS, **_SWEEP_NOISE}
 
 
-def sweep_note(question: str, experiment_name: str, *, trials: str, charts: str) -> str:
+def sweep_note(question: str, experiment_name: str, *, trials: str, charts: str, answer: str = "") -> str:
     """The description on the parent run's page, in Markdown: how to read its child runs.
 
-    trials, charts: addresses of MLflow's pages with the sweep's trials.
+    trials, charts: addresses of MLflow's pages with the sweep's trials. answer: the verdict's, once the sweep ended.
     """
     everything = {**summary_metrics(), **CURVE_METRICS, **sweep_metrics()}
     glossary = "\n".join(f"| `{key}` | {text} |" for key, text in everything.items())
     return (
         (f"**{question}**\n\n" if question else "")
+        + (f"{answer}\n\n" if answer else "")
         + "This run is the sweep; each child run is one trial (one method, one set of hyperparameters, one seed)."
         + f" To compare, run `loragrid compare {experiment_name}`, or look here:\n\n"
         + f"* **[Table of the trials]({trials})**, lowest final loss first. Of the *Columns*, `method.name`,"
