@@ -13,6 +13,7 @@ from loragrid.comparison.costs import (
     Cost,
     are_apart,
     are_same,
+    cheapest,
     cost_of,
     is_lower,
     why_not_compared,
@@ -125,6 +126,14 @@ def test_times_of_a_busy_machine_are_not_compared(cost: Cost, reason: str) -> No
     found = why_not_compared([timed(1.0, 1.1), cost])
     assert found.startswith(reason)
     assert bool(found) == bool(reason) == cost.is_busy
+
+
+def test_the_cheapest_are_those_that_none_is_shown_to_beat() -> None:
+    fast, near, slow = timed(1.0, 1.2), timed(1.1, 1.3), timed(2.0, 2.1)
+    assert cheapest({"slow": slow, "near": near, "fast": fast, "unknown": None}) == ["near", "fast"]
+    assert cheapest({"one": Cost.exact(1.0), "other": Cost.exact(1.0), "more": Cost.exact(2.0)}) == ["one", "other"]
+    assert cheapest({"slow": slow, "busy": timed(1.0, 1.1, load=2.0)}) == ["slow", "busy"]
+    assert cheapest({"one": None, "other": None}) == ["one", "other"]
 
 
 def test_a_point_dominates_only_beyond_the_spread_of_costs() -> None:

@@ -1,6 +1,6 @@
 """Compares costs that were measured: two are different only where their spreads are apart."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -119,6 +119,17 @@ def are_same(one: Cost, other: Cost) -> bool:
 def is_lower(one: Cost, other: Cost) -> bool:
     """Whether the first cost is lower than the second, beyond their spreads."""
     return are_apart(one, other) and one.median < other.median
+
+
+def cheapest(costs: Mapping[str, Cost | None]) -> list[str]:
+    """The names of the costs to which no other is shown to be lower; all names if the costs cannot be compared.
+
+    None: not measured. Such a name is left out if another was measured.
+    """
+    known = {name: cost for name, cost in costs.items() if cost is not None}
+    if not known or why_not_compared(known.values()):
+        return list(costs)
+    return [name for name, cost in known.items() if not any(is_lower(other, cost) for other in known.values())]
 
 
 def why_not_compared(costs: Iterable[Cost]) -> str:
