@@ -16,8 +16,9 @@ from loragrid.comparison.metric_text import format_difference, format_metric, fo
 from loragrid.comparison.pareto import pareto_front
 from loragrid.comparison.sweep_record import SweepRecord, TrialRun
 from loragrid.formatting import format_bytes
+from loragrid.report.bar_charts import Bar, bar_chart
 from loragrid.report.charts import CHART_INCHES, Chart, draw, legend_above, method_styles, thin_out, ticks_between
-from loragrid.report.cost_charts import Bar, Point, bar_chart, figure_limits, pareto_charts
+from loragrid.report.cost_charts import Point, figure_limits, pareto_charts
 from loragrid.report.curve_charts import Line, curve_charts, seconds_per_step, tokens_per_step
 from loragrid.report.heat_maps import grid_of, heat_maps
 from loragrid.report.tables import write_figure

@@ -17,9 +17,10 @@ from loragrid.comparison.sweep_record import SweepRecord
 from loragrid.comparison.table import Comparison
 from loragrid.comparison.verdict import Verdict, load_verdict
 from loragrid.formatting import format_bytes, format_seconds
+from loragrid.report.bar_charts import MEMORY_PARTS, TIME_PARTS, Bar, bar_chart
 from loragrid.report.charts import method_styles
 from loragrid.report.choice_tables import against_table, choice_table, other_pairs_table
-from loragrid.report.cost_charts import COSTS, MEMORY_PARTS, TIME_PARTS, Bar, Point, bar_chart, pareto_charts
+from loragrid.report.cost_charts import COSTS, Point, pareto_charts
 from loragrid.report.curve_charts import Line, curve_charts
 from loragrid.report.forest_plot import forest_plots
 from loragrid.report.heat_maps import SettingFigures, heat_maps
