@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from loragrid.comparison.phases import confirmed_setting, is_confirming, split_phases
+from loragrid.comparison.phases import is_confirming, split_phases
 from loragrid.comparison.ranking import best_trial
 from loragrid.comparison.selection import choose
 from loragrid.comparison.table import Comparison, load_comparison
@@ -58,11 +58,9 @@ def test_both_parts_keep_the_axes_of_the_sweep() -> None:
 
 def test_more_seeds_of_a_confirmed_setting_do_not_choose_it() -> None:
     worse = [trial("lora", 1e-2, seed, 2.1, "confirm") for seed in (1, 2, 3)]
-    whole = comparison_of([*GRID, *worse])
-    untagged = replace(whole, tags={})
-    assert choose(untagged).choices[0].setting.values == {"lr": 1e-2}, "unsplit, the setting with more seeds would win"
-    assert choose(whole).choices[0].setting.values == {"lr": 1e-3}
-    assert choose(split_phases(whole)[0]).choices[0].setting.values == {"lr": 1e-3}
+    assert choose(comparison_of([*GRID, *worse])).choices[0].setting.values == {"lr": 1e-3}
+    as_one_phase = comparison_of([*GRID, *({**row, "own phase": "tune"} for row in worse)])
+    assert choose(as_one_phase).choices[0].setting.values == {"lr": 1e-2}, "a setting with more seeds wins"
 
 
 def test_old_stores_have_one_phase() -> None:
@@ -71,24 +69,19 @@ def test_old_stores_have_one_phase() -> None:
     assert not is_confirming(old, "lora-0.001-0")
 
 
-def test_a_chosen_setting_finds_its_fresh_seeds() -> None:
-    tune, confirm = split_phases(comparison_of([*GRID, *FRESH]))
-    assert confirm is not None
-    lora, vera = choose(tune).choices
-    found = confirmed_setting(lora.setting, confirm)
-    assert found is not None
-    assert (found.values, found.num_trials) == ({"lr": 1e-3}, 3)
-    assert found.trial_ids == {seed: f"lora-0.001-{seed}" for seed in (1, 2, 3)}
-    assert confirmed_setting(vera.setting, confirm) is None
+def test_the_choice_reports_its_fresh_seeds_alone() -> None:
+    vera, lora = sorted(choose(comparison_of([*GRID, *FRESH])).choices, key=lambda choice: choice.method, reverse=True)
+    assert lora.reported_trials == {seed: f"lora-0.001-{seed}" for seed in (1, 2, 3)}
+    assert lora.setting.trial_ids == {0: "lora-0.001-0"}
+    assert lora.test is not None
+    assert lora.test.mean == pytest.approx(3.3), "of the fresh seeds, not 3.0 of the seed that chose"
+    assert (vera.reported_trials, vera.test) == ({}, None), "it was not trained again"
 
 
-def test_a_fresh_seed_that_failed_is_no_trial_of_the_setting() -> None:
+def test_a_fresh_seed_that_failed_is_no_trial_of_the_choice() -> None:
     lost = FRESH[0] | {"status": "FAILED", "reason": "the worker died"}
-    tune, confirm = split_phases(comparison_of([*GRID, lost, *FRESH[1:]]))
-    assert confirm is not None
-    found = confirmed_setting(choose(tune).choices[0].setting, confirm)
-    assert found is not None
-    assert (set(found.trial_ids), found.num_trials) == ({2, 3}, 3)
+    choices = choose(comparison_of([*GRID, lost, *FRESH[1:]])).choices
+    assert [set(choice.reported_trials) for choice in choices if choice.method == "lora"] == [{2, 3}]
 
 
 @pytest.fixture(scope="module")

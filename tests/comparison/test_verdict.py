@@ -368,6 +368,14 @@ def test_a_best_value_at_a_ladders_end_is_warned_about() -> None:
     assert warning == "the highest lr tried is the best of lora (0.001) and vera (0.001): extend their ladders"
 
 
+def test_the_answer_names_methods_best_at_a_ladders_end() -> None:
+    rising = {**THREE_SEEDS, ("vera", 1e-4): [2.9, 2.91, 2.92]}
+    assert (
+        judged(rising).sentences[0].endswith("vera was best at the end of a ladder, so a longer one may change this.")
+    )
+    assert "ladder" not in judged(THREE_SEEDS).sentences[0]
+
+
 def test_methods_no_better_than_the_untrained_base_are_named() -> None:
     figures = {("lora", 1e-3): [2.3], ("vera", 1e-3): [3.2], ("frozen", 1e-3): [3.0]}
     assert "The untrained base (frozen) has 3.0000; no better: vera." in judge(comparison_of(figures)).sentences

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 import loragrid as lg
-from loragrid.comparison.phases import confirmed_setting, split_phases
 from loragrid.comparison.selection import choose
 from loragrid.trials.tags import PHASE_TAG
 from tests.support.sweep_processes import (
@@ -45,7 +44,8 @@ def phases(store: Path) -> list[tuple[str, str, str]]:
 @pytest.mark.usefixtures("ray_of_two_cpus")
 def test_sigterm_among_the_trials_that_confirm_changes_no_bit(faults_settings: dict[str, Any], tmp_path: Path) -> None:
     calm, store = tmp_path / "calm", tmp_path / "store"
-    whole = lg.run(experiment(faults_settings, calm, **CONFIRMED))
+    settings = faults_settings | CONFIRMED | {"data": faults_settings["data"] | {"num_test": 10}}
+    whole = lg.run(experiment(settings, calm))
     assert whole.succeeded
     assert phases(calm) == sorted(
         [
@@ -56,16 +56,13 @@ def test_sigterm_among_the_trials_that_confirm_changes_no_bit(faults_settings: d
     )
     comparison = whole.comparison()
     assert comparison.sweep_metrics["sweep/trials_confirming"] == 6
-    tune, confirm = split_phases(comparison)
-    assert confirm is not None
-    (lora,) = [choice for choice in choose(tune).choices if choice.method == "lora"]
-    fresh = confirmed_setting(lora.setting, confirm)
-    assert fresh is not None
-    assert (fresh.values, set(fresh.trial_ids)) == ({"lr": 1e-2}, {1, 2, 3})
+    (lora,) = [choice for choice in choose(comparison).choices if choice.method == "lora"]
+    assert (lora.setting.values, lora.is_confirmed) == ({"lr": 1e-2}, True)
+    assert set(lora.reported_trials) == {1, 2, 3}
     points = curves(sqlite_uri(calm))
-    assert all(points[trial_id, "train/loss"][-1][0] == STEPS for trial_id in fresh.trial_ids.values())
+    assert all(points[trial_id, "train/loss"][-1][0] == STEPS for trial_id in lora.reported_trials.values())
 
-    file = write(faults_settings, store, tmp_path / "faults.yaml", **CONFIRMED)
+    file = write(settings, store, tmp_path / "faults.yaml")
     process = start(file)
     assert "confirming 2 settings with 3 fresh seeds" in read_until(process, "confirm-000: training")
     wait_for_states(store, [trial.trial_id for trial in whole.plan.trials if trial.phase == "confirm"])
@@ -75,11 +72,11 @@ def test_sigterm_among_the_trials_that_confirm_changes_no_bit(faults_settings: d
     assert f"loragrid run {file} --name faults-1 --resume" in output
     assert statuses(store) == ["FINISHED"] * 3 + ["KILLED"] * 6
 
-    resumed = lg.run(experiment(faults_settings, store, **CONFIRMED), resume=True)
+    resumed = lg.run(experiment(settings, store), resume=True)
     assert resumed.succeeded
     assert {trial.trial_id for trial in resumed.plan.trials} == {trial.trial_id for trial in whole.plan.trials}
     assert_undisturbed(store, calm)
     assert not (store / "trials" / "faults-1").exists(), "nothing is kept of a sweep that is done"
-    again = lg.run(experiment(faults_settings, store, **CONFIRMED), resume=True)
+    again = lg.run(experiment(settings, store), resume=True)
     assert again.succeeded
     assert again.plan.trials == resumed.plan.trials

@@ -5,7 +5,6 @@ import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -240,10 +239,9 @@ def test_planned_contrasts_are_fewer_pairs(keys: dict[str, Any]) -> None:
 
 
 def test_verdict_rests_on_the_fresh_seeds(keys: dict[str, Any]) -> None:
-    the_plan = planned(keys)
-    sections = SimpleNamespace(**vars(the_plan.experiment), confirm=SimpleNamespace(seeds=5))
-    (found,) = forecast_noise(replace(the_plan, experiment=sections))  # type: ignore[arg-type]
+    (found,) = forecast_noise(planned(keys, confirm={"seeds": 5}))
     assert found.design.num_seeds == 5
+    assert found.sentences()[0].startswith("noise floor: 5 fresh seeds and 40 test rows can show")
 
 
 def test_one_method_has_nothing_to_compare(keys: dict[str, Any]) -> None:

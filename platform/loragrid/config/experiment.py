@@ -9,6 +9,7 @@ from loragrid.config.execution import (
     EarlyStoppingConfig,
     EngineConfig,
     PackConfig,
+    SamplesConfig,
     StorageConfig,
     TrackingConfig,
     WorkersConfig,
@@ -56,6 +57,7 @@ __all__ = [
     "MethodConfig",
     "ModelConfig",
     "PackConfig",
+    "SamplesConfig",
     "StorageConfig",
     "TaskConfig",
     "TrackingConfig",
@@ -154,6 +156,9 @@ class Experiment(Section):
     task: AnyTask | None = Field(
         default=None, description="What is scored in addition to the loss; null scores only the loss."
     )
+    samples: SamplesConfig = Field(
+        default=SamplesConfig(), description="Prompts whose answers the report shows beside the references."
+    )
     verdict: VerdictConfig = Field(default=VerdictConfig(), description="How methods are compared.")
     tracking: TrackingConfig = Field(default=TrackingConfig(), description="Where MLflow keeps the record.")
     storage: StorageConfig = Field(
@@ -178,6 +183,7 @@ class Experiment(Section):
             early_stopping: EarlyStoppingConfig | Mapping[str, Any] | None = ...,
             confirm: ConfirmConfig | Mapping[str, Any] | None = ...,
             task: TaskConfig | Mapping[str, Any] | None = ...,
+            samples: SamplesConfig | Mapping[str, Any] = ...,
             verdict: VerdictConfig | Mapping[str, Any] = ...,
             tracking: TrackingConfig | Mapping[str, Any] = ...,
             storage: StorageConfig | Mapping[str, Any] = ...,

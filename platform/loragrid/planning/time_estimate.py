@@ -102,7 +102,8 @@ HOW_TO_KNOW = (
 )
 START = "starting Ray and the workers' processes (not measured by any sweep in this storage yet)"
 EXCLUDED = (
-    "tokenising, answering a task, saving checkpoints and adapters, and the slow-down of packs that run side by side"
+    "tokenising, answering a task and sample prompts, saving checkpoints and adapters, and the slow-down of packs that "
+    "run side by side"
 )
 
 

@@ -43,7 +43,7 @@ class NoiseForecast:
 
     figure: the task's reported figure; None for the loss. level: the loss or figure that is expected; None if it is not
     known, and then the noise is in shares of it. source: where the noise comes from. design: see there; its groups are
-    those that `num_test` rows are expected to make.
+    those that `num_test` rows are expected to make. are_seeds_fresh: whether its seeds have no part in any choice.
     """
 
     model: str
@@ -54,6 +54,7 @@ class NoiseForecast:
     source: str
     design: Design
     num_test: int
+    are_seeds_fresh: bool = False
 
     @property
     def wanted(self) -> float:
@@ -115,7 +116,8 @@ class NoiseForecast:
 
     @property
     def _means(self) -> str:
-        return f"{count_of(self.design.num_seeds, 'seed')} and {count_of(self.num_test, 'test row')}"
+        seeds = count_of(self.design.num_seeds, "fresh seed" if self.are_seeds_fresh else "seed")
+        return f"{seeds} and {count_of(self.num_test, 'test row')}"
 
     @property
     def _origin(self) -> str:
@@ -173,7 +175,7 @@ def forecast_noise(plan: "Plan") -> list[NoiseForecast]:
         recorded = recorded_noise(first, experiment.storage.path, experiment.tracking.uri)
         forecast = _forecast(first, recorded, num_methods, _num_pairs(plan, num_methods), _num_seeds(plan, trials))
         if forecast is not None:
-            found.append(forecast)
+            found.append(replace(forecast, are_seeds_fresh=experiment.confirm is not None))
     return found
 
 
@@ -215,9 +217,8 @@ def _seeds_by_method(trials: "Sequence[Trial]") -> Mapping[str, set[int]]:
 
 def _num_seeds(plan: "Plan", trials: "Sequence[Trial]") -> int:
     """The seeds that the verdict rests on: the fresh ones of `confirm`, otherwise those that all methods have."""
-    confirm = getattr(plan.experiment, "confirm", None)
-    if confirm is not None:
-        return int(confirm.seeds)
+    if plan.experiment.confirm is not None:
+        return plan.experiment.confirm.seeds
     return len(set.intersection(*_seeds_by_method(trials).values()))
 
 

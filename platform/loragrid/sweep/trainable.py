@@ -58,6 +58,7 @@ def trainable(experiment: Experiment) -> Callable[[dict[str, Any]], None]:
             store=store,
             threads=placement.threads,
             engine=experiment.engine,
+            samples=experiment.samples,
             by_tune=True,
             shard=placement.shard,
         )

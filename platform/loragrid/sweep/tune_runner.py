@@ -157,6 +157,7 @@ def queue_trainable(
             threads=placement.threads,
             engine=experiment.engine,
             early_stopping=experiment.early_stopping,
+            samples=experiment.samples,
             by_tune=by_tune,
             shard=placement.shard,
         )

@@ -15,18 +15,20 @@ from loragrid.trials.tags import CONFIRM_CHOICE_TAG, KIND_TAG, PARENT_TAG, REASO
 
 TRIALS_TAG = "loragrid.trials"
 RESUMED_TAG = "loragrid.resumed"
+EVALUATED = ("eval/loss", "forgetting/loss")
+"""The curves from which a trial's figures are computed at its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreviousTrial:
     """The record of a trial that did not finish and is to be continued.
 
-    last_step: -1 if no step is recorded. eval_losses: records with the keys `step` and `eval/loss`.
+    last_step: -1 if no step is recorded. evaluations: records with `step`, and `eval/loss` or `forgetting/loss`.
     figures: keys of the recorded metrics with one value per trial. tags: the tags of its run.
     """
 
     last_step: int
-    eval_losses: list[dict[str, float]]
+    evaluations: list[dict[str, float]]
     figures: frozenset[str]
     tags: Mapping[str, str] = field(default_factory=dict)
 
@@ -91,7 +93,7 @@ def find_previous(
         )
 
 
-_NOTHING = PreviousTrial(last_step=-1, eval_losses=[], figures=frozenset())
+_NOTHING = PreviousTrial(last_step=-1, evaluations=[], figures=frozenset())
 
 
 def _name(parent: Run) -> str:
@@ -103,11 +105,12 @@ def _read(client: MlflowClient, run: Run) -> PreviousTrial:
     if run.data.tags.get(REASON_TAG, "").startswith(INVARIANT_VIOLATED):
         # The trial starts from step 0. Its new values replace the old ones, because the last value of a step counts.
         return replace(_NOTHING, tags=dict(run.data.tags))
-    curves = {key: client.get_metric_history(run.info.run_id, key) for key in ("train/loss", "eval/loss")}
+    keys = [key for key in ("train/loss", *EVALUATED) if key in run.data.metrics]
+    curves = {key: client.get_metric_history(run.info.run_id, key) for key in keys}
     steps = [point.step for points in curves.values() for point in points]
     return PreviousTrial(
         last_step=max(steps, default=-1),
-        eval_losses=[{"step": point.step, "eval/loss": point.value} for point in curves["eval/loss"]],
+        evaluations=[{"step": point.step, key: point.value} for key in EVALUATED for point in curves.get(key, [])],
         figures=frozenset(key for key in run.data.metrics if not key.startswith(("train/", "eval/"))),
         tags=dict(run.data.tags),
     )

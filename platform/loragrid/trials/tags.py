@@ -17,6 +17,9 @@ SPLIT_TAG = "loragrid.pack.split"
 COST_SHAPE_TAG = "loragrid.cost.shape"
 """Equal for trials whose costs in a pack of one are equal; such trials are measured once."""
 
+SAMPLES_PROBLEM_TAG = "loragrid.samples.problem"
+"""Why a trial has no sample answers although it finished."""
+
 PHASE_TAG = "loragrid.phase"
 """`tune` or `confirm`: whether the trial helps to choose a setting, or trains a chosen setting with a fresh seed."""
 
