@@ -193,6 +193,13 @@ def test_memory_and_speed_of_every_method_are_measured(runs: dict[str, Run]) -> 
     for run in runs.values():
         for key in ("time/step_seconds", "throughput/tokens_per_second", "memory/peak_resident_bytes"):
             assert run.data.metrics[key] > 0, (run.info.run_name, key)
+    shapes: dict[str, set[tuple[float, ...]]] = {}
+    keys = ("time/step_seconds", "time/step_low_seconds", "time/step_high_seconds", "memory/saved_activation_bytes")
+    for run in runs.values():
+        figures = tuple(run.data.metrics[key] for key in keys)
+        shapes.setdefault(run.data.tags["loragrid.cost.shape"], set()).add(figures)
+    assert all(len(found) == 1 for found in shapes.values()), "trials of one shape share a measurement"
+    assert 1 < len(shapes) < len(runs)
     saved = "memory/saved_activation_bytes"
     assert figure(saved, "frozen") == 0
     assert 0 < figure(saved, "lora_fa") < figure(saved, "lora", rank=2) < figure(saved, "lora", rank=4)

@@ -54,13 +54,6 @@ def test_packs_on_one_base_equal_solo_runs(setup: Setup) -> None:
         assert_as_alone(setup, seen, trial)
 
 
-def test_trials_of_one_shape_in_several_packs_are_measured_once(setup: Setup) -> None:
-    trials = [setup.trial("lora", seed=seed, measure_steps=1) for seed in range(3)]
-    seen = queue(setup, [[trial] for trial in trials])
-    assert sum(update.phase.startswith("measuring") for update in seen.updates) == 1
-    assert len({tuple(figures.values()) for figures in seen.figures.values()}) == 1
-
-
 def test_a_base_written_by_a_method_is_reloaded(setup: Setup) -> None:
     full, lora = setup.trial("full", lr=1e-3, measure_steps=1), setup.trial("lora", measure_steps=0)
     seen = queue(setup, [[full], [lora]])

@@ -76,14 +76,16 @@ def _memory(estimate: MemoryEstimate | None) -> str:
     if estimate is None:
         return "unknown, because this model's steps depend on the data's values"
     sizes = asdict(estimate)
-    scoring = _parts({name: sizes.pop(name) for name in ("evaluation", "generation")})
-    instead = f"; when scored, in place of activations and passing: {scoring}" if scoring else ""
-    return f"about {estimate.total / 2**30:.1f} GiB ({_parts(sizes)}{instead})"
+    unit, unit_name = (2**30, "GiB") if estimate.total >= 2**30 else (2**20, "MiB")
+    scoring = _parts({name: sizes.pop(name) for name in ("evaluation", "generation")}, unit)
+    instead = f"when scored, in place of activations and passing: {scoring}" if scoring else ""
+    parts = "; ".join(part for part in (_parts(sizes, unit), instead) if part)
+    return f"about {estimate.total / unit:.1f} {unit_name}" + (f" ({parts})" if parts else "")
 
 
-def _parts(sizes: Mapping[str, int]) -> str:
-    """The parts with their sizes, without those that round to 0.0 GiB."""
-    return ", ".join(f"{name} {size / 2**30:.1f}" for name, size in sizes.items() if size >= 2**30 / 20)
+def _parts(sizes: Mapping[str, int], unit: int) -> str:
+    """The parts with their sizes in `unit` bytes, without those that round to 0.0."""
+    return ", ".join(f"{name} {size / unit:.1f}" for name, size in sizes.items() if size >= unit / 20)
 
 
 def _rungs(plan: Plan) -> str:

@@ -221,9 +221,10 @@ class TrainingConfig(Section):
         examples=[500],
     )
     measure_steps: Annotated[CountOrZero, Unit("optimizer steps")] = Field(
-        default=3,
-        description="Steps that each distinct method shape runs in a pack of one to measure memory and speed; 0 "
-        "measures nothing.",
+        default=5,
+        description="Steps that each distinct method shape runs in a pack of one, in turns with the other shapes, to "
+        "measure its speed; fewer than 5 show no spread, so that step times are not compared. 0 measures nothing, "
+        "memory included.",
         examples=[10],
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from loragrid.comparison.captions import heading_of_choices, is_confirmed, trials_caption, was_chosen
+from loragrid.comparison.costs import STEP_TIME, cost_of
 from loragrid.comparison.data_record import data_record_of
 from loragrid.comparison.fingerprint import fingerprint_of
 from loragrid.comparison.ranking import EVALUATION_LOSS, is_higher_better, metric_words
@@ -18,9 +19,10 @@ from loragrid.comparison.sweep_record import SweepRecord
 from loragrid.comparison.table import Comparison
 from loragrid.comparison.verdict import Verdict, load_verdict
 from loragrid.formatting import format_bytes, format_seconds
+from loragrid.report.bar_charts import MEMORY_PARTS, TIME_PARTS, Bar, bar_chart
 from loragrid.report.charts import method_styles
 from loragrid.report.choice_tables import against_table, choice_table, other_pairs_table
-from loragrid.report.cost_charts import COSTS, MEMORY_PARTS, TIME_PARTS, Bar, Point, bar_chart, pareto_charts
+from loragrid.report.cost_charts import COSTS, Point, pareto_charts
 from loragrid.report.curve_charts import Line, curve_charts
 from loragrid.report.forest_plot import forest_plots
 from loragrid.report.heat_maps import SettingFigures, heat_maps
@@ -151,7 +153,7 @@ def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
             "Time by part", _bars(comparison, chosen, TIME_PARTS), TIME_PARTS, format_seconds, _TIME_CAPTION
         ),
         "time_table": parts_table(
-            comparison, by_label, {"time/step_seconds": "one step, measured solo", **TIME_PARTS}, format_seconds
+            comparison, by_label, {STEP_TIME: "one step, measured solo", **TIME_PARTS}, format_seconds
         ),
     }
 
@@ -189,7 +191,7 @@ def setting_points(part: Part) -> list[Point]:
         figure = mean_figure(part.comparison, trial_ids, metric)
         if figure is None:
             continue
-        costs = {key: mean_figure(part.comparison, trial_ids, key) for _, keys, _ in COSTS for key, _ in keys}
+        costs = {key: cost_of(part.comparison, trial_ids, key) for _, keys, _ in COSTS for key, _ in keys}
         points.append(
             Point(
                 name=chosen.get(trial_ids, setting.method),

@@ -43,7 +43,15 @@ _COST_METRICS: dict[str, str] = {
     "memory/peak_resident_bytes": "peak of the process's resident memory in a training step, on a CPU",
     "memory/pack_estimated_bytes": "GPU memory that the trial's last pack was expected to allocate, from shapes only",
     "memory/pack_peak_bytes": "peak of the GPU memory that the trial's last pack allocated",
-    "time/step_seconds": "one optimizer step; measured solo",
+    "time/step_seconds": "one optimizer step: the median of several, taken in turns with trials of other shapes; "
+    "measured solo, once for all trials with the same tag `loragrid.cost.shape`",
+    "time/step_low_seconds": "the shortest of these steps",
+    "time/step_high_seconds": "the longest of these steps",
+    "time/step_cpu_seconds": "CPU time of the worker's process in one of these steps, all threads together; median",
+    "time/measure_repeats": "number of these steps",
+    "time/measure_load": "CPU load during these steps: the worker's threads and the cores that other processes kept "
+    "busy, over the cores that the worker may use; above 1 the worker had to wait",
+    "time/measure_shape_seconds": "all that measuring the trial's shape took, once in a queue of packs",
     "throughput/tokens_per_second": "non-padding tokens trained per second; measured solo",
     "throughput/model_flops_per_second": "floating-point operations per second that the base itself needs for the "
     "non-padding tokens of a step, the method's own products not counted; of one worker, measured solo",

@@ -14,8 +14,12 @@ WRITES_BASE_TAG = "loragrid.writes_base"
 SPLIT_TAG = "loragrid.pack.split"
 """Why a trial's pack was halved."""
 
+COST_SHAPE_TAG = "loragrid.cost.shape"
+"""Equal for trials whose costs in a pack of one are equal; such trials are measured once."""
+
 SAMPLES_PROBLEM_TAG = "loragrid.samples.problem"
 """Why a trial has no sample answers although it finished."""
+
 PHASE_TAG = "loragrid.phase"
 """`tune` or `confirm`: whether the trial helps to choose a setting, or trains a chosen setting with a fresh seed."""
 

@@ -17,6 +17,7 @@ def run_queue(packs: Sequence[Pack], worker: QueueWorker, early_stopping: EarlyS
     With successive halving, all packs that can share a base train up to a rung before any of them continues. The
     trials that continue form new packs, which use the rows of the stopped ones.
     """
+    worker.trainer.solo.expect([trial for pack in packs for trial in pack.trials])
     for _, cohort in itertools.groupby(packs, lambda pack: sharing_key(pack.trials[0])):
         waiting = list(cohort)
         steps = waiting[0].trials[0].training.steps
