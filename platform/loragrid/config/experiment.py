@@ -141,7 +141,7 @@ class Experiment(Section):
     pack: PackConfig = Field(default=PackConfig(), description="How many trials may share one copy of the base.")
     engine: EngineConfig = Field(default=EngineConfig(), description="How the steps of a pack run on a GPU.")
     early_stopping: EarlyStoppingConfig | None = Field(
-        default=None, description="When trials that fall behind end early; null trains every trial to its last step."
+        default=None, description="When settings that fall behind end early; null trains every trial to its last step."
     )
     task: AnyTask | None = Field(
         default=None, description="What is scored in addition to the loss; null scores only the loss."
@@ -201,13 +201,6 @@ class Experiment(Section):
         if self.task is not None:
             problems += task_problems(self.data, self.grid)
         grace_steps = self.early_stopping.grace_steps if self.early_stopping else 0
-        if self.early_stopping is not None and self.pack.max_members == 1:
-            for axis in self.grid:
-                if axis.startswith(("model.", "data.")):
-                    what = "early_stopping compares all trials that train alone: their losses must be of one kind"
-                    problems.append(
-                        Problem(key=f"grid.{axis}", what=what, allowed="one value, or pack.max_members: auto")
-                    )
         for steps in self.grid.get("training.steps", (self.training.steps,)):
             if isinstance(steps, int) and grace_steps >= steps:
                 what = f"no trial of {steps} steps would ever be stopped"

@@ -1,7 +1,7 @@
 """Decides which packs of a queue that ran out of memory are halved, kept as they are, or given up."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loragrid.trials.packing import Pack
 
@@ -56,4 +56,4 @@ def sort_open_packs(packs: Sequence[Pack], at_work: Collection[str]) -> OpenPack
 def _without(pack: Pack, trial_ids: Collection[str]) -> Pack:
     """The pack without these trials, under a new name, because Ray would continue a queue of the same name."""
     rest = tuple(trial for trial in pack.trials if trial.trial_id not in trial_ids)
-    return pack if len(rest) == len(pack.trials) else Pack(pack_id=f"{pack.pack_id}.0", trials=rest)
+    return pack if len(rest) == len(pack.trials) else replace(pack, pack_id=f"{pack.pack_id}.0", trials=rest)

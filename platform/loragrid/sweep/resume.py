@@ -65,7 +65,13 @@ def remaining_plan(the_plan: Plan, previous: PreviousSweep, num_places: int = 1)
     trials = tuple(trial for trial in the_plan.trials if trial.trial_id not in previous.outcome.statuses)
     if identify(trial.trial_id for trial in the_plan.trials) != previous.trials:
         experiment = the_plan.experiment
-        packs = group_into_packs(trials, experiment.pack, num_places, num_workers=experiment.workers.num_workers)
+        packs = group_into_packs(
+            trials,
+            experiment.pack,
+            num_places,
+            num_workers=experiment.workers.num_workers,
+            early_stopping=experiment.early_stopping,
+        )
         return replace(the_plan, trials=trials, packs=tuple(packs))
     open_ids = {trial.trial_id for trial in trials}
     packs = [replace(p, trials=tuple(t for t in p.trials if t.trial_id in open_ids)) for p in the_plan.packs]

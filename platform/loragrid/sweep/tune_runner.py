@@ -6,7 +6,6 @@ from typing import Any
 
 from ray import tune
 from ray.train import TrainingFailedError
-from ray.tune.schedulers import ASHAScheduler
 
 from loragrid.config.experiment import Experiment
 from loragrid.planning.placement import Placement
@@ -23,7 +22,7 @@ from loragrid.sweep.signals import SweepInterrupted, ended_by_signals
 from loragrid.sweep.storage import below, storage_uri
 from loragrid.sweep.summary import SweepCost
 from loragrid.trials.expand import expand
-from loragrid.trials.outcome import SweepOutcome
+from loragrid.trials.outcome import DIVERGED, SweepOutcome
 from loragrid.trials.packing import PackQueue
 from loragrid.worker.checkpoints import TrialStore
 from loragrid.worker.environment import environment_tags
@@ -80,6 +79,7 @@ class TuneRunner:
         return self.callback.outcome
 
     def _run_all(self, signals: Sequence[int]) -> None:
+        self._mark_diverged_before()
         waiting = list(self.plan.packs)
         for number in itertools.count():
             queues = queues_on(waiting, self.plan.experiment, self.placement, first=len(self.queues))
@@ -92,10 +92,18 @@ class TuneRunner:
                 break
         self.callback.fail_unbegun(self.plan.packs, NEVER_BEGUN)
 
+    def _mark_diverged_before(self) -> None:
+        """Tell workers of a resumed sweep which settings diverged in a seed: at a rung these settings are last."""
+        reasons = self.sweep.previous.outcome.reasons if self.sweep.previous is not None else {}
+        diverged = {trial_id for trial_id, reason in reasons.items() if reason.startswith(DIVERGED)}
+        if diverged and self.plan.experiment.early_stopping is not None:
+            for trial in expand(self.plan.experiment):
+                if trial.trial_id in diverged:
+                    self.sweep.store.mark_diverged(trial.setting_id, trial.trial_id)
+
     def _tune(self, queues: Sequence[PackQueue], number: int) -> None:
         """Run Tune once over these queues; `number` counts Tune's runs within the sweep."""
         experiment, sweep = self.plan.experiment, self.sweep
-        by_tune = stopped_by_tune(experiment)
         storage = below(storage_uri(experiment), "ray")
         trainable = lightweight(
             tune.with_parameters(
@@ -108,25 +116,15 @@ class TuneRunner:
             tune.Tuner(
                 trainable,
                 param_space={"queue": tune.grid_search([queue.queue_id for queue in queues])},
-                tune_config=tune.TuneConfig(
-                    max_concurrent_trials=max(1, self.placement.num_packs),
-                    scheduler=asha(experiment) if by_tune else None,
-                ),
+                tune_config=tune.TuneConfig(max_concurrent_trials=max(1, self.placement.num_packs)),
                 run_config=tune.RunConfig(
                     name=sweep.tune_name if number == 0 else f"{sweep.tune_name}.{number}",
                     storage_path=storage,
                     callbacks=[self.callback],
-                    failure_config=tune.FailureConfig(
-                        max_failures=experiment.workers.max_failures if by_tune else MAX_LOST_DRIVERS
-                    ),
+                    failure_config=tune.FailureConfig(max_failures=MAX_LOST_DRIVERS),
                     verbose=0,
                 ),
             ).fit()
-
-
-def stopped_by_tune(experiment: Experiment) -> bool:
-    """Whether Tune's scheduler, not the worker, stops trials early: it does if every pack holds a single trial."""
-    return experiment.early_stopping is not None and experiment.pack.max_members == 1
 
 
 def queue_trainable(
@@ -136,7 +134,6 @@ def queue_trainable(
 
     Ray sends it by value; everything it refers to must import quickly in the Tune trial's process.
     """
-    by_tune = stopped_by_tune(experiment)
 
     def train_queue(config: dict[str, Any], queues: Mapping[str, PackQueue], rows: RowsByConfig) -> None:
         task = WorkerTask(
@@ -146,32 +143,15 @@ def queue_trainable(
             threads=placement.threads,
             engine=experiment.engine,
             early_stopping=experiment.early_stopping,
-            by_tune=by_tune,
             shard=placement.shard,
         )
         try:
             drive_queue(task, placement, storage, max_failures=experiment.workers.max_failures)
         except TrainingFailedError as error:
-            if by_tune:
-                raise
             # Reported, not raised: Tune would retry a raised error, which helps only if a whole node was lost.
             tune.report({"failure": describe_failure(error)})
 
     return train_queue
-
-
-def asha(experiment: Experiment) -> ASHAScheduler:
-    """`early_stopping` for packs of one trial: Tune compares each trial with all that have reached the same rung."""
-    config = experiment.early_stopping
-    assert config is not None
-    return ASHAScheduler(
-        time_attr="step",
-        metric={"eval/loss": "eval_loss", "train/loss": "train_loss"}[config.metric],
-        mode="min",
-        grace_period=config.grace_steps,
-        reduction_factor=config.reduction_factor,
-        max_t=max(trial.training.steps for trial in expand(experiment)),
-    )
 
 
 def lightweight(trainable: Any) -> Any:

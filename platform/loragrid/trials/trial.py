@@ -34,6 +34,11 @@ class Trial:
         """The name of its MLflow run: the trial id, with the label instead of the method's name."""
         return (self.label or self.method.name) + self.trial_id.removeprefix(self.method.name)
 
+    @property
+    def setting_id(self) -> str:
+        """The id of its setting: equal for trials that differ only in their seed."""
+        return _identify(self.method, None, self.model, self.data, self.training, self.task)
+
     def parameters(self) -> dict[str, Scalar]:
         """Dotted YAML path -> value of everything that defines the trial, flat, as MLflow records it."""
         return _parameters(self.method, self.seed, self.model, self.data, self.training, self.task)
@@ -46,6 +51,17 @@ def make_trial_id(
 
     The task is part of the digest, because it changes the trial's figures, although it changes no weight.
     """
+    return _identify(method, seed, model, data, training, task)
+
+
+def _identify(
+    method: Method,
+    seed: int | None,
+    model: ModelConfig,
+    data: DataConfig,
+    training: TrainingConfig,
+    task: TaskConfig | None,
+) -> str:
     content: dict[str, Any] = {
         "method": {"name": method.name, **method.hyperparameters()},
         "seed": seed,
