@@ -8,7 +8,7 @@ from typing import Any, get_args
 from loragrid.comparison.settings import Setting
 from loragrid.comparison.table import Comparison
 from loragrid.config.method_settings import hyperparameter_types
-from loragrid.config.sections import MEMBER_TRAINING_KEYS, TrainingConfig
+from loragrid.config.sections import METHOD_TRAINING_KEYS, TrainingConfig
 from loragrid.tracking.store_uri import Scalar
 
 
@@ -52,7 +52,7 @@ def _written_ladders(parameters: Mapping[str, str], label: str) -> set[str]:
     for block in _parsed(parameters.get("methods", "")) or []:
         if (block.get("label") or block.get("name")) == label:
             for key, values in block.get("grid", {}).items():
-                path = f"training.{key}" if key in MEMBER_TRAINING_KEYS else f"method.{key}"
+                path = f"training.{key}" if key in METHOD_TRAINING_KEYS else f"method.{key}"
                 own[path] = own.get(path, False) or isinstance(values, dict)
     return {path for path, is_ladder in own.items() if is_ladder} | (for_all - own.keys())
 

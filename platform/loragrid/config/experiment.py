@@ -27,6 +27,7 @@ from loragrid.config.method_settings import (
 from loragrid.config.sections import (
     HOLDING_KEYS,
     MEMBER_TRAINING_KEYS,
+    METHOD_TRAINING_KEYS,
     OBSERVATION_KEYS,
     DataConfig,
     ModelConfig,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HOLDING_KEYS",
     "MEMBER_TRAINING_KEYS",
+    "METHOD_TRAINING_KEYS",
     "OBSERVATION_KEYS",
     "DataConfig",
     "EarlyStoppingConfig",
@@ -65,7 +67,7 @@ __all__ = [
 class MethodConfig(Section):
     """One method of an experiment with its own settings and axes.
 
-    Every other key is a hyperparameter of the method or one of MEMBER_TRAINING_KEYS.
+    Every other key is a hyperparameter of the method or one of METHOD_TRAINING_KEYS.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -193,9 +195,8 @@ class Experiment(Section):
         problems = [problem for axis, values in self.grid.items() for problem in self._axis_problems(axis, values)]
         problems += label_problems([(block.name, block.label) for block in self.methods])
         num_workers = self.workers.num_workers
-        for size in self.grid.get("training.batch_size", (self.training.batch_size,)):
-            if isinstance(size, int):
-                problems += sharing_problems(size, self.training.micro_batch_size, num_workers)
+        for size in self._batch_sizes():
+            problems += sharing_problems(size, self.training.micro_batch_size, num_workers)
         if self.workers.strategy == "shard":
             problems += self._sharding_problems()
         if self.task is not None:
@@ -209,6 +210,15 @@ class Experiment(Section):
         if problems:
             raise ExperimentError(problems)
         return self
+
+    def _batch_sizes(self) -> list[int]:
+        """The batch sizes of all trials; values of a wrong type are reported elsewhere."""
+        for_all = self.grid.get("training.batch_size", (self.training.batch_size,))
+        sizes: dict[Any, None] = {}
+        for block in self.methods:
+            own = block.settings.get("batch_size")
+            sizes |= dict.fromkeys(block.grid.get("batch_size", for_all) if own is None else (own,))
+        return [size for size in sizes if isinstance(size, int)]
 
     def _sharding_problems(self) -> Iterator[Problem]:
         key, value = "workers.strategy", self.workers.strategy
@@ -252,7 +262,7 @@ class Experiment(Section):
         having = [name for name, types in types_of.items() if field in types]
         if not having:
             fields = sorted({f"method.{name}" for types in types_of.values() for name in types})
-            if field in MEMBER_TRAINING_KEYS:
+            if field in METHOD_TRAINING_KEYS:
                 fields = [f"training.{field}", *fields]
             methods = ", ".join(types_of)
             yield unknown(f"axis: no method here ({methods}) has {field!r}", f"method.{field}", fields, key=key)
