@@ -91,16 +91,22 @@ def plan(
     from loragrid.cli.plan_table import render_plan
     from loragrid.planning.plan import plan as make_plan
     from loragrid.sweep.forecast import forecast, gpu_memory_here, too_large
+    from loragrid.sweep.noise_forecast import forecast_noise
 
     # Progress goes to stderr: with --json, stdout must hold only the JSON.
     progress = Console(stderr=True)
     the_plan, estimate = forecast(
         make_plan(experiment), progress, calibrated=calibrate, budget_seconds=calibration_seconds
     )
+    noise = forecast_noise(the_plan)
     if as_json:
-        typer.echo(json.dumps(the_plan.to_dict() | {"time_on_this_machine": estimate.to_dict()}, indent=2))
+        own = {
+            "time_on_this_machine": estimate.to_dict(),
+            "noise_floor": [one.to_dict() for one in noise],
+        }
+        typer.echo(json.dumps(the_plan.to_dict() | own, indent=2))
     else:
-        terminal().print(render_plan(the_plan, estimate))
+        terminal().print(render_plan(the_plan, estimate, noise))
         memory = gpu_memory_here()
         for sentence in too_large(the_plan, memory) if memory is not None else ():
             say(terminal(), sentence, "yellow")

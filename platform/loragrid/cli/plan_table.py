@@ -1,6 +1,6 @@
 """A plan as a table for the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from rich.console import Group, RenderableType
@@ -13,10 +13,16 @@ from loragrid.planning.early_stopping import early_stopping_notes, early_stoppin
 from loragrid.planning.memory_estimate import MemoryEstimate
 from loragrid.planning.plan import Plan
 from loragrid.planning.time_estimate import TimeEstimate
+from loragrid.sweep.noise_forecast import NoiseForecast
 
 
-def render_plan(plan: Plan, estimate: TimeEstimate | None = None) -> RenderableType:
-    """Render every trial with its axes, exact parameter counts and pack; `estimate` is the time on this machine."""
+def render_plan(
+    plan: Plan, estimate: TimeEstimate | None = None, noise: Sequence[NoiseForecast] = ()
+) -> RenderableType:
+    """Render every trial with its axes, exact parameter counts and pack.
+
+    estimate: the time on this machine. noise: what the sweep can show, for every base and data set.
+    """
     experiment, first = plan.experiment, plan.trials[0]
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("trial", no_wrap=True)
@@ -56,6 +62,9 @@ def render_plan(plan: Plan, estimate: TimeEstimate | None = None) -> RenderableT
     lines.append(Text(f"tokens: at most {max(num_tokens):,} per trial, {sum(num_tokens):,} in all"))
     if estimate is not None:
         lines += [Text(sentence) for sentence in estimate.sentences()]
+    for one in noise:
+        place = f"{one.model}, {one.data}: " if len(noise) > 1 else ""
+        lines += [Text(place + sentence) for sentence in one.sentences()]
     lines += [Text(sentence) for sentence in early_stopping_sentences(plan)]
     lines += [Text(f"note: {note}", style="yellow") for note in early_stopping_notes(plan)]
     return Group(Text(experiment.question, style="bold"), Text(facts), *lines, table)

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
-from mlflow import MlflowClient
 
 from loragrid.comparison.table import Comparison
 from loragrid.tracking.mlflow_internals import quiet_store
@@ -23,6 +22,8 @@ def load_scores(comparison: Comparison, trial_ids: Collection[str] | None = None
     correct: 0 or 1. Only finished trials are read, and only those in `trial_ids` if given. Trials without scores are
     left out. Nothing is read if the sweep has no test metrics.
     """
+    from mlflow import MlflowClient
+
     scores = pd.DataFrame(columns=list(SCORE_COLUMNS))
     if not any(column.startswith("test/") for column in comparison.table.columns):
         return scores

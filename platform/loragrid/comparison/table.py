@@ -6,20 +6,21 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from mlflow import MlflowClient
-from mlflow.entities import Experiment, Metric, Run
 
 from loragrid.comparison.axes import varying_axes
 from loragrid.formatting import is_missing
 from loragrid.tracking.mlflow_internals import quiet_store
-from loragrid.tracking.search import EARLIEST_FIRST, search_experiments, search_runs
 from loragrid.tracking.store_uri import Scalar, parse_parameter, sqlite_path
 from loragrid.trials.metrics import CURVE_METRICS, curve_keys, summary_metrics
 from loragrid.trials.outcome import STOPPED_EARLY
 from loragrid.trials.tags import KIND_TAG, LABEL_TAG, METHOD_TAG, PARENT_TAG, QUESTION_TAG, REASON_TAG, TRIAL_TAG
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Experiment, Metric, Run
 
 IDENTITY_COLUMNS = ("trial_id", "status", "method")
 CLOSING_COLUMNS = ("reason", "run_id")
@@ -96,6 +97,10 @@ def load_comparison(
     Raises:
         ValueError: there is no such store, experiment or sweep; the message lists those that exist.
     """
+    from mlflow import MlflowClient  # takes a second to import, and a comparison that is not loaded does not need it
+
+    from loragrid.tracking.search import EARLIEST_FIRST, search_runs
+
     path = sqlite_path(tracking_uri)
     if path is not None and not path.exists():
         # MLflow would create an empty store, and the results would seem to be lost.
@@ -124,7 +129,9 @@ def load_comparison(
     )
 
 
-def _find_experiment(client: MlflowClient, name: str, tracking_uri: str) -> Experiment:
+def _find_experiment(client: "MlflowClient", name: str, tracking_uri: str) -> "Experiment":
+    from loragrid.tracking.search import search_experiments
+
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         names = sorted(other.name for other in search_experiments(client) if other.name != "Default")
@@ -132,7 +139,9 @@ def _find_experiment(client: MlflowClient, name: str, tracking_uri: str) -> Expe
     return experiment
 
 
-def _find_sweep(client: MlflowClient, experiment: Experiment, sweep: str | None) -> Run:
+def _find_sweep(client: "MlflowClient", experiment: "Experiment", sweep: str | None) -> "Run":
+    from loragrid.tracking.search import search_runs
+
     runs = list(search_runs(client, experiment.experiment_id, f"tags.`{KIND_TAG}` = 'sweep'"))
     if not runs:
         raise ValueError(f"experiment {experiment.name!r} holds no sweep yet")
@@ -143,15 +152,15 @@ def _find_sweep(client: MlflowClient, experiment: Experiment, sweep: str | None)
     raise ValueError(f"sweep {sweep!r} is not in experiment {experiment.name!r}; there: {names}")
 
 
-def _parameters(run: Run) -> dict[str, Scalar]:
+def _parameters(run: "Run") -> dict[str, Scalar]:
     return {key: parse_parameter(text) for key, text in run.data.params.items()}
 
 
-def _label(run: Run) -> str:
+def _label(run: "Run") -> str:
     return run.data.tags.get(LABEL_TAG) or run.data.tags.get(METHOD_TAG, "")
 
 
-def _build_table(runs: Sequence[Run], axes: Mapping[str, str]) -> pd.DataFrame:
+def _build_table(runs: "Sequence[Run]", axes: Mapping[str, str]) -> pd.DataFrame:
     found = dict.fromkeys(key for run in runs for key in run.data.metrics if key not in CURVE_METRICS)
     # Known metrics keep the order of `summary_metrics`; metrics that other programs logged follow them.
     known = summary_metrics()
@@ -182,7 +191,7 @@ def _column(name: str, values: Sequence[Any]) -> "pd.Series[Any]":
     return pd.Series(list(values), dtype="object")
 
 
-def _build_curves(client: MlflowClient, runs: Sequence[Run]) -> pd.DataFrame:
+def _build_curves(client: "MlflowClient", runs: "Sequence[Run]") -> pd.DataFrame:
     rows: list[tuple[str, str, int, str, float]] = []
     for run in runs:
         trial_id = run.data.tags.get(TRIAL_TAG, run.info.run_name)
@@ -194,7 +203,7 @@ def _build_curves(client: MlflowClient, runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(NO_CURVES))
 
 
-def _last_value_per_step(history: Iterable[Metric]) -> list[tuple[int, float]]:
+def _last_value_per_step(history: "Iterable[Metric]") -> list[tuple[int, float]]:
     """(Step, value) by rising step. A pack that continues from a checkpoint repeats steps; the later value counts."""
     ordered = sorted(history, key=lambda point: (point.step, point.timestamp))
     return list({int(point.step): float(point.value) for point in ordered}.items())

@@ -13,6 +13,7 @@ from loragrid.config.execution import (
     TrackingConfig,
     WorkersConfig,
 )
+from loragrid.config.judgement import VerdictConfig
 from loragrid.config.method_settings import (
     AxisValue,
     AxisValues,
@@ -60,6 +61,7 @@ __all__ = [
     "TaskConfig",
     "TrackingConfig",
     "TrainingConfig",
+    "VerdictConfig",
     "WorkersConfig",
 ]
 
@@ -148,6 +150,7 @@ class Experiment(Section):
     task: AnyTask | None = Field(
         default=None, description="What is scored in addition to the loss; null scores only the loss."
     )
+    verdict: VerdictConfig = Field(default=VerdictConfig(), description="How methods are compared.")
     tracking: TrackingConfig = Field(default=TrackingConfig(), description="Where MLflow keeps the record.")
     storage: StorageConfig = Field(
         default=StorageConfig(), description="Where trial states, plots and the default MLflow store are kept."
@@ -170,6 +173,7 @@ class Experiment(Section):
             engine: EngineConfig | Mapping[str, Any] = ...,
             early_stopping: EarlyStoppingConfig | Mapping[str, Any] | None = ...,
             task: TaskConfig | Mapping[str, Any] | None = ...,
+            verdict: VerdictConfig | Mapping[str, Any] = ...,
             tracking: TrackingConfig | Mapping[str, Any] = ...,
             storage: StorageConfig | Mapping[str, Any] = ...,
         ) -> None: ...
@@ -194,6 +198,7 @@ class Experiment(Section):
     def _check_across_sections(self) -> "Experiment":
         problems = [problem for axis, values in self.grid.items() for problem in self._axis_problems(axis, values)]
         problems += label_problems([(block.name, block.label) for block in self.methods])
+        problems += self._verdict_problems()
         num_workers = self.workers.num_workers
         for size in self._batch_sizes():
             problems += sharing_problems(size, self.training.micro_batch_size, num_workers)
@@ -219,6 +224,16 @@ class Experiment(Section):
             own = block.settings.get("batch_size")
             sizes |= dict.fromkeys(block.grid.get("batch_size", for_all) if own is None else (own,))
         return [size for size in sizes if isinstance(size, int)]
+
+    def _verdict_problems(self) -> Iterator[Problem]:
+        names = list(dict.fromkeys(block.label or block.name for block in self.methods))
+        if self.verdict.against is not None and self.verdict.against not in names:
+            yield Problem(
+                key="verdict.against",
+                value=self.verdict.against,
+                what="is no method of this experiment",
+                allowed=", ".join(names),
+            )
 
     def _sharding_problems(self) -> Iterator[Problem]:
         key, value = "workers.strategy", self.workers.strategy

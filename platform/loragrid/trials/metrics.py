@@ -74,6 +74,24 @@ _SWEEP_COSTS: dict[str, str] = {
     "sweep/estimated_seconds": "expected time of the sweep; `loragrid plan` lists what it leaves out",
 }
 
+NOISE_OF_SEEDS = "noise/seed_deviation"
+NOISE_OF_ROWS = "noise/row_deviation"
+NOISE_OF_ROWS_BY_SEED = "noise/row_seed_deviation"
+NOISE_GROUPS = "noise/effective_groups"
+NOISE_SEEDS = "noise/num_seeds"
+NOISE_ROWS = "noise/num_rows"
+NOISE_LEVEL = "noise/mean_figure"
+_SWEEP_NOISE: dict[str, str] = {
+    NOISE_OF_SEEDS: "standard deviation over seeds of one method's reported test figure, without what the rows add; "
+    "`loragrid plan` reads it, and the other `noise/` metrics, to predict what a sweep can show",
+    NOISE_OF_ROWS: "standard deviation over groups of test rows of the difference of two methods (means over seeds)",
+    NOISE_OF_ROWS_BY_SEED: "standard deviation over groups of test rows of what one seed adds to one method's figure",
+    NOISE_GROUPS: "independent test rows, in effect: (sum of the groups' weights)² / sum of their squares",
+    NOISE_SEEDS: "seeds that all compared methods have",
+    NOISE_ROWS: "test rows that all compared trials have scored",
+    NOISE_LEVEL: "mean of the reported test figure over the compared methods",
+}
+
 
 def summary_metrics() -> dict[str, str]:
     """A trial's metrics that are no curves, including the figures of all task kinds: key -> meaning."""
@@ -114,7 +132,7 @@ def sweep_metrics() -> dict[str, str]:
         best[f"sweep/best_test_{figure.name}"] = f"its {figure.words} on the test rows, which no choice uses"
     best["sweep/best_eval_loss"] = "its final evaluation loss, which ranks the trials of a sweep without a task"
     best["sweep/best_test_loss"] = "its loss on the test rows"
-    return {**_TRIAL_COUNTS, **best, **_SWEEP_COSTS}
+    return {**_TRIAL_COUNTS, **best, **_SWEEP_COSTS, **_SWEEP_NOISE}
 
 
 def sweep_note(question: str, experiment_name: str, *, trials: str, charts: str) -> str:

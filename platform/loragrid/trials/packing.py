@@ -31,7 +31,9 @@ class Pack:
         """The pack in two halves, or the pack itself if it has a single trial."""
         size = (len(self.trials) + 1) // 2
         parts = [self.trials[:size], self.trials[size:]]
-        return [replace(self, pack_id=f"{self.pack_id}.{index}", trials=part) for index, part in enumerate(parts) if part]
+        return [
+            replace(self, pack_id=f"{self.pack_id}.{index}", trials=part) for index, part in enumerate(parts) if part
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,48 @@
+"""The section that says, before a sweep runs, how its methods will be compared."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from loragrid.schema.errors import ExperimentError, Problem
+from loragrid.schema.fields import Allowed, OptionalPositive, OptionalText, Section, Unit
+
+
+class VerdictConfig(Section):
+    """How methods are compared: which pairs are tested, and how far behind the best a cheaper method may be.
+
+    A sweep records the section before its first trial, so that the pairs cannot be chosen by their results.
+    """
+
+    family: Annotated[Literal["all_pairs", "against"], Allowed("all_pairs, against")] = Field(
+        default="all_pairs",
+        description="Which pairs of methods are tested: every pair, or every method against one of them (`against`). "
+        "Fewer pairs find smaller differences.",
+        examples=["against"],
+    )
+    against: OptionalText = Field(
+        default=None,
+        description="The method (its label, if it has one) that every other is tested against; only with "
+        "`family: against`.",
+        examples=["lora"],
+    )
+    margin: Annotated[OptionalPositive, Unit("the reported metric: nats per token, or a share of rows")] = Field(
+        default=None,
+        description="A cheaper method is recommended only if it is at most this far behind the best; null is 1 % of "
+        "the best loss, or one point of an accuracy.",
+        examples=[0.01],
+    )
+    cost: Annotated[Literal["parameters", "memory", "time"], Allowed("parameters, memory, time")] = Field(
+        default="parameters",
+        description="The cost by which the cheapest of several equally good methods is recommended: trained "
+        "parameters, peak memory, or time per step.",
+        examples=["memory"],
+    )
+
+    @model_validator(mode="after")
+    def _check_against(self) -> "VerdictConfig":
+        if (self.family == "against") == (self.against is None):
+            what = "family: against needs a method" if self.against is None else "is used only with family: against"
+            allowed = "a method of this experiment, with family: against; or null, with family: all_pairs"
+            raise ExperimentError([Problem(key="against", value=self.against, what=what, allowed=allowed)])
+        return self
