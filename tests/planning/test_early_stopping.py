@@ -40,11 +40,10 @@ def made(tiny_gpt2_dir: Path, chat_jsonl: Path) -> Any:
 def test_every_rungs_settings_are_counted(made: Any) -> None:
     assert early_stopping_sentences(made(None)) == []
     methods = ["lora", {"name": "vera", "grid": {"rank": [4, 8]}}]
+    of_both = "early stopping by the mean of eval/loss over seeds: "
     assert early_stopping_sentences(made({"grace_steps": 2}, methods=methods)) == [
-        "early stopping by the mean of eval/loss over seeds: lora: 5 settings, 1 after step 2, 1 after step 6, 1 after "
-        "step 18, to step 30",
-        "early stopping by the mean of eval/loss over seeds: vera: 10 settings, 3 after step 2, 1 after step 6, 1 after "
-        "step 18, to step 30",
+        f"{of_both}lora: 5 settings, 1 after step 2, 1 after step 6, 1 after step 18, to step 30",
+        f"{of_both}vera: 10 settings, 3 after step 2, 1 after step 6, 1 after step 18, to step 30",
     ]
     (together,) = early_stopping_sentences(made({"grace_steps": 10, "within": "sweep"}))
     assert together.endswith("all methods: 10 settings, 3 after step 10, to step 30")

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -192,15 +193,22 @@ def update_of(pack: Pack, *trials: Trial, done: bool = False) -> dict[str, PackU
     return {"update": PackUpdate(pack_id=pack.pack_id, trial_ids=ids, phase="training", done=done)}
 
 
-def test_packs_that_wait_at_a_rung_are_not_halved(callback: RecordingCallback, the_plan: Plan, tmp_path: Path) -> None:
-    first, second = the_plan.packs
-    failure = QueueFailure(reason="out_of_memory: full", traceback="", out_of_memory=True)
+@pytest.mark.parametrize("out_of_memory", [False, True])
+def test_packs_that_wait_at_a_rung_continue_as_they_are(
+    callback: RecordingCallback, the_plan: Plan, tmp_path: Path, out_of_memory: bool
+) -> None:
+    first, second = (replace(pack, rung_group=0) for pack in the_plan.packs)
+    callback.queue_of = lambda config, tune_id: PackQueue(queue_id="queue-0", packs=(first, second))
+    failure = QueueFailure(reason="why", traceback="", out_of_memory=out_of_memory)
     trial = tune_trial(tmp_path, queue="queue-0")
     callback.on_trial_start(0, [], trial)
     for reported in (update_of(first), update_of(first, done=True), update_of(second)):
         callback.on_trial_result(0, [], trial, reported)
     callback.on_trial_result(0, [], trial, {"failure": failure})
-    assert callback.left_by_failed_queues() == [*second.halves(), first]
+    left = callback.left_by_failed_queues()
+    assert left == ([*second.halves(), first] if out_of_memory else [first])
+    assert {pack.rung_group for pack in left} == {0}, "one queue ranks their settings"
+    assert list(callback.outcome.statuses) == ([] if out_of_memory else [t.trial_id for t in second.trials])
 
 
 def test_out_of_memory_fails_only_trials_that_ran_alone(

@@ -38,17 +38,13 @@ def test_of_equal_losses_the_earlier_continues() -> None:
 
 
 def test_a_setting_counts_by_its_mean_over_seeds() -> None:
-    lucky, steady = (
-        score(name, own, has_diverged=False) for name, own in (("lucky", [0.1, 2.9]), ("steady", [1, 1.2]))
-    )
+    lucky = score("lucky", [0.1, 2.9], has_diverged=False)
+    steady = score("steady", [1.0, 1.2], has_diverged=False)
     assert rank([lucky, steady]) == [steady, lucky]
     assert lucky == SettingScore("lucky", 1.5, 2, False)
 
 
 def test_a_setting_with_a_diverged_seed_is_last() -> None:
-    scores = [
-        score("a", [0.1], has_diverged=True),
-        score("b", [5.0], has_diverged=False),
-        score("c", [0.2], has_diverged=True),
-    ]
+    found = [("a", 0.1, True), ("b", 5.0, False), ("c", 0.2, True)]
+    scores = [score(name, [loss], has_diverged=diverged) for name, loss, diverged in found]
     assert [own.setting_id for own in rank(scores)] == ["b", "a", "c"]

@@ -10,6 +10,8 @@ import pytest
 
 import loragrid.worker.open_trials
 from loragrid.config.experiment import EarlyStoppingConfig
+from loragrid.training.member_state import MemberState, take_member
+from loragrid.training.step import PackModel
 from loragrid.trials.packing import cut_evenly
 from loragrid.trials.trial import Trial
 from loragrid.worker.checkpoints import TrialStore
@@ -132,11 +134,10 @@ def test_batch_sizes_of_one_method_compete(setup: Setup) -> None:
 
 def test_full_fine_tuning_passes_rungs_from_stored_states(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
-    original = loragrid.worker.open_trials.take_member
 
-    def counted(model: Any, member: int) -> Any:
+    def counted(model: PackModel, member: int) -> MemberState:
         taken.append(member)
-        return original(model, member)
+        return take_member(model, member)
 
     monkeypatch.setattr(loragrid.worker.open_trials, "take_member", counted)
     full = grid(setup, "full", [1e-3, 1e-6])

@@ -39,8 +39,8 @@ def early_stopping_notes(plan: Plan) -> list[str]:
     notes = []
     if config.within == "sweep" and len(methods) > 1:
         notes.append(
-            f"early_stopping.within: sweep ranks the settings of all {len(methods)} methods together, so methods may be "
-            "left without a verdict; allowed: method, which keeps a setting of each"
+            f"early_stopping.within: sweep ranks the settings of all {len(methods)} methods together, so methods may "
+            "be left without a verdict; allowed: method, which keeps a setting of each"
         )
     notes += _notes_on_numbers(plan, config)
     num_seeds = min(len(setting) for setting in by_setting(plan.trials))

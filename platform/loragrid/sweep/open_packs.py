@@ -19,9 +19,15 @@ class OpenPacks:
     failing: set[str]
 
     @classmethod
-    def lost(cls, packs: Sequence[Pack]) -> "OpenPacks":
-        """All trials of the packs fail; none is trained again."""
-        return cls(too_large=[], waiting=[], failing={trial.trial_id for pack in packs for trial in pack.trials})
+    def lost(cls, packs: Sequence[Pack], at_work: Collection[str] = ()) -> "OpenPacks":
+        """The trials at work fail and are not trained again; packs that wait at a rung continue.
+
+        at_work: ids of the trials that were being trained; without one all trials fail, so failures come to an end.
+        """
+        open_ids = {trial.trial_id for pack in packs for trial in pack.trials}
+        failing = open_ids & set(at_work) or open_ids
+        rest = [_without(pack, failing) for pack in packs]
+        return cls(too_large=[], waiting=[pack for pack in rest if pack.trials], failing=failing)
 
 
 def sort_open_packs(packs: Sequence[Pack], at_work: Collection[str]) -> OpenPacks:

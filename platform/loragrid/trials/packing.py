@@ -63,6 +63,7 @@ def group_into_packs(
     base gets its share of the places and is cut into the same number of packs per place. No place stays empty.
     early_stopping: the trials are first divided into one rung group per place, see `contests.divide`.
     """
+    cuts: list[tuple[int | None, tuple[Trial, ...]]]
     if early_stopping is None:
         cuts = [(None, part) for part in _cut(trials, config, num_places, num_workers)]
     else:
