@@ -105,10 +105,8 @@ class QueueTracker:
             for pack in begun:
                 self._writer.start(pack.trials, pack.pack_id)
         packs = [replace(pack, trials=tuple(self._writer.open_trials(pack.trials))) for pack in begun]
-        if may_fit:
-            found = sort_open_packs(packs, at_work)
-        else:
-            found = OpenPacks.lost(packs, at_work if self._retries else ())
+        to_blame = at_work if self._retries else ()
+        found = sort_open_packs(packs, at_work) if may_fit else OpenPacks.lost(packs, to_blame)
         for trial in [trial for pack in packs for trial in pack.trials if trial.trial_id in found.failing]:
             self._writer.end(trial, _failed(failure))
             if failure.out_of_memory:
