@@ -4,13 +4,17 @@ from dataclasses import replace
 
 from rich.console import Console
 
+from loragrid.config.experiment import Experiment
 from loragrid.formatting import count_of
 from loragrid.planning.plan import Plan
 from loragrid.sweep.storage import spool_folder
 from loragrid.tracking.previous_run import PreviousSweep, find_previous, identify
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.sync import sync
+from loragrid.trials.expand import expand
+from loragrid.trials.outcome import DIVERGED
 from loragrid.trials.packing import group_into_packs
+from loragrid.worker.checkpoints import TrialStore
 
 
 def previous_sweep(the_plan: Plan, recorder: Recorder, name: str | None, console: Console) -> PreviousSweep | None:
@@ -76,3 +80,16 @@ def remaining_plan(the_plan: Plan, previous: PreviousSweep, num_places: int = 1)
     open_ids = {trial.trial_id for trial in trials}
     packs = [replace(p, trials=tuple(t for t in p.trials if t.trial_id in open_ids)) for p in the_plan.packs]
     return replace(the_plan, trials=trials, packs=tuple(pack for pack in packs if pack.trials))
+
+
+def mark_diverged_before(store: TrialStore, experiment: Experiment, previous: PreviousSweep) -> None:
+    """Tell the workers of a resumed sweep which settings diverged in a seed: at a rung these settings are last.
+
+    The earlier run deleted its marks of trials that are not trained again.
+    """
+    diverged = {trial_id for trial_id, reason in previous.outcome.reasons.items() if reason.startswith(DIVERGED)}
+    if not diverged or experiment.early_stopping is None:
+        return
+    for trial in expand(experiment):
+        if trial.trial_id in diverged:
+            store.mark_diverged(trial.setting_id, trial.trial_id)

@@ -18,11 +18,11 @@ from loragrid.sweep.ray_internals import quiet_tune
 from loragrid.sweep.ray_processes import own_ray_processes
 from loragrid.sweep.ray_trainer import drive_queue
 from loragrid.sweep.record import Sweep
+from loragrid.sweep.resume import mark_diverged_before
 from loragrid.sweep.signals import SweepInterrupted, ended_by_signals
 from loragrid.sweep.storage import below, storage_uri
 from loragrid.sweep.summary import SweepCost
-from loragrid.trials.expand import expand
-from loragrid.trials.outcome import DIVERGED, SweepOutcome
+from loragrid.trials.outcome import SweepOutcome
 from loragrid.trials.packing import PackQueue
 from loragrid.worker.checkpoints import TrialStore
 from loragrid.worker.environment import environment_tags
@@ -79,7 +79,8 @@ class TuneRunner:
         return self.callback.outcome
 
     def _run_all(self, signals: Sequence[int]) -> None:
-        self._mark_diverged_before()
+        if self.sweep.previous is not None:
+            mark_diverged_before(self.sweep.store, self.plan.experiment, self.sweep.previous)
         waiting = list(self.plan.packs)
         for number in itertools.count():
             queues = queues_on(waiting, self.plan.experiment, self.placement, first=len(self.queues))
@@ -91,15 +92,6 @@ class TuneRunner:
             if not waiting:
                 break
         self.callback.fail_unbegun(self.plan.packs, NEVER_BEGUN)
-
-    def _mark_diverged_before(self) -> None:
-        """Tell workers of a resumed sweep which settings diverged in a seed: at a rung these settings are last."""
-        reasons = self.sweep.previous.outcome.reasons if self.sweep.previous is not None else {}
-        diverged = {trial_id for trial_id, reason in reasons.items() if reason.startswith(DIVERGED)}
-        if diverged and self.plan.experiment.early_stopping is not None:
-            for trial in expand(self.plan.experiment):
-                if trial.trial_id in diverged:
-                    self.sweep.store.mark_diverged(trial.setting_id, trial.trial_id)
 
     def _tune(self, queues: Sequence[PackQueue], number: int) -> None:
         """Run Tune once over these queues; `number` counts Tune's runs within the sweep."""
