@@ -34,9 +34,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loragrid.comparison.item_scores import load_scores
-    from loragrid.comparison.selection import Verdict
     from loragrid.comparison.table import Comparison, load_comparison
-    from loragrid.comparison.verdict import judge, load_verdict
+    from loragrid.comparison.verdict import Verdict, judge, load_verdict
     from loragrid.config.experiment import Experiment, ExperimentError
     from loragrid.planning.plan import Plan, plan
     from loragrid.report.files import write_report
@@ -57,7 +56,7 @@ _ORIGINS = {
     "Plan": "loragrid.planning.plan:Plan",
     "SweepInterrupted": "loragrid.sweep.signals:SweepInterrupted",
     "SweepResult": "loragrid.sweep.run:SweepResult",
-    "Verdict": "loragrid.comparison.selection:Verdict",
+    "Verdict": "loragrid.comparison.verdict:Verdict",
     "experiment_from_mapping": "loragrid.trials.load:experiment_from_mapping",
     "export": "loragrid.tracking.artifacts:export_run",
     "judge": "loragrid.comparison.verdict:judge",

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 
-from loragrid.comparison.selection import Choice, choose
+from loragrid.comparison.choice import Choice
+from loragrid.comparison.selection import choose
 from loragrid.comparison.settings import settings_of, tasks_of
 from loragrid.comparison.sweep_record import SweepRecord
 from loragrid.comparison.table import Comparison
 from loragrid.comparison.verdict import judge
+from loragrid.report.choice_tables import choice_table
 from loragrid.report.html_page import Part, figures_by_method, render_page, setting_points
-from loragrid.report.tables import Cell, choice_table
+from loragrid.report.tables import Cell
 from loragrid.sweep.record import sweep_parameters
 from loragrid.tracking.store_uri import format_parameter
 from loragrid.trials.load import experiment_from_mapping
@@ -86,7 +88,7 @@ def test_a_missing_value_separates_settings() -> None:
     assert [dict(s.values) for s in settings_of(comparison_of(rows))] == [{"lr": 0.5}, {"lr": None}]
 
 
-def test_the_lowest_mean_validation_loss_is_chosen_and_tested() -> None:
+def test_the_lowest_mean_evaluation_loss_is_chosen_and_tested() -> None:
     rows = [
         *trials("lora", [2.0, 2.4], test=2.30, lr=1e-4),
         *trials("lora", [2.1, 2.1], test=2.25, lr=1e-3),
@@ -97,7 +99,7 @@ def test_the_lowest_mean_validation_loss_is_chosen_and_tested() -> None:
     assert choice.setting.values == {"lr": 1e-3}
     assert (selection.metric, selection.reported, selection.higher_is_better) == ("eval/final_loss", "test/loss", False)
     assert (choice.metric, choice.num_settings) == ("eval/final_loss", 3)
-    assert choice.validation.mean == pytest.approx(2.1)
+    assert choice.evaluation.mean == pytest.approx(2.1)
     assert choice.test is not None
     assert choice.test.mean == pytest.approx(2.255)
     assert choice.test.num == 2
@@ -105,7 +107,7 @@ def test_the_lowest_mean_validation_loss_is_chosen_and_tested() -> None:
 
 
 def test_a_lucky_choice_is_reported_with_its_test_figure() -> None:
-    """Test rows do not decide the choice, and the flattering validation figure does not replace the test figure."""
+    """Test rows do not decide the choice, and the flattering evaluation figure does not replace the test figure."""
     rows = [*trials("lora", [1.5, 1.5], test=2.6, lr=1e-4), *trials("lora", [2.1, 2.1], test=2.2, lr=1e-3)]
     choice = only_choice(comparison_of(rows))
     assert choice.setting.values == {"lr": 1e-4}
@@ -174,7 +176,7 @@ def test_the_most_complete_settings_compete_if_none_is_complete() -> None:
         rows[i] |= LOST
     selection = choose(comparison_of(rows))
     assert selection.choices[0].setting.values == {"lr": 1e-3}
-    assert selection.choices[0].validation.num == 2
+    assert selection.choices[0].evaluation.num == 2
     assert "lora: no setting has finished on all 3 seeds; chosen among those with 2" in selection.warnings
 
 
@@ -183,7 +185,7 @@ def test_unfinished_methods_are_named_and_empty_sweeps_are_empty() -> None:
     selection = choose(comparison_of([*rows, *trials("vera", [2.0])]))
     assert "lora: no setting can be chosen: none of its trials has finished" in selection.warnings
     empty = choose(comparison_of(trials("lora", [2.0])[:1]))
-    assert empty.choices[0].validation.num == 1
+    assert empty.choices[0].evaluation.num == 1
     nan = choose(comparison_of(trials("lora", [math.nan, math.inf])))
     assert nan.choices == ()
 
@@ -337,7 +339,7 @@ def test_a_default_that_diverged_is_told() -> None:
     assert default_cell_of(comparison_of(rows)) == Cell(text="–", notes=("one of its trials diverged",), is_number=True)
 
 
-def test_a_default_never_shows_validation_as_test_figure() -> None:
+def test_a_default_never_shows_evaluation_as_test_figure() -> None:
     rows = [*trials("lora", [1.9], test=1.95, lr=1e-4), *trials("lora", [2.0], lr=1e-3)]
     cell = default_cell_of(comparison_of(rows))
     assert (cell.text, cell.notes) == ("–", ("lr 0.001",))
@@ -386,7 +388,7 @@ def test_several_tasks_are_refused_and_judged_one_by_one() -> None:
         choose(comparison)
     tasks = tasks_of(comparison)
     assert list(tasks) == ["model.name small", "model.name large"]
-    assert [only_choice(task).validation.mean for task in tasks.values()] == [3.0, 2.0]
+    assert [only_choice(task).evaluation.mean for task in tasks.values()] == [3.0, 2.0]
     assert tasks_of(tasks["model.name small"]) == {"": tasks["model.name small"]}
 
 

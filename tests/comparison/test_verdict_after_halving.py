@@ -108,7 +108,7 @@ def num_seeds_of_choices(trials: list[Trial], losses: dict[str, float], left: se
         for trial in trials
     ]
     comparison = made_up_comparison(rows, {"lr": "training.lr", "seed": "seed"})
-    return {choice.method: choice.validation.num for choice in choose(comparison).choices}
+    return {choice.method: choice.evaluation.num for choice in choose(comparison).choices}
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_a_plan_that_can_give_a_verdict_has_no_notes(made: Any) -> None:
             {},
             GRID | {"seed": [0, 1]},
             "early stopping ranks each setting on 2 seeds, and with fewer than 3 nothing can be claimed about methods; "
-            "grid.seed sets more",
+            "grid.seed sets more, and confirm: adds fresh ones",
         ),
         (
             {},

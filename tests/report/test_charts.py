@@ -9,6 +9,7 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from loragrid.comparison.metric_text import format_difference, format_metric, format_p
 from loragrid.comparison.pareto import pareto_front
 from loragrid.comparison.sweep_record import SweepRecord, TrialRun
 from loragrid.formatting import format_bytes
@@ -16,7 +17,6 @@ from loragrid.report.charts import CHART_INCHES, draw, legend_above, method_styl
 from loragrid.report.cost_charts import Bar, Point, bar_chart, figure_limits, pareto_charts
 from loragrid.report.curve_charts import seconds_per_step, tokens_per_step
 from loragrid.report.heat_maps import grid_of, heat_maps
-from loragrid.report.metric_text import format_difference, format_metric, format_p
 from loragrid.report.tables import write_figure
 from loragrid.report.tuning_charts import TuningCurve, line_of, ticks_of, tuning_charts
 from tests.support.comparisons import made_up_comparison

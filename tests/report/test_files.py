@@ -170,14 +170,14 @@ def test_a_trial_without_required_figures_has_no_peft_file(tmp_path: Path) -> No
     assert not (tmp_path / "results").exists()
 
 
-def test_the_csv_has_the_choices_with_their_intervals(small: Comparison, tmp_path: Path) -> None:
+def test_the_csv_has_the_choices_with_their_figures(small: Comparison, tmp_path: Path) -> None:
     write_report(small, tmp_path / "report.csv")
     lora, lora_fa = csv.DictReader(io.StringIO((tmp_path / "report.csv").read_text(encoding="utf-8")))
     values = small.table.set_index("trial_id").loc[["lora-0.001-0", "lora-0.001-1"], "test/loss"]
     assert (lora["method"], lora["lr"], lora["metric"], lora["test_num"]) == ("lora", "0.001", "test/loss", "2")
     assert float(lora["test_mean"]) == pytest.approx(float(values.mean()), abs=1e-12)
     assert float(lora["test_std"]) == pytest.approx(float(values.std()), abs=1e-12)
-    assert float(lora["test_low"]) < float(lora["test_mean"]) < float(lora["test_high"])
+    assert (lora["expected_low"], lora["behind_at_most"]) == ("", "")  # two seeds: nothing is claimed
     assert (lora_fa["at_edge"], lora["at_edge"]) == ("lr", "")
 
 
@@ -188,7 +188,9 @@ def test_the_json_says_what_the_verdict_says(small: Comparison, tmp_path: Path) 
     (found,) = content["verdicts"]
     assert found["sentences"] == list(verdict.sentences)
     assert found["choices"][0]["test"]["mean"] == verdict.choices[0].test.mean  # type: ignore[union-attr]
-    assert found["contrasts"][0]["over_seeds"]["num"] == 2
+    assert found["answer"]["sentence"] == verdict.sentences[0]
+    assert found["comparison"]["num_seeds"] == 2
+    assert found["comparison"]["pairs"][0]["low"] is None  # infinite: nothing is known with two seeds
     assert len(content["trials"]) == 12
 
 
@@ -200,9 +202,10 @@ def test_markdown_has_verdict_and_tables_with_escaped_text(small: Comparison, tm
     body = [line for line in lines if line.startswith(("| lora |", r"| lora\_fa |"))]
     assert len(body) == 2
     assert all(line.count(" | ") == header.count(" | ") for line in body)
-    assert "n = 2" in body[0]
+    assert "2 seeds" in body[0]
     assert "## Every method at its best setting" in lines
-    assert any("assume that test rows are independent" in line for line in lines)
+    assert any(line.startswith("**No claim about methods: the methods share 2 seeds") for line in lines)
+    assert "## These trained models, not their methods" in lines
 
 
 def test_the_format_is_asked_for_or_told_by_the_suffix() -> None:

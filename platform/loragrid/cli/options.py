@@ -63,13 +63,16 @@ def store_in(storage: str, tracking_uri: str | None) -> str:
 
 
 def print_verdict(console: Console, comparison: "Comparison", apart: Sequence[str] = ()) -> None:
-    """Print the verdict on each task of a sweep."""
+    """Print the verdict on each task of a sweep, and the trial to export."""
     from loragrid.comparison.settings import tasks_of
-    from loragrid.comparison.verdict import load_verdict
-    from loragrid.report.verdict_table import render_verdict
+    from loragrid.comparison.verdict import load_verdict, trial_to_keep
+    from loragrid.report.verdict_table import export_line, render_verdict
 
     for label, part in tasks_of(comparison).items():
         console.print()
         if label:
             console.print(label, style="bold", highlight=False, markup=False)
-        console.print(render_verdict(load_verdict(part, apart)))
+        verdict = load_verdict(part, apart)
+        console.print(render_verdict(verdict, console.width))
+        if trial_id := trial_to_keep(part, verdict):
+            say(console, export_line(part, verdict, trial_id))

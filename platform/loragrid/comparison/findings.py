@@ -1,181 +1,210 @@
-"""Writes a verdict as sentences that can be quoted, with figures, intervals, n and corrected p-values."""
+"""Writes what a verdict rests on as sentences that can be quoted: references, scope, marks, noise floor."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from loragrid.comparison.ranking import is_higher_better, metric_words
-from loragrid.comparison.selection import Choice, Contrast, Selection, Verdict, reported_interval
-from loragrid.comparison.settings import show_setting
-from loragrid.comparison.statistics import CONFIDENCE, Interval, PairedTest
-from loragrid.formatting import count_of
-
-LEVEL = round(1 - CONFIDENCE, 10)  # 1 - 0.95 is a little more than 0.05
-"""A difference is shown if its corrected p-value is below this level."""
-
-MAX_PAIRS_IN_WORDS = 3
-"""If more pairs than this do not include the best contestant, they are counted instead of described one by one."""
-
-
-ROWS_CAVEAT = (
-    "The tests over rows assume that test rows are independent: if several belong to one conversation or prompt, their "
-    "p-values are too small."
+from loragrid.comparison.choice import Choice, Selection, reported_summary
+from loragrid.comparison.claims import Claim
+from loragrid.comparison.metric_text import format_difference, format_metric, format_p, format_size
+from loragrid.comparison.noise_floor import (
+    MIN_GROUPS,
+    MIN_SEEDS,
+    MOST_SEEDS,
+    Design,
+    Noise,
+    more_rows_help,
+    seeds_to_show,
+    smallest_difference,
 )
+from loragrid.comparison.optimism import Optimism
+from loragrid.comparison.pairwise import MethodComparison
+from loragrid.comparison.ranking import is_higher_better, is_proportion, metric_words
+from loragrid.formatting import count_of, format_value
+
+REMEDY = "run with three seeds or more (grid.seed: [0, 1, 2]) and test rows (data.num_test)"
 
 
-def was_chosen(verdict: Verdict) -> bool:
-    """Whether any method has more than one setting."""
-    return any(choice.num_settings > 1 for choice in (*verdict.choices, *verdict.references))
-
-
-def trials_caption(verdict: Verdict) -> str:
-    """The first half of a chart's caption: which trials represent each method, and that they are averaged."""
-    everyone = (*verdict.choices, *verdict.references)
-    who = "contestant" if any(choice.apart for choice in everyone) else "method"
-    if not everyone:
-        return "All trials of every method, because none has a figure to choose a setting by: mean over them"
-    if not was_chosen(verdict):
-        return f"The only setting of every {who}: mean over its seeds"
-    rest = "" if all(choice.num_settings > 1 for choice in everyone) else ", or its only one"
-    return f"The chosen setting of every {who}{rest}: mean over its seeds"
-
-
-def heading_of_choices(verdict: Verdict) -> str:
-    """The heading of the table of choices."""
-    return "Every method at its best setting" if was_chosen(verdict) else "Every method's figures"
-
-
-def sentences_of(selection: Selection, contrasts: Sequence[Contrast]) -> list[str]:
-    """The findings: the best choice, the references, the tested pairs, and the limits of the evidence."""
-    ranked = [choice for choice in selection.choices if reported_interval(choice, selection.reported) is not None]
-    if not ranked:
-        return ["Nothing can be compared yet: no method has a finished trial with a figure to report."]
-    best = ranked[0]
-    sentences = [_leader(best, selection, ranked[1:]), *_reference_words(ranked, selection)]
+def missing_basis(ranked: Sequence[Choice], metric: str) -> str:
+    """The first sentence of a verdict without a comparison: why there is none, and the remedy."""
     if len(ranked) == 1:
-        return sentences
-    tested = [contrast for contrast in contrasts if contrast.over_seeds or contrast.over_items]
-    with_best = [contrast for contrast in tested if best.name in (contrast.first, contrast.second)]
-    sentences += [pair_words(contrast) for contrast in with_best]
-    sentences += _rest_words([contrast for contrast in tested if contrast not in with_best])
-    if len(tested) > 1:
-        sentences.append(
-            f"The p-values are Holm's over all {len(tested)} pairs; the intervals are not corrected for their number."
+        summary = reported_summary(ranked[0], metric)
+        assert summary is not None, "only choices with a figure are ranked"
+        figure = f"{format_metric(metric, summary.mean)} ({count_of(summary.num, 'seed')})"
+        return (
+            f"{ranked[0].name} has a {metric_words(metric)} of {figure}; there is no other method to compare it with."
         )
-    if any(not is_shown(test) for contrast in tested for test in (contrast.over_seeds, contrast.over_items) if test):
-        sentences.append('"No difference shown" is not "equal": the interval shows how large a difference may remain.')
-    return sentences + _limits(ranked, contrasts)
+    if not metric.startswith("test/"):
+        return (
+            "No claim about methods: there are no test rows, so the settings are reported on the rows that chose them; "
+            f"{REMEDY}."
+        )
+    return f"No claim about methods: the methods have no scores of the same test rows on the same seeds; {REMEDY}."
 
 
-def pair_words(contrast: Contrast) -> str:
-    """One sentence on a pair, from the side of its first choice: over seeds, then over test rows."""
-    clauses = [
-        _clause(test, kind, contrast)
-        for test, kind in ((contrast.over_seeds, "seeds"), (contrast.over_items, "test rows"))
-        if test is not None
-    ]
-    return f"{contrast.first} against {contrast.second}: {'; '.join(clauses)}."
+def refusal_sentence(result: MethodComparison) -> str:
+    """The first sentence of a verdict that claims nothing, with the remedy."""
+    remedy = ""
+    if result.num_seeds < MIN_SEEDS:
+        remedy = " Train with three seeds or more (grid.seed: [0, 1, 2])."
+    elif result.effective_groups < MIN_GROUPS:
+        remedy = " Set data.num_test to more rows."
+    return f"No claim about methods: {result.refusal}.{remedy}"
 
 
-def is_shown(test: PairedTest | None) -> bool:
-    """Whether the test shows a difference after the correction for the number of pairs."""
-    return test is not None and test.p_adjusted is not None and test.p_adjusted < LEVEL
-
-
-def show_interval(interval: Interval) -> str:
-    """Mean ± half of the width of the 95 % interval, and n: `2.2500 ± 0.0123 (3)`."""
-    if interval.high is None:
-        return f"{interval.mean:.4f} ({interval.num})"
-    return f"{interval.mean:.4f} ± {interval.high - interval.mean:.4f} ({interval.num})"
-
-
-def show_p(p_value: float) -> str:
-    """A p-value with two digits. One that is below `LEVEL` but rounds to it is written as `p < 0.05`."""
-    if p_value < 0.001:
-        return "p < 0.001"
-    text = f"{p_value:.2g}"
-    return f"p < {LEVEL:g}" if p_value < LEVEL <= float(text) else f"p = {text}"
-
-
-def _leader(best: Choice, selection: Selection, others: Sequence[Choice]) -> str:
-    interval = reported_interval(best, selection.reported)
-    assert interval is not None
-    most = "highest" if selection.higher_is_better else "lowest"
-    values = f" ({show_setting(best.setting, best.apart)})" if best.setting.values.keys() - best.apart else ""
-    metric = metric_words(selection.reported)
-    spread = "" if interval.low is None else f"95 % interval {interval.low:.4f} to {interval.high:.4f}, "
-    figure = f"{interval.mean:.4f} ({spread}n = {count_of(interval.num, 'seed')})"
-    if not others:
-        return f"{best.name}{values} has a {metric} of {figure}; there is no other method to compare it with."
-    # Accuracies on the same rows are often equal, and then the order is that of the experiment file.
-    equals = [choice.name for choice in others if _mean_of(choice, selection) == interval.mean]
-    shared = f", and {', '.join(equals)} the same" if equals else ""
-    return f"{best.name}{values} has the {most} {metric}: {figure}{shared}."
-
-
-def _mean_of(choice: Choice, selection: Selection) -> float | None:
-    interval = reported_interval(choice, selection.reported)
-    return None if interval is None else interval.mean
-
-
-def _reference_words(ranked: Sequence[Choice], selection: Selection) -> list[str]:
+def reference_sentences(ranked: Sequence[Choice], selection: Selection) -> list[str]:
+    """One sentence per reference, with the methods whose mean is no better."""
     words: list[str] = []
     sign = 1 if selection.higher_is_better else -1
     for reference in selection.references:
-        base = reported_interval(reference, selection.reported)
+        base = reported_summary(reference, selection.reported)
         if base is None:
             continue
-        intervals = [(choice.name, reported_interval(choice, selection.reported)) for choice in ranked]
-        behind = [name for name, own in intervals if own is not None and sign * own.mean <= sign * base.mean]
+        means = [(choice.name, reported_summary(choice, selection.reported)) for choice in ranked]
+        behind = [name for name, own in means if own is not None and sign * own.mean <= sign * base.mean]
         tail = f"; no better: {', '.join(behind)}" if behind else ""
-        words.append(f"The untrained base ({reference.name}) has {base.mean:.4f}{tail}.")
+        words.append(f"The untrained base ({reference.name}) has {format_metric(selection.reported, base.mean)}{tail}.")
     return words
 
 
-def _clause(test: PairedTest, kind: str, contrast: Contrast) -> str:
-    over = f"over {test.num} {kind}"
-    sign = 1 if is_higher_better(contrast.metric) else -1
-    if test.p_value is None or test.p_adjusted is None or test.low is None or test.high is None:
-        return f"cannot be tested {over}"
-    ends = sorted((sign * test.low, sign * test.high))
-    gain = sign * test.difference
-    if is_shown(test) and gain < 0:
-        evidence = f"95 % interval {-ends[1]:.4f} to {-ends[0]:.4f}, {show_p(test.p_adjusted)}"
-        return f"worse by {-gain:.4f} {over} ({evidence})"
-    evidence = f"95 % interval {_signed(ends[0])} to {_signed(ends[1])}, {show_p(test.p_adjusted)}"
-    if is_shown(test):
-        return f"better by {gain:.4f} {over} ({evidence})"
-    by = "worse" if gain < 0 else "better"
-    size = f"{abs(gain):.4f} {by}" if gain else "the same"
-    return f"no difference shown {over} ({size}; {evidence})"
-
-
-def _rest_words(contrasts: Sequence[Contrast]) -> list[str]:
-    if len(contrasts) <= MAX_PAIRS_IN_WORDS:
-        return [pair_words(contrast) for contrast in contrasts]
-    counts = []
-    for attribute, kind in (("over_seeds", "seeds"), ("over_items", "test rows")):
-        tests = [test for contrast in contrasts if (test := getattr(contrast, attribute)) is not None]
-        if tests:
-            counts.append(f"{sum(is_shown(test) for test in tests)} of {len(tests)} over {kind}")
-    return [f"Among the other {len(contrasts)} pairs differences were shown: {', '.join(counts)}."]
-
-
-def _limits(ranked: Sequence[Choice], contrasts: Sequence[Contrast]) -> list[str]:
-    """Sentences on conclusions that the seeds and rows do not support."""
-    shared = [contrast.over_seeds.num for contrast in contrasts if contrast.over_seeds is not None]
-    over_items = any(contrast.over_items is not None for contrast in contrasts)
-    limits: list[str] = []
-    if not shared:
-        one = "One seed" if max(len(c.setting.trial_ids) for c in ranked) == 1 else "No two seeds in common"
-        scope = "the tests over rows hold only for these trained adapters" if over_items else "no pair was tested"
-        limits.append(f"{one}: nothing is known about other seeds, which may reverse any of this; {scope}.")
-    elif any(is_shown(c.over_items) and c.over_seeds is not None and not is_shown(c.over_seeds) for c in contrasts):
-        limits.append(
-            "A difference shown only over test rows holds for these trained adapters: other seeds might reverse it."
+def basis_sentences(
+    result: MethodComparison, claims: Sequence[Claim], metric: str, choices: Sequence[Choice]
+) -> list[str]:
+    """What the claims are about, on what they rest, which differences are marked, and what could have been shown."""
+    pairs = sum(test.in_family for test in result.pairs)
+    rows = count_of(result.num_rows, "test row")
+    if result.num_groups < result.num_rows:
+        rows += f" in {count_of(result.num_groups, 'group')}"
+    fresh = "fresh " if any(choice.is_confirmed for choice in choices) else ""
+    correction = f", corrected for {count_of(pairs, 'pair')} (Holm)" if pairs > 1 else ""
+    sentences = [
+        "A claim is about new seeds and new rows of the same kind, each method at its chosen setting: "
+        f"{result.num_seeds} {fresh}seeds, {rows}, one test per pair{correction}."
+    ]
+    marked = [claim for claim in claims if claim.is_marked]
+    for claim in marked:
+        size = format_size(metric, claim.test.difference)
+        sentences.append(
+            f"{claim.better} is ahead of {claim.worse} by {size} on the seeds that tuned it, which is no claim: "
+            f"{claim.mark}. Fresh seeds decide (confirm: {{seeds: 3}})."
         )
-    if shared and min(shared) == 2:
-        limits.append("Two seeds: over them, only a difference much larger than its own variation can be shown.")
-    return limits
+    return [*sentences, *_floor_sentences(result, metric)]
 
 
-def _signed(value: float) -> str:
-    return f"{value:.4f}".replace("-", "−")
+def pair_sentence(claim: Claim, metric: str) -> str:
+    """One sentence on a pair, from the side of its better method."""
+    test = claim.test
+    size = format_size(metric, test.difference)
+    if test.refusal:
+        return f"{claim.better} and {claim.worse}: no claim, {test.refusal}."
+    if not test.in_family:
+        return f"{claim.better} and {claim.worse}: not among the planned pairs ({size} apart)."
+    side = 1 if test.difference >= 0 else -1  # the interval is shown from the side of the better method
+    low, high = sorted((side * test.low, side * test.high))
+    evidence = (
+        f"95 % interval {format_difference(metric, low)} to {format_difference(metric, high)}, p {_p(test.p_adjusted)}"
+    )
+    if claim.is_shown:
+        return f"{claim.better} is better than {claim.worse} by {size} ({evidence})."
+    if claim.is_marked:
+        return f"{claim.better} is ahead of {claim.worse} by {size}, not confirmed with fresh seeds ({evidence})."
+    return f"{claim.better} and {claim.worse} are not told apart ({size} apart; {evidence})."
+
+
+def trained_sentences(trained: MethodComparison, metric: str, seeds: Sequence[int]) -> list[str]:
+    """The separate statement about these trained models: on new rows, with these seeds only."""
+    if trained.refusal:
+        return [f"Nothing is claimed about these trained models either: {trained.refusal}."]
+    shown = [test for test in trained.pairs if test.is_shown]
+    which = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(str(seed) for seed in seeds)}"
+    head = f"Of these trained models ({which}), on new rows of the same kind:"
+    found = []
+    for test in shown:
+        first_leads = (test.difference > 0) == is_higher_better(metric)
+        better, worse = (test.first, test.second) if first_leads else (test.second, test.first)
+        found.append(f"{better} is better than {worse} by {format_size(metric, test.difference)}")
+    words = "; ".join(found) if found else "none is shown to be better than another"
+    return [f"{head} {words}. Other seeds may reverse this: it is no claim about methods."]
+
+
+def optimism_sentences(optimism: Mapping[str, Optimism | None], metric: str) -> list[str]:
+    """How much the chosen settings owe to the seeds that chose them; nothing if no method has several settings."""
+    found = {name: own for name, own in optimism.items() if own is not None}
+    if not found:
+        return []
+    words = [
+        f"{name} {format_difference(metric, own.value)} ({own.num_settings} settings)" for name, own in found.items()
+    ]
+    return [
+        "Settings were chosen on the seeds that are reported. Optimism, by leaving one seed out (positive: the figure "
+        f"flatters): {', '.join(words)}. It is an estimate, not a test."
+    ]
+
+
+def seeds_needed_words(result: MethodComparison, metric: str, margin: float) -> str:
+    """How many seeds would show a difference of the margin."""
+    noise, design = _noise(result), _design(result)
+    if margin <= 0:
+        return ""
+    number = seeds_to_show(noise, design, margin)
+    size = format_size(metric, margin)
+    if number is None:
+        more = "more test rows" if more_rows_help(noise, design) else "another design"
+        return f"Differences of {size} would take more than {MOST_SEEDS} seeds: only {more} can show them."
+    if number <= result.num_seeds:
+        return ""
+    return f"About {number} seeds would decide differences of {size}."
+
+
+def _floor_sentences(result: MethodComparison, metric: str) -> list[str]:
+    noise, design = _noise(result), _design(result)
+    floor = smallest_difference(noise, design)
+    if floor is None or floor == 0:
+        return []
+    best = min(abs(estimate.mean) for estimate in result.estimates)
+    share = "" if is_proportion(metric) or best == 0 else f" ({100 * floor / best:.2g} %)"
+    more = "more test rows would lower it" if more_rows_help(noise, design) else "more seeds, not more rows, lower it"
+    return [
+        f"A true difference of {format_size(metric, floor)}{share} is found in about four of five such sweeps; "
+        f'"not told apart" says little about smaller ones ({more}).'
+    ]
+
+
+def _noise(result: MethodComparison) -> Noise:
+    return Noise.measured(
+        seed_deviation=result.seed_deviation,
+        row_deviation=result.row_deviation,
+        row_seed_deviation=result.row_seed_deviation,
+        num_seeds=result.num_seeds,
+    )
+
+
+def _design(result: MethodComparison) -> Design:
+    return Design(
+        num_methods=len(result.estimates),
+        num_pairs=sum(test.in_family for test in result.pairs),
+        num_seeds=result.num_seeds,
+        num_groups=result.effective_groups,
+    )
+
+
+def edge_warnings(choices: Sequence[Choice]) -> list[str]:
+    """One warning for every axis and end of its ladder, which names all methods that are best there."""
+    found: dict[tuple[str, str], list[Choice]] = {}
+    for choice in choices:
+        for axis, side in choice.edge_sides.items():
+            found.setdefault((axis, side), []).append(choice)
+    warnings = []
+    for (axis, side), at_edge in found.items():
+        names = [f"{choice.name} ({format_value(choice.edges[axis])})" for choice in at_edge]
+        if len(at_edge) == 1:
+            value = format_value(at_edge[0].edges[axis])
+            warnings.append(f"{at_edge[0].name}: its best {axis} ({value}) is the {side} tried: extend the ladder")
+        else:
+            listed = f"{', '.join(names[:-1])} and {names[-1]}"
+            warnings.append(f"the {side} {axis} tried is the best of {listed}: extend their ladders")
+    return warnings
+
+
+def _p(value: float | None) -> str:
+    """`= 0.012` or `< 0.001`."""
+    text = format_p(value)
+    return text if text.startswith("<") else f"= {text}"

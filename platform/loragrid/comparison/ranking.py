@@ -8,12 +8,12 @@ from loragrid.comparison.table import Comparison
 from loragrid.formatting import is_missing
 from loragrid.tasks.discovery import figure_of, task_figures
 
-VALIDATION_LOSS, TEST_LOSS = "eval/final_loss", "test/loss"
+EVALUATION_LOSS, TEST_LOSS = "eval/final_loss", "test/loss"
 
 
-def validation_metrics() -> tuple[str, ...]:
+def evaluation_metrics() -> tuple[str, ...]:
     """The metrics by which settings can be chosen, in order; the first that any trial has is used."""
-    return (*(f"eval/{figure.name}" for figure in task_figures()), VALIDATION_LOSS)
+    return (*(f"eval/{figure.name}" for figure in task_figures()), EVALUATION_LOSS)
 
 
 def test_metrics() -> tuple[str, ...]:
@@ -40,7 +40,7 @@ def metric_words(metric: str) -> str:
     figure = figure_of(metric)
     if figure is not None:
         return f"{words} {figure.words}"
-    return f"{words} loss" if metric in (VALIDATION_LOSS, TEST_LOSS) else f"{split} {name}".replace("_", " ").strip()
+    return f"{words} loss" if metric in (EVALUATION_LOSS, TEST_LOSS) else f"{split} {name}".replace("_", " ").strip()
 
 
 def holds(table: pd.DataFrame, key: str) -> bool:
@@ -49,8 +49,8 @@ def holds(table: pd.DataFrame, key: str) -> bool:
 
 
 def ranking_metric(table: pd.DataFrame) -> str:
-    """The metric of `validation_metrics` that ranks the trials of a comparison's table."""
-    return next((key for key in validation_metrics() if holds(table, key)), VALIDATION_LOSS)
+    """The metric of `evaluation_metrics` that ranks the trials of a comparison's table."""
+    return next((key for key in evaluation_metrics() if holds(table, key)), EVALUATION_LOSS)
 
 
 def sort_best_first(table: pd.DataFrame) -> pd.DataFrame:
@@ -62,7 +62,7 @@ def sort_best_first(table: pd.DataFrame) -> pd.DataFrame:
         {
             "other": ~finished,
             "figure": -figure if is_higher_better(metric) else figure,
-            "loss": table.get(VALIDATION_LOSS, missing).where(finished),
+            "loss": table.get(EVALUATION_LOSS, missing).where(finished),
         }
     )
     return table.loc[order.sort_values(["other", "figure", "loss"], kind="stable", na_position="last").index]

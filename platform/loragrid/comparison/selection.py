@@ -1,4 +1,4 @@
-"""Chooses every method's best setting by its figures on validation rows, so that tuned methods are compared.
+"""Chooses every method's best setting by its figures on evaluation rows, so that tuned methods are compared.
 
 The setting with the best mean over its seeds wins. Three rules reduce the influence of chance. A setting cannot win if
 one of its trials diverged or was stopped early. A setting that lacks seeds (a worker died, the sweep still runs) cannot
@@ -7,102 +7,31 @@ win against one that has them. The figures on test rows are never used for the c
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from loragrid.comparison.ranking import holds, is_higher_better, ranking_metric, test_metrics
+import numpy as np
+
+from loragrid.comparison.choice import Choice, Selection, reported_summary, summarize
+from loragrid.comparison.confirmation import confirmed
+from loragrid.comparison.phases import split_phases
+from loragrid.comparison.ranking import holds, is_higher_better, metric_words, ranking_metric, test_metrics
 from loragrid.comparison.settings import (
     TASK_SECTIONS,
     Row,
     Setting,
+    figure_in,
     rows_by_setting,
     seed_of,
     setting_of,
     show_setting,
     varying_within,
 )
-from loragrid.comparison.statistics import Interval, PairedTest, t_interval
 from loragrid.comparison.table import Comparison, plain_value
 from loragrid.comparison.tuning import default_setting, edge_sides, ladder_axes
 from loragrid.formatting import format_value, is_missing
 from loragrid.tracking.store_uri import Scalar
 from loragrid.trials.outcome import DIVERGED, STOPPED_EARLY
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """A method's best setting, by the mean of `metric` over seeds on the validation rows.
-
-    validation, test: the figures of the chosen setting; test is None if the sweep has no test rows.
-    edges: axis -> best value, if that is at an end of its ladder. edge_sides: axis -> "lowest" or "highest".
-    default: the method's untuned setting with its own figures; None if the sweep has no figures for it.
-    default_fault: what is wrong with the default setting: no trial has finished, or one diverged or was stopped early.
-    apart: axis -> value, for the axes by which the user splits the method into several contestants.
-    """
-
-    method: str
-    setting: Setting
-    metric: str
-    validation: Interval
-    test: Interval | None
-    edges: Mapping[str, Scalar]
-    edge_sides: Mapping[str, str] = field(default_factory=dict)
-    num_settings: int
-    default: "Choice | None" = None
-    default_fault: str = ""
-    apart: Mapping[str, Scalar] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """The method, followed by the values of the axes in `apart`."""
-        return " ".join([self.method, *(f"{axis} {format_value(value)}" for axis, value in self.apart.items())])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contrast:
-    """The tests of two methods' choices. over_seeds, over_items: None if there are too few seeds or test rows."""
-
-    first: str
-    second: str
-    metric: str
-    over_seeds: PairedTest | None
-    over_items: PairedTest | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """The result of a sweep: choices best first, a contrast for every pair, and sentences that can be quoted.
-
-    metric: the reported metric, `test/loss` or `test/accuracy` (without test rows `eval/final_loss`, `eval/accuracy`).
-    references: the choices of methods that train nothing, such as the untrained base.
-    """
-
-    metric: str
-    higher_is_better: bool
-    choices: tuple[Choice, ...]
-    references: tuple[Choice, ...] = ()
-    contrasts: tuple[Contrast, ...]
-    sentences: tuple[str, ...]
-    warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Selection:
-    """Every contestant's choice, best first by the reported metric.
-
-    metric: decides which setting is chosen. reported: compares the choices, see `Verdict.metric`.
-    references: the choices of methods that train nothing; they are not compared.
-    """
-
-    metric: str
-    reported: str
-    choices: tuple[Choice, ...]
-    references: tuple[Choice, ...]
-    warnings: tuple[str, ...]
-
-    @property
-    def higher_is_better(self) -> bool:
-        return is_higher_better(self.reported)
 
 
 def check_apart(comparison: Comparison, apart: Collection[str]) -> None:
@@ -119,10 +48,10 @@ def check_apart(comparison: Comparison, apart: Collection[str]) -> None:
 
 
 def choose(comparison: Comparison, apart: Collection[str] = ()) -> Selection:
-    """Every method's best setting by its mean validation figure over seeds, see `ranking_metric`.
+    """Every method's best setting by its mean evaluation figure over seeds, see `ranking_metric`.
 
     apart: axes (columns of the table) that split a method into contestants, one per value, such as `rank` to compare
-    methods at equal ranks. The lower validation loss breaks ties, then the order of the table.
+    methods at equal ranks. The lower evaluation loss breaks ties, then the order of the table.
 
     A best value is not at the edge of its ladder if the next value diverged or was stopped early; it is at the edge if
     the next value is missing. `tuning` defines ladders and defaults.
@@ -131,11 +60,13 @@ def choose(comparison: Comparison, apart: Collection[str] = ()) -> Selection:
         ValueError: `apart` names no axis, or the sweep has several tasks (`tasks_of` separates them).
     """
     check_apart(comparison, apart)
+    comparison, confirm = split_phases(comparison)
     tasks = [f"{name} ({path})" for name, path in comparison.axes.items() if path.startswith(TASK_SECTIONS)]
     if tasks:
         raise ValueError(f"the sweep varies {', '.join(tasks)}: losses on different tasks; allowed: one at a time")
     metric = ranking_metric(comparison.table)
-    reported = next((key for key in test_metrics() if holds(comparison.table, key)), metric)
+    judged = comparison if confirm is None or apart else confirm
+    reported = next((key for key in test_metrics() if holds(judged.table, key)), metric)
     contestants: dict[tuple[Any, ...], list[_Candidate]] = {}
     groups = rows_by_setting(comparison)
     split = {method: varying_within(comparison, groups, method) for method in {rows[0]["method"] for rows in groups}}
@@ -150,11 +81,24 @@ def choose(comparison: Comparison, apart: Collection[str] = ()) -> Selection:
     for (_, *own_apart), candidates in contestants.items():
         choice, words = _choose_one(comparison, candidates, dict(own_apart), metric, reported)
         warnings += words
-        if choice is not None:
-            (references if _trains_nothing(candidates) else choices).append(choice)
+        if choice is None:
+            continue
+        if _trains_nothing(candidates):
+            references.append(choice)
+            continue
+        if confirm is not None and judged is confirm and reported in test_metrics():
+            choice = confirmed(choice, confirm, reported)
+        warnings += _missing_tests(choice, reported)
+        choices.append(choice)
+    if confirm is not None and apart:
+        warnings.append(
+            f"{', '.join(apart)}: the fresh seeds confirmed one setting per method, so contestants are compared on the "
+            "seeds that tuned them"
+        )
     if reported == metric and any(choice.num_settings > 1 for choice in choices):
         warnings.append(
-            f"there are no test rows: the settings were chosen on the rows that {metric} reports, which flatters them"
+            "there are no test rows (data.num_test): the settings were chosen on the evaluation rows that are "
+            "reported, which flatters them"
         )
     return Selection(
         metric=metric,
@@ -165,14 +109,9 @@ def choose(comparison: Comparison, apart: Collection[str] = ()) -> Selection:
     )
 
 
-def reported_interval(choice: Choice, reported: str) -> Interval | None:
-    """The choice's interval for the reported metric; None if its trials lack the metric."""
-    return choice.test if reported in test_metrics() else choice.validation
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Candidate:
-    """A setting that could be chosen. figures: seed -> validation figure, for trials that have one. seeds: all."""
+    """A setting that could be chosen. figures: seed -> evaluation figure, for trials that have one. seeds: all."""
 
     setting: Setting
     rows: Sequence[Row]
@@ -190,7 +129,7 @@ class _Candidate:
     def order(self, metric: str) -> tuple[float, float]:
         """Sort key: the best mean first, then the lowest loss."""
         mean = sum(self.figures.values()) / len(self.figures)
-        loss = [_figure(row, "eval/final_loss") for row in self.rows if row["status"] == "FINISHED"]
+        loss = [figure_in(row, "eval/final_loss") for row in self.rows if row["status"] == "FINISHED"]
         present = [value for value in loss if value is not None]
         tie = sum(present) / len(present) if present else math.inf
         return (-mean if is_higher_better(metric) else mean, tie)
@@ -198,7 +137,7 @@ class _Candidate:
 
 def _candidate(comparison: Comparison, rows: Sequence[Row], names: Sequence[str], metric: str) -> _Candidate:
     setting = setting_of(comparison, rows, names)
-    by_trial = {row["trial_id"]: _figure(row, metric) for row in rows if row["status"] == "FINISHED"}
+    by_trial = {row["trial_id"]: figure_in(row, metric) for row in rows if row["status"] == "FINISHED"}
     figures = {seed: by_trial.get(trial_id) for seed, trial_id in setting.trial_ids.items()}
     return _Candidate(
         setting=setting,
@@ -243,11 +182,12 @@ def _choose_one(
     choice = replace(
         _as_choice(best, apart, metric, reported, len(candidates)),
         edges={axis: best.setting.values[axis] for axis in sides},
+        is_flat=_is_flat(best, candidates),
         edge_sides=sides,
         default=_as_choice(default, apart, metric, reported, len(candidates)) if default and default.figures else None,
         default_fault=fault,
     )
-    return choice, [*warnings, *_missing_tests(choice, reported)]
+    return choice, warnings
 
 
 def _passed_over(name: str, candidates: Sequence[_Candidate], best: _Candidate, metric: str) -> list[str]:
@@ -272,11 +212,15 @@ def _default_of(comparison: Comparison, candidates: Sequence[_Candidate], best: 
 
 
 def _missing_tests(choice: Choice, reported: str) -> list[str]:
-    """A warning if some or all of the choice's trials lack the reported test figure."""
-    if choice.test is not None and choice.test.num < choice.validation.num:
-        return [f"{choice.name}: {choice.test.num} of its {choice.validation.num} trials have a {reported}"]
-    if choice.test is None and reported in test_metrics():
-        return [f"{choice.name}: its trials have no {reported}; it is not compared"]
+    """A warning if some or all of the choice's trials lack the reported figure."""
+    if reported not in test_metrics():
+        return []
+    if choice.test is None:
+        fresh = " with fresh seeds" if choice.is_confirmed else ""
+        return [f"{choice.name}: none of its trials{fresh} has a {metric_words(reported)}; it is not compared"]
+    if choice.test.num < len(choice.reported_trials):
+        have = f"{choice.test.num} of its {len(choice.reported_trials)} trials have"
+        return [f"{choice.name}: {have} a {metric_words(reported)}"]
     return []
 
 
@@ -284,18 +228,36 @@ def _as_choice(
     candidate: _Candidate, apart: Mapping[str, Scalar], metric: str, reported: str, num_settings: int
 ) -> Choice:
     by_trial = {row["trial_id"]: row for row in candidate.rows}
-    tests = [_figure(by_trial[candidate.setting.trial_ids[seed]], reported) for seed in candidate.figures]
+    trials = {seed: candidate.setting.trial_ids[seed] for seed in candidate.figures}
+    tests = [figure_in(by_trial[trial_id], reported) for trial_id in trials.values()]
     present = [value for value in tests if value is not None]
     return Choice(
         method=candidate.setting.method,
         setting=candidate.setting,
         metric=metric,
-        validation=t_interval(list(candidate.figures.values())),
-        test=t_interval(present) if present and reported in test_metrics() else None,
+        evaluation=summarize(list(candidate.figures.values())),
+        test=summarize(present) if present and reported in test_metrics() else None,
+        reported_trials=trials,
         edges={},
         num_settings=num_settings,
         apart=apart,
     )
+
+
+def _is_flat(best: _Candidate, candidates: Sequence[_Candidate]) -> bool:
+    """Whether at least half of the other settings are within two standard errors of the best, by paired seeds.
+
+    Settings that cannot win, and settings without at least two seeds in common with the best, count as worse.
+    """
+    others = [candidate for candidate in candidates if candidate is not best]
+    alike = 0
+    for candidate in others:
+        shared = sorted(best.figures.keys() & candidate.figures.keys())
+        if candidate.fault or len(shared) < 2:
+            continue
+        lead = np.array([candidate.figures[seed] - best.figures[seed] for seed in shared])
+        alike += bool(abs(lead.mean()) <= 2 * lead.std(ddof=1) / math.sqrt(len(shared)))
+    return bool(others) and 2 * alike >= len(others)
 
 
 def _trains_nothing(candidates: Sequence[_Candidate]) -> bool:
@@ -305,13 +267,8 @@ def _trains_nothing(candidates: Sequence[_Candidate]) -> bool:
     return bool(present) and not any(present)
 
 
-def _figure(row: Row, key: str) -> float | None:
-    value: Any = row.get(key)
-    return None if is_missing(value) or not math.isfinite(value) else float(value)
-
-
 def _order(choice: Choice, reported: str) -> float:
-    interval = reported_interval(choice, reported)
-    if interval is None:
+    summary = reported_summary(choice, reported)
+    if summary is None:
         return math.inf
-    return -interval.mean if is_higher_better(reported) else interval.mean
+    return -summary.mean if is_higher_better(reported) else summary.mean

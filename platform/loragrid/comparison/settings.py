@@ -1,5 +1,6 @@
 """Groups the trials of a sweep into settings: the trials of one setting differ only in their seed."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -92,3 +93,20 @@ def seed_of(comparison: Comparison, row: Row) -> int:
     """The trial's seed; 0 if the sweep has one seed, because then the table has no column for it."""
     name = next((name for name, path in comparison.axes.items() if path == "seed"), None)
     return 0 if name is None or is_missing(row[name]) else int(row[name])
+
+
+def figure_in(row: Row, key: str) -> float | None:
+    """The row's figure; None if it is missing or not finite."""
+    value: Any = row.get(key)
+    return None if is_missing(value) or not math.isfinite(value) else float(value)
+
+
+def mean_figure(comparison: Comparison, trial_ids: Collection[str], key: str) -> float | None:
+    """The mean of a metric over the trials that have it; None if none has it."""
+    table = comparison.table
+    if key not in table:
+        return None
+    present = [
+        float(value) for value in table.loc[table["trial_id"].isin(list(trial_ids)), key] if not is_missing(value)
+    ]
+    return sum(present) / len(present) if present else None

@@ -1,28 +1,92 @@
-"""Judges a sweep: tests every pair of choices over seeds and over test rows, and writes the findings."""
+"""Judges a sweep: compares the methods at their chosen settings, and answers which one to take."""
 
-import itertools
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
-from loragrid.comparison.findings import sentences_of
+from loragrid.comparison.answer import Answer, Contest, answer_of
+from loragrid.comparison.choice import Choice, Selection, reported_summary
+from loragrid.comparison.choice_costs import costs_of
+from loragrid.comparison.claims import Claim, claims_of
+from loragrid.comparison.findings import (
+    basis_sentences,
+    edge_warnings,
+    missing_basis,
+    optimism_sentences,
+    reference_sentences,
+    refusal_sentence,
+    seeds_needed_words,
+    trained_sentences,
+)
 from loragrid.comparison.item_scores import load_scores
-from loragrid.comparison.ranking import TEST_LOSS
-from loragrid.comparison.selection import Choice, Contrast, Selection, Verdict, choose
+from loragrid.comparison.optimism import Optimism, optimism_of
+from loragrid.comparison.pairwise import (
+    ALL_PAIRS,
+    Family,
+    MethodComparison,
+    MethodEstimate,
+    compare_methods,
+    compare_trained_models,
+)
+from loragrid.comparison.phases import split_phases
+from loragrid.comparison.ranking import best_trial, is_proportion
+from loragrid.comparison.row_scores import ArrangedScores, arrange_scores
+from loragrid.comparison.selection import choose
 from loragrid.comparison.settings import tasks_of
-from loragrid.comparison.statistics import PairedTest, holm, mcnemar, paired_bootstrap, paired_t
 from loragrid.comparison.table import Comparison
-from loragrid.formatting import format_value, is_missing
-from loragrid.tasks.discovery import figure_of
+from loragrid.tracking.store_uri import parse_parameter
+
+DEFAULT_MARGIN = 0.01
+"""A recommended method is at most 1 % of the best loss, or one point of an accuracy, behind the best."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The result of a sweep: an answer, the chosen settings, the comparison of the methods, and sentences to quote.
+
+    metric: the reported metric, `test/loss` or `test/accuracy` (without test rows `eval/final_loss`, `eval/accuracy`).
+    choices: best first. references: the choices of methods that train nothing, such as the untrained base.
+    result: the comparison over new seeds and new rows; None if the sweep has no scores of single test rows in common.
+    claims: every pair of `result`, with the better method first. trained: the comparison of these trained models on new
+    rows, which says nothing about their methods; None without scores. trained_sentences: the same in words.
+    seeds: the seeds that all compared methods have in common. margin: in the metric's unit.
+    optimism: name of the choice -> how much its figure owes to the seeds that chose its setting; empty if the reported
+    figures are of fresh seeds.
+    sentences: the answer, then what it rests on. warnings: what a reader must know beside it.
+    """
+
+    metric: str
+    higher_is_better: bool
+    answer: Answer
+    choices: tuple[Choice, ...]
+    references: tuple[Choice, ...] = ()
+    result: MethodComparison | None = None
+    claims: tuple[Claim, ...] = ()
+    trained: MethodComparison | None = None
+    trained_sentences: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    margin: float = 0.0
+    optimism: Mapping[str, Optimism | None] = field(default_factory=dict)
+    sentences: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def estimate(self, name: str) -> MethodEstimate | None:
+        """A compared choice's expected figure over new seeds and rows; None if it is not compared."""
+        estimates = self.result.estimates if self.result is not None else ()
+        return next((estimate for estimate in estimates if estimate.name == name), None)
+
+    def claim(self, one: str, other: str) -> Claim | None:
+        """The tested pair of two choices, in either order."""
+        return next((claim for claim in self.claims if {claim.better, claim.worse} == {one, other}), None)
 
 
 def judge(comparison: Comparison, scores: pd.DataFrame | None = None, apart: Collection[str] = ()) -> Verdict:
-    """Compare every method's choice with every other: paired t test over shared seeds, paired tests over test rows.
+    """Compare every method's choice with every other, and answer which one to take.
 
-    scores: the result of `load_scores`; None: nothing is tested over rows. Over rows, losses and accuracies are
-    averaged over the shared seeds and bootstrapped; for the correctness of one seed McNemar's exact test is used.
-    Holm's correction is applied over all pairs, separately over seeds and over rows. apart: see `choose`.
+    scores: the result of `load_scores`. A claim is about new seeds and new rows of the same kind, so without scores of
+    single rows nothing is claimed. The pairs are those that the experiment names before it runs (`verdict.family`).
+    docs/verdict.md describes the procedure. apart: see `choose`.
 
     A sweep over several models or data sets has no common verdict; judge its parts, see `tasks_of`.
 
@@ -32,139 +96,149 @@ def judge(comparison: Comparison, scores: pd.DataFrame | None = None, apart: Col
     tasks = tasks_of(comparison)
     if len(tasks) > 1:
         warning = f"several tasks ({'; '.join(tasks)}): their figures cannot be compared, so each is judged separately"
-        return _without_choices(warning)
+        return _empty("", (warning,))
     selection = choose(comparison, apart)
-    warnings = [*selection.warnings, *_edge_warnings(selection)]
-    choices = selection.choices
-    figures = {choice.name: _figures_by_seed(comparison, choice, selection.reported) for choice in choices}
-    contrasts: list[Contrast] = []
-    for first, second in itertools.combinations(choices, 2):
-        contrast, words = _contrast(first, second, figures, scores, selection.reported)
-        contrasts.append(contrast)
-        warnings += [f"{first.name} and {second.name}: {word}" for word in words]
-    corrected = _corrected(contrasts)
-    return Verdict(
-        metric=selection.reported,
-        higher_is_better=selection.higher_is_better,
-        choices=choices,
-        references=selection.references,
-        contrasts=corrected,
-        sentences=tuple(sentences_of(selection, corrected)),
-        warnings=tuple(warnings),
+    warnings = [*selection.warnings, *edge_warnings(selection.choices)]
+    ranked = [choice for choice in selection.choices if reported_summary(choice, selection.reported) is not None]
+    if not ranked:
+        return replace(
+            _empty("Nothing can be compared yet: no method has a finished trial with a figure to report.", warnings),
+            metric=selection.reported,
+            choices=selection.choices,
+            references=selection.references,
+        )
+    arranged = arrange_scores(ranked, scores, selection.reported)
+    family, words = _family(comparison, arranged)
+    verdict = _judged(comparison, selection, ranked, arranged, family, [*warnings, *arranged.warnings, *words])
+    if any(choice.is_confirmed for choice in ranked):
+        return verdict
+    optimism = optimism_of(split_phases(comparison)[0], selection)
+    return replace(
+        verdict, optimism=optimism, sentences=(*verdict.sentences, *optimism_sentences(optimism, selection.reported))
     )
 
 
 def load_verdict(comparison: Comparison, apart: Collection[str] = ()) -> Verdict:
-    """The verdict with tests over test rows; reads the scores of the chosen trials from MLflow.
+    """The verdict of a recorded sweep; reads the scores of the chosen trials on single rows from MLflow.
 
     Raises:
         ValueError: `apart` names no axis.
     """
     if len(tasks_of(comparison)) > 1:
         return judge(comparison, apart=apart)
-    chosen = {trial for choice in choose(comparison, apart).choices for trial in choice.setting.trial_ids.values()}
+    chosen = {trial for choice in choose(comparison, apart).choices for trial in choice.reported_trials.values()}
     return judge(comparison, load_scores(comparison, chosen), apart)
 
 
-def _without_choices(warning: str) -> Verdict:
-    return Verdict(
-        metric="", higher_is_better=False, choices=(), contrasts=(), sentences=(), warnings=(warning,), references=()
-    )
+def trial_to_keep(comparison: Comparison, verdict: Verdict) -> str:
+    """The trial to export: of the recommended method's chosen setting the one that is best on the evaluation rows.
+
+    Without a recommendation, the best of all trials on the evaluation rows. "" if no trial has a figure.
+    """
+    chosen = next((choice for choice in verdict.choices if choice.name == verdict.answer.recommended), None)
+    if chosen is None:
+        return best_trial(comparison)
+    own = {*chosen.setting.trial_ids.values(), *chosen.reported_trials.values()}
+    table = comparison.table[comparison.table["trial_id"].isin(own)]
+    return best_trial(replace(comparison, table=table))
 
 
-def _figures_by_seed(comparison: Comparison, choice: Choice, metric: str) -> dict[int, float]:
-    column = comparison.table.set_index("trial_id").get(metric)
-    if column is None:
-        return {}
-    found = {seed: column.loc[trial_id] for seed, trial_id in choice.setting.trial_ids.items()}
-    return {seed: float(value) for seed, value in found.items() if not is_missing(value)}
-
-
-def _contrast(
-    first: Choice,
-    second: Choice,
-    figures: Mapping[str, Mapping[int, float]],
-    scores: pd.DataFrame | None,
-    metric: str,
-) -> tuple[Contrast, list[str]]:
-    """The tests of one pair, not yet corrected, and warnings about their rows. figures: choice -> seed -> figure."""
-    shared = sorted(figures[first.name].keys() & figures[second.name].keys())
-    values = [[figures[choice.name][seed] for seed in shared] for choice in (first, second)]
-    over_items, warnings = None, list[str]()
-    if scores is not None and shared:
-        trials = [[choice.setting.trial_ids[seed] for seed in shared] for choice in (first, second)]
-        over_items, warnings = _over_items(scores, trials[0], trials[1], metric)
-    contrast = Contrast(
-        first=first.name,
-        second=second.name,
+def _judged(
+    comparison: Comparison,
+    selection: Selection,
+    ranked: Sequence[Choice],
+    arranged: ArrangedScores,
+    family: Family,
+    warnings: Sequence[str],
+) -> Verdict:
+    metric, scores = selection.reported, arranged.scores
+    references = reference_sentences(ranked, selection)
+    verdict = Verdict(
         metric=metric,
-        over_seeds=paired_t(values[0], values[1]) if len(shared) > 1 else None,
-        over_items=over_items,
+        higher_is_better=selection.higher_is_better,
+        answer=Answer(sentence=missing_basis(ranked, metric)),
+        choices=selection.choices,
+        references=selection.references,
+        seeds=arranged.seeds,
+        sentences=(missing_basis(ranked, metric), *references),
+        warnings=tuple(warnings),
     )
-    return contrast, warnings
-
-
-def _over_items(
-    scores: pd.DataFrame, first: Sequence[str], second: Sequence[str], metric: str
-) -> tuple[PairedTest | None, list[str]]:
-    """The test over the rows that all these trials have scored, and warnings about rows that are missing."""
-    figure = figure_of(metric)
-    column = figure.column if figure is not None else {TEST_LOSS: "loss"}.get(metric)
-    if column is None or column not in scores:
-        return None, []
-    own = scores[scores["trial_id"].isin([*first, *second])]
-    if set(own["trial_id"]) != {*first, *second}:
-        return None, []
-    # A row that occurs twice in the data has the same digits both times; its occurrences are paired in order.
-    keys = [own["row"], own.groupby(["trial_id", "row"]).cumcount()]
-    own = own.set_index(keys)
-    values = own.pivot(columns="trial_id", values=column)
-    items = values.dropna()
-    words = [] if len(items) == len(values) else [f"only {len(items)} of {len(values)} test rows are scored by both"]
-    if len(items) < 2:
-        return None, words
-    labels = own[own["trial_id"] == first[0]]["num_labels"].reindex(items.index)
-    if figure is not None:
-        if figure.is_proportion and len(first) == 1:
-            return mcnemar(list(items[first[0]]), list(items[second[0]])), words
-        means = [_mean(items, trials) for trials in (first, second)]
-        return paired_bootstrap(list(means[0]), list(means[1]), [1.0] * len(items)), words
-    scored = labels > 0
-    means = [(_mean(items, trials) / labels)[scored] for trials in (first, second)]
-    return paired_bootstrap(list(means[0]), list(means[1]), list(labels[scored])), words
-
-
-def _mean(items: pd.DataFrame, trials: Sequence[str]) -> "pd.Series[float]":
-    """Every row's mean over the trials of one setting (one per seed)."""
-    return items[list(trials)].mean(axis="columns")
-
-
-def _corrected(contrasts: Sequence[Contrast]) -> tuple[Contrast, ...]:
-    def adjusted(tests: Sequence[PairedTest | None]) -> list[PairedTest | None]:
-        p_values = holm([None if test is None else test.p_value for test in tests])
-        return [None if test is None else replace(test, p_adjusted=p) for test, p in zip(tests, p_values, strict=True)]
-
-    seeds = adjusted([contrast.over_seeds for contrast in contrasts])
-    items = adjusted([contrast.over_items for contrast in contrasts])
-    return tuple(
-        replace(contrast, over_seeds=over_seeds, over_items=over_items)
-        for contrast, over_seeds, over_items in zip(contrasts, seeds, items, strict=True)
+    if scores is None:
+        return verdict
+    result, trained = compare_methods(scores, family), compare_trained_models(scores, family)
+    verdict = replace(
+        verdict,
+        choices=_best_first(selection, result),
+        result=result,
+        trained=trained,
+        trained_sentences=tuple(trained_sentences(trained, metric, arranged.seeds)),
+        warnings=(*warnings, *result.caveats),
+    )
+    if result.refusal:
+        answer = Answer(sentence=refusal_sentence(result))
+        return replace(verdict, answer=answer, sentences=(answer.sentence, *references))
+    margin = _margin(comparison, result, metric)
+    claims = claims_of(result, ranked, selection.higher_is_better)
+    contest = Contest(
+        metric=metric,
+        higher_is_better=selection.higher_is_better,
+        choices=ranked,
+        costs=costs_of(comparison, tuple(choice for choice in ranked if choice.name in scores.names)),
+        result=result,
+        claims=claims,
+        margin=margin,
+        cost=str(_recorded(comparison, "cost") or "parameters"),
+        seeds_needed=seeds_needed_words(result, metric, margin),
+    )
+    answer = answer_of(contest)
+    return replace(
+        verdict,
+        answer=answer,
+        claims=claims,
+        margin=margin,
+        sentences=(answer.sentence, *references, *basis_sentences(result, claims, metric, ranked)),
     )
 
 
-def _edge_warnings(selection: Selection) -> list[str]:
-    """One warning for every axis and end of its ladder, which names all methods that are best there."""
-    found: dict[tuple[str, str], list[Choice]] = {}
-    for choice in selection.choices:
-        for axis, side in choice.edge_sides.items():
-            found.setdefault((axis, side), []).append(choice)
-    warnings = []
-    for (axis, side), choices in found.items():
-        names = [f"{choice.name} ({format_value(choice.edges[axis])})" for choice in choices]
-        if len(choices) == 1:
-            value = format_value(choices[0].edges[axis])
-            warnings.append(f"{choices[0].name}: its best {axis} ({value}) is the {side} tried: extend the ladder")
-        else:
-            listed = f"{', '.join(names[:-1])} and {names[-1]}"
-            warnings.append(f"the {side} {axis} tried is the best of {listed}: extend their ladders")
-    return warnings
+def _family(comparison: Comparison, arranged: ArrangedScores) -> tuple[Family, list[str]]:
+    """The pairs that the experiment names, and a warning if its method is not among those compared."""
+    against = _recorded(comparison, "against")
+    if _recorded(comparison, "family") != "against" or arranged.scores is None:
+        return ALL_PAIRS, []
+    if against in arranged.scores.names:
+        return Family(kind="against", against=str(against)), []
+    return ALL_PAIRS, [f"verdict.against: {against} is not among the compared methods, so every pair is tested"]
+
+
+def _recorded(comparison: Comparison, key: str) -> object:
+    """The value of a key of the section `verdict`, as the sweep recorded it; None in older sweeps."""
+    text = comparison.sweep_parameters.get(f"verdict.{key}")
+    return None if text is None else parse_parameter(text)
+
+
+def _margin(comparison: Comparison, result: MethodComparison, metric: str) -> float:
+    stated = _recorded(comparison, "margin")
+    if isinstance(stated, int | float):
+        return float(stated)
+    if is_proportion(metric):
+        return DEFAULT_MARGIN
+    means = [abs(estimate.mean) for estimate in result.estimates]
+    return DEFAULT_MARGIN * min(means)
+
+
+def _best_first(selection: Selection, result: MethodComparison) -> tuple[Choice, ...]:
+    """The choices by the compared means, so that every table has the order of the answer; others follow."""
+    sign = -1 if selection.higher_is_better else 1
+    means = {estimate.name: sign * estimate.mean for estimate in result.estimates}
+    return tuple(sorted(selection.choices, key=lambda choice: means.get(choice.name, float("inf"))))
+
+
+def _empty(sentence: str, warnings: Sequence[str]) -> Verdict:
+    return Verdict(
+        metric="",
+        higher_is_better=False,
+        answer=Answer(sentence=sentence),
+        choices=(),
+        sentences=(sentence,) if sentence else (),
+        warnings=tuple(warnings),
+    )

@@ -9,11 +9,12 @@ from loragrid.config.execution import (
     EarlyStoppingConfig,
     EngineConfig,
     PackConfig,
+    SamplesConfig,
     StorageConfig,
     TrackingConfig,
     WorkersConfig,
 )
-from loragrid.config.judgement import VerdictConfig
+from loragrid.config.judgement import ConfirmConfig, VerdictConfig
 from loragrid.config.method_settings import (
     AxisValue,
     AxisValues,
@@ -36,7 +37,7 @@ from loragrid.config.sections import (
 )
 from loragrid.config.task import task_problems
 from loragrid.schema.errors import ExperimentError, Problem, show_value, unknown
-from loragrid.schema.fields import Allowed, Section
+from loragrid.schema.fields import MAX_SEED, Allowed, Section
 from loragrid.tasks.contract import TaskConfig
 from loragrid.tasks.discovery import AnyTask
 
@@ -49,6 +50,7 @@ __all__ = [
     "MEMBER_TRAINING_KEYS",
     "METHOD_TRAINING_KEYS",
     "OBSERVATION_KEYS",
+    "ConfirmConfig",
     "DataConfig",
     "EarlyStoppingConfig",
     "EngineConfig",
@@ -57,6 +59,7 @@ __all__ = [
     "MethodConfig",
     "ModelConfig",
     "PackConfig",
+    "SamplesConfig",
     "StorageConfig",
     "TaskConfig",
     "TrackingConfig",
@@ -147,8 +150,16 @@ class Experiment(Section):
     early_stopping: EarlyStoppingConfig | None = Field(
         default=None, description="When settings that fall behind end early; null trains every trial to its last step."
     )
+    confirm: ConfirmConfig | None = Field(
+        default=None,
+        description="How each method's chosen setting is trained again with fresh seeds, on which the verdict rests; "
+        "null judges the settings by the seeds that chose them.",
+    )
     task: AnyTask | None = Field(
         default=None, description="What is scored in addition to the loss; null scores only the loss."
+    )
+    samples: SamplesConfig = Field(
+        default=SamplesConfig(), description="Prompts whose answers the report shows beside the references."
     )
     verdict: VerdictConfig = Field(default=VerdictConfig(), description="How methods are compared.")
     tracking: TrackingConfig = Field(default=TrackingConfig(), description="Where MLflow keeps the record.")
@@ -172,7 +183,9 @@ class Experiment(Section):
             pack: PackConfig | Mapping[str, Any] = ...,
             engine: EngineConfig | Mapping[str, Any] = ...,
             early_stopping: EarlyStoppingConfig | Mapping[str, Any] | None = ...,
+            confirm: ConfirmConfig | Mapping[str, Any] | None = ...,
             task: TaskConfig | Mapping[str, Any] | None = ...,
+            samples: SamplesConfig | Mapping[str, Any] = ...,
             verdict: VerdictConfig | Mapping[str, Any] = ...,
             tracking: TrackingConfig | Mapping[str, Any] = ...,
             storage: StorageConfig | Mapping[str, Any] = ...,
@@ -207,6 +220,7 @@ class Experiment(Section):
         if self.task is not None:
             problems += task_problems(self.data, self.grid)
         grace_steps = self.early_stopping.grace_steps if self.early_stopping else 0
+        problems += self._confirm_problems()
         for steps in self.grid.get("training.steps", (self.training.steps,)):
             if isinstance(steps, int) and grace_steps >= steps:
                 what = f"no trial of {steps} steps would ever be stopped"
@@ -224,6 +238,13 @@ class Experiment(Section):
             own = block.settings.get("batch_size")
             sizes |= dict.fromkeys(block.grid.get("batch_size", for_all) if own is None else (own,))
         return [size for size in sizes if isinstance(size, int)]
+
+    def _confirm_problems(self) -> Iterator[Problem]:
+        seeds = [seed for seed in self.grid.get("seed", ()) if isinstance(seed, int)]
+        largest = MAX_SEED - (self.confirm.seeds if self.confirm else 0)
+        if self.confirm is not None and seeds and max(seeds) > largest:
+            what = f"leaves no room for the {self.confirm.seeds} fresh seeds of confirm above the largest seed"
+            yield Problem(key="grid.seed", value=list(seeds), what=what, allowed=f"whole numbers from 0 to {largest}")
 
     def _verdict_problems(self) -> Iterator[Problem]:
         names = list(dict.fromkeys(block.label or block.name for block in self.methods))

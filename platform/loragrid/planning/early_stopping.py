@@ -7,7 +7,7 @@ from loragrid.trials.contests import by_contest, by_setting, method_of
 from loragrid.trials.successive_halving import num_survivors, rung_steps
 
 MIN_SEEDS = 3
-"""With fewer seeds nothing is claimed about methods."""
+"""With fewer seeds nothing is claimed about methods, unless fresh seeds confirm their choices."""
 
 
 def early_stopping_sentences(plan: Plan) -> list[str]:
@@ -44,10 +44,10 @@ def early_stopping_notes(plan: Plan) -> list[str]:
         )
     notes += _notes_on_numbers(plan, config)
     num_seeds = min(len(setting) for setting in by_setting(plan.trials))
-    if num_seeds < MIN_SEEDS:
+    if num_seeds < MIN_SEEDS and plan.experiment.confirm is None:
         notes.append(
             f"early stopping ranks each setting on {count_of(num_seeds, 'seed')}, and with fewer than {MIN_SEEDS} "
-            "nothing can be claimed about methods; grid.seed sets more"
+            "nothing can be claimed about methods; grid.seed sets more, and confirm: adds fresh ones"
         )
     return [*notes, *_notes_on_queues(plan, config)]
 

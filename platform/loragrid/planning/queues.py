@@ -24,7 +24,8 @@ def cut_for(plan: Plan, placement: Placement) -> Plan:
         num_workers=placement.num_workers,
         early_stopping=early_stopping,
     )
-    return replace(plan, packs=tuple(packs))
+    confirm = None if plan.confirm is None else cut_for(plan.confirm, placement)
+    return replace(plan, packs=tuple(packs), confirm=confirm)
 
 
 def queues_on(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup, escape
 
-from loragrid.comparison.selection import Choice
+from loragrid.comparison.choice import Choice
 from loragrid.report.loss_curves import COLOURS, LINE_STYLES, MARKERS
 
 if TYPE_CHECKING:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from loragrid.comparison.metric_text import format_metric
 from loragrid.comparison.pareto import pareto_front
 from loragrid.comparison.ranking import is_higher_better, metric_words
 from loragrid.formatting import count_of, format_bytes, format_count, format_seconds
 from loragrid.report.charts import Chart, MethodStyle, draw, draw_grid, labels_beside, legend_above, ticks_between
-from loragrid.report.metric_text import format_metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from loragrid.comparison.metric_text import format_metric
 from loragrid.comparison.ranking import is_proportion
 from loragrid.comparison.sweep_record import SweepRecord
 from loragrid.comparison.table import Comparison
 from loragrid.report.charts import Chart, MethodStyle, draw, draw_grid, draw_line, legend_above, thin_out
-from loragrid.report.metric_text import format_metric
 from loragrid.tasks.discovery import task_figures
 
 if TYPE_CHECKING:

@@ -4,28 +4,33 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import re
 import shlex
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pandas as pd
 from mlflow import MlflowClient
 
-from loragrid.comparison.findings import ROWS_CAVEAT, heading_of_choices
-from loragrid.comparison.selection import Choice, check_apart
-from loragrid.comparison.statistics import Interval
+from loragrid.comparison.captions import heading_of_choices
+from loragrid.comparison.choice import Choice, SeedSummary
+from loragrid.comparison.selection import check_apart
 from loragrid.comparison.sweep_record import SweepRecord, load_record
 from loragrid.comparison.table import Comparison, load_comparison
+from loragrid.comparison.verdict import Verdict
 from loragrid.config.local_path import reason_of
 from loragrid.formatting import count_of
+from loragrid.report.choice_tables import choice_table, pairs_table
 from loragrid.report.html_page import Part, load_parts, render_page
 from loragrid.report.peft_results import write_peft_results
-from loragrid.report.tables import PageTable, choice_table, contrast_table, unfinished_table
+from loragrid.report.tables import PageTable, unfinished_table
+from loragrid.report.verdict_table import place_words
 from loragrid.tracking.mlflow_internals import quiet_store
 
 ReportFormat = Literal["html", "md", "csv", "json", "peft"]
+TRAINED_HEADING = "These trained models, not their methods"
 REPORT_ARTIFACT = "report"
 """The artifact folder of the sweep's run that holds `report.html`."""
 
@@ -123,18 +128,21 @@ def report_text(form: Literal["html", "md", "csv", "json"], record: SweepRecord,
 
 
 def to_markdown(comparison: Comparison, parts: Sequence[Part]) -> str:
-    """Verdict, choices, contrasts and unfinished trials as Markdown without HTML."""
+    """Answer, choices, tested pairs and unfinished trials as Markdown without HTML."""
     blocks = [f"# {_plain(comparison.question or comparison.experiment_name)}"]
     size = count_of(len(comparison.table), "trial")
     blocks.append(_plain(f"{comparison.experiment_name}, sweep {comparison.sweep}, {size}."))
     for part in parts:
         if part.label:
             blocks.append(f"# {_plain(part.label)}")
-        blocks.append("\n".join(f"- {_plain(sentence)}" for sentence in part.verdict.sentences) or "No verdict.")
+        answer, *basis = part.verdict.sentences or ("No verdict.",)
+        blocks.append(f"**{_plain(answer)}**")
+        blocks += ["\n".join(f"- {_plain(sentence)}" for sentence in basis)] if basis else []
         blocks += [f"**Beware:** {_plain(warning)}" for warning in part.verdict.warnings]
         blocks += _headed(heading_of_choices(part.verdict), choice_table(part.verdict, part.comparison))
-        blocks += _headed("Method against method", contrast_table(part.verdict))
-        blocks += [ROWS_CAVEAT] if any(contrast.over_items for contrast in part.verdict.contrasts) else []
+        blocks += _headed("Method against method", pairs_table(part.verdict))
+        if part.verdict.trained_sentences:
+            blocks += [f"## {TRAINED_HEADING}", *map(_plain, part.verdict.trained_sentences)]
     blocks += _headed("Failed, stopped and out of memory", unfinished_table(comparison))
     return "\n\n".join(blocks) + "\n"
 
@@ -156,50 +164,62 @@ def _plain(text: str) -> str:
 
 
 def to_csv(parts: Sequence[Part]) -> str:
-    """One line per choice with its intervals; a missing value is an empty cell."""
+    """One line per choice with its figures; a missing value is an empty cell."""
     choices = [(part, choice) for part in parts for choice in (*part.verdict.choices, *part.verdict.references)]
     axes = list(dict.fromkeys(name for _, choice in choices for name in choice.setting.values))
-    groups = ("validation", "test", "default_validation", "default_test")
+    groups = ("evaluation", "test", "default_evaluation", "default_test")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
-        ["task", "method", *axes, "validation_metric", "metric", "at_edge", "num_settings"]
-        + [f"{group}_{figure}" for group in groups for figure in ("mean", "std", "low", "high", "num")]
+        ["task", "method", *axes, "evaluation_metric", "metric", "place", "expected", "expected_low", "expected_high"]
+        + ["behind_at_most", "at_edge", "num_settings", "is_confirmed"]
+        + [f"{group}_{figure}" for group in groups for figure in ("mean", "std", "num")]
     )
     for part, choice in choices:
-        default = choice.default
-        intervals = [choice.validation, choice.test, *([default.validation, default.test] if default else [None, None])]
+        default, estimate = choice.default, part.verdict.estimate(choice.name)
+        summaries = [choice.evaluation, choice.test, *([default.evaluation, default.test] if default else [None, None])]
+        expected = [None] * 4 if estimate is None else [estimate.mean, estimate.low, estimate.high, estimate.behind]
         writer.writerow(
             [part.label, choice.name, *(choice.setting.values.get(name) for name in axes)]
-            + [choice.metric, part.verdict.metric, " ".join(choice.edges), choice.num_settings]
-            + [value for interval in intervals for value in _figures(interval)]
+            + [choice.metric, part.verdict.metric, place_words(part.verdict, choice), *expected]
+            + [" ".join(choice.edges), choice.num_settings, choice.is_confirmed]
+            + [value for summary in summaries for value in _figures(summary)]
         )
     return text.getvalue()
 
 
-def _figures(interval: Interval | None) -> list[float | None]:
-    if interval is None:
-        return [None] * 5
-    return [interval.mean, interval.std, interval.low, interval.high, interval.num]
+def _figures(summary: SeedSummary | None) -> list[float | None]:
+    return [None] * 3 if summary is None else [summary.mean, summary.std, summary.num]
 
 
 def to_json(comparison: Comparison, parts: Sequence[Part]) -> str:
     """The comparison with its verdicts (one per task) as JSON; a missing value is `null`."""
     content = json.loads(comparison.to_json())
-    content["verdicts"] = [
-        {
-            "task": part.label,
-            "metric": part.verdict.metric,
-            "higher_is_better": part.verdict.higher_is_better,
-            "sentences": list(part.verdict.sentences),
-            "warnings": list(part.verdict.warnings),
-            "choices": [_choice(choice) for choice in part.verdict.choices],
-            "references": [_choice(choice) for choice in part.verdict.references],
-            "contrasts": [dataclasses.asdict(contrast) for contrast in part.verdict.contrasts],
-        }
-        for part in parts
-    ]
+    content["verdicts"] = [{"task": part.label, **verdict_to_dict(part.verdict)} for part in parts]
     return json.dumps(content, indent=2, allow_nan=False, default=_number) + "\n"
+
+
+def verdict_to_dict(verdict: Verdict) -> dict[str, object]:
+    """The verdict as JSON can hold it."""
+    return {
+        "metric": verdict.metric,
+        "higher_is_better": verdict.higher_is_better,
+        "answer": dataclasses.asdict(verdict.answer),
+        "sentences": list(verdict.sentences),
+        "warnings": list(verdict.warnings),
+        "margin": verdict.margin,
+        "optimism": {name: None if own is None else own.value for name, own in verdict.optimism.items()},
+        "seeds": list(verdict.seeds),
+        "choices": [_choice(choice) for choice in verdict.choices],
+        "references": [_choice(choice) for choice in verdict.references],
+        "comparison": None if verdict.result is None else finite(dataclasses.asdict(verdict.result)),
+        "claims": [
+            {"better": claim.better, "worse": claim.worse, "is_shown": claim.is_shown, "mark": claim.mark}
+            for claim in verdict.claims
+        ],
+        "trained_models": None if verdict.trained is None else finite(dataclasses.asdict(verdict.trained)),
+        "trained_models_sentences": list(verdict.trained_sentences),
+    }
 
 
 def _choice(choice: Choice) -> dict[str, object]:
@@ -208,13 +228,24 @@ def _choice(choice: Choice) -> dict[str, object]:
         "name": choice.name,
         "setting": dict(choice.setting.values),
         "trial_ids": {str(seed): trial_id for seed, trial_id in choice.setting.trial_ids.items()},
+        "reported_trial_ids": {str(seed): trial_id for seed, trial_id in choice.reported_trials.items()},
+        "is_confirmed": choice.is_confirmed,
         "metric": choice.metric,
-        "validation": dataclasses.asdict(choice.validation),
+        "evaluation": dataclasses.asdict(choice.evaluation),
         "test": None if choice.test is None else dataclasses.asdict(choice.test),
         "at_edge": dict(choice.edges),
         "num_settings": choice.num_settings,
         "default": None if choice.default is None else _choice(choice.default),
     }
+
+
+def finite(value: Any) -> Any:
+    """The value with every number that JSON cannot hold (infinite degrees of freedom) as `null`."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number(value: object) -> object:

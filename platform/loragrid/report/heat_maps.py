@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from loragrid.comparison.metric_text import format_metric
 from loragrid.comparison.ranking import metric_words
 from loragrid.formatting import format_value
 from loragrid.report.charts import Chart, draw
-from loragrid.report.metric_text import format_metric
 from loragrid.tracking.store_uri import Scalar
 
 if TYPE_CHECKING:

@@ -8,25 +8,23 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from loragrid.comparison.findings import ROWS_CAVEAT, heading_of_choices, trials_caption, was_chosen
+from loragrid.comparison.captions import heading_of_choices, is_confirmed, trials_caption, was_chosen
 from loragrid.comparison.fingerprint import fingerprint_of
-from loragrid.comparison.ranking import VALIDATION_LOSS, is_higher_better, metric_words
-from loragrid.comparison.selection import Verdict
-from loragrid.comparison.settings import Setting, settings_of, show_setting, tasks_of
+from loragrid.comparison.ranking import EVALUATION_LOSS, is_higher_better, metric_words
+from loragrid.comparison.settings import Setting, mean_figure, settings_of, show_setting, tasks_of
 from loragrid.comparison.sweep_record import SweepRecord
 from loragrid.comparison.table import Comparison
-from loragrid.comparison.verdict import load_verdict
+from loragrid.comparison.verdict import Verdict, load_verdict
 from loragrid.formatting import format_bytes, format_seconds
 from loragrid.report.charts import method_styles
+from loragrid.report.choice_tables import against_table, choice_table, other_pairs_table
 from loragrid.report.cost_charts import COSTS, MEMORY_PARTS, TIME_PARTS, Bar, Point, bar_chart, pareto_charts
 from loragrid.report.curve_charts import Line, curve_charts
+from loragrid.report.forest_plot import forest_plots
 from loragrid.report.heat_maps import SettingFigures, heat_maps
 from loragrid.report.tables import (
-    choice_table,
-    contrast_tables,
     end_of,
     estimate_table,
-    mean_figure,
     parts_table,
     trial_table,
     unfinished_table,
@@ -106,12 +104,11 @@ def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
     chosen = _lines(comparison, verdict)
     shown = trials_caption(verdict)
     curves, missing_curves = curve_charts(record, comparison.curves, chosen, styles, shown)
-    points, metric = setting_points(part), validation_metric(verdict)
+    points, metric = setting_points(part), evaluation_metric(verdict)
     # The verdict's own direction can differ: settings may be chosen by accuracy and reported by loss.
     higher_is_better = is_higher_better(metric)
     fronts, missing_fronts = pareto_charts(points, metric, higher_is_better, styles)
     by_label = [(line.label, line.trial_ids) for line in chosen]
-    contrasts, other_contrasts = contrast_tables(verdict)
     figures = figures_by_method(part, metric)
     return {
         "label": part.label,
@@ -120,10 +117,11 @@ def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
         "choices": choice_table(verdict, comparison),
         "was_chosen": was_chosen(verdict),
         "chosen_by": metric_words(metric),
-        "contrasts": contrasts,
-        "other_contrasts": other_contrasts,
-        "rows_caveat": ROWS_CAVEAT if any(contrast.over_items for contrast in verdict.contrasts) else "",
+        "against": against_table(verdict),
+        "other_pairs": other_pairs_table(verdict),
+        "forest": forest_plots(verdict, styles),
         "has_test": any(choice.test is not None for choice in verdict.choices),
+        "is_confirmed": is_confirmed(verdict),
         "curves": curves,
         "missing_curves": missing_curves,
         "fronts": fronts,
@@ -147,11 +145,11 @@ def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
     }
 
 
-def validation_metric(verdict: Verdict) -> str:
+def evaluation_metric(verdict: Verdict) -> str:
     """The metric by which settings were chosen; the loss if none was chosen."""
     if verdict.choices:
         return verdict.choices[0].metric
-    return VALIDATION_LOSS
+    return EVALUATION_LOSS
 
 
 def card_swatches(comparison: Comparison) -> dict[str, dict[str, str]]:
@@ -171,8 +169,8 @@ def count_ends(comparison: Comparison) -> dict[str, int]:
 
 
 def setting_points(part: Part) -> list[Point]:
-    """The points of the Pareto charts: every setting with all seeds, with its figure on the validation rows."""
-    metric, everyone = validation_metric(part.verdict), [*part.verdict.choices, *part.verdict.references]
+    """The points of the Pareto charts: every setting with all seeds, with its figure on the evaluation rows."""
+    metric, everyone = evaluation_metric(part.verdict), [*part.verdict.choices, *part.verdict.references]
     chosen = {tuple(choice.setting.trial_ids.values()): choice.name for choice in everyone}
     points = []
     for setting in _with_all_seeds(part):

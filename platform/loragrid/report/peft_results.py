@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from loragrid.comparison.selection import Verdict
 from loragrid.comparison.sweep_record import SweepRecord, TrialRun, read_artifact
+from loragrid.comparison.verdict import Verdict
 from loragrid.formatting import is_missing
 from loragrid.tracking.store_uri import parse_parameter
 

@@ -1,24 +1,15 @@
-"""Builds a report's tables from a verdict and a sweep's record. A missing value is a dash, never a zero."""
+"""Builds a report's tables from a sweep's record. A missing value is a dash, never a zero."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loragrid.comparison.findings import is_shown, was_chosen
-from loragrid.comparison.ranking import metric_words, sort_best_first
-from loragrid.comparison.selection import Choice, Contrast, Verdict, reported_interval
-from loragrid.comparison.settings import show_setting
-from loragrid.comparison.statistics import Interval, PairedTest
+from loragrid.comparison.metric_text import MISSING, format_metric
+from loragrid.comparison.ranking import sort_best_first
+from loragrid.comparison.settings import mean_figure
 from loragrid.comparison.sweep_record import SweepRecord
-from loragrid.comparison.table import Comparison, is_stopped_early
+from loragrid.comparison.table import PHASE_COLUMN, Comparison, is_stopped_early
 from loragrid.formatting import count_of, format_bytes, format_count, format_seconds, format_value, is_missing
-from loragrid.report.metric_text import (
-    MISSING,
-    format_difference,
-    format_metric,
-    format_p,
-    format_range,
-)
 from loragrid.tasks.discovery import figure_of
 from loragrid.trials.outcome import OUT_OF_MEMORY
 
@@ -43,136 +34,6 @@ class PageTable:
 
     header: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
-
-
-def interval_cell(metric: str, interval: Interval | None) -> Cell:
-    """Mean, deviation, 95 % interval and number of seeds."""
-    if interval is None:
-        return Cell(text=MISSING, is_number=True)
-    deviation = "" if interval.std is None else f" ± {format_metric(metric, interval.std)}"
-    return Cell(
-        text=format_metric(metric, interval.mean) + deviation,
-        notes=(f"95 %: {format_range(metric, interval)}; n = {interval.num}",),
-        is_number=True,
-    )
-
-
-def choice_table(verdict: Verdict, comparison: Comparison) -> PageTable:
-    """One row per choice, best first, with the figure of its untuned default; then one per reference."""
-    everyone = [*verdict.choices, *verdict.references]
-    has_test = any(choice.test is not None for choice in everyone)
-    heads = ([metric_words(verdict.metric)] if has_test else []) + [
-        metric_words(choice.metric) for choice in everyone[:1]
-    ]
-    rows = []
-    for choice in everyone:
-        marks = tuple(
-            f"{axis} {format_value(value)} is {_side(choice, axis)}: extend the ladder"
-            for axis, value in choice.edges.items()
-        )
-        figures = [interval_cell(verdict.metric, choice.test)] if has_test else []
-        figures.append(interval_cell(choice.metric, choice.validation))
-        is_reference = choice in verdict.references
-        rows.append(
-            (
-                Cell(text=choice.name, notes=("trains nothing: for reference",) if is_reference else ()),
-                Cell(text=show_setting(choice.setting), notes=marks, is_marked=bool(marks)),
-                *figures,
-                Cell(text=MISSING, is_number=True) if is_reference else _default_cell(choice, verdict.metric),
-                Cell(text=str(choice.num_settings), is_number=True),
-                _figure_cell(comparison, choice, "parameters/trainable", format_count),
-            )
-        )
-    header = (
-        "method",
-        "chosen setting" if was_chosen(verdict) else "setting",
-        *heads,
-        "untuned default",
-        "settings tried",
-        "trained params",
-    )
-    return PageTable(header=header, rows=tuple(rows))
-
-
-def _side(choice: Choice, axis: str) -> str:
-    return f"the {choice.edge_sides[axis]} tried" if axis in choice.edge_sides else "at the edge of its ladder"
-
-
-def _default_cell(choice: Choice, metric: str) -> Cell:
-    default = choice.default
-    if default is None:
-        reason = "nothing was chosen" if choice.num_settings == 1 else "not in the sweep"
-        return Cell(text=MISSING, notes=(choice.default_fault or reason,), is_number=True)
-    if default.setting.values == choice.setting.values:
-        return Cell(text="the same", is_number=True)
-    # A missing test figure is not replaced by the validation figure, which must not be compared with test figures.
-    cell = interval_cell(metric, reported_interval(default, metric))
-    fault = (choice.default_fault,) if choice.default_fault else ()
-    return Cell(text=cell.text, notes=(*cell.notes, show_setting(default.setting), *fault), is_number=True)
-
-
-def contrast_table(verdict: Verdict) -> PageTable:
-    """Every pair of methods with its differences over seeds and over test rows, each with a conclusion."""
-    return _contrasts_as_table(verdict.contrasts, verdict.higher_is_better)
-
-
-def contrast_tables(verdict: Verdict) -> tuple[PageTable, PageTable]:
-    """As `contrast_table`, in two tables: the n - 1 pairs with the best of n methods, and all other pairs."""
-    best = verdict.contrasts[0].first if verdict.contrasts else ""
-    with_best = [contrast for contrast in verdict.contrasts if contrast.first == best]
-    others = [contrast for contrast in verdict.contrasts if contrast.first != best]
-    return (
-        _contrasts_as_table(with_best, verdict.higher_is_better),
-        _contrasts_as_table(others, verdict.higher_is_better),
-    )
-
-
-def _contrasts_as_table(contrasts: Sequence[Contrast], higher_is_better: bool) -> PageTable:
-    rows = []
-    for contrast in contrasts:
-        for test, pairs in ((contrast.over_seeds, "seeds"), (contrast.over_items, "test rows")):
-            if test is not None:
-                rows.append(_contrast_row(contrast, test, pairs, higher_is_better))
-        if contrast.over_seeds is None and contrast.over_items is None:
-            names = Cell(text=f"{contrast.first} − {contrast.second}")
-            rows.append((names, Cell(text="cannot be tested"), *[Cell(text=MISSING, is_number=True)] * 4))
-    return PageTable(header=("pair", "what it shows", "difference", "95 % interval", "p (Holm)", "n"), rows=tuple(rows))
-
-
-def _contrast_row(contrast: Contrast, test: PairedTest, pairs: str, higher_is_better: bool) -> tuple[Cell, ...]:
-    low, high = (format_difference(contrast.metric, bound) for bound in (test.low, test.high))
-    return (
-        Cell(text=f"{contrast.first} − {contrast.second}", notes=(test.test,)),
-        Cell(text=conclusion(contrast, test, higher_is_better)),
-        Cell(text=format_difference(contrast.metric, test.difference), is_number=True),
-        Cell(text=MISSING if test.low is None or test.high is None else f"{low} to {high}", is_number=True),
-        Cell(text=format_p(test.p_adjusted), is_number=True),
-        Cell(text=f"{test.num} {pairs}", is_number=True),
-    )
-
-
-def conclusion(contrast: Contrast, test: PairedTest, higher_is_better: bool) -> str:
-    """Which of the two methods is better, in words, if the corrected test shows a difference."""
-    if test.p_adjusted is None:
-        return "cannot be tested"
-    if not is_shown(test):
-        return "no difference shown"
-    first_is_better = (test.difference > 0) == higher_is_better
-    return f"{contrast.first if first_is_better else contrast.second} is better"
-
-
-def _figure_cell(comparison: Comparison, choice: Choice, key: str, write: Callable[[Any], str]) -> Cell:
-    value = mean_figure(comparison, list(choice.setting.trial_ids.values()), key)
-    return Cell(text=MISSING if value is None else write(value), is_number=True)
-
-
-def mean_figure(comparison: Comparison, trial_ids: Sequence[str], key: str) -> float | None:
-    """The mean of a metric over the trials that have it; None if none has it."""
-    table = comparison.table
-    if key not in table:
-        return None
-    present = [float(value) for value in table.loc[table["trial_id"].isin(trial_ids), key] if not is_missing(value)]
-    return sum(present) / len(present) if present else None
 
 
 def unfinished_table(comparison: Comparison) -> PageTable:
@@ -208,11 +69,13 @@ def trial_table(comparison: Comparison, marked: Mapping[str, str]) -> PageTable:
     """All trials with all their metrics. marked: trial id -> how its fingerprint differs, see `FingerprintReport`."""
     keys = comparison.metric_keys
     heading = ("fingerprint",) if marked else ()
+    phase = (PHASE_COLUMN,) if PHASE_COLUMN in comparison.table else ()
     rows = [
         (
             Cell(text=row["trial_id"]),
             *([Cell(text=marked.get(row["trial_id"], "like most"))] if marked else []),
             Cell(text=row["method"]),
+            *(Cell(text=row[name]) for name in phase),
             Cell(text=end_of(row)),
             *(Cell(text=format_value(row[name]), is_number=True) for name in comparison.axes),
             *(
@@ -222,7 +85,7 @@ def trial_table(comparison: Comparison, marked: Mapping[str, str]) -> PageTable:
         )
         for row in sort_best_first(comparison.table).to_dict("records")
     ]
-    return PageTable(header=("trial", *heading, "method", "ended", *comparison.axes, *keys), rows=tuple(rows))
+    return PageTable(header=("trial", *heading, "method", *phase, "ended", *comparison.axes, *keys), rows=tuple(rows))
 
 
 def write_figure(key: str, value: Any) -> str:

@@ -11,11 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from loragrid.comparison.fingerprint import FingerprintReport, fingerprint_of
-from loragrid.comparison.ranking import best_trial, metric_words, ranking_metric, sort_best_first
-from loragrid.comparison.settings import tasks_of
-from loragrid.comparison.table import Comparison, is_stopped_early
+from loragrid.comparison.metric_text import format_metric
+from loragrid.comparison.ranking import ranking_metric, sort_best_first
+from loragrid.comparison.table import PHASE_COLUMN, Comparison, is_stopped_early
 from loragrid.formatting import count_of, format_bytes, format_count, format_seconds, format_value, is_missing
-from loragrid.report.metric_text import format_metric
 from loragrid.tasks.discovery import figure_of, task_figures
 
 MARK = "†"
@@ -58,10 +57,12 @@ def render_table(comparison: Comparison, width: int = 100) -> Table:
     rows, metric = sort_best_first(comparison.table).to_dict("records"), ranking_metric(comparison.table)
     fingerprint = fingerprint_of(comparison)
     columns = [Column(header="method", cells=[_method_cell(row, fingerprint) for row in rows])]
+    if PHASE_COLUMN in comparison.table:
+        columns.append(Column(header=PHASE_COLUMN, cells=[Text(row[PHASE_COLUMN]) for row in rows]))
     for name in comparison.axes:
         columns.append(Column(header=name, cells=[Text(format_value(row[name])) for row in rows]))
     for key in dict.fromkeys((metric, "eval/final_loss")):
-        cells = [_figure_cell(row, key, is_first=i == 0 and key == metric) for i, row in enumerate(rows)]
+        cells = [_figure_cell(row, key) for row in rows]
         figure = figure_of(key)
         columns.append(Column(header=f"eval\n{'loss' if figure is None else figure.words}", cells=cells))
     for key, header, write, priority in METRIC_COLUMNS:
@@ -102,7 +103,7 @@ def _fit(columns: Sequence[Column], width: int) -> tuple[list[Column], list[Colu
     return shown, [column for column in columns if column not in shown]
 
 
-def _figure_cell(row: Mapping[Any, Any], metric: str, is_first: bool) -> Text:
+def _figure_cell(row: Mapping[Any, Any], metric: str) -> Text:
     if is_stopped_early(row):
         return Text("stopped", style="dim")
     if row["status"] != "FINISHED":
@@ -110,7 +111,7 @@ def _figure_cell(row: Mapping[Any, Any], metric: str, is_first: bool) -> Text:
     figure = row.get(metric)
     if is_missing(figure):
         return Text("–")
-    return Text(format_metric(metric, figure), style="bold green" if is_first else "")
+    return Text(format_metric(metric, figure))
 
 
 def _method_cell(row: Mapping[Any, Any], fingerprint: FingerprintReport) -> Text:
@@ -142,10 +143,6 @@ def _caption(comparison: Comparison, left_out: Sequence[Column], fingerprint: Fi
     for what, trial_ids in fingerprint.marked_together().items():
         caption.append(f"{MARK} ", style="bold yellow")
         caption.append(f"{', '.join(trial_ids)} {what}\n")
-    best, metric = best_trial(comparison), ranking_metric(comparison.table)
-    if best and len(comparison.table) > 1 and len(tasks_of(comparison)) == 1:
-        figure = format_metric(metric, sort_best_first(comparison.table).iloc[0][metric])
-        caption.append(f"best trial by {metric_words(metric)}: {best} ({figure})\n")
     for key, name in (("eval/loss", "loss"), *((f"eval/{figure.name}", figure.words) for figure in task_figures())):
         start = comparison.curves.query("key == @key and step == 0")["value"]
         if not start.empty:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from loragrid.comparison.metric_text import format_metric
 from loragrid.comparison.ranking import is_higher_better, metric_words
 from loragrid.formatting import count_of, format_value
 from loragrid.report.charts import Chart, MethodStyle, draw, draw_grid, draw_line, legend_above
 from loragrid.report.heat_maps import SettingFigures, column_of, limits_of
-from loragrid.report.metric_text import format_metric
 from loragrid.tracking.store_uri import Scalar
 
 if TYPE_CHECKING:

@@ -1,17 +1,21 @@
-"""Summarises a sweep in its own MLflow run: counts, the best trial, the cost, and the picture of its curves."""
+"""Summarises a sweep in its own MLflow run: counts, the best trial, the cost, sample answers, the picture of curves."""
 
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from loragrid.comparison.ranking import best_trial, ranking_metric
-from loragrid.comparison.table import Comparison, is_stopped_early, load_comparison
+from loragrid.comparison.sample_answers import SAMPLES_TABLE, as_mlflow_table, load_samples
+from loragrid.comparison.settings import tasks_of
+from loragrid.comparison.table import PHASE_COLUMN, Comparison, is_stopped_early, load_comparison
+from loragrid.comparison.verdict import Verdict, load_verdict, trial_to_keep
 from loragrid.formatting import is_missing
 from loragrid.report.loss_curves import has_losses, plot_loss_curves
+from loragrid.sweep.noise_history import noise_metrics
 from loragrid.tracking.recorder import Recorder
 from loragrid.trials.metrics import best_figure_keys
 
@@ -65,24 +69,46 @@ def record_summary(recorder: Recorder, sweep: str, cost: SweepCost) -> pd.DataFr
     if not recorder.deliver(SUMMARY_PATIENCE_SECONDS):
         return None
     comparison = load_comparison(recorder.experiment_name, recorder.tracking_uri, sweep)
-    metrics = summary_metrics(comparison)
+    verdicts = {label: load_verdict(part) for label, part in tasks_of(comparison).items()}
+    best = trial_to_keep(comparison, next(iter(verdicts.values()))) if len(verdicts) == 1 else best_trial(comparison)
+    metrics = summary_metrics(comparison, best)
+    results = [verdict.result for verdict in verdicts.values() if verdict.result is not None]
+    if len(results) == len(verdicts) == 1:  # several tasks have no common noise
+        metrics |= noise_metrics(results[0])
     for key, value in cost.metrics().items():
         metrics[key] = value if key == START_METRIC else value + comparison.sweep_metrics.get(key, 0.0)
-    best = best_trial(comparison)
     named = {BEST_TRIAL_TAG: best, BEST_METRIC_TAG: ranking_metric(comparison.table)} if best else {}
     recorder.log_sweep_summary(metrics, named)
+    recorder.log_answer(sweep, comparison.question, answer_text(verdicts))
     if has_losses(comparison):
         with tempfile.TemporaryDirectory() as folder:
             recorder.log_sweep_artifact(plot_loss_curves(comparison, Path(folder) / "loss_curves.png"), FIGURES)
+    _record_samples(recorder, tasks_of(comparison), verdicts)
     return comparison.curves
 
 
-def summary_metrics(comparison: Comparison) -> dict[str, float]:
-    """The number of trials per kind of end, and the figures of the best trial, chosen on evaluation rows only."""
+def _record_samples(recorder: Recorder, tasks: Mapping[str, Comparison], verdicts: Mapping[str, Verdict]) -> None:
+    """Keep the sample answers of every method's choice as a table, if its trials have any."""
+    loaded = {label: load_samples(part, verdicts[label].choices) for label, part in tasks.items()}
+    tables = {label: table for label, table in loaded.items() if table is not None and table.rows}
+    if tables:
+        recorder.log_sweep_table(SAMPLES_TABLE, *as_mlflow_table(tables))
+
+
+def answer_text(verdicts: Mapping[str, Verdict]) -> str:
+    """The answers of a sweep, each with the label of its task if there are several."""
+    answers = {label: verdict.answer.sentence for label, verdict in verdicts.items() if verdict.answer.sentence}
+    return "\n".join(f"{label}: {answer}" if label else answer for label, answer in answers.items())
+
+
+def summary_metrics(comparison: Comparison, best: str) -> dict[str, float]:
+    """The number of trials per kind of end, with those that confirm among them, and the figures of the trial `best`."""
     rows = comparison.table.to_dict("records")
     ends = Counter("stopped" if is_stopped_early(row) else str(row["status"]).lower() for row in rows)
     metrics = {f"sweep/trials_{end}": float(ends[end]) for end in ("finished", "failed", "stopped")}
-    best = best_trial(comparison)
+    num_confirming = sum(row.get(PHASE_COLUMN) == "confirm" for row in rows)
+    if num_confirming:
+        metrics["sweep/trials_confirming"] = float(num_confirming)
     for row in rows:
         if row["trial_id"] == best:
             for key, own in best_figure_keys().items():

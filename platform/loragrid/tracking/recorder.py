@@ -1,5 +1,6 @@
 """Records a sweep: one parent run and one child run per trial, delivered to MLflow through a spool on disk."""
 
+import json
 import math
 import tempfile
 import time
@@ -7,13 +8,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from loragrid.tracking.mlflow_experiment import MlflowExperiment
+from loragrid.tracking.mlflow_internals import LOGGED_ARTIFACTS_TAG
 from loragrid.tracking.mlflow_writer import SWEEP_ITSELF
 from loragrid.tracking.outbox import Outbox, Point
 from loragrid.tracking.pages import trials_page
 from loragrid.tracking.store_uri import RunStatus, Scalar
 from loragrid.tracking.sweep_names import SweepNames
 from loragrid.trials.metrics import sweep_note
-from loragrid.trials.tags import KIND_TAG, METHOD_TAG, NOTE_TAG, QUESTION_TAG, REASON_TAG, SWEEP_TAG, TRIAL_TAG
+from loragrid.trials.tags import (
+    ANSWER_TAG,
+    KIND_TAG,
+    METHOD_TAG,
+    NOTE_TAG,
+    QUESTION_TAG,
+    REASON_TAG,
+    SWEEP_TAG,
+    TRIAL_TAG,
+)
 
 PATIENCE_SECONDS = 20.0
 """How long the end of a sweep waits for a store that fails."""
@@ -92,12 +103,7 @@ class Recorder:
         if self._open_outbox is None:
             self._names.check_free(name)
         self._open(name)
-        note = sweep_note(
-            tags.get(QUESTION_TAG, ""),
-            self.experiment_name,
-            trials=trials_page(".", self.experiment_id, name),
-            charts=trials_page(".", self.experiment_id, name, charts=True),
-        )
+        note = self._note(name, tags.get(QUESTION_TAG, ""))
         all_tags = {NOTE_TAG: note, **tags, KIND_TAG: "sweep", SWEEP_TAG: name}
         self._outbox.start_run(SWEEP_ITSELF, name, self._clock.next_start(), parameters, all_tags)
 
@@ -158,11 +164,36 @@ class Recorder:
         if tags:
             self._outbox.set_tags(SWEEP_ITSELF, tags)
 
+    def log_answer(self, name: str, question: str, answer: str) -> None:
+        """Put the verdict's answer on top of the description of the sweep `name`, and into a tag of its own."""
+        self._outbox.set_tags(SWEEP_ITSELF, {NOTE_TAG: self._note(name, question, answer), ANSWER_TAG: answer})
+
+    def _note(self, name: str, question: str, answer: str = "") -> str:
+        return sweep_note(
+            question,
+            self.experiment_name,
+            trials=trials_page(".", self.experiment_id, name),
+            charts=trials_page(".", self.experiment_id, name, charts=True),
+            answer=answer,
+        )
+
     def log_sweep_artifact(self, path: Path, artifact_path: str | None = None) -> None:
         """Keep a file with the sweep's run."""
         with tempfile.TemporaryDirectory() as name:
             (Path(name) / path.name).write_bytes(path.read_bytes())
             self._outbox.log_files(SWEEP_ITSELF, Path(name), artifact_path or "")
+
+    def log_sweep_table(self, file_name: str, columns: Sequence[str], rows: Sequence[Sequence[str | None]]) -> None:
+        """Keep a table with the sweep's run, as `MlflowClient.log_table` would; a later one replaces it.
+
+        file_name: ends in .json. MLflow's own function waits for the store, and appends to a table of that name.
+        """
+        with tempfile.TemporaryDirectory() as name:
+            path = Path(name) / file_name
+            path.write_text(json.dumps({"columns": list(columns), "data": [list(row) for row in rows]}), "utf-8")
+            self._outbox.log_files(SWEEP_ITSELF, Path(name), "")
+        tables = json.dumps([{"path": file_name, "type": "table"}])
+        self._outbox.set_tags(SWEEP_ITSELF, {LOGGED_ARTIFACTS_TAG: tables})
 
     def end_trial(self, trial_id: str, status: RunStatus, reason: str = "") -> None:
         """Close the trial's run. reason: why it did not finish, shown on the run's page."""

@@ -62,6 +62,7 @@ def group_into_packs(
     num_places: packs that can train at the same time. With `max_members: auto`, each group of trials that can share a
     base gets its share of the places and is cut into the same number of packs per place. No place stays empty.
     early_stopping: the trials are first divided into one rung group per place, see `contests.divide`.
+    Queues and files are named after packs, so the packs of trials that confirm have names of their own.
     """
     cuts: list[tuple[int | None, tuple[Trial, ...]]]
     if early_stopping is None:
@@ -69,8 +70,9 @@ def group_into_packs(
     else:
         groups = divide(trials, early_stopping, num_places)
         cuts = [(number, part) for number, group in enumerate(groups) for part in _cut(group, config, 1, num_workers)]
+    name = "confirm" if any(trial.phase == "confirm" for trial in trials) else "pack"
     return [
-        Pack(pack_id=f"pack-{index:03d}", trials=part, rung_group=number) for index, (number, part) in enumerate(cuts)
+        Pack(pack_id=f"{name}-{index:03d}", trials=part, rung_group=number) for index, (number, part) in enumerate(cuts)
     ]
 
 

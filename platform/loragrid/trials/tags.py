@@ -8,8 +8,19 @@ CHANGES_TAG = "loragrid.git.changes"
 OUT_OF_MEMORY_TAG = "loragrid.out_of_memory"
 """Marks a trial that ended because memory ran out."""
 
+WRITES_BASE_TAG = "loragrid.writes_base"
+"""Marks a trial whose method trains the base itself: its result is a whole model, not an adapter."""
+
 SPLIT_TAG = "loragrid.pack.split"
 """Why a trial's pack was halved."""
+
+SAMPLES_PROBLEM_TAG = "loragrid.samples.problem"
+"""Why a trial has no sample answers although it finished."""
+PHASE_TAG = "loragrid.phase"
+"""`tune` or `confirm`: whether the trial helps to choose a setting, or trains a chosen setting with a fresh seed."""
+
+CONFIRM_CHOICE_TAG = "loragrid.confirm.choice"
+"""Of a sweep: the settings that were chosen to be trained again, and the fresh seeds, see `trials/confirm.Chosen`."""
 
 PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"
@@ -20,3 +31,5 @@ METHOD_TAG = "loragrid.method"
 LABEL_TAG = "loragrid.label"
 REASON_TAG = "loragrid.reason"
 QUESTION_TAG = "loragrid.question"
+ANSWER_TAG = "loragrid.answer"
+"""The first sentence of the sweep's verdict; one sentence per task if the sweep has several."""
