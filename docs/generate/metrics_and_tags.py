@@ -34,7 +34,7 @@ OTHER_TAGS: dict[str, str] = {
     "split them; a sweep on other rows is not resumed",
     "loragrid.reason": "why a trial failed or was stopped",
     "loragrid.out_of_memory": "set if the trial ran out of memory",
-    "loragrid.rung": "the rung of successive halving at which the trial was stopped",
+    "loragrid.rung": "the rung of successive halving at which the trial's setting was stopped",
     "loragrid.pack": "the pack that trained the trial last",
     "loragrid.pack.split": "why the pack was halved",
     "loragrid.pack.shape": "shape of the pack, under which its timing is reused by later plans",
