@@ -36,6 +36,7 @@ from loragrid.comparison.row_scores import ArrangedScores, arrange_scores
 from loragrid.comparison.selection import choose
 from loragrid.comparison.settings import tasks_of
 from loragrid.comparison.table import Comparison
+from loragrid.comparison.tuning import budget_words
 from loragrid.tracking.store_uri import parse_parameter
 
 DEFAULT_MARGIN = 0.01
@@ -100,6 +101,8 @@ def judge(comparison: Comparison, scores: pd.DataFrame | None = None, apart: Col
         return _empty("", (warning,))
     selection = choose(comparison, apart)
     warnings = [*selection.warnings, *edge_warnings(selection.choices)]
+    if words := budget_words(comparison, {choice.name: choice.setting for choice in selection.choices}):
+        warnings.append(words)
     record = data_record_of(comparison)
     if record is not None and record.is_partial:
         warnings.append(" ".join(record.left_out_sentences()))
