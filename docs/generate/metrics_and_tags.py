@@ -46,8 +46,10 @@ OTHER_TAGS: dict[str, str] = {
     "loragrid.git.dirty": "`true` if the code had changes that no commit holds",
     "loragrid.trials": "the trials that the sweep was started with",
     "loragrid.resumed": "how the sweep was resumed",
-    "loragrid.best_trial": "run of the best trial of a sweep",
-    "loragrid.best_trial.metric": "the metric by which it is the best",
+    "loragrid.answer": "of a sweep: the first sentence of its verdict",
+    "loragrid.best_trial": "of a sweep: the trial to export, of the recommended method if there is one",
+    "loragrid.best_trial.metric": "of a sweep: the metric by which this trial is the best of its setting",
+    "loragrid.writes_base": "`true` if the method trains the base itself, so that its result is a whole model",
     "loragrid.summary.problem": "why the summary of a sweep could not be computed",
 }
 """Tags that are no part of the fingerprint -> meaning. A test compares this with the tags in the code."""

@@ -258,7 +258,7 @@ def test_joined_queues_keep_their_earlier_decisions(setup: Setup, tmp_path: Path
     killed = Driver(store=TrialStore(str(tmp_path / "killed")))
     for trials in queues:
         run_workers(setup, [trials], calm, HALVING)
-        killed.kill_at = killed.num_updates + 8
+        killed.kill_at = killed.num_updates + 9
         with pytest.raises(Killed):
             run_workers(setup, [trials], killed, HALVING)
         assert {max(killed.records[trial.trial_id]) for trial in trials} == {2, 3}, "on the way to the second rung"

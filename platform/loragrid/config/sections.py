@@ -52,7 +52,7 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    """The rows that train, evaluate and test every trial; no row is in two of the three splits."""
+    """The rows that train, evaluate and test every trial; no row and no group is in two of the three splits."""
 
     name: Text = Field(
         description="Source of the rows: an embedded name, a local .jsonl, .csv or .parquet file, or a hub id.",
@@ -102,6 +102,12 @@ class DataConfig(Section):
         default={},
         description="Canonical column (prompt, completion, messages, text) -> name of the column in the data.",
         examples=[{"prompt": "question", "completion": "answer"}],
+    )
+    group_by: OptionalText = Field(
+        default=None,
+        description="Column of the data: rows with an equal value there are one group, which is in one split only; "
+        "null makes rows with equal prompts one group (of chitchat, the rows of a conversation).",
+        examples=["conversation_id"],
     )
     max_length: Annotated[
         int, Field(strict=True, ge=2, le=MAX_COUNT), Allowed("a whole number of tokens from 2 on"), Unit("tokens")

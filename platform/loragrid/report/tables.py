@@ -76,8 +76,11 @@ def _setting_of(comparison: Comparison, row: Mapping[Any, Any]) -> str:
 
 
 def trial_table(comparison: Comparison, marked: Mapping[str, str]) -> PageTable:
-    """All trials with all their metrics. marked: trial id -> how its fingerprint differs, see `FingerprintReport`."""
-    keys = comparison.metric_keys
+    """All trials with their metrics, without the counts of rows, which few trials differ in.
+
+    marked: trial id -> how its fingerprint differs, see `FingerprintReport`.
+    """
+    keys = [key for key in comparison.metric_keys if not key.startswith("data/")]
     heading = ("fingerprint",) if marked else ()
     phase = (PHASE_COLUMN,) if PHASE_COLUMN in comparison.table else ()
     rows = [

@@ -26,6 +26,13 @@ PHASE_TAG = "loragrid.phase"
 CONFIRM_CHOICE_TAG = "loragrid.confirm.choice"
 """Of a sweep: the settings that were chosen to be trained again, and the fresh seeds, see `trials/confirm.Chosen`."""
 
+DATA_DIGEST_TAG = "loragrid.data.digest"
+"""Identifies the tokens, labels and groups of all rows of a trial."""
+MADE_FROM_TAG = "loragrid.data.made_from"
+"""What the rows depend on, as JSON: digests of the sources and the tokenizer, and the settings that split them."""
+LEFT_OUT_TAG = "loragrid.data.left_out"
+"""The rows that were read and not used, as JSON: reason -> number of rows."""
+
 PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"
 KIND_TAG = "loragrid.kind"

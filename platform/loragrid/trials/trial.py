@@ -13,6 +13,8 @@ from loragrid.tasks.contract import TASK_OBSERVATION_KEYS, TaskConfig
 from loragrid_methods import Method
 
 DIGEST_LENGTH = 8
+ADDED_DATA_KEYS = ("group_by",)
+"""Keys of `data` that are part of a trial's id only if they are set, because ids are older than they are."""
 
 Phase = Literal["tune", "confirm"]
 """`tune`: a trial of the grid, which helps to choose a setting. `confirm`: a chosen setting with a fresh seed."""
@@ -60,7 +62,7 @@ def make_trial_id(
         "method": {"name": method.name, **method.hyperparameters()},
         "seed": seed,
         "model": model.model_dump(),
-        "data": data.model_dump(),
+        "data": data.model_dump(exclude={key for key in ADDED_DATA_KEYS if getattr(data, key) is None}),
         "training": training.model_dump(exclude=set(OBSERVATION_KEYS | HOLDING_KEYS)),
     }
     if task is not None:
