@@ -101,8 +101,8 @@ def judge(comparison: Comparison, scores: pd.DataFrame | None = None, apart: Col
         return _empty("", (warning,))
     selection = choose(comparison, apart)
     warnings = [*selection.warnings, *edge_warnings(selection.choices)]
-    if words := budget_words(comparison, {choice.name: choice.setting for choice in selection.choices}):
-        warnings.append(words)
+    if budgets := budget_words(comparison, {choice.name: choice.setting for choice in selection.choices}):
+        warnings.append(budgets)
     record = data_record_of(comparison)
     if record is not None and record.is_partial:
         warnings.append(" ".join(record.left_out_sentences()))
