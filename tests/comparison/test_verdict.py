@@ -467,9 +467,7 @@ def record(uri: str) -> pd.DataFrame:
         recorder.end_trial(row["trial_id"], "FINISHED")
     recorder.end_sweep("FINISHED")
     assert recorder.deliver()
-    kept = scores[~scores["trial_id"].str.startswith("full")].reset_index(drop=True)
-    kept.insert(2, "group", kept["row"])  # the files have no groups, as in old stores: each row is its own
-    return kept
+    return scores[~scores["trial_id"].str.startswith("full")].reset_index(drop=True)
 
 
 @pytest.fixture(scope="module")
