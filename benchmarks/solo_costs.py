@@ -83,6 +83,7 @@ def random_data(setting: Setting) -> TokenizedData:
         label_positions=torch.arange(setting.length - 1).expand(len(ids), -1).contiguous(),
         label_targets=ids[:, 1:].contiguous(),
         num_tokens=torch.full((len(ids),), setting.length),
+        groups=torch.arange(len(ids)),
     )
     none = rows.select(torch.arange(0))
     return TokenizedData(train=rows, evaluation=rows, test=none, skipped={}, digest="random", num_source_rows=len(rows))
