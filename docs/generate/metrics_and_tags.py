@@ -25,6 +25,9 @@ OTHER_TAGS: dict[str, str] = {
     "loragrid.trial_id": "identity of the trial, a digest of its settings; the same settings have the same id",
     "loragrid.method": "name of the method",
     "loragrid.label": "name of the method in the comparison, where a block of the file sets `label`",
+    "loragrid.phase": "`tune` for a trial of the grid, `confirm` for a chosen setting with a fresh seed",
+    "loragrid.confirm.choice": "of a sweep: the settings that it confirms (each by the id of its trial with seed 0), "
+    "and the fresh seeds",
     "loragrid.question": "the question of the experiment",
     "loragrid.reason": "why a trial failed or was stopped",
     "loragrid.out_of_memory": "set if the trial ran out of memory",
@@ -34,6 +37,8 @@ OTHER_TAGS: dict[str, str] = {
     "loragrid.pack.shape": "shape of the pack, under which its timing is reused by later plans",
     "loragrid.scoring.rows_at_once": "rows scored at once, where memory allowed fewer than a step trains",
     "loragrid.scoring.prompts_at_once": "prompts answered at once, where memory allowed fewer than a step trains",
+    "loragrid.samples.problem": "why a finished trial has no sample answers",
+    "loragrid.samples.prompts_at_once": "sample prompts answered at once, where memory allowed fewer",
     "loragrid.checkpoint.damaged": "set if a damaged state was found and the one before it was used",
     "loragrid.engine.reason": "why the engine runs the steps in this mode",
     "loragrid.engine.evaluation": "set if steps are captured and evaluation is not, with the reason",
@@ -70,7 +75,7 @@ def metrics_and_tags_page() -> str:
             table(["metric", "meaning"], [(f"`{key}`", meaning) for key, meaning in CURVE_METRICS.items()]),
             "## Figures of a trial",
             "These have one value. The figures of a task on the evaluation rows, such as `eval/accuracy`, are also "
-            "recorded before the first step and every `task.every` steps.",
+            "recorded before the first step and every `task.every` steps; `forgetting/loss` also at every evaluation.",
             *groups,
             "## Figures of a sweep",
             table(["metric", "meaning"], [(f"`{key}`", meaning) for key, meaning in sweep_metrics().items()]),

@@ -18,6 +18,7 @@ VALID: dict[str, Any] = {
     "training": {"steps": 20, "batch_size": 4},
     "methods": ["lora", {"name": "lora_plus", "rank": 4}],
     "early_stopping": {"grace_steps": 5},
+    "confirm": {"seeds": 3},
 }
 
 # Key -> whether 0 is allowed.
@@ -45,6 +46,7 @@ NUMBERS = {
     "pack.max_members": False,
     "early_stopping.grace_steps": False,
     "early_stopping.reduction_factor": False,
+    "confirm.seeds": False,
     "methods.1.rank": False,
     "methods.1.alpha": False,
     "methods.1.dropout": True,
@@ -81,7 +83,18 @@ CHOICES = (
     "methods.1.rslora",
 )
 NO_CHOICES: list[Any] = ["x", 1, ["auto"], {}]
-SECTIONS = ("model", "data", "training", "workers", "pack", "engine", "early_stopping", "tracking", "storage")
+SECTIONS = (
+    "model",
+    "data",
+    "training",
+    "workers",
+    "pack",
+    "engine",
+    "early_stopping",
+    "confirm",
+    "tracking",
+    "storage",
+)
 NO_PATHS = [
     "../../x",
     "/etc/x",

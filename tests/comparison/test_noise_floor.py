@@ -1,8 +1,10 @@
 """The noise floor: its formula against independent values, what it refuses, and how it moves with the design."""
 
 import math
+import zlib
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from scipy import optimize, stats
 
@@ -13,6 +15,7 @@ from loragrid.comparison.noise_floor import (
     seeds_to_show,
     smallest_difference,
 )
+from loragrid.comparison.pairwise import MethodScores, compare_methods
 
 BASE = Noise(seed_deviation=0.002, pair_row_deviation=0.008 * math.sqrt(2), row_seed_deviation=0.012)
 FIVE = Design(num_methods=5, num_pairs=10, num_seeds=3, num_groups=209.0)
@@ -147,3 +150,64 @@ def test_measured_noise_gives_back_its_row_deviation() -> None:
 def test_noise_refuses_what_is_no_deviation(value: float) -> None:
     with pytest.raises(ValueError, match="seed_deviation"):
         Noise(seed_deviation=value, pair_row_deviation=0.1, row_seed_deviation=0.1)
+
+
+@pytest.mark.parametrize(
+    ("scene", "num_methods", "num_seeds", "num_rows"),
+    [
+        ("few methods", 5, 3, 256),
+        ("more seeds", 5, 5, 256),
+        ("two methods", 2, 3, 256),
+        ("few rows", 5, 3, 64),
+        ("many methods", 9, 3, 512),
+    ],
+)
+def test_verdict_finds_a_difference_of_the_floors_size(
+    scene: str, num_methods: int, num_seeds: int, num_rows: int
+) -> None:
+    """Measured power at the floor: the share of the worse method's pairs that the verdict itself shows."""
+    generator = np.random.default_rng(zlib.crc32(scene.encode()))
+    names = tuple(f"method {number}" for number in range(num_methods))
+    shown = []
+    for _ in range(120):
+        labels = np.maximum(4, generator.lognormal(4.3, 0.45, num_rows)).round()
+        design = Design(
+            num_methods=num_methods,
+            num_pairs=num_methods * (num_methods - 1) // 2,
+            num_seeds=num_seeds,
+            num_groups=float(labels.sum() ** 2 / (labels**2).sum()),
+        )
+        losses = (
+            generator.normal(1.0, 0.3, num_rows)
+            + generator.normal(0, BASE.seed_deviation, (num_methods, num_seeds, 1))
+            + generator.normal(0, BASE.pair_row_deviation / math.sqrt(2), (num_methods, 1, num_rows))
+            + generator.normal(0, BASE.row_seed_deviation, (num_methods, num_seeds, num_rows))
+        )
+        losses[-1] += floor(BASE, design)
+        found = compare_methods(MethodScores(names=names, values=losses, weights=labels, groups=np.arange(num_rows)))
+        shown += [test.better == test.first for test in found.pairs if test.second == names[-1]]
+    assert 0.6 <= np.mean(shown) <= 0.92
+
+
+def test_noise_of_a_simulated_sweep_is_measured_without_bias() -> None:
+    """The deviations of the verdict's own result are those that the simulation was made with."""
+    generator = np.random.default_rng(zlib.crc32(b"measured noise"))
+    squares = []
+    for _ in range(60):
+        losses = (
+            generator.normal(1.0, 0.3, 256)
+            + generator.normal(0, BASE.seed_deviation, (5, 3, 1))
+            + generator.normal(0, BASE.pair_row_deviation / math.sqrt(2), (5, 1, 256))
+            + generator.normal(0, BASE.row_seed_deviation, (5, 3, 256))
+        )
+        scores = MethodScores(names=tuple("abcde"), values=losses, weights=np.ones(256), groups=np.arange(256))
+        found = compare_methods(scores)
+        noise = Noise.measured(
+            seed_deviation=found.seed_deviation,
+            row_deviation=found.row_deviation,
+            row_seed_deviation=found.row_seed_deviation,
+            num_seeds=found.num_seeds,
+        )
+        squares.append([value**2 for value in vars(noise).values()])
+    measured = np.sqrt(np.mean(squares, axis=0))
+    assert measured == pytest.approx(list(vars(BASE).values()), rel=0.1)

@@ -21,7 +21,7 @@ from loragrid.comparison.verdict import Verdict, judge, load_verdict, trial_to_k
 from loragrid.report.verdict_table import render_verdict
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.store_uri import Scalar, default_tracking_uri
-from loragrid.trials.tags import WRITES_BASE_TAG
+from loragrid.trials.tags import PHASE_TAG, WRITES_BASE_TAG
 from tests.support.comparisons import made_up_comparison
 
 NUM_ROWS = 60
@@ -232,7 +232,7 @@ def test_the_best_is_taken_where_it_beats_every_other() -> None:
     figures = {("lora", 1e-3): [2.30, 2.32, 2.31], ("vera", 1e-3): [2.6, 2.62, 2.60], ("dora", 1e-3): [2.8, 2.82, 2.83]}
     comparison = costed(figures, lora=5000, vera=10)
     verdict = judge(comparison, scores_of(comparison))
-    assert verdict.sentences[0] == "Take lora: better than every other method. Behind: vera and dora."
+    assert verdict.sentences[0] == "Take lora: better than every other method."
 
 
 def test_a_whole_model_is_a_reference_and_never_taken() -> None:
@@ -264,6 +264,38 @@ def test_a_lead_of_many_settings_against_one_is_no_claim() -> None:
     assert judged({**many, ("vera", 1e-3): [2.0, 2.002, 2.001]}).claims[0].is_shown
 
 
+def test_fresh_seeds_alone_are_reported_and_lift_the_mark() -> None:
+    """Tuned on seeds 0 to 2, trained again on seeds 3 to 5, where lora's lead over vera is gone."""
+    ladder = {("lora", 1e-3 * 2**i): [2.0 + 0.1 * i + 0.001 * s for s in range(3)] for i in range(5)}
+    figures = {**ladder, ("vera", 1e-3): [2.4, 2.402, 2.401]}
+    fresh = {("lora", 1e-3): [2.6, 2.602, 2.601], ("vera", 1e-3): [2.401, 2.402, 2.4]}
+    whole = comparison_of({key: [*values, *fresh.get(key, [])] for key, values in figures.items()})
+    tags = {
+        trial_id: {PHASE_TAG: "tune" if seed < 3 else "confirm"}
+        for trial_id, seed in zip(whole.table["trial_id"], whole.table["seed"], strict=True)
+    }
+    whole = replace(whole, tags=tags)
+    verdict = judge(whole, scores_of(whole))
+    assert verdict.seeds == (3, 4, 5)
+    (claim,) = verdict.claims
+    assert (claim.better, claim.is_shown, claim.mark) == ("vera", True, "")
+    assert verdict.answer.recommended == "vera"
+    assert "3 fresh seeds" in " ".join(verdict.sentences)
+    assert verdict.optimism == {}
+    assert next(choice for choice in verdict.choices if choice.name == "lora").setting.values == {"lr": 1e-3}
+
+
+def test_optimism_is_stated_where_reported_seeds_chose() -> None:
+    lucky = {("lora", 1e-3): [2.0, 2.3, 2.3], ("lora", 1e-2): [2.3, 2.2, 2.25], ("vera", 1e-3): [2.5, 2.51, 2.52]}
+    verdict = judged(lucky)
+    assert verdict.optimism["vera"] is None
+    own = verdict.optimism["lora"]
+    assert own is not None
+    assert own.value > 0
+    (sentence,) = [sentence for sentence in verdict.sentences if "Optimism" in sentence]
+    assert f"lora +{own.value:.4f} (2 settings)" in sentence
+
+
 def test_the_planned_pairs_are_read_from_the_record() -> None:
     planned = {"verdict.family": "against", "verdict.against": "lora"}
     verdict = judged(THREE_SEEDS, sweep_parameters=planned)
@@ -293,7 +325,7 @@ def test_accuracy_is_higher_better_and_written_in_points() -> None:
     comparison.table["eval/accuracy"] = comparison.table["test/accuracy"]
     verdict = judge(comparison, scores_of(comparison, correct=True))
     assert (verdict.metric, verdict.higher_is_better) == ("test/accuracy", True)
-    assert verdict.sentences[0] == "Take lora: better than every other method. Behind: vera."
+    assert verdict.sentences[0] == "Take lora: better than every other method."
     assert "points" in pair_sentence(verdict.claims[0], verdict.metric)
     estimate = verdict.estimate("lora")
     assert estimate is not None
@@ -334,6 +366,14 @@ def test_a_best_value_at_a_ladders_end_is_warned_about() -> None:
     both = ladder | {("vera", 1e-4): [2.6], ("vera", 1e-3): [2.4]}
     (warning,) = (warning for warning in judge(comparison_of(both)).warnings if "ladder" in warning)
     assert warning == "the highest lr tried is the best of lora (0.001) and vera (0.001): extend their ladders"
+
+
+def test_the_answer_names_methods_best_at_a_ladders_end() -> None:
+    rising = {**THREE_SEEDS, ("vera", 1e-4): [2.9, 2.91, 2.92]}
+    assert (
+        judged(rising).sentences[0].endswith("vera was best at the end of a ladder, so a longer one may change this.")
+    )
+    assert "ladder" not in judged(THREE_SEEDS).sentences[0]
 
 
 def test_methods_no_better_than_the_untrained_base_are_named() -> None:
@@ -384,7 +424,7 @@ def test_the_table_shows_every_choices_figure_edge_and_place(width: int) -> None
     assert "3.0000" in text
     assert text.count("recommended") + text.count("leading") <= 1
     if width == 120:
-        (own,) = [line for line in lines if line.startswith("lora_plus")]
+        own = next(line for line in lines if line.startswith("lora_plus"))
         assert "lr 0.0001↓ of 2" in own
         assert "●" in own
         (base,) = [line for line in lines if line.startswith("frozen")]

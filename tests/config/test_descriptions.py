@@ -75,4 +75,4 @@ def test_the_examples_of_methods_and_grids_make_an_experiment() -> None:
 
 
 def test_every_section_of_the_file_is_found() -> None:
-    assert len(SECTIONS) == 1 + 10 + len(task_kinds())
+    assert len(SECTIONS) == 1 + 13 + len(task_kinds())

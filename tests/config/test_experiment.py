@@ -433,6 +433,31 @@ def test_early_stopping_that_could_not_work_is_refused(
     assert said in message
 
 
+@pytest.mark.parametrize(
+    ("overrides", "key", "said"),
+    [
+        (["confirm.seeds=2"], "confirm.seeds", "from 3 to 1000; fewer seeds support no claim about a method"),
+        (["confirm.seeds=1001"], "confirm.seeds", "from 3 to 1000"),
+        (["confirm.sets=3"], "confirm.sets", "seeds"),
+        (["confirm={}", f"grid={{seed: [{2**32 - 3}]}}"], "grid.seed", f"whole numbers from 0 to {2**32 - 4}"),
+    ],
+)
+def test_a_confirmation_that_could_show_nothing_is_refused(
+    tmp_path: Path, overrides: list[str], key: str, said: str
+) -> None:
+    message = refusal(tmp_path, *overrides)
+    assert key in message
+    assert said in message
+
+
+def test_nothing_is_confirmed_by_default(tmp_path: Path) -> None:
+    assert load_experiment(write(tmp_path, FILE)).confirm is None
+    asked = load_experiment(write(tmp_path, FILE), ["confirm={}"]).confirm
+    assert asked is not None
+    assert asked.seeds == 3
+    assert load_experiment(write(tmp_path, FILE), ["confirm={}", f"grid={{seed: [{2**32 - 4}]}}"]).confirm is not None
+
+
 def test_early_stopping_is_off_by_default(tmp_path: Path) -> None:
     assert load_experiment(write(tmp_path, FILE)).early_stopping is None
     asked = load_experiment(write(tmp_path, FILE), ["early_stopping={grace_steps: 2}"]).early_stopping

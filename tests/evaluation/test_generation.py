@@ -8,10 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BloomConfig, BloomForCausalLM, PreTrainedModel, RwkvConfig, RwkvForCausalLM
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+    RwkvConfig,
+    RwkvForCausalLM,
+)
 
 from loragrid.config.experiment import EngineConfig
-from loragrid.evaluation.generation import Decoding, check_left_padding, generate
+from loragrid.evaluation.generation import Decoding, check_generation, generate
 from loragrid.models.activation_checkpointing import checkpoint_activations
 from loragrid.models.attention import NAME, use_causal_attention
 from loragrid.tasks.kinds.exact_match import ExactMatch
@@ -220,7 +228,7 @@ def test_members_that_are_no_longer_active_hold_nobody_up(setup: Setup) -> None:
 def test_a_base_that_masks_no_padding_is_refused(
     setup: Setup, tiny_gpt2_dir: Path, chat_jsonl: Path, tmp_path: Path
 ) -> None:
-    check_left_padding(setup.base(), torch.tensor(PROMPTS[0]), "exact_match")
+    check_generation(setup.base(), torch.tensor(PROMPTS[0]), "exact_match")
     folder = Path(shutil.copytree(tiny_gpt2_dir, tmp_path / "rwkv"))
     (folder / "model.safetensors").unlink()
     config = RwkvConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, context_length=128)
@@ -232,12 +240,18 @@ def test_a_base_that_masks_no_padding_is_refused(
     warm.load(trial, rwkv.rows)
 
 
+def test_a_base_without_a_cache_of_its_prompt_is_refused() -> None:
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, state_size=4)).eval()
+    with pytest.raises(ValueError, match=r"MambaForCausalLM.*a cache of the prompt changes.*allowed with task.kind"):
+        check_generation(mamba, torch.arange(1, 13), "task.kind: exact_match")
+
+
 def test_inexact_masking_in_one_dtype_is_refused() -> None:
     # Its position bias is float32, and what it adds to a mask of float64 is beyond float32's range.
     bloom = BloomForCausalLM(BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4)).eval()
-    check_left_padding(bloom, torch.arange(1, 13), "exact_match")
+    check_generation(bloom, torch.arange(1, 13), "exact_match")
     with pytest.raises(ValueError, match=r"padding in front of a prompt changes .* in torch.float64; .*model\.dtype"):
-        check_left_padding(bloom.double(), torch.arange(1, 13), "exact_match")
+        check_generation(bloom.double(), torch.arange(1, 13), "exact_match")
 
 
 def test_sampled_answers_depend_on_seed_and_row_only(setup: Setup) -> None:

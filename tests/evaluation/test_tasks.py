@@ -286,9 +286,31 @@ def test_held_out_text_loss_equals_each_models_own_loss(setup: Setup, trained: R
         assert records[0]["forgetting/base_loss"] == pytest.approx(base_loss, rel=1e-10)
         after = loss_of_text(alone(trained, member, setup, tmp_path))
         assert records[STEPS]["forgetting/loss"] == pytest.approx(after, rel=1e-10)
-        assert [step for step, record in records.items() if "forgetting/loss" in record] == [STEPS]
+        assert [step for step, record in records.items() if "forgetting/loss" in record] == [0, STEPS]
+        assert records[0]["forgetting/loss"] == records[0]["forgetting/base_loss"]
     assert records[STEPS]["forgetting/loss"] != pytest.approx(base_loss)
     assert seen.records(trials[2])[STEPS]["forgetting/loss"] == pytest.approx(base_loss, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("keys", "early_stopping", "expected"),
+    [
+        ({"eval_every": 20}, None, {0, 20, 40, STEPS}),
+        ({"eval_every": 20, "forgetting_every": 40}, None, {0, 40, STEPS}),
+        ({}, EarlyStoppingConfig(grace_steps=30, reduction_factor=2), {0, 30, STEPS}),
+    ],
+)
+@pytest.mark.heavy
+def test_held_out_text_is_measured_along_the_path(
+    setup: Setup, keys: dict[str, int], early_stopping: EarlyStoppingConfig | None, expected: set[int]
+) -> None:
+    trials = trials_of(setup, None, **keys)
+    seen = queue(setup, [trials], early_stopping)
+    for trial in trials:
+        records, is_whole = seen.records(trial), seen.ended[trial.trial_id].status == "FINISHED"
+        measured = {step for step, record in records.items() if "forgetting/loss" in record}
+        assert measured == (expected if is_whole else expected - {STEPS})
+        assert measured <= {step for step, record in records.items() if "eval/loss" in record}
 
 
 def test_held_out_text_is_cut_without_overlap_from_any_format(tiny_gpt2_dir: Path, tmp_path: Path) -> None:

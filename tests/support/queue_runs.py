@@ -66,6 +66,7 @@ def queue(
     early_stopping: EarlyStoppingConfig | None = None,
     *,
     isolate_failures: bool = True,
+    device: str = "cpu",
     **settings: Any,
 ) -> Seen:
     """Run the packs in this process, as a worker would."""
@@ -75,7 +76,7 @@ def queue(
         return setup.rows
 
     seen = Seen()
-    group = ProcessGroup(device=torch.device("cpu"), isolate_failures=isolate_failures)
+    group = ProcessGroup(device=torch.device(device), isolate_failures=isolate_failures)
     worker = build_worker(rows_of, seen, seen.store, group, early_stopping=early_stopping, **settings)
     named = [Pack(pack_id=f"pack-{index:03d}", trials=tuple(trials)) for index, trials in enumerate(packs)]
     run_queue(named, worker, early_stopping)

@@ -5,7 +5,6 @@ import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,10 +17,12 @@ from loragrid.planning.plan import Plan, plan
 from loragrid.sweep.noise_forecast import LOSS_PRIOR, PROPORTION_PRIOR, NoiseForecast, forecast_noise
 from loragrid.sweep.noise_history import noise_metrics, recorded_noise
 from loragrid.sweep.record import sweep_parameters
+from loragrid.sweep.summary import SweepCost, record_summary
 from loragrid.tasks.contract import ACCURACY, Figure
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.store_uri import default_tracking_uri
 from loragrid.trials.metrics import sweep_metrics
+from tests.support.recorded_sweeps import write_scores
 
 ANSWERS = {"kind": "exact_match"}
 
@@ -158,6 +159,31 @@ def test_latest_sweep_of_the_same_base_and_task_gives_the_noise(keys: dict[str, 
     assert with_task.noise.seed_deviation == 0.7
 
 
+def test_sweep_with_scores_leaves_its_noise_for_the_next_plan(keys: dict[str, Any], tmp_path: Path) -> None:
+    """From the scores of single test rows to the plan's sentence, through MLflow."""
+    experiment = lg.experiment_from_mapping(keys, "floor.yaml")
+    recorder = Recorder("floor", default_tracking_uri(experiment.storage.path, None))
+    recorder.start_sweep("floor-1", sweep_parameters(experiment), {})
+    for method in ("lora", "lora_fa"):
+        for seed in (0, 1, 2):
+            trial = f"{method}-{seed}"
+            recorder.start_trial(trial, {"method.name": method, "seed": seed}, {})
+            recorder.log_summary(trial, {"eval/final_loss": 1.0, "test/loss": 1.2, "parameters/trainable": 8.0})
+            (tmp_path / trial).mkdir()
+            write_scores(tmp_path / trial / "test.csv", 1.2 + 0.01 * seed, trial)
+            recorder.log_artifacts(trial, tmp_path / trial, "scores")
+            recorder.end_trial(trial, "FINISHED")
+    record_summary(recorder, "floor-1", SweepCost())
+    recorder.end_sweep("FINISHED")
+    (found,) = forecast_noise(planned(keys))
+    assert found.source == "sweep floor-1"
+    assert found.level == pytest.approx(1.21, abs=0.001)
+    # `write_scores` draws the rows of every trial with a deviation of 0.02, and adds nothing that depends on the seed.
+    assert found.noise.row_seed_deviation == pytest.approx(0.02, rel=0.35)
+    assert found.noise.seed_deviation < 0.001
+    assert found.design.num_groups == pytest.approx(40.0)
+
+
 def test_store_without_noise_metrics_falls_back_to_the_prior(keys: dict[str, Any]) -> None:
     experiment = lg.experiment_from_mapping(keys, "floor.yaml")
     recorder = Recorder("floor", default_tracking_uri(experiment.storage.path, None))
@@ -203,17 +229,19 @@ def test_only_seeds_that_every_method_has_count(keys: dict[str, Any]) -> None:
     assert found.design.num_seeds == 2
 
 
-def test_fresh_seeds_and_the_planned_family_count(keys: dict[str, Any]) -> None:
-    the_plan = planned(keys)
-    # Stands for an experiment with both sections.
-    sections = SimpleNamespace(
-        storage=the_plan.experiment.storage,
-        tracking=the_plan.experiment.tracking,
-        confirm=SimpleNamespace(seeds=5),
-        verdict=SimpleNamespace(family="against", against="lora"),
-    )
-    (found,) = forecast_noise(replace(the_plan, experiment=sections))  # type: ignore[arg-type]
-    assert (found.design.num_seeds, found.design.num_pairs) == (5, 2)
+def test_planned_contrasts_are_fewer_pairs(keys: dict[str, Any]) -> None:
+    (every,) = forecast_noise(planned(keys))
+    (planned_ones,) = forecast_noise(planned(keys, verdict={"family": "against", "against": "lora"}))
+    assert (every.design.num_pairs, planned_ones.design.num_pairs) == (3, 2)
+    assert every.difference is not None
+    assert planned_ones.difference is not None
+    assert planned_ones.difference < every.difference
+
+
+def test_verdict_rests_on_the_fresh_seeds(keys: dict[str, Any]) -> None:
+    (found,) = forecast_noise(planned(keys, confirm={"seeds": 5}))
+    assert found.design.num_seeds == 5
+    assert found.sentences()[0].startswith("noise floor: 5 fresh seeds and 40 test rows can show")
 
 
 def test_one_method_has_nothing_to_compare(keys: dict[str, Any]) -> None:

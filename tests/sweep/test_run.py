@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import io
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from rich.console import Console
 from torch.nn import functional
 
 import loragrid as lg
+from loragrid.comparison.sample_answers import SampleTable, load_samples
+from loragrid.comparison.selection import choose
 from loragrid.config.experiment import ModelConfig
 from loragrid.data.dataset import load_data
 from loragrid.models.loading import load_base, load_tokenizer
@@ -39,10 +42,13 @@ REFERENCES: list[Any] = [{"name": "full", "lr": 1e-3}, "frozen"]
 @pytest.fixture(scope="module")
 def settings(tiny_gpt2_dir: Path, chat_jsonl: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """An experiment's keys without name and methods. GPT-2 computes in float64 throughout, as Llama does not."""
+    text = tmp_path_factory.mktemp("text") / "plain.txt"
+    text.write_text("The old bridge stands near the market, and nobody knows who built it. " * 3, encoding="utf-8")
     return {
         "question": "Is it the same however it is run?",
         "model": {"name": str(tiny_gpt2_dir), "dtype": "float64"},
-        "data": {"name": str(chat_jsonl), "max_length": 96, "num_train": 40, "num_eval": 10, "num_test": 7},
+        "data": {"name": str(chat_jsonl), "max_length": 96, "num_train": 40, "num_eval": 10, "num_test": 7}
+        | {"forgetting_name": str(text)},
         "training": {
             "steps": STEPS,
             "batch_size": 4,
@@ -53,6 +59,7 @@ def settings(tiny_gpt2_dir: Path, chat_jsonl: Path, tmp_path_factory: pytest.Tem
         },
         "grid": {"method.rank": [2]},
         "workers": {"cpus_per_worker": 1},
+        "samples": {"num_prompts": 3, "max_new_tokens": 6},
         "storage": {"path": str(tmp_path_factory.mktemp("store"))},
     }
 
@@ -262,7 +269,44 @@ def test_full_fine_tuning_leaves_a_model_and_frozen_nothing(
     assert eval_loss(model, packed) == pytest.approx(run.data.metrics["eval/final_loss"], rel=1e-9)
     client = MlflowClient(tracking_uri=packed.tracking_uri)
     left = client.list_artifacts(of_method(runs, "frozen").info.run_id)
-    assert [entry.path for entry in left] == ["scores"]
+    assert [entry.path for entry in left] == ["samples", "scores"]
+
+
+def sampled(result: lg.SweepResult) -> SampleTable:
+    comparison = result.comparison()
+    samples = load_samples(comparison, choose(comparison).choices)
+    assert samples is not None
+    return samples
+
+
+def test_every_trial_keeps_sample_answers_and_the_sweep_a_table(
+    packed: lg.SweepResult, runs: dict[str, Run], tmp_path: Path
+) -> None:
+    for trial_id, run in runs.items():
+        kept = json.loads((artifact(packed, run, tmp_path / trial_id, "samples") / "answers.json").read_text("utf-8"))
+        assert kept["split"] == "test"
+        assert len(kept["prompts"]) == 3
+        if run.data.tags[METHOD_TAG] == "frozen":
+            assert all(own["answer"] == own["base"] for own in kept["prompts"])
+    samples = sampled(packed)
+    assert set(samples.trial_ids) == {"lora", "lora_fa", "vera", "delta_lora", "lora_plus", "full"}
+    assert all("door" in row.prompt for row in samples.rows)
+    client = MlflowClient(tracking_uri=packed.tracking_uri)
+    path = client.download_artifacts(packed.comparison().sweep_run_id, "samples.json", str(tmp_path))
+    table = json.loads(Path(path).read_text(encoding="utf-8"))
+    assert [row[0] for row in table["data"]] == [row.prompt for row in samples.rows]
+    assert table["columns"] == ["prompt", "reference", "base", *samples.trial_ids]
+
+
+def test_held_out_loss_and_best_step_are_those_of_the_curves(packed: lg.SweepResult, runs: dict[str, Run]) -> None:
+    for run in runs.values():
+        losses, held_out = (curve(packed, run, key) for key in ("eval/loss", "forgetting/loss"))
+        assert sorted(held_out) == sorted(losses)
+        best = min(losses, key=losses.__getitem__)
+        assert run.data.metrics["eval/best_step"] == best
+        assert run.data.metrics["eval/overshoot"] == losses[STEPS] - losses[best]
+        assert run.data.metrics["forgetting/best_step_loss"] == held_out[best]
+        assert run.data.metrics["forgetting/loss"] == held_out[STEPS]
 
 
 def test_the_table_has_a_row_per_trial(packed: lg.SweepResult) -> None:
@@ -322,9 +366,10 @@ def test_two_workers_give_the_curves_of_one(packed: lg.SweepResult, settings: di
     )
     assert held == {whole / 2 if strategy == "shard" else whole}
     spread, one = curves(two), curves(packed)
-    assert len(spread) == 6 * (3 * STEPS + 1 + STEPS // EVAL_EVERY)
+    assert len(spread) == 6 * (3 * STEPS + 2 * (1 + STEPS // EVAL_EVERY))
     for point, value in spread.items():
         assert value == pytest.approx(one[point], rel=1e-8), point
+    assert sampled(two).rows[0].answers.items() <= sampled(packed).rows[0].answers.items()
     assert any(free == 2.0 for free in free_cpus())
 
 

@@ -10,10 +10,12 @@ import ray
 import torch
 
 import loragrid as lg
+from loragrid.comparison.sample_answers import load_samples
+from loragrid.comparison.selection import choose
 from tests.support.shared_ray import SharedRay
 from tests.support.sums_task import EXACT, NUM_TEST, STEPS, sums
 
-REPEATED = ("train/loss", "train/grad_norm", "eval/loss", "eval/accuracy")
+REPEATED = ("train/loss", "train/grad_norm", "eval/loss", "eval/accuracy", "forgetting/loss")
 
 pytestmark = [
     pytest.mark.end_to_end,
@@ -45,7 +47,7 @@ def test_a_deterministic_sweep_with_a_task_repeats_to_the_bit(tiny_gpt2_dir: Pat
                     "num_test": NUM_TEST,
                     "forgetting_name": str(text),
                 },
-                training={"steps": STEPS, "batch_size": 8, "measure_steps": 0},
+                training={"steps": STEPS, "batch_size": 8, "measure_steps": 0, "eval_every": 20},
                 task=EXACT.model_dump(),
                 methods=[
                     {"name": "lora", "rank": 16, "lr": 0.02},
@@ -63,8 +65,13 @@ def test_a_deterministic_sweep_with_a_task_repeats_to_the_bit(tiny_gpt2_dir: Pat
     table, other = first.table.set_index("method"), again.table.set_index("method")
     assert set(table["status"]) == {"FINISHED"}
     assert {first.tags[trial_id]["loragrid.engine"] for trial_id in table["trial_id"]} == {"graph"}
-    for key in ("test/accuracy", "test/loss", "forgetting/base_loss", "forgetting/loss"):
+    for key in ("test/accuracy", "test/loss", "forgetting/base_loss", "forgetting/loss", "forgetting/best_step_loss"):
         assert table[key].tolist() == other[key].tolist(), key
+    answers, repeated = (load_samples(found, choose(found).choices) for found in (first, again))
+    assert answers is not None
+    assert repeated is not None
+    assert answers.rows == repeated.rows
+    assert len(answers.rows) == 5
     accuracy = dict(zip(table.index, table["test/accuracy"].tolist(), strict=True))
     assert accuracy["lora"] > 0.5  # it has learnt the four signs that the base never writes
     assert accuracy["frozen"] == 0.0

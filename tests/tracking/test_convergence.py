@@ -6,11 +6,11 @@ import pytest
 from loragrid.tracking.convergence import Convergence
 
 RECORDS: list[dict[str, float]] = [
-    {"step": 0, "eval/loss": 5.0},
+    {"step": 0, "eval/loss": 5.0, "forgetting/loss": 1.0},
     {"step": 5, "train/loss": 0.1},
     {"step": 10, "train/loss": 2.0, "eval/loss": 3.0},
-    {"step": 20, "eval/loss": 2.5},
-    {"step": 30, "eval/loss": 2.75},
+    {"step": 20, "eval/loss": 2.5, "forgetting/loss": 1.25},
+    {"step": 30, "eval/loss": 2.75, "forgetting/loss": 1.5},
 ]
 
 
@@ -25,6 +25,23 @@ def test_final_is_the_last_and_best_the_lowest_evaluation() -> None:
     figures = summary(None)
     assert figures["eval/final_loss"] == 2.75
     assert figures["eval/best_loss"] == 2.5
+    assert figures["eval/overshoot"] == 0.25
+
+
+def test_held_out_loss_is_that_of_the_first_best_step() -> None:
+    figures = summary(None)
+    assert figures["eval/best_step"] == 20
+    assert figures["forgetting/best_step_loss"] == 1.25
+    equal = Convergence(threshold=None)
+    equal.add([{"step": step, "eval/loss": 2.0, "forgetting/loss": float(step)} for step in (8, 4)])
+    assert equal.summary()["eval/best_step"] == 4
+    assert equal.summary()["forgetting/best_step_loss"] == 4.0
+
+
+def test_without_a_held_out_text_its_loss_is_missing() -> None:
+    convergence = Convergence(threshold=None)
+    convergence.add([{"step": 2, "eval/loss": 2.0}])
+    assert convergence.summary()["forgetting/best_step_loss"] is None
 
 
 @pytest.mark.parametrize(

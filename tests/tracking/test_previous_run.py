@@ -53,10 +53,12 @@ def test_a_spoiled_trial_starts_over_without_its_old_curve(tmp_path: Path, reaso
     recorder = Recorder("spoiled", uri)
     recorder.start_sweep("spoiled-1", {}, {})
     recorder.start_trial("t", {}, {})
-    recorder.log_records("t", [{"step": step, "eval/loss": 0.1} for step in (0, 4)])
+    recorder.log_records("t", [{"step": step, "eval/loss": 0.1, "forgetting/loss": 0.2} for step in (0, 4)])
     recorder.end_trial("t", "FAILED", reason)
     recorder.end_sweep("FAILED")
     earlier = find_previous("spoiled", uri, None)
     assert earlier is not None
     assert earlier.begun["t"].last_step == last_step
-    assert [record["step"] for record in earlier.begun["t"].eval_losses] == ([] if last_step < 0 else [0, 4])
+    for key in ("eval/loss", "forgetting/loss"):
+        steps = [record["step"] for record in earlier.begun["t"].evaluations if key in record]
+        assert steps == ([] if last_step < 0 else [0, 4])

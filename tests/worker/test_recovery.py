@@ -1,14 +1,14 @@
 """If a worker is killed at any moment, others continue the queue; every curve is the undisturbed one to the bit."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from loragrid.config.experiment import EarlyStoppingConfig
+from loragrid.config.experiment import EarlyStoppingConfig, SamplesConfig
 from loragrid.trials.outcome import TrialEnd
 from loragrid.trials.packing import Pack, PackQueue
 from loragrid.trials.trial import Trial
@@ -78,12 +78,20 @@ def trials_of(setup: Setup, *, checkpoint_every: int | None = 3) -> list[list[Tr
     return [first, second]
 
 
-def run_workers(setup: Setup, packs: list[list[Trial]], driver: Driver, halving: EarlyStoppingConfig | None) -> None:
+def run_workers(
+    setup: Setup,
+    packs: list[list[Trial]],
+    driver: Driver,
+    halving: EarlyStoppingConfig | None,
+    samples: SamplesConfig | None = None,
+) -> None:
     """What one set of workers does, until it is killed or done."""
     named = tuple(Pack(pack_id=f"pack-{index}", trials=tuple(trials)) for index, trials in enumerate(packs))
     queue = PackQueue(queue_id="queue-0", packs=named)
     group = ProcessGroup(device=torch.device("cpu"), isolate_failures=True)
-    worker = build_worker(lambda model, data: setup.rows, driver, driver.store, group, early_stopping=halving)
+    worker = build_worker(
+        lambda model, data: setup.rows, driver, driver.store, group, early_stopping=halving, samples=samples
+    )
     recover(worker, queue, left_behind(queue, driver.store))
     run_queue(queue.packs, worker, halving)
 
@@ -112,6 +120,37 @@ def test_killed_workers_change_no_curve_end_or_adapter(
             key: (end.status, end.reason) for key, end in calm.ended.items()
         }, kill_at
         assert adapters(driver.store) == adapters(calm.store), kill_at
+
+
+def answers(store: TrialStore) -> dict[str, str]:
+    return {path.parts[-3]: path.read_text("utf-8") for path in Path(store.uri).glob("*/samples/answers.json")}
+
+
+@pytest.mark.parametrize("halving", [None, HALVING], ids=["to the end", "through rungs"])
+def test_killed_workers_lose_no_sample_answer_or_held_out_loss(
+    tiny_gpt2_dir: Path, chat_jsonl: Path, tmp_path: Path, halving: EarlyStoppingConfig | None
+) -> None:
+    (tmp_path / "plain.txt").write_text("The old bridge stands near the market. " * 3, encoding="utf-8")
+    setup = make_setup(tiny_gpt2_dir, chat_jsonl, "float64", forgetting_name=str(tmp_path / "plain.txt"))
+    samples = SamplesConfig(num_prompts=2, max_new_tokens=3)
+    packs = [
+        [replace(trial, training=trial.training.model_copy(update={"eval_every": 3})) for trial in trials]
+        for trials in trials_of(setup)
+    ]
+    calm = Driver(store=TrialStore(str(tmp_path / "calm")))
+    run_workers(setup, packs, calm, halving, samples)
+    finished = {trial_id for trial_id, end in calm.ended.items() if end.status == "FINISHED"}
+    assert answers(calm.store).keys() == finished
+    for records in calm.records.values():
+        assert len([step for step, record in records.items() if "forgetting/loss" in record]) >= 2
+        assert all(("eval/loss" in record) == ("forgetting/loss" in record) for record in records.values())
+    for kill_at in (calm.num_updates // 2, calm.num_updates):
+        driver = Driver(store=TrialStore(str(tmp_path / f"killed-{kill_at}")), kill_at=kill_at, lose_last=True)
+        with pytest.raises(Killed):
+            run_workers(setup, packs, driver, halving, samples)
+        run_workers(setup, packs, driver, halving, samples)
+        assert driver.records == calm.records, kill_at
+        assert answers(driver.store) == answers(calm.store), kill_at
 
 
 def test_what_was_trained_and_measured_before_is_not_done_again(setup: Setup, tmp_path: Path) -> None:

@@ -40,15 +40,18 @@ def run(
     from loragrid.sweep.storage import local_folder
 
     console = terminal()
+    words = ["loragrid", "run", str(file), *(word for override in set_ or () for word in ("--set", override))]
     if experiment.question:
         console.print(f"[bold]{escaped(experiment.question)}[/]", highlight=False)
     try:
         result = run_sweep(experiment, address=address, name=name, resume=resume, console=console)
     except SweepInterrupted as interruption:
-        words = ["loragrid", "run", str(file), *(word for override in set_ or () for word in ("--set", override))]
         again = shlex.join([*words, "--name", interruption.sweep, "--resume"])
         say(console, f"interrupted; to continue: {again}", "yellow")
         raise typer.Exit(128 + interruption.signal) from None
+    if result.unconfirmed:
+        again = shlex.join([*words, "--name", result.name, "--resume"])
+        say(console, f"{result.unconfirmed}; to try it again: {again}", "yellow")
     if result.waiting_record is not None:
         say(
             console,

@@ -51,11 +51,11 @@ def render_plan(
     if training.micro_batch_size is not None:
         facts += f", on each worker {training.micro_batch_size} at once"
     engines: dict[str, list[str]] = {}
-    for pack in plan.packs:
+    for pack in [pack for phase in plan.phases for pack in phase.packs]:
         choice = plan.gpu_engine(pack)
         engines.setdefault(f"{choice.mode} ({choice.reason})", []).append(pack.pack_id)
     lines = [Text(f"steps on a GPU, {_first_and_last(packs)}: {engine}") for engine, packs in engines.items()]
-    for pack in plan.largest_packs():
+    for pack in [pack for phase in plan.phases for pack in phase.largest_packs()]:
         size = count_of(len(pack.trials), "trial")
         lines.append(Text(f"memory on a GPU, {pack.pack_id} ({size}): {_memory(plan.gpu_memory(pack))}"))
     num_tokens = [trial.training.steps * trial.training.batch_size * trial.data.max_length for trial in plan.trials]
@@ -67,6 +67,8 @@ def render_plan(
         lines += [Text(place + sentence) for sentence in one.sentences()]
     if experiment.early_stopping is not None:
         lines.append(Text(f"early stopping: {_rungs(plan)}"))
+    if plan.confirm is not None:
+        lines.append(Text(f"confirm: {_confirmation(plan.confirm)}"))
     return Group(Text(experiment.question, style="bold"), Text(facts), *lines, table)
 
 
@@ -92,6 +94,18 @@ def _rungs(plan: Plan) -> str:
     return (
         f"the best one in {config.reduction_factor} by {config.metric} continues at step "
         f"{', '.join(str(rung) for rung in rungs[:-1])}; the last trials end at step {rungs[-1]}"
+    )
+
+
+def _confirmation(confirm: Plan) -> str:
+    """A sentence: how many trials will train chosen settings again, and with which seeds."""
+    seeds = list(dict.fromkeys(trial.seed for trial in confirm.trials))
+    settings = count_of(len(confirm.trials) // len(seeds), "chosen setting")
+    num_tokens = sum(t.training.steps * t.training.batch_size * t.data.max_length for t in confirm.trials)
+    return (
+        f"{settings} x {len(seeds)} fresh seeds ({', '.join(map(str, seeds))}) = "
+        f"{count_of(len(confirm.trials), 'trial')} more in {count_of(len(confirm.packs), 'pack')}, at most "
+        f"{num_tokens:,} tokens; time and memory are those of each method's most expensive setting"
     )
 
 

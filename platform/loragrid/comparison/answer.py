@@ -79,7 +79,9 @@ def answer_of(contest: Contest) -> Answer:
         taken = ""
         sentence = _undecided(contest, leader, beaten, bounds[leader])
     others = [name for name in behind if name != taken]
-    tail = f" Behind: {_listed(others)}." if others else ""
+    # "Better than every other method" has named them already.
+    tail = f" Behind: {_listed(others)}." if others and len(others) < len(ordered) - 1 else ""
+    tail += _edge_words(contest, ordered)
     return Answer(sentence=sentence + tail, recommended=taken, leader=leader, best_group=group, behind=behind)
 
 
@@ -119,6 +121,15 @@ def _undecided(contest: Contest, leader: str, beaten: Mapping[str, Sequence[str]
     if bound is not None:
         text += f"; it may be up to {format_size(contest.metric, bound)} behind the best (95 %)"
     return f"{text}. {contest.seeds_needed}"
+
+
+def _edge_words(contest: Contest, compared: Sequence[str]) -> str:
+    """Which methods were best at the end of a ladder: a value that was never tried may be better."""
+    at_edge = [choice.name for choice in contest.choices if choice.edge_sides and choice.name in compared]
+    if not at_edge:
+        return ""
+    verb = "was" if len(at_edge) == 1 else "were"
+    return f" {_listed(at_edge)} {verb} best at the end of a ladder, so a longer one may change this."
 
 
 def _shares(contest: Contest, taken: str, other: str) -> list[str]:

@@ -1,6 +1,6 @@
 """Writes what a verdict rests on as sentences that can be quoted: references, scope, marks, noise floor."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from loragrid.comparison.choice import Choice, Selection, reported_summary
 from loragrid.comparison.claims import Claim
@@ -15,6 +15,7 @@ from loragrid.comparison.noise_floor import (
     seeds_to_show,
     smallest_difference,
 )
+from loragrid.comparison.optimism import Optimism
 from loragrid.comparison.pairwise import MethodComparison
 from loragrid.comparison.ranking import is_higher_better, is_proportion, metric_words
 from loragrid.formatting import count_of, format_value
@@ -122,6 +123,20 @@ def trained_sentences(trained: MethodComparison, metric: str, seeds: Sequence[in
         found.append(f"{better} is better than {worse} by {format_size(metric, test.difference)}")
     words = "; ".join(found) if found else "none is shown to be better than another"
     return [f"{head} {words}. Other seeds may reverse this: it is no claim about methods."]
+
+
+def optimism_sentences(optimism: Mapping[str, Optimism | None], metric: str) -> list[str]:
+    """How much the chosen settings owe to the seeds that chose them; nothing if no method has several settings."""
+    found = {name: own for name, own in optimism.items() if own is not None}
+    if not found:
+        return []
+    words = [
+        f"{name} {format_difference(metric, own.value)} ({own.num_settings} settings)" for name, own in found.items()
+    ]
+    return [
+        "Settings were chosen on the seeds that are reported. Optimism, by leaving one seed out (positive: the figure "
+        f"flatters): {', '.join(words)}. It is an estimate, not a test."
+    ]
 
 
 def seeds_needed_words(result: MethodComparison, metric: str, margin: float) -> str:

@@ -1,8 +1,38 @@
-"""Separates the trials that tune from the trials that confirm the tuned settings with fresh seeds."""
+"""Separates the trials that choose settings from the trials that train the chosen settings again with fresh seeds."""
 
-from loragrid.comparison.table import Comparison
+from collections.abc import Collection
+from dataclasses import replace
+
+from loragrid.comparison.table import PHASE_COLUMN, Comparison
+from loragrid.trials.tags import PHASE_TAG
 
 
 def split_phases(comparison: Comparison) -> tuple[Comparison, Comparison | None]:
-    """(The trials that tune, the trials that confirm); None without confirming trials."""
-    return comparison, None
+    """(The trials of the grid, the trials that confirm); the second is None if the sweep has none.
+
+    Settings are chosen on the first part. What is reported of a chosen setting, and what is tested, are the figures of
+    the second part: its seeds had no part in the choice. Both parts have the axes of the whole sweep, so that a setting
+    has the same values in both, and `seed` is an axis of both. A trial without the tag `PHASE_TAG`, of a sweep recorded
+    before there were phases, belongs to the first part.
+    """
+    trial_ids = [str(trial_id) for trial_id in comparison.table["trial_id"]]
+    confirming = {trial_id for trial_id in trial_ids if is_confirming(comparison, trial_id)}
+    if not confirming:
+        return comparison, None
+    return _only(comparison, set(trial_ids) - confirming), _only(comparison, confirming)
+
+
+def is_confirming(comparison: Comparison, trial_id: str) -> bool:
+    """Whether the trial trains a chosen setting with a fresh seed."""
+    return comparison.tags.get(trial_id, {}).get(PHASE_TAG) == "confirm"
+
+
+def _only(comparison: Comparison, trial_ids: Collection[str]) -> Comparison:
+    """The comparison with these trials alone."""
+    table, curves = comparison.table, comparison.curves
+    return replace(
+        comparison,
+        table=table[table["trial_id"].isin(trial_ids)].drop(columns=PHASE_COLUMN, errors="ignore"),
+        curves=curves[curves["trial_id"].isin(trial_ids)],
+        tags={trial_id: tags for trial_id, tags in comparison.tags.items() if trial_id in trial_ids},
+    )

@@ -16,7 +16,16 @@ from loragrid.tracking.mlflow_internals import quiet_store
 from loragrid.tracking.store_uri import Scalar, parse_parameter, sqlite_path
 from loragrid.trials.metrics import CURVE_METRICS, curve_keys, summary_metrics
 from loragrid.trials.outcome import STOPPED_EARLY
-from loragrid.trials.tags import KIND_TAG, LABEL_TAG, METHOD_TAG, PARENT_TAG, QUESTION_TAG, REASON_TAG, TRIAL_TAG
+from loragrid.trials.tags import (
+    KIND_TAG,
+    LABEL_TAG,
+    METHOD_TAG,
+    PARENT_TAG,
+    PHASE_TAG,
+    QUESTION_TAG,
+    REASON_TAG,
+    TRIAL_TAG,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -24,6 +33,7 @@ if TYPE_CHECKING:
 
 IDENTITY_COLUMNS = ("trial_id", "status", "method")
 CLOSING_COLUMNS = ("reason", "run_id")
+PHASE_COLUMN = "phase"
 NO_CURVES = pd.DataFrame(columns=["trial_id", "method", "step", "key", "value"])
 
 
@@ -32,8 +42,8 @@ class Comparison:
     """One sweep, read from MLflow.
 
     table: one row per trial, in the order of their starts. Its columns are trial_id, status, method (the label, if the
-    experiment has one for the method), every axis that varies, every metric of the sweep by its MLflow key, reason and
-    run_id. Values that were not measured are missing.
+    experiment has one for the method), phase (tune or confirm, if the sweep has trials that confirm), every axis that
+    varies, every metric of the sweep by its MLflow key, reason and run_id. Values that were not measured are missing.
     curves: one row per point, with the columns trial_id, method, step, key and value.
     axes: axis column of the table -> dotted path in the YAML file.
     methods: entry of the table's method column -> the method's name.
@@ -58,7 +68,7 @@ class Comparison:
 
     @cached_property
     def metric_keys(self) -> list[str]:
-        outside = {*IDENTITY_COLUMNS, *CLOSING_COLUMNS, *self.axes}
+        outside = {*IDENTITY_COLUMNS, PHASE_COLUMN, *CLOSING_COLUMNS, *self.axes}
         return [column for column in self.table.columns if column not in outside]
 
     def to_csv(self) -> str:
@@ -111,7 +121,8 @@ def load_comparison(
         parent = _find_sweep(client, experiment, sweep)
     children = f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'"
     runs = list(search_runs(client, experiment.experiment_id, children, EARLIEST_FIRST))
-    axes = varying_axes([_parameters(run) for run in runs], [*IDENTITY_COLUMNS, *CLOSING_COLUMNS])
+    reserved = [*IDENTITY_COLUMNS, PHASE_COLUMN, *CLOSING_COLUMNS]
+    axes = varying_axes([_parameters(run) for run in runs], reserved)
     return Comparison(
         experiment_name=experiment_name,
         sweep=str(parent.info.run_name),
@@ -166,10 +177,12 @@ def _build_table(runs: "Sequence[Run]", axes: Mapping[str, str]) -> pd.DataFrame
     known = summary_metrics()
     metric_keys = [key for key in known if key in found] + sorted(set(found) - set(known))
     parameters = [_parameters(run) for run in runs]
+    phases = [run.data.tags.get(PHASE_TAG, "tune") for run in runs]
     columns: dict[str, list[Any]] = {
         "trial_id": [run.data.tags.get(TRIAL_TAG, run.info.run_name) for run in runs],
         "status": [run.info.status for run in runs],
         "method": [_label(run) for run in runs],
+        **({PHASE_COLUMN: phases} if "confirm" in phases else {}),
         **{name: [row.get(path) for row in parameters] for name, path in axes.items()},
         **{key: [run.data.metrics.get(key) for run in runs] for key in metric_keys},
         "reason": [run.data.tags.get(REASON_TAG, "") for run in runs],
@@ -181,7 +194,7 @@ def _build_table(runs: "Sequence[Run]", axes: Mapping[str, str]) -> pd.DataFrame
 def _column(name: str, values: Sequence[Any]) -> "pd.Series[Any]":
     """A column whose integers stay integers if a value is missing. Bytes, steps and parameters are integers."""
     present = [value for value in values if value is not None]
-    if name.startswith("parameters/") or name.endswith("_bytes") or "/steps_" in name:
+    if name.startswith("parameters/") or name.endswith(("_bytes", "/best_step")) or "/steps_" in name:
         values = [None if value is None else round(value) for value in values]
         return pd.Series(values, dtype="Int64")
     if present and all(type(value) is int for value in present):

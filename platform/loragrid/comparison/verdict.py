@@ -1,7 +1,7 @@
 """Judges a sweep: compares the methods at their chosen settings, and answers which one to take."""
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
@@ -13,12 +13,14 @@ from loragrid.comparison.findings import (
     basis_sentences,
     edge_warnings,
     missing_basis,
+    optimism_sentences,
     reference_sentences,
     refusal_sentence,
     seeds_needed_words,
     trained_sentences,
 )
 from loragrid.comparison.item_scores import load_scores
+from loragrid.comparison.optimism import Optimism, optimism_of
 from loragrid.comparison.pairwise import (
     ALL_PAIRS,
     Family,
@@ -27,6 +29,7 @@ from loragrid.comparison.pairwise import (
     compare_methods,
     compare_trained_models,
 )
+from loragrid.comparison.phases import split_phases
 from loragrid.comparison.ranking import best_trial, is_proportion
 from loragrid.comparison.row_scores import ArrangedScores, arrange_scores
 from loragrid.comparison.seed_spread import known_seed_variances
@@ -49,6 +52,8 @@ class Verdict:
     claims: every pair of `result`, with the better method first. trained: the comparison of these trained models on new
     rows, which says nothing about their methods; None without scores. trained_sentences: the same in words.
     seeds: the seeds that all compared methods have in common. margin: in the metric's unit.
+    optimism: name of the choice -> how much its figure owes to the seeds that chose its setting; empty if the reported
+    figures are of fresh seeds.
     sentences: the answer, then what it rests on. warnings: what a reader must know beside it.
     """
 
@@ -63,6 +68,7 @@ class Verdict:
     trained_sentences: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
     margin: float = 0.0
+    optimism: Mapping[str, Optimism | None] = field(default_factory=dict)
     sentences: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -108,7 +114,13 @@ def judge(comparison: Comparison, scores: pd.DataFrame | None = None, apart: Col
         known = known_seed_variances(comparison, compared, selection.reported)
         arranged = replace(arranged, scores=replace(arranged.scores, seed_variances=known))
     family, words = _family(comparison, arranged)
-    return _judged(comparison, selection, ranked, arranged, family, [*warnings, *arranged.warnings, *words])
+    verdict = _judged(comparison, selection, ranked, arranged, family, [*warnings, *arranged.warnings, *words])
+    if any(choice.is_confirmed for choice in ranked):
+        return verdict
+    optimism = optimism_of(split_phases(comparison)[0], selection)
+    return replace(
+        verdict, optimism=optimism, sentences=(*verdict.sentences, *optimism_sentences(optimism, selection.reported))
+    )
 
 
 def load_verdict(comparison: Comparison, apart: Collection[str] = ()) -> Verdict:

@@ -8,6 +8,7 @@ from loragrid.schema.fields import (
     Allowed,
     Count,
     CountOrZero,
+    OptionalCount,
     OptionalPositive,
     OptionalText,
     Section,
@@ -97,6 +98,23 @@ class EarlyStoppingConfig(Section):
             description="One in this many trials continues at each rung; also the ratio between two rungs' steps.",
             examples=[4],
         )
+    )
+
+
+class SamplesConfig(Section):
+    """The answers to a few prompts that every finished trial writes, and the base before them."""
+
+    num_prompts: Annotated[CountOrZero, Unit("prompts")] = Field(
+        default=5,
+        description="Number of test rows (without test rows, evaluation rows) whose prompts are answered, all of them "
+        "different; 0 answers none.",
+        examples=[10],
+    )
+    max_new_tokens: Annotated[OptionalCount, Unit("tokens")] = Field(
+        default=None,
+        description="Longest answer; null takes `task.max_new_tokens` of a task that generates, otherwise twice the "
+        "longest of their references, from 16 to 64. The model's context limits it, too.",
+        examples=[64],
     )
 
 

@@ -9,11 +9,12 @@ from loragrid.config.execution import (
     EarlyStoppingConfig,
     EngineConfig,
     PackConfig,
+    SamplesConfig,
     StorageConfig,
     TrackingConfig,
     WorkersConfig,
 )
-from loragrid.config.judgement import VerdictConfig
+from loragrid.config.judgement import ConfirmConfig, VerdictConfig
 from loragrid.config.method_settings import (
     AxisValue,
     AxisValues,
@@ -35,7 +36,7 @@ from loragrid.config.sections import (
 )
 from loragrid.config.task import task_problems
 from loragrid.schema.errors import ExperimentError, Problem, show_value, unknown
-from loragrid.schema.fields import Allowed, Section
+from loragrid.schema.fields import MAX_SEED, Allowed, Section
 from loragrid.tasks.contract import TaskConfig
 from loragrid.tasks.discovery import AnyTask
 
@@ -47,6 +48,7 @@ __all__ = [
     "HOLDING_KEYS",
     "MEMBER_TRAINING_KEYS",
     "OBSERVATION_KEYS",
+    "ConfirmConfig",
     "DataConfig",
     "EarlyStoppingConfig",
     "EngineConfig",
@@ -55,6 +57,7 @@ __all__ = [
     "MethodConfig",
     "ModelConfig",
     "PackConfig",
+    "SamplesConfig",
     "StorageConfig",
     "TaskConfig",
     "TrackingConfig",
@@ -145,8 +148,16 @@ class Experiment(Section):
     early_stopping: EarlyStoppingConfig | None = Field(
         default=None, description="When trials that fall behind end early; null trains every trial to its last step."
     )
+    confirm: ConfirmConfig | None = Field(
+        default=None,
+        description="How each method's chosen setting is trained again with fresh seeds, on which the verdict rests; "
+        "null judges the settings by the seeds that chose them.",
+    )
     task: AnyTask | None = Field(
         default=None, description="What is scored in addition to the loss; null scores only the loss."
+    )
+    samples: SamplesConfig = Field(
+        default=SamplesConfig(), description="Prompts whose answers the report shows beside the references."
     )
     verdict: VerdictConfig = Field(default=VerdictConfig(), description="How methods are compared.")
     tracking: TrackingConfig = Field(default=TrackingConfig(), description="Where MLflow keeps the record.")
@@ -170,7 +181,9 @@ class Experiment(Section):
             pack: PackConfig | Mapping[str, Any] = ...,
             engine: EngineConfig | Mapping[str, Any] = ...,
             early_stopping: EarlyStoppingConfig | Mapping[str, Any] | None = ...,
+            confirm: ConfirmConfig | Mapping[str, Any] | None = ...,
             task: TaskConfig | Mapping[str, Any] | None = ...,
+            samples: SamplesConfig | Mapping[str, Any] = ...,
             verdict: VerdictConfig | Mapping[str, Any] = ...,
             tracking: TrackingConfig | Mapping[str, Any] = ...,
             storage: StorageConfig | Mapping[str, Any] = ...,
@@ -213,6 +226,7 @@ class Experiment(Section):
                     problems.append(
                         Problem(key=f"grid.{axis}", what=what, allowed="one value, or pack.max_members: auto")
                     )
+        problems += self._confirm_problems()
         for steps in self.grid.get("training.steps", (self.training.steps,)):
             if isinstance(steps, int) and grace_steps >= steps:
                 what = f"no trial of {steps} steps would ever be stopped"
@@ -221,6 +235,13 @@ class Experiment(Section):
         if problems:
             raise ExperimentError(problems)
         return self
+
+    def _confirm_problems(self) -> Iterator[Problem]:
+        seeds = [seed for seed in self.grid.get("seed", ()) if isinstance(seed, int)]
+        largest = MAX_SEED - (self.confirm.seeds if self.confirm else 0)
+        if self.confirm is not None and seeds and max(seeds) > largest:
+            what = f"leaves no room for the {self.confirm.seeds} fresh seeds of confirm above the largest seed"
+            yield Problem(key="grid.seed", value=list(seeds), what=what, allowed=f"whole numbers from 0 to {largest}")
 
     def _verdict_problems(self) -> Iterator[Problem]:
         names = list(dict.fromkeys(block.label or block.name for block in self.methods))

@@ -1,4 +1,4 @@
-"""The section that says, before a sweep runs, how its methods will be compared."""
+"""The sections that say, before a sweep runs, how its methods will be compared, and on which trials."""
 
 from typing import Annotated, Literal
 
@@ -46,3 +46,21 @@ class VerdictConfig(Section):
             allowed = "a method of this experiment, with family: against; or null, with family: all_pairs"
             raise ExperimentError([Problem(key="against", value=self.against, what=what, allowed=allowed)])
         return self
+
+
+class ConfirmConfig(Section):
+    """Each method's chosen setting is trained again with fresh seeds; the verdict rests on these trials alone.
+
+    A setting that is chosen by its seeds owes a part of its figures to their luck, and the part grows with the number
+    of settings tried. Fresh seeds have no part in the choice. They are the smallest whole numbers above the largest
+    seed of the grid. Early stopping ends no trial with a fresh seed.
+    """
+
+    seeds: Annotated[
+        int,
+        Field(strict=True, ge=3, le=1000),
+        Allowed("a whole number from 3 to 1000; fewer seeds support no claim about a method"),
+        Unit("seeds"),
+    ] = Field(
+        default=3, description="Fresh seeds with which each method's chosen setting is trained again.", examples=[5]
+    )

@@ -90,7 +90,7 @@ class DataConfig(Section):
     forgetting_name: OptionalText = Field(
         default=None,
         description="Local .txt file, or data file with a column `text`, of held-out plain text whose loss is recorded "
-        "before and after training; null records none.",
+        "before training, at every evaluation and after training; null records none.",
         examples=["encyclopedia.txt"],
     )
     num_forgetting: Annotated[OptionalCount, Unit("pieces of max_length tokens")] = Field(
@@ -191,6 +191,12 @@ class TrainingConfig(Section):
         description="Steps between two evaluations; null evaluates only before the first and after the last step.",
         examples=[50],
     )
+    forgetting_every: Annotated[OptionalCount, Unit("optimizer steps")] = Field(
+        default=None,
+        description="Steps between two measurements of the held-out text's loss (`data.forgetting_name`), beside those "
+        "before the first and after the last step; null measures it at every evaluation.",
+        examples=[200],
+    )
     report_every: Annotated[OptionalCount, Unit("optimizer steps")] = Field(
         default=None, description="Steps between two reports; null makes about 50 reports.", examples=[10]
     )
@@ -236,7 +242,15 @@ MEMBER_TRAINING_KEYS = ("lr", "schedule", "warmup_steps", "weight_decay", "clip_
 """Training keys that a method's block may set for itself."""
 
 OBSERVATION_KEYS = frozenset(
-    {"eval_every", "report_every", "checkpoint_every", "check_every", "loss_threshold", "measure_steps"}
+    {
+        "eval_every",
+        "forgetting_every",
+        "report_every",
+        "checkpoint_every",
+        "check_every",
+        "loss_threshold",
+        "measure_steps",
+    }
 )
 """Training keys that decide what is observed, not what is trained; not in a trial's identity, never axes."""
 

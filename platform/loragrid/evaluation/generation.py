@@ -103,36 +103,53 @@ def next_tokens(
 
 
 @torch.no_grad()
-def check_left_padding(base: PreTrainedModel, tokens: Tensor, kind: str) -> None:
-    """Check that a row of tokens (L,) has the same hidden states with and without padding on the left.
+def check_generation(base: PreTrainedModel, tokens: Tensor, key: str) -> None:
+    """Check that a row of tokens (L,) has the same hidden states behind padding, and in two parts with a cache.
 
-    kind: the task kind that generates, for the message.
+    key: the key that asks for answers, for the message.
 
     Raises:
-        ValueError: the hidden states differ, so answers would depend on the rows beside them. The model has no mask
-            (RWKV), or applies it inexactly in its dtype (BLOOM in float64).
+        ValueError: the hidden states differ. Answers would depend on the rows beside them (the model has no mask, such
+            as RWKV, or applies it inexactly in its dtype, such as BLOOM in float64), or on their last token only (the
+            model has no such cache, such as Mamba).
     """
+    if len(tokens) == 1:
+        tokens = tokens.repeat(2)
     padding = tokens[:1].repeat(NUM_PADDING_TO_CHECK)
-    mask = torch.cat([torch.zeros_like(padding), torch.ones_like(tokens)]).unsqueeze(0)
+    seen = torch.ones_like(tokens)
+    cache = DynamicCache(config=base.config.get_text_config())
     with masked_attention(base):
-        alone, padded = (
-            base.base_model(
-                input_ids=ids.unsqueeze(0),
-                attention_mask=seen,
-                position_ids=(seen.cumsum(1) - 1).clamp(min=0),
-                use_cache=False,
+        alone = _hidden_states(base, tokens, seen)
+        padded = _hidden_states(base, torch.cat([padding, tokens]), torch.cat([torch.zeros_like(padding), seen]))
+        _hidden_states(base, tokens[:-1], seen[:-1], cache)
+        last = _hidden_states(base, tokens[-1:], seen, cache)
+    for what, ours, expected in (
+        ("padding in front of a prompt changes its hidden states", padded[-len(tokens) :], alone),
+        ("a cache of the prompt changes the hidden states that follow", last, alone[-1:]),
+    ):
+        difference = float((ours - expected).norm() / expected.norm())
+        if not difference <= TOLERANCES[base.dtype]:
+            raise ValueError(
+                f"model.name: {base.name_or_path!r} ({type(base).__name__}): {what} (by {difference:.1e}) in "
+                f"{base.dtype}; allowed with {key}: models that mask padding and keep a cache (some only in another "
+                "model.dtype)"
             )
-            .last_hidden_state[0, -len(tokens) :]
-            .double()
-            for ids, seen in ((tokens, mask[:, len(padding) :]), (torch.cat([padding, tokens]), mask))
-        )
-    difference = float((padded - alone).norm() / alone.norm())
-    if not difference <= TOLERANCES[base.dtype]:
-        raise ValueError(
-            f"model.name: {base.name_or_path!r} ({type(base).__name__}): padding in front of a prompt changes its "
-            f"hidden states (by {difference:.1e}) in {base.dtype}; allowed with task.kind: {kind}: models that "
-            "can mask it (some only in another model.dtype)"
-        )
+
+
+def _hidden_states(base: PreTrainedModel, tokens: Tensor, seen: Tensor, cache: DynamicCache | None = None) -> Tensor:
+    """The last hidden states (L, d) float64 of tokens (L,), which follow the cached ones.
+
+    seen (cached + L,): 0 for padding.
+    """
+    positions = (seen.cumsum(0) - 1).clamp(min=0)[-len(tokens) :]
+    hidden: Tensor = base.base_model(
+        input_ids=tokens.unsqueeze(0),
+        attention_mask=seen.unsqueeze(0),
+        position_ids=positions.unsqueeze(0),
+        past_key_values=cache,
+        use_cache=cache is not None,
+    ).last_hidden_state
+    return hidden[0].double()
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

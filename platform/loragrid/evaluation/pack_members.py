@@ -9,6 +9,7 @@ from torch import Tensor
 from loragrid.data.dataset import pad_rows
 from loragrid.data.tokenization import LabelledTokens
 from loragrid.evaluation.generation import Decoding, generate
+from loragrid.evaluation.kept_answers import KeptAnswers
 from loragrid.models.sharding import is_sharded
 from loragrid.tasks.contract import Generation, Question
 from loragrid.training.batches import PackBatches
@@ -18,7 +19,10 @@ from loragrid.training.step import PackModel, SumOverWorkers, one_worker
 
 @dataclass(frozen=True, kw_only=True)
 class PackMembers:
-    """The members of a pack (or with `frozen` the bare base): the `Members` of a task kind."""
+    """The members of a pack (or with `frozen` the bare base): the `Members` of a task kind.
+
+    keep: receives the generated answers to some of the questions.
+    """
 
     model: PackModel
     batches: PackBatches
@@ -27,6 +31,7 @@ class PackMembers:
     end_token_ids: tuple[int, ...]
     pad_token_id: int
     text: Callable[[Sequence[int]], str]
+    keep: KeptAnswers | None = None
 
     def generate(
         self,
@@ -50,6 +55,8 @@ class PackMembers:
             self.model, self.batches.answering, lambda: self._own_scores(questions, decoding, score, columns, together)
         )
         self.sum_over_workers(values)
+        if self.keep is not None:
+            self.keep.share(self.sum_over_workers)
         return dict(zip(columns, values, strict=True))
 
     def losses(self, questions: Sequence[Question], completions: Sequence[Sequence[int]]) -> Tensor:
@@ -78,6 +85,8 @@ class PackMembers:
         num_members, device = 1 if self.frozen else self.model.pack.num_members, self.model.active.device
         values = torch.zeros(len(columns), num_members, len(questions), dtype=torch.float64, device=device)
         answering = self.batches.answering
+        if self.keep is not None:
+            self.keep.begin(num_members, decoding.max_new_tokens, device)
         for start in answering.starts(len(questions)):
             # Past the end, a worker answers the first question and drops the answer, because all must take part.
             numbers = list(range(start, min(start + answering.size, len(questions)))) or [0]
@@ -94,4 +103,6 @@ class PackMembers:
                     found = score(number, self.text(tokens))
                     for column, name in enumerate(columns):
                         values[column, member, number] = found[name]
+                    if self.keep is not None:
+                        self.keep.add(member, questions[number].key, tokens)
         return values

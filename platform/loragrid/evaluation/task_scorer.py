@@ -7,6 +7,7 @@ from torch import Tensor
 
 from loragrid.config.experiment import ModelConfig
 from loragrid.data.dataset import TokenizedData
+from loragrid.evaluation.kept_answers import KeptAnswers
 from loragrid.evaluation.pack_members import PackMembers
 from loragrid.evaluation.questions import TokenizedQuestions
 from loragrid.models.loading import load_tokenizer, max_context
@@ -69,10 +70,11 @@ class TaskScorer:
         sum_over_workers: SumOverWorkers,
         *,
         frozen: bool = False,
+        keep: KeptAnswers | None = None,
     ) -> Mapping[str, Tensor]:
         """Row column -> the value of every row of the split for every member, (M, N) float64, the same in every worker.
 
-        frozen: the values of the bare base, (1, N).
+        frozen: the values of the bare base, (1, N). keep: receives the generated answers to some of the questions.
         """
         pad = self._tokenizer.pad_token_id
         assert pad is not None, "load_tokenizer sets a pad token"
@@ -84,6 +86,7 @@ class TaskScorer:
             end_token_ids=self.end_token_ids,
             pad_token_id=int(pad),
             text=self._rows.text,
+            keep=keep,
         )
         return self._scorer.score(members, split)
 

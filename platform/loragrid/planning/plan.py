@@ -1,14 +1,15 @@
 """Groups trials into packs and counts their parameters before anything is started."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from loragrid.config.experiment import Experiment, ModelConfig
 from loragrid.models.loading import load_meta_model
 from loragrid.training.step_mode import ModeChoice, capture_obstacle, choose_mode, features_of_step
+from loragrid.trials.confirm import confirm_trials, fresh_seeds
 from loragrid.trials.expand import expand
 from loragrid.trials.trial import Trial
 from loragrid_methods import LayerShape, ParameterCount
@@ -35,6 +36,14 @@ class Plan:
     trials: tuple[Trial, ...]
     counts: Mapping[str, ParameterCount]
     packs: tuple[Pack, ...]
+    confirm: "Plan | None" = None
+    """The trials that would confirm each method's most expensive setting, an upper bound of what will be confirmed;
+    None if the experiment confirms nothing."""
+
+    @property
+    def phases(self) -> "tuple[Plan, ...]":
+        """The plan itself and, if there is one, that of the trials that confirm."""
+        return (self,) if self.confirm is None else (self, self.confirm)
 
     def gpu_engine(self, pack: Pack) -> ModeChoice:
         """How the pack's steps are run if its workers have GPUs; on CPUs they are always eager."""
@@ -92,12 +101,18 @@ class Plan:
         return sum(self.counts[trial.trial_id].trainable for trial in pack.trials)
 
     def to_dict(self) -> dict[str, object]:
-        """The plan as JSON can hold it: trials, packs and the memory of the largest packs in bytes."""
+        """The plan as JSON can hold it: trials, packs and the memory of the largest packs in bytes.
+
+        `confirm_at_most` holds the same of the trials that would confirm; None if the experiment confirms nothing.
+        """
+        found: dict[str, object] = {"name": self.experiment.name, "question": self.experiment.question}
+        confirm = None if self.confirm is None else self.confirm._parts_as_dict()
+        return found | self._parts_as_dict() | {"confirm_at_most": confirm}
+
+    def _parts_as_dict(self) -> dict[str, object]:
         memory = {pack.pack_id: self.gpu_memory(pack) for pack in self.largest_packs()}
         pack_of = {trial.trial_id: pack.pack_id for pack in self.packs for trial in pack.trials}
         return {
-            "name": self.experiment.name,
-            "question": self.experiment.question,
             "trials": [
                 {
                     "trial_id": trial.trial_id,
@@ -132,12 +147,55 @@ def plan(experiment: Experiment) -> Plan:
         ValueError: the grid is impossible, the model is unknown, or the targets match none of its layers.
     """
     trials = expand(experiment)
-    return Plan(
+    found = Plan(
         experiment=experiment,
         trials=tuple(trials),
         counts={trial.trial_id: count_parameters(trial) for trial in trials},
         packs=tuple(group_into_packs(trials, experiment.pack, num_workers=experiment.workers.num_workers)),
     )
+    dearest = most_expensive(found)
+    if experiment.confirm is None or not dearest:
+        return found
+    seeds = fresh_seeds({trial.seed for trial in trials}, experiment.confirm.seeds)
+    return replace(found, confirm=plan_confirmation(found, dearest, seeds))
+
+
+def plan_confirmation(the_plan: Plan, chosen: Sequence[Trial], seeds: Sequence[int]) -> Plan:
+    """The plan of the trials that confirm: each chosen setting with each fresh seed, never stopped early.
+
+    chosen: one trial of the plan for each setting.
+    """
+    experiment = the_plan.experiment.model_copy(update={"early_stopping": None, "confirm": None})
+    trials = confirm_trials(chosen, seeds)
+    packs = group_into_packs(trials, experiment.pack, num_workers=experiment.workers.num_workers)
+    per_setting = [the_plan.counts[trial.trial_id] for trial in chosen for _ in seeds]
+    return Plan(
+        experiment=experiment,
+        trials=trials,
+        counts={trial.trial_id: count for trial, count in zip(trials, per_setting, strict=True)},
+        packs=tuple(packs),
+    )
+
+
+def can_be_confirmed(the_plan: Plan, trial: Trial) -> bool:
+    """Whether fresh seeds can change the trial's figures: they cannot if its method trains nothing."""
+    return the_plan.counts[trial.trial_id].trainable > 0
+
+
+def most_expensive(the_plan: Plan) -> list[Trial]:
+    """For each method on each model and data set, a trial of the setting that trains the most tokens, then parameters.
+
+    Methods that train nothing are left out.
+    """
+    found: dict[object, tuple[tuple[int, int], Trial]] = {}
+    for trial in the_plan.trials:
+        training = trial.training
+        num_tokens = training.steps * training.batch_size * trial.data.max_length
+        cost = (num_tokens, the_plan.counts[trial.trial_id].trainable)
+        key = (trial.label or trial.method.name, trial.model, trial.data)
+        if can_be_confirmed(the_plan, trial) and (key not in found or cost > found[key][0]):
+            found[key] = (cost, trial)
+    return [trial for _, trial in found.values()]
 
 
 def count_parameters(trial: Trial) -> ParameterCount:

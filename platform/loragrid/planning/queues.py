@@ -14,7 +14,8 @@ def cut_for(plan: Plan, placement: Placement) -> Plan:
     if not placement.use_gpu:
         return plan
     packs = group_into_packs(plan.trials, plan.experiment.pack, placement.num_packs, num_workers=placement.num_workers)
-    return replace(plan, packs=tuple(packs))
+    confirm = None if plan.confirm is None else cut_for(plan.confirm, placement)
+    return replace(plan, packs=tuple(packs), confirm=confirm)
 
 
 def queues_on(

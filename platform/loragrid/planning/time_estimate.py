@@ -22,7 +22,8 @@ class TimeEstimate:
 
     queues: per queue, the ids of its packs. num_waves: the number of packs at the place that trains the most.
     sources: where the timings come from. start_seconds: time to start a queue's workers, counted in the total once per
-    queue; None if no sweep has measured it yet. unknown: pack id -> why its time is not known.
+    queue; None if no sweep has measured it yet. unknown: pack id -> why its time is not known. confirm: the same of the
+    trials that confirm, whose packs start when all others have ended; None if there are none.
     """
 
     num_places: int
@@ -33,6 +34,14 @@ class TimeEstimate:
     sources: tuple[str, ...]
     start_seconds: float | None
     unknown: Mapping[str, str]
+    confirm: "TimeEstimate | None" = None
+
+    @property
+    def sweep_seconds(self) -> float | None:
+        """Seconds of the whole sweep, at most those of its trials that confirm included; None if unknown."""
+        if self.confirm is None or self.total_seconds is None:
+            return self.total_seconds
+        return None if self.confirm.total_seconds is None else self.total_seconds + self.confirm.total_seconds
 
     def sentences(self) -> list[str]:
         """The estimate as lines of a plan."""
@@ -59,7 +68,14 @@ class TimeEstimate:
             problems.setdefault(problem, []).append(pack_id)
         if self.pack_seconds or problems.keys() != {NO_TIMING}:
             found += [f"{problem}: {', '.join(pack_ids)}" for problem, pack_ids in problems.items()]
-        return found
+        return found if self.confirm is None else [*found, self.confirm._sentence_of_confirm()]
+
+    def _sentence_of_confirm(self) -> str:
+        """The time of the trials that confirm, which comes on top of the grid's."""
+        packs = f"{count_of(self.num_packs, 'pack')}, at most {self.num_waves} one after another"
+        if self.total_seconds is None:
+            return f"then, to confirm: {packs}; time not known ({', '.join(dict.fromkeys(self.unknown.values()))})"
+        return f"then, to confirm: {packs}; at most about {format_seconds(self.total_seconds)}"
 
     @property
     def excluded(self) -> str:
@@ -75,7 +91,7 @@ class TimeEstimate:
         """The estimate as JSON can hold it, with the costs that it does not count."""
         found = asdict(self) | {"excluded": self.excluded}
         found["lanes"] = found.pop("queues")  # the key that `plan --json` has always had
-        return found
+        return found | {"confirm": None if self.confirm is None else self.confirm.to_dict()}
 
 
 ESTIMATE_TAG = "loragrid.estimate.source"
@@ -86,7 +102,8 @@ HOW_TO_KNOW = (
 )
 START = "starting Ray and the workers' processes (not measured by any sweep in this storage yet)"
 EXCLUDED = (
-    "tokenising, answering a task, saving checkpoints and adapters, and the slow-down of packs that run side by side"
+    "tokenising, answering a task and sample prompts, saving checkpoints and adapters, and the slow-down of packs that "
+    "run side by side"
 )
 
 
@@ -135,6 +152,7 @@ def estimate_time(
         sources=tuple(dict.fromkeys(timing.source for timing in timing_of.values() if timing and not timing.problem)),
         start_seconds=start_seconds,
         unknown=unknown,
+        confirm=None if plan.confirm is None else estimate_time(plan.confirm, placement, timings, start_seconds),
     )
 
 

@@ -44,7 +44,7 @@ def choice_table(verdict: Verdict, comparison: Comparison) -> PageTable:
                 Cell(text=show_setting(choice.setting), notes=marks, is_marked=bool(marks)),
                 *figures,
                 Cell(text=MISSING, is_number=True) if is_reference else _default_cell(choice, verdict.metric),
-                Cell(text=str(choice.num_settings), is_number=True),
+                _tried_cell(verdict, choice),
                 _figure_cell(comparison, choice, "parameters/trainable", format_count),
             )
         )
@@ -57,6 +57,15 @@ def choice_table(verdict: Verdict, comparison: Comparison) -> PageTable:
         "trained params",
     )
     return PageTable(header=header, rows=tuple(rows))
+
+
+def _tried_cell(verdict: Verdict, choice: Choice) -> Cell:
+    """The number of settings tried, with the optimism of the choice if it is known."""
+    optimism = verdict.optimism.get(choice.name)
+    notes: tuple[str, ...] = ()
+    if optimism is not None:
+        notes = (f"optimism {format_difference(verdict.metric, optimism.value)}",)
+    return Cell(text=str(choice.num_settings), notes=notes, is_number=True)
 
 
 def estimate_cell(verdict: Verdict, choice: Choice) -> Cell:

@@ -208,6 +208,7 @@ def verdict_to_dict(verdict: Verdict) -> dict[str, object]:
         "sentences": list(verdict.sentences),
         "warnings": list(verdict.warnings),
         "margin": verdict.margin,
+        "optimism": {name: None if own is None else own.value for name, own in verdict.optimism.items()},
         "seeds": list(verdict.seeds),
         "choices": [_choice(choice) for choice in verdict.choices],
         "references": [_choice(choice) for choice in verdict.references],

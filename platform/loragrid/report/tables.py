@@ -8,7 +8,7 @@ from loragrid.comparison.metric_text import MISSING, format_metric
 from loragrid.comparison.ranking import sort_best_first
 from loragrid.comparison.settings import mean_figure
 from loragrid.comparison.sweep_record import SweepRecord
-from loragrid.comparison.table import Comparison, is_stopped_early
+from loragrid.comparison.table import PHASE_COLUMN, Comparison, is_stopped_early
 from loragrid.formatting import count_of, format_bytes, format_count, format_seconds, format_value, is_missing
 from loragrid.tasks.discovery import figure_of
 from loragrid.trials.outcome import OUT_OF_MEMORY
@@ -69,11 +69,13 @@ def trial_table(comparison: Comparison, marked: Mapping[str, str]) -> PageTable:
     """All trials with all their metrics. marked: trial id -> how its fingerprint differs, see `FingerprintReport`."""
     keys = comparison.metric_keys
     heading = ("fingerprint",) if marked else ()
+    phase = (PHASE_COLUMN,) if PHASE_COLUMN in comparison.table else ()
     rows = [
         (
             Cell(text=row["trial_id"]),
             *([Cell(text=marked.get(row["trial_id"], "like most"))] if marked else []),
             Cell(text=row["method"]),
+            *(Cell(text=row[name]) for name in phase),
             Cell(text=end_of(row)),
             *(Cell(text=format_value(row[name]), is_number=True) for name in comparison.axes),
             *(
@@ -83,7 +85,7 @@ def trial_table(comparison: Comparison, marked: Mapping[str, str]) -> PageTable:
         )
         for row in sort_best_first(comparison.table).to_dict("records")
     ]
-    return PageTable(header=("trial", *heading, "method", "ended", *comparison.axes, *keys), rows=tuple(rows))
+    return PageTable(header=("trial", *heading, "method", *phase, "ended", *comparison.axes, *keys), rows=tuple(rows))
 
 
 def write_figure(key: str, value: Any) -> str:

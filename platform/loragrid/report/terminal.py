@@ -13,7 +13,7 @@ from rich.text import Text
 from loragrid.comparison.fingerprint import FingerprintReport, fingerprint_of
 from loragrid.comparison.metric_text import format_metric
 from loragrid.comparison.ranking import ranking_metric, sort_best_first
-from loragrid.comparison.table import Comparison, is_stopped_early
+from loragrid.comparison.table import PHASE_COLUMN, Comparison, is_stopped_early
 from loragrid.formatting import count_of, format_bytes, format_count, format_seconds, format_value, is_missing
 from loragrid.tasks.discovery import figure_of, task_figures
 
@@ -57,6 +57,8 @@ def render_table(comparison: Comparison, width: int = 100) -> Table:
     rows, metric = sort_best_first(comparison.table).to_dict("records"), ranking_metric(comparison.table)
     fingerprint = fingerprint_of(comparison)
     columns = [Column(header="method", cells=[_method_cell(row, fingerprint) for row in rows])]
+    if PHASE_COLUMN in comparison.table:
+        columns.append(Column(header=PHASE_COLUMN, cells=[Text(row[PHASE_COLUMN]) for row in rows]))
     for name in comparison.axes:
         columns.append(Column(header=name, cells=[Text(format_value(row[name])) for row in rows]))
     for key in dict.fromkeys((metric, "eval/final_loss")):

@@ -59,12 +59,12 @@ class RecordingCallback(Callback):
         """After `close`: all curves as MLflow holds them, if the summary has read them."""
         return self._writer.curves
 
-    def close(self, planned: Iterable[str] = ()) -> None:
+    def close(self, planned: Iterable[str] = (), *, is_whole: bool = True) -> None:
         """End the sweep's run and the trials that are still open in it; further calls do nothing.
 
-        `planned`: ids of trials; if one of them has not ended, the sweep counts as interrupted.
+        planned, is_whole: see `SweepWriter.close`.
         """
-        self._writer.close(planned, self._cost)
+        self._writer.close(planned, self._cost, is_whole=is_whole)
 
     def left_by_failed_queues(self) -> list[Pack]:
         """The packs still to be trained of queues that failed since the last call; interrupted queues leave none."""

@@ -43,7 +43,7 @@ def _may_have_timings(plan: Plan) -> bool:
 def too_large(plan: Plan, memory_bytes: int) -> list[str]:
     """One line for each of the plan's largest packs that needs more memory than a GPU with `memory_bytes` has."""
     found = []
-    for pack in plan.largest_packs():
+    for pack in [pack for phase in plan.phases for pack in phase.largest_packs()]:
         estimate = plan.gpu_memory(pack)
         if estimate is not None and estimate.total > memory_bytes:
             end = "its trials will fail" if len(pack.trials) == 1 else "it will be halved until its parts do"
@@ -88,7 +88,7 @@ def calibrate_here(plan: Plan, placement: Placement, console: Console, budget_se
     rows = tokenize(plan, console)
     try:
         timings = calibrate(
-            plan.packs,
+            [pack for phase in plan.phases for pack in phase.packs],
             rows,
             torch.device("cuda" if placement.use_gpu else "cpu"),
             engine=plan.experiment.engine,

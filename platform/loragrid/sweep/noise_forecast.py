@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from loragrid.planning.plan import Plan
     from loragrid.trials.trial import Trial
 
-LOSS_PRIOR = Noise(seed_deviation=0.0045, pair_row_deviation=0.043, row_seed_deviation=0.0)
+LOSS_PRIOR = Noise(seed_deviation=0.0045, pair_row_deviation=0.044, row_seed_deviation=0.0)
 """Deviations as shares of the loss, from the published comparison of nine methods (docs/findings/rejudge_gsm8k.py).
 
 Its record does not say which part of the rows' deviation comes from seeds. None is assumed, so more seeds do not lower
@@ -43,7 +43,7 @@ class NoiseForecast:
 
     figure: the task's reported figure; None for the loss. level: the loss or figure that is expected; None if it is not
     known, and then the noise is in shares of it. source: where the noise comes from. design: see there; its groups are
-    those that `num_test` rows are expected to make.
+    those that `num_test` rows are expected to make. are_seeds_fresh: whether its seeds have no part in any choice.
     """
 
     model: str
@@ -54,6 +54,7 @@ class NoiseForecast:
     source: str
     design: Design
     num_test: int
+    are_seeds_fresh: bool = False
 
     @property
     def wanted(self) -> float:
@@ -115,7 +116,8 @@ class NoiseForecast:
 
     @property
     def _means(self) -> str:
-        return f"{count_of(self.design.num_seeds, 'seed')} and {count_of(self.num_test, 'test row')}"
+        seeds = count_of(self.design.num_seeds, "fresh seed" if self.are_seeds_fresh else "seed")
+        return f"{seeds} and {count_of(self.num_test, 'test row')}"
 
     @property
     def _origin(self) -> str:
@@ -126,14 +128,14 @@ class NoiseForecast:
         wanted = "one point" if self.wanted == WANTED_SHARE and self._is_proportion else f"1 % of the {self._noun}"
         num_seeds = self.seeds_for_wanted
         fewest = seeds_to_show(self.noise, replace(self.design, num_groups=math.inf), self.wanted)
-        if fewest is None:
-            return f"{wanted}: not even {MOST_SEEDS} seeds would show it, with any number of test rows"
-        with_rows = f"{count_of(fewest, 'seed')} with many more test rows"
+        with_rows = f"{count_of(fewest or 0, 'seed')} with many more test rows"
         if num_seeds is None:
+            if fewest is None:
+                return f"{wanted}: not even {MOST_SEEDS} seeds would show it, with any number of test rows"
             return f"{wanted}: {MOST_SEEDS} seeds would not show it with these test rows, but {with_rows} would"
         if num_seeds <= self.design.num_seeds:
             return f"{wanted}: these seeds can show it"
-        other = f", or {with_rows}" if fewest < num_seeds else "; more test rows would not help"
+        other = f", or {with_rows}" if fewest is not None and fewest < num_seeds else "; more test rows would not help"
         return f"{wanted}: about {num_seeds} seeds would show it{other}"
 
     @property
@@ -173,7 +175,7 @@ def forecast_noise(plan: "Plan") -> list[NoiseForecast]:
         recorded = recorded_noise(first, experiment.storage.path, experiment.tracking.uri)
         forecast = _forecast(first, recorded, num_methods, _num_pairs(plan, num_methods), _num_seeds(plan, trials))
         if forecast is not None:
-            found.append(forecast)
+            found.append(replace(forecast, are_seeds_fresh=experiment.confirm is not None))
     return found
 
 
@@ -215,16 +217,14 @@ def _seeds_by_method(trials: "Sequence[Trial]") -> Mapping[str, set[int]]:
 
 def _num_seeds(plan: "Plan", trials: "Sequence[Trial]") -> int:
     """The seeds that the verdict rests on: the fresh ones of `confirm`, otherwise those that all methods have."""
-    confirm = getattr(plan.experiment, "confirm", None)
-    if confirm is not None:
-        return int(confirm.seeds)
+    if plan.experiment.confirm is not None:
+        return plan.experiment.confirm.seeds
     return len(set.intersection(*_seeds_by_method(trials).values()))
 
 
 def _num_pairs(plan: "Plan", num_methods: int) -> int:
     """The pairs of the family that the experiment plans: all pairs, or every method against one."""
-    verdict = getattr(plan.experiment, "verdict", None)
-    if verdict is not None and verdict.family == "against":
+    if plan.experiment.verdict.family == "against":
         return num_methods - 1
     return num_methods * (num_methods - 1) // 2
 

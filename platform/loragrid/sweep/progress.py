@@ -57,6 +57,12 @@ class SweepProgress:
         """Count trials that ended in an earlier run of the sweep."""
         self._ended |= set(trial_ids)
 
+    def confirming(self, num_trials: int, sentence: str, ended_before: Iterable[str] = ()) -> None:
+        """The grid's trials have ended, and trials that confirm follow; some may have ended in an earlier run."""
+        self.num_trials += num_trials
+        self.ended_before(ended_before)
+        self.console.print(f"[{_duration(self._clock() - self._start):>7}] {sentence}", markup=False, highlight=False)
+
     def starting(self, queue: PackQueue) -> None:
         """A queue has started."""
         first = queue.packs[0]

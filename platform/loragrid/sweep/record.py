@@ -64,14 +64,14 @@ def open_sweep(sweep: Sweep, whole_plan: Plan) -> None:
     else:
         recorder.resume_sweep(sweep.name, {RESUMED_TAG: str(previous.num_resumed + 1), **tags})
         store.delete(previous.outcome.statuses)  # the driver may have been killed before it deleted them
-        store.reopen(trial_ids)
+        store.reopen(trial_ids | previous.begun.keys())  # among the begun are trials that confirm
         keep_experiment(recorder, experiment)  # the experiment may have more trials now
 
 
 def record_estimate(recorder: Recorder, estimate: TimeEstimate) -> None:
     """Record the estimated seconds of the sweep, if there is a timing for each of its pack shapes."""
-    if estimate.total_seconds is not None:
-        metrics = {"sweep/estimated_seconds": estimate.total_seconds}
+    if estimate.sweep_seconds is not None:
+        metrics = {"sweep/estimated_seconds": estimate.sweep_seconds}
         recorder.log_sweep_summary(metrics, {ESTIMATE_TAG: ", ".join(estimate.sources)})
 
 

@@ -33,9 +33,10 @@ def previous_sweep(the_plan: Plan, recorder: Recorder, name: str | None, console
             markup=False,
         )
         return None
+    then = ", before the chosen settings are confirmed" if experiment.confirm is not None else ""
     console.print(
         f"{previous.name}: {count_of(len(previous.outcome.statuses), 'trial')} ended, {len(previous.begun)} begun, "
-        f"{len(remaining_plan(the_plan, previous).trials)} to be trained",
+        f"{len(remaining_plan(the_plan, previous).trials)} to be trained{then}",
         highlight=False,
     )
     return previous

@@ -17,6 +17,15 @@ from loragrid.planning.plan import Plan, plan
 from loragrid.planning.queues import cut_for
 from loragrid.planning.time_estimate import estimate_time
 from loragrid.sweep.cluster import check_placement, cluster_nodes, connected_to_ray, warn_of_slow_arithmetic
+from loragrid.sweep.confirmation import (
+    NOTHING_TO_CONFIRM,
+    Confirmation,
+    PlannedConfirmation,
+    check_fresh,
+    open_part,
+    planned_before,
+    with_confirmation,
+)
 from loragrid.sweep.progress import SweepProgress
 from loragrid.sweep.ray_internals import check_ray_version
 from loragrid.sweep.record import Sweep, open_recorder, open_sweep, record_estimate
@@ -44,13 +53,15 @@ class SweepResult:
     the whole record yet."""
     waiting_record: Path | None = None
     """The folder with the part of the record that MLflow does not have yet; `loragrid sync` delivers it."""
+    unconfirmed: str = ""
+    """Why no setting was confirmed although the experiment says so; "" if it was, or if nothing is to be confirmed."""
     curves: pd.DataFrame | None = field(default=None, repr=False)
     """All curves as MLflow held them at the sweep's end, if they were read then; see `load_comparison`."""
 
     @property
     def succeeded(self) -> bool:
-        """Whether every trial of the plan finished, or was stopped early as the experiment asks."""
-        return all(self.outcome.is_as_planned(trial.trial_id) for trial in self.plan.trials)
+        """Whether every trial of the plan finished, or was stopped early as the experiment asks, in both phases."""
+        return not self.unconfirmed and all(self.outcome.is_as_planned(trial.trial_id) for trial in self.plan.trials)
 
     def comparison(self) -> Comparison:
         """The sweep as MLflow holds it."""
@@ -70,6 +81,9 @@ def run(
     console: Console | None = None,
 ) -> SweepResult:
     """Run every trial of the experiment and record it; a trial that fails does not affect the others.
+
+    With `confirm:` in the experiment, each method's chosen setting is then trained again with fresh seeds. The choice
+    needs the record; if MLflow does not answer, a resumed sweep chooses and confirms.
 
     address: the address of a running Ray cluster; "auto" finds the one on this machine. None uses the cluster that this
     process is connected to or was submitted to (`RAY_ADDRESS`); without one, a cluster is started for the sweep.
@@ -91,8 +105,12 @@ def run(
         check_weights(model)
     tokenized = tokenize(whole_plan, console)
     sweep = _find_sweep(whole_plan, name, resume, console)
-    if sweep.previous and not remaining_plan(whole_plan, sweep.previous).trials:
-        return _nothing_left(sweep, sweep.previous, whole_plan, console)
+    if sweep.previous:
+        check_fresh(whole_plan, sweep.previous.chosen)
+        if not remaining_plan(whole_plan, sweep.previous).trials:
+            before = planned_before(sweep, whole_plan)
+            if before is None or open_part(before.plan, sweep.previous) is None:
+                return _nothing_left(sweep, sweep.previous, whole_plan, before, console)
     with connected_to_ray(address) as is_local:
         placement = _place(whole_plan, is_local, console)
         whole_plan, the_plan = cut_plans(whole_plan, sweep.previous, placement)
@@ -102,10 +120,12 @@ def run(
             record_estimate(sweep.recorder, estimate_time(the_plan, placement, known, recorded_start(the_plan)))
         rows = {key: ray.put(data) for key, data in tokenized.items()}
         with SweepProgress(len(whole_plan.trials), console) as progress:
-            progress.ended_before(sweep.previous.outcome.statuses if sweep.previous else ())
+            grid = {trial.trial_id for trial in whole_plan.trials}
+            progress.ended_before(sweep.previous.outcome.statuses.keys() & grid if sweep.previous else ())
             runner = TuneRunner(sweep, the_plan, rows, placement, progress)
-            outcome = runner.run()
-    return _ended(sweep, whole_plan, outcome, runner.callback.curves, console)
+            confirmation = Confirmation(sweep, whole_plan, placement, progress, _notifier(console))
+            outcome = runner.run(confirmation)
+    return _ended(sweep, confirmation, outcome, runner.callback.curves, console)
 
 
 def cut_plans(whole_plan: Plan, previous: PreviousSweep | None, placement: Placement) -> tuple[Plan, Plan]:
@@ -144,7 +164,9 @@ def _place(whole_plan: Plan, is_local: bool, console: Console) -> Placement:
     return placement
 
 
-def _nothing_left(sweep: Sweep, previous: PreviousSweep, whole_plan: Plan, console: Console) -> SweepResult:
+def _nothing_left(
+    sweep: Sweep, previous: PreviousSweep, whole_plan: Plan, confirmed: PlannedConfirmation | None, console: Console
+) -> SweepResult:
     """The result of a sweep whose trials all ended in earlier runs."""
     if not (previous.is_finished or previous.begun):
         # The driver was killed after the last trial had ended, but before the sweep had.
@@ -152,26 +174,28 @@ def _nothing_left(sweep: Sweep, previous: PreviousSweep, whole_plan: Plan, conso
         sweep.recorder.end_sweep("FAILED" if "FAILED" in previous.outcome.statuses.values() else "FINISHED")
         sweep.store.delete(previous.outcome.statuses)
     return SweepResult(
-        plan=whole_plan,
+        plan=whole_plan if confirmed is None else with_confirmation(whole_plan, confirmed.plan),
         name=sweep.name,
         tracking_uri=sweep.recorder.tracking_uri,
         outcome=previous.outcome,
         report=_report(sweep, console),
+        unconfirmed=NOTHING_TO_CONFIRM if confirmed is not None and not confirmed.plan.trials else "",
     )
 
 
 def _ended(
-    sweep: Sweep, whole_plan: Plan, outcome: SweepOutcome, curves: pd.DataFrame | None, console: Console
+    sweep: Sweep, confirmation: Confirmation, outcome: SweepOutcome, curves: pd.DataFrame | None, console: Console
 ) -> SweepResult:
     """The result of a sweep that has just ended, with its report if MLflow has the whole record."""
     waiting = None if sweep.recorder.is_delivered else spool_folder(sweep.experiment) / sweep.name
     return SweepResult(
-        plan=whole_plan,
+        plan=confirmation.whole_plan,
         name=sweep.name,
         tracking_uri=sweep.recorder.tracking_uri,
         outcome=outcome,
         report=_report(sweep, console, curves) if waiting is None else None,
         waiting_record=waiting,
+        unconfirmed=confirmation.problem,
         curves=curves,
     )
 

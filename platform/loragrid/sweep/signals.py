@@ -47,6 +47,21 @@ def ended_by_signals(own_ray: Sequence[psutil.Process] = ()) -> Iterator[list[in
             signal.signal(number, before[number])
 
 
+@contextmanager
+def stop_handler_kept() -> Iterator[None]:
+    """After the `with` block, `STOP_TUNE` has the handler that it had before; Tune leaves its own behind.
+
+    A signal between two runs of Tune would otherwise be noticed only by the second run.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(STOP_TUNE)
+    try:
+        yield
+    finally:
+        if is_main:  # only the main thread can set handlers, so Tune has set none in another
+            signal.signal(STOP_TUNE, before)
+
+
 class _Handler:
     """The signal handlers of a sweep."""
 

@@ -1,4 +1,4 @@
-"""Summarises a sweep in its own MLflow run: counts, the best trial, the cost, and the picture of its curves."""
+"""Summarises a sweep in its own MLflow run: counts, the best trial, the cost, sample answers, the picture of curves."""
 
 import tempfile
 import time
@@ -9,11 +9,13 @@ from pathlib import Path
 import pandas as pd
 
 from loragrid.comparison.ranking import best_trial, ranking_metric
+from loragrid.comparison.sample_answers import SAMPLES_TABLE, as_mlflow_table, load_samples
 from loragrid.comparison.settings import tasks_of
-from loragrid.comparison.table import Comparison, is_stopped_early, load_comparison
+from loragrid.comparison.table import PHASE_COLUMN, Comparison, is_stopped_early, load_comparison
 from loragrid.comparison.verdict import Verdict, load_verdict, trial_to_keep
 from loragrid.formatting import is_missing
 from loragrid.report.loss_curves import has_losses, plot_loss_curves
+from loragrid.sweep.noise_history import noise_metrics
 from loragrid.tracking.recorder import Recorder
 from loragrid.trials.metrics import best_figure_keys
 
@@ -70,6 +72,9 @@ def record_summary(recorder: Recorder, sweep: str, cost: SweepCost) -> pd.DataFr
     verdicts = {label: load_verdict(part) for label, part in tasks_of(comparison).items()}
     best = trial_to_keep(comparison, next(iter(verdicts.values()))) if len(verdicts) == 1 else best_trial(comparison)
     metrics = summary_metrics(comparison, best)
+    results = [verdict.result for verdict in verdicts.values() if verdict.result is not None]
+    if len(results) == len(verdicts) == 1:  # several tasks have no common noise
+        metrics |= noise_metrics(results[0])
     for key, value in cost.metrics().items():
         metrics[key] = value if key == START_METRIC else value + comparison.sweep_metrics.get(key, 0.0)
     named = {BEST_TRIAL_TAG: best, BEST_METRIC_TAG: ranking_metric(comparison.table)} if best else {}
@@ -78,7 +83,16 @@ def record_summary(recorder: Recorder, sweep: str, cost: SweepCost) -> pd.DataFr
     if has_losses(comparison):
         with tempfile.TemporaryDirectory() as folder:
             recorder.log_sweep_artifact(plot_loss_curves(comparison, Path(folder) / "loss_curves.png"), FIGURES)
+    _record_samples(recorder, tasks_of(comparison), verdicts)
     return comparison.curves
+
+
+def _record_samples(recorder: Recorder, tasks: Mapping[str, Comparison], verdicts: Mapping[str, Verdict]) -> None:
+    """Keep the sample answers of every method's choice as a table, if its trials have any."""
+    loaded = {label: load_samples(part, verdicts[label].choices) for label, part in tasks.items()}
+    tables = {label: table for label, table in loaded.items() if table is not None and table.rows}
+    if tables:
+        recorder.log_sweep_table(SAMPLES_TABLE, *as_mlflow_table(tables))
 
 
 def answer_text(verdicts: Mapping[str, Verdict]) -> str:
@@ -88,10 +102,13 @@ def answer_text(verdicts: Mapping[str, Verdict]) -> str:
 
 
 def summary_metrics(comparison: Comparison, best: str) -> dict[str, float]:
-    """The number of trials per kind of end, and the figures of the trial `best`."""
+    """The number of trials per kind of end, with those that confirm among them, and the figures of the trial `best`."""
     rows = comparison.table.to_dict("records")
     ends = Counter("stopped" if is_stopped_early(row) else str(row["status"]).lower() for row in rows)
     metrics = {f"sweep/trials_{end}": float(ends[end]) for end in ("finished", "failed", "stopped")}
+    num_confirming = sum(row.get(PHASE_COLUMN) == "confirm" for row in rows)
+    if num_confirming:
+        metrics["sweep/trials_confirming"] = float(num_confirming)
     for row in rows:
         if row["trial_id"] == best:
             for key, own in best_figure_keys().items():

@@ -10,7 +10,7 @@ from loragrid.tracking.previous_run import PreviousSweep
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.store_uri import card_tags
 from loragrid.trials.outcome import INVARIANT_VIOLATED, SweepOutcome, TrialEnd
-from loragrid.trials.tags import LABEL_TAG, WRITES_BASE_TAG
+from loragrid.trials.tags import LABEL_TAG, PHASE_TAG, WRITES_BASE_TAG
 from loragrid.trials.trial import Trial
 from loragrid.worker.checkpoints import TrialStore
 from loragrid.worker.messages import PackUpdate
@@ -60,7 +60,8 @@ class SweepWriter:
                 continue
             label = {LABEL_TAG: trial.label or trial.method.name}
             role = {} if trial.method.packable else {WRITES_BASE_TAG: "true"}
-            tags = {"loragrid.pack": pack_id, **label, **role, **self._environment, **card_tags(trial.method.card)}
+            tags = {"loragrid.pack": pack_id, PHASE_TAG: trial.phase, **label, **role, **self._environment}
+            tags |= card_tags(trial.method.card)
             writer = self._trials[trial.trial_id] = TrialWriter(trial, self.recorder)
             if trial.trial_id in self._previous:
                 writer.resume(tags, self._previous[trial.trial_id])
@@ -93,16 +94,16 @@ class SweepWriter:
         if self.outcome.is_final(trial_id) or end.reason.startswith(INVARIANT_VIOLATED):
             self.store.delete_states(trial_id)
 
-    def close(self, planned: Iterable[str] = (), cost: SweepCost | None = None) -> None:
+    def close(self, planned: Iterable[str] = (), cost: SweepCost | None = None, *, is_whole: bool = True) -> None:
         """End the sweep's run and the trials that are still open in it; further calls do nothing.
 
         planned: ids of trials; if one of them has not ended, the sweep counts as interrupted. cost: recorded with a
-        summary.
+        summary. is_whole: False if further trials were to follow; the sweep then counts as interrupted too.
         """
         if self._closed:
             return
         self._closed = True
-        is_whole = self.outcome.statuses.keys() >= set(planned)
+        is_whole = is_whole and self.outcome.statuses.keys() >= set(planned)
         still_open = self.open_trials(writer.trial for writer in self._trials.values())
         for trial in still_open:
             self.end(trial, TrialEnd(status="KILLED", reason="interrupted"))

@@ -39,7 +39,8 @@ def known_timings(plan: Plan, placement: Placement) -> dict[str, PackTiming]:
         pack_shape(pack.trials, experiment.engine, placement.num_workers, shard=placement.shard): PackKind(
             num_members=len(pack.trials), mode=plan.gpu_engine(pack).mode if placement.use_gpu else "eager"
         )
-        for pack in plan.packs
+        for phase in plan.phases
+        for pack in phase.packs
     }
     known = {key: timing for key, timing in saved_timings(local_folder(experiment), device).items() if key in shapes}
     as_expected = {key for key, timing in known.items() if timing.problem or timing.mode == shapes[key].mode}

@@ -35,10 +35,13 @@ def trainable(experiment: Experiment) -> Callable[[dict[str, Any]], None]:
     trials in MLflow.
 
     Raises:
-        ValueError: the installed Ray is not supported, or the experiment sets `early_stopping`, because here only the
-            `Tuner` may stop trials. In the Tune trial: the point is no trial of the experiment.
+        ValueError: the installed Ray is not supported, or the experiment sets `early_stopping` or `confirm`, because
+            here only the `Tuner` decides which trials there are and when they stop. In the Tune trial: the point is no
+            trial of the experiment.
     """
     check_ray_version()
+    if experiment.confirm is not None:
+        raise ValueError("confirm: your Tuner decides which trials there are; allowed here: null")
     if experiment.early_stopping is not None:
         raise ValueError("early_stopping: give your Tuner a scheduler instead; allowed here: null")
     storage = below(storage_uri(experiment), "ray", experiment.name)
@@ -55,6 +58,7 @@ def trainable(experiment: Experiment) -> Callable[[dict[str, Any]], None]:
             store=store,
             threads=placement.threads,
             engine=experiment.engine,
+            samples=experiment.samples,
             by_tune=True,
             shard=placement.shard,
         )

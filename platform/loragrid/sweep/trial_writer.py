@@ -46,7 +46,7 @@ class TrialWriter:
     def resume(self, tags: Mapping[str, str], previous: PreviousTrial) -> None:
         """Continue the run of a trial that did not finish. `previous`: what MLflow holds of it."""
         self._recorder.resume_trial(self.trial.trial_id, tags)
-        self._convergence.add(previous.eval_losses)
+        self._convergence.add(previous.evaluations)
         self._last_step = previous.last_step
         self._figures |= previous.figures
         self._worker_tags |= previous.tags

@@ -1,6 +1,5 @@
 """Runs queues as Tune trials, as many at once as the cluster holds; packs left by failed queues run again."""
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,13 +12,14 @@ from loragrid.planning.placement import Placement
 from loragrid.planning.plan import Plan
 from loragrid.planning.queues import queues_on
 from loragrid.sweep.callback import RecordingCallback
+from loragrid.sweep.confirmation import Confirmation
 from loragrid.sweep.progress import SweepProgress
 from loragrid.sweep.queue_failure import describe_failure
 from loragrid.sweep.ray_internals import quiet_tune
 from loragrid.sweep.ray_processes import own_ray_processes
 from loragrid.sweep.ray_trainer import drive_queue
 from loragrid.sweep.record import Sweep
-from loragrid.sweep.signals import SweepInterrupted, ended_by_signals
+from loragrid.sweep.signals import SweepInterrupted, ended_by_signals, stop_handler_kept
 from loragrid.sweep.storage import below, storage_uri
 from loragrid.sweep.summary import SweepCost
 from loragrid.trials.expand import expand
@@ -48,6 +48,7 @@ class TuneRunner:
     ) -> None:
         self.sweep, self.plan, self.rows, self.placement = sweep, the_plan, rows, placement
         self.queues: dict[str, PackQueue] = {}
+        self._num_runs = 0
         self.callback = RecordingCallback(
             sweep.recorder,
             sweep.store,
@@ -59,37 +60,47 @@ class TuneRunner:
             cost=SweepCost(placement.num_workers if placement.use_gpu else 0),
         )
 
-    def run(self) -> SweepOutcome:
-        """Train every pack to its end. A failing queue has begun at least one pack, so the number of rounds is finite.
+    def run(self, confirmation: Confirmation | None = None) -> SweepOutcome:
+        """Train every pack to its end, then those that confirm what they have found.
+
+        A failing queue has begun at least one pack, so the number of rounds is finite.
 
         Raises:
             SweepInterrupted: SIGINT or SIGTERM was received; trials that were open are recorded as KILLED.
         """
         own_ray = own_ray_processes()
+        planned = [trial.trial_id for trial in self.plan.trials]
         with ended_by_signals(own_ray) as signals:
             try:
                 self._run_all(signals)
+                further = confirmation.plan() if confirmation is not None and not signals else None
+                if further is not None:
+                    planned += [trial.trial_id for trial in further.trials]
+                    self.plan = further
+                    self._run_all(signals)
             except KeyboardInterrupt:
                 if not signals:
                     raise
             finally:
                 own_ray.clear()  # the rest needs no Ray, so its end no longer matters
-                self.callback.close(trial.trial_id for trial in self.plan.trials)
+                self.callback.close(planned, is_whole=confirmation is None or not confirmation.is_outstanding)
         if signals:
             raise SweepInterrupted(self.sweep.name, signals[0])
         return self.callback.outcome
 
     def _run_all(self, signals: Sequence[int]) -> None:
+        """Train the packs of the present plan."""
         waiting = list(self.plan.packs)
-        for number in itertools.count():
+        while waiting:
+            if signals:
+                return
             queues = queues_on(waiting, self.plan.experiment, self.placement, first=len(self.queues))
             self.queues |= {queue.queue_id: queue for queue in queues}
-            self._tune(queues, number)
+            self._tune(queues, self._num_runs)
+            self._num_runs += 1
             if signals:
                 return
             waiting = self.callback.left_by_failed_queues()
-            if not waiting:
-                break
         self.callback.fail_unbegun(self.plan.packs, NEVER_BEGUN)
 
     def _tune(self, queues: Sequence[PackQueue], number: int) -> None:
@@ -104,7 +115,7 @@ class TuneRunner:
                 rows=self.rows,
             )
         )
-        with quiet_tune():
+        with quiet_tune(), stop_handler_kept():
             tune.Tuner(
                 trainable,
                 param_space={"queue": tune.grid_search([queue.queue_id for queue in queues])},
@@ -146,6 +157,7 @@ def queue_trainable(
             threads=placement.threads,
             engine=experiment.engine,
             early_stopping=experiment.early_stopping,
+            samples=experiment.samples,
             by_tune=by_tune,
             shard=placement.shard,
         )

@@ -1,13 +1,13 @@
-"""Convergence as numbers: the last and the best evaluation loss, and how long a trial took to reach a threshold."""
+"""Convergence as numbers: the last and the best evaluation loss, the held-out loss there, the cost of a threshold."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 
 @dataclass(kw_only=True)
 class Convergence:
-    """One trial's evaluation losses so far.
+    """One trial's evaluation losses and held-out losses so far.
 
     threshold: a loss in nats per token; None: the experiment sets none. step_seconds: seconds per step, measured in a
     pack that holds only this trial; None: not measured.
@@ -16,10 +16,12 @@ class Convergence:
     threshold: float | None
     step_seconds: float | None = None
     _losses: dict[int, float] = field(default_factory=dict)
+    _held_out: dict[int, float] = field(default_factory=dict)
 
-    def add(self, records: Sequence[dict[str, float]]) -> None:
-        """Add the evaluation losses in the records; other metrics are ignored."""
-        self._losses.update({int(record["step"]): record["eval/loss"] for record in records if "eval/loss" in record})
+    def add(self, records: Sequence[Mapping[str, float]]) -> None:
+        """Add the evaluation losses and the held-out losses in the records; other metrics are ignored."""
+        for key, losses in (("eval/loss", self._losses), ("forgetting/loss", self._held_out)):
+            losses.update({int(record["step"]): record[key] for record in records if key in record})
 
     def summary(self) -> dict[str, float | None]:
         """The metrics by key; None if the threshold was not reached or a value was not measured.
@@ -30,9 +32,14 @@ class Convergence:
             return {}
         reached = [step for step, loss in sorted(self._losses.items()) if self._below(loss)]
         steps = reached[0] if reached else None
+        final_loss = self._losses[max(self._losses)]
+        best_step = min(sorted(self._losses), key=self._losses.__getitem__)
         return {
-            "eval/final_loss": self._losses[max(self._losses)],
-            "eval/best_loss": min(self._losses.values()),
+            "eval/final_loss": final_loss,
+            "eval/best_loss": self._losses[best_step],
+            "eval/best_step": best_step,
+            "eval/overshoot": final_loss - self._losses[best_step],
+            "forgetting/best_step_loss": self._held_out.get(best_step),
             "convergence/area_under_eval_curve": self._mean_over_steps(),
             "convergence/steps_to_threshold": steps,
             "convergence/seconds_to_threshold": (

@@ -11,6 +11,9 @@ from contextlib import contextmanager
 _STORE_LOGGER = "mlflow.store.db.utils"
 """Logs the creation of an SQL store, and every SQL error once more before MLflow raises it."""
 
+LOGGED_ARTIFACTS_TAG = "mlflow.loggedArtifacts"
+"""Lists the tables of a run as JSON; `MlflowClient.log_table` sets it, MLflow's pages and `load_table` read it."""
+
 _MIGRATION_LOGGER = "alembic"
 """Logs every migration of the tables while MLflow creates an SQL store."""
 

@@ -9,23 +9,26 @@ from mlflow.entities import Run
 
 from loragrid.tracking.mlflow_internals import quiet_store
 from loragrid.tracking.search import search_runs
+from loragrid.trials.confirm import Chosen
 from loragrid.trials.outcome import INVARIANT_VIOLATED, SweepOutcome
-from loragrid.trials.tags import KIND_TAG, PARENT_TAG, REASON_TAG, SWEEP_TAG, TRIAL_TAG
+from loragrid.trials.tags import CONFIRM_CHOICE_TAG, KIND_TAG, PARENT_TAG, REASON_TAG, SWEEP_TAG, TRIAL_TAG
 
 TRIALS_TAG = "loragrid.trials"
 RESUMED_TAG = "loragrid.resumed"
+EVALUATED = ("eval/loss", "forgetting/loss")
+"""The curves from which a trial's figures are computed at its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreviousTrial:
     """The record of a trial that did not finish and is to be continued.
 
-    last_step: -1 if no step is recorded. eval_losses: records with the keys `step` and `eval/loss`.
+    last_step: -1 if no step is recorded. evaluations: records with `step`, and `eval/loss` or `forgetting/loss`.
     figures: keys of the recorded metrics with one value per trial. tags: the tags of its run.
     """
 
     last_step: int
-    eval_losses: list[dict[str, float]]
+    evaluations: list[dict[str, float]]
     figures: frozenset[str]
     tags: Mapping[str, str] = field(default_factory=dict)
 
@@ -36,6 +39,7 @@ class PreviousSweep:
 
     outcome: the trials that need no further training. begun: the other trials that have a run.
     trials: identifies the planned trials, see `identify`. num_resumed: how often the sweep was resumed.
+    chosen: the settings that it confirms, if they are recorded.
     """
 
     name: str
@@ -44,6 +48,7 @@ class PreviousSweep:
     is_finished: bool
     outcome: SweepOutcome
     begun: Mapping[str, PreviousTrial]
+    chosen: Chosen = field(default_factory=Chosen)
 
 
 def identify(trial_ids: Iterable[str]) -> str:
@@ -84,10 +89,11 @@ def find_previous(
             is_finished=parent.info.status == "FINISHED",
             outcome=outcome,
             begun=begun,
+            chosen=Chosen.from_text(tags.get(CONFIRM_CHOICE_TAG, "")),
         )
 
 
-_NOTHING = PreviousTrial(last_step=-1, eval_losses=[], figures=frozenset())
+_NOTHING = PreviousTrial(last_step=-1, evaluations=[], figures=frozenset())
 
 
 def _name(parent: Run) -> str:
@@ -99,11 +105,12 @@ def _read(client: MlflowClient, run: Run) -> PreviousTrial:
     if run.data.tags.get(REASON_TAG, "").startswith(INVARIANT_VIOLATED):
         # The trial starts from step 0. Its new values replace the old ones, because the last value of a step counts.
         return replace(_NOTHING, tags=dict(run.data.tags))
-    curves = {key: client.get_metric_history(run.info.run_id, key) for key in ("train/loss", "eval/loss")}
+    keys = [key for key in ("train/loss", *EVALUATED) if key in run.data.metrics]
+    curves = {key: client.get_metric_history(run.info.run_id, key) for key in keys}
     steps = [point.step for points in curves.values() for point in points]
     return PreviousTrial(
         last_step=max(steps, default=-1),
-        eval_losses=[{"step": point.step, "eval/loss": point.value} for point in curves["eval/loss"]],
+        evaluations=[{"step": point.step, key: point.value} for key in EVALUATED for point in curves.get(key, [])],
         figures=frozenset(key for key in run.data.metrics if not key.startswith(("train/", "eval/"))),
         tags=dict(run.data.tags),
     )

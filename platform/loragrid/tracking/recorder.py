@@ -1,5 +1,6 @@
 """Records a sweep: one parent run and one child run per trial, delivered to MLflow through a spool on disk."""
 
+import json
 import math
 import tempfile
 import time
@@ -7,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from loragrid.tracking.mlflow_experiment import MlflowExperiment
+from loragrid.tracking.mlflow_internals import LOGGED_ARTIFACTS_TAG
 from loragrid.tracking.mlflow_writer import SWEEP_ITSELF
 from loragrid.tracking.outbox import Outbox, Point
 from loragrid.tracking.pages import trials_page
@@ -180,6 +182,18 @@ class Recorder:
         with tempfile.TemporaryDirectory() as name:
             (Path(name) / path.name).write_bytes(path.read_bytes())
             self._outbox.log_files(SWEEP_ITSELF, Path(name), artifact_path or "")
+
+    def log_sweep_table(self, file_name: str, columns: Sequence[str], rows: Sequence[Sequence[str | None]]) -> None:
+        """Keep a table with the sweep's run, as `MlflowClient.log_table` would; a later one replaces it.
+
+        file_name: ends in .json. MLflow's own function waits for the store, and appends to a table of that name.
+        """
+        with tempfile.TemporaryDirectory() as name:
+            path = Path(name) / file_name
+            path.write_text(json.dumps({"columns": list(columns), "data": [list(row) for row in rows]}), "utf-8")
+            self._outbox.log_files(SWEEP_ITSELF, Path(name), "")
+        tables = json.dumps([{"path": file_name, "type": "table"}])
+        self._outbox.set_tags(SWEEP_ITSELF, {LOGGED_ARTIFACTS_TAG: tables})
 
     def end_trial(self, trial_id: str, status: RunStatus, reason: str = "") -> None:
         """Close the trial's run. reason: why it did not finish, shown on the run's page."""

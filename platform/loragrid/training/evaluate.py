@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,8 +15,10 @@ from loragrid.training.failure import Failure, is_out_of_memory
 from loragrid.training.meters import free_unused_memory
 from loragrid.training.step import Batch, PackModel, SumOverWorkers
 
+Scores = TypeVar("Scores")
 
-def score_in_chunks(model: PackModel, chunks: Chunks, score: Callable[[], Tensor]) -> Tensor:
+
+def score_in_chunks(model: PackModel, chunks: Chunks, score: Callable[[], Scores]) -> Scores:
     """Return `score()`; whenever it runs out of memory, halve the chunks and call it again.
 
     A trial that could be trained can therefore be scored. Smaller chunks only change how sums are rounded, and they

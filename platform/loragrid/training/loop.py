@@ -34,6 +34,14 @@ class LoopSettings:
     milestones: frozenset[int] = frozenset()
     check_every: int | None = None
 
+    def is_milestone(self, step: int) -> bool:
+        """Whether the loop reports and evaluates after `step` steps in any case."""
+        return step == self.steps or step in self.milestones
+
+    def evaluation_is_due(self, step: int) -> bool:
+        """Whether to evaluate after `step` steps; 0 is the bare base."""
+        return step == 0 or self.is_milestone(step) or bool(self.eval_every and step % self.eval_every == 0)
+
     def check_is_due(self, step: int, first: int) -> bool:
         """Whether to check after `step` steps, in a loop that began after `first` steps."""
         every = bool(self.check_every and step % self.check_every == 0)
@@ -155,17 +163,16 @@ class _Loop:
         """Check, evaluate, observe and report, whichever is due; `first`: the steps before this loop."""
         settings, done = self.settings, self.model.completed
         finished = done == settings.steps
-        milestone = finished or done in settings.milestones
         if self.check is not None and settings.check_is_due(done, first):
             self.wait()
             with self.stopwatch.phase("check"):
                 self.check()
-        if milestone or (settings.eval_every and done % settings.eval_every == 0):
+        if settings.evaluation_is_due(done):
             self.wait()
             self.evaluate(done)
         self.observe(done)
         checkpoint_due = finished or bool(settings.checkpoint_every and done % settings.checkpoint_every == 0)
-        if milestone or checkpoint_due or done % settings.report_every == 0:
+        if settings.is_milestone(done) or checkpoint_due or done % settings.report_every == 0:
             self.flush(checkpoint_due=checkpoint_due, finished=finished)
 
     def evaluate(self, step: int) -> None:

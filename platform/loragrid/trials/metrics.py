@@ -13,14 +13,18 @@ CURVE_METRICS: dict[str, str] = {
 
 _EVALUATION_METRICS: dict[str, str] = {
     "eval/final_loss": "evaluation loss after the last step",
-    "eval/best_loss": "lowest evaluation loss",
+    "eval/best_loss": "lowest evaluation loss on the path, the base's before the first step included",
+    "eval/best_step": "the first step with that loss; 0: no evaluation was below the base's",
+    "eval/overshoot": "final evaluation loss minus the lowest (nats); 0: the last step is the best",
 }
 _TEST_METRICS: dict[str, str] = {
     "test/loss": "mean cross-entropy of the test rows' labelled tokens after the last step (nats)",
 }
 _COST_METRICS: dict[str, str] = {
     "forgetting/base_loss": "mean cross-entropy of the held-out plain text before training (nats)",
-    "forgetting/loss": "held-out loss after the last step (nats); its increase measures forgetting",
+    "forgetting/loss": "held-out loss after the last step (nats), and its curve along the path; its increase measures "
+    "forgetting",
+    "forgetting/best_step_loss": "held-out loss at `eval/best_step` (nats)",
     "parameters/trainable": "number of values that the optimizer changes",
     "parameters/stored": "number of values in the adapter's file",
     "parameters/shared": "number of values that are frozen and shared by all layers (VeRA's projections)",
@@ -57,7 +61,7 @@ _COST_METRICS: dict[str, str] = {
     "time/train_seconds": "all optimizer steps of the trial's packs, without a first step that compiles",
     "time/check_seconds": "checking during training that frozen tensors and the trainable set are as declared",
     "time/eval_seconds": "all evaluations of the trial's packs",
-    "time/generate_seconds": "answering the rows of the task, by generation or by likelihood, in the trial's packs",
+    "time/generate_seconds": "answering the rows of the task, by generation or by likelihood, and the sample prompts",
     "time/checkpoint_seconds": "saving states, exporting adapters",
     "time/report_seconds": "reporting figures to the sweep, and waiting for other workers to report",
 }
@@ -66,6 +70,7 @@ _TRIAL_COUNTS: dict[str, str] = {
     "sweep/trials_finished": "trials that trained to their last step",
     "sweep/trials_failed": "trials that failed; their runs hold the reason",
     "sweep/trials_stopped": "trials that fell behind and were stopped early",
+    "sweep/trials_confirming": "trials of chosen settings with fresh seeds (`confirm`); the other counts include them",
 }
 _SWEEP_COSTS: dict[str, str] = {
     "sweep/wall_seconds": "from the start of Ray's trials to the end of the last, summed over all resumptions",
@@ -107,8 +112,8 @@ def summary_metrics() -> dict[str, str]:
 
 
 def curve_keys() -> tuple[str, ...]:
-    """All metrics with values for several steps. A task's last figures are in the table, too."""
-    return (*CURVE_METRICS, *(f"eval/{figure.name}" for figure in task_figures()))
+    """All metrics with values for several steps. The last values of those outside `CURVE_METRICS` are in the table."""
+    return (*CURVE_METRICS, *(f"eval/{figure.name}" for figure in task_figures()), "forgetting/loss")
 
 
 def best_figure_keys() -> dict[str, str]:

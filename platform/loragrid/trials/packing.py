@@ -48,6 +48,7 @@ def group_into_packs(
 
     num_places: packs that can train at the same time. With `max_members: auto`, each group of trials that can share a
     base gets its share of the places and is cut into the same number of packs per place. No place stays empty.
+    Queues and files are named after packs, so the packs of trials that confirm have names of their own.
     """
     groups: dict[object, list[Trial]] = {}
     for trial in trials:
@@ -56,7 +57,8 @@ def group_into_packs(
     for group in groups.values():
         share = round(num_places * len(group) / len(trials)) if config.max_members == "auto" else 1
         cuts += cut_evenly(group, max_members(group[0], config, num_workers), num_places=max(1, share))
-    return [Pack(pack_id=f"pack-{index:03d}", trials=part) for index, part in enumerate(cuts)]
+    name = "confirm" if any(trial.phase == "confirm" for trial in trials) else "pack"
+    return [Pack(pack_id=f"{name}-{index:03d}", trials=part) for index, part in enumerate(cuts)]
 
 
 def cut_evenly(trials: Sequence[Trial], most: int, *, num_places: int = 1) -> list[tuple[Trial, ...]]:

@@ -14,6 +14,14 @@ WRITES_BASE_TAG = "loragrid.writes_base"
 SPLIT_TAG = "loragrid.pack.split"
 """Why a trial's pack was halved."""
 
+SAMPLES_PROBLEM_TAG = "loragrid.samples.problem"
+"""Why a trial has no sample answers although it finished."""
+PHASE_TAG = "loragrid.phase"
+"""`tune` or `confirm`: whether the trial helps to choose a setting, or trains a chosen setting with a fresh seed."""
+
+CONFIRM_CHOICE_TAG = "loragrid.confirm.choice"
+"""Of a sweep: the settings that were chosen to be trained again, and the fresh seeds, see `trials/confirm.Chosen`."""
+
 PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"
 KIND_TAG = "loragrid.kind"

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from loragrid.config.method_settings import (
     Scalar,
@@ -13,6 +13,9 @@ from loragrid.tasks.contract import TASK_OBSERVATION_KEYS, TaskConfig
 from loragrid_methods import Method
 
 DIGEST_LENGTH = 8
+
+Phase = Literal["tune", "confirm"]
+"""`tune`: a trial of the grid, which helps to choose a setting. `confirm`: a chosen setting with a fresh seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +31,18 @@ class Trial:
     label: str = ""
     """The method's name in comparisons; "": its own name. Not part of the trial's identity."""
     task: TaskConfig | None = None
+    phase: Phase = "tune"
+    """Not part of the trial's identity, which its seed already tells apart from every trial of the other phase."""
 
     @property
     def run_name(self) -> str:
         """The name of its MLflow run: the trial id, with the label instead of the method's name."""
         return (self.label or self.method.name) + self.trial_id.removeprefix(self.method.name)
+
+    def with_seed(self, seed: int, phase: Phase) -> "Trial":
+        """The trial of the same setting with another seed."""
+        trial_id = make_trial_id(self.method, seed, self.model, self.data, self.training, self.task)
+        return replace(self, trial_id=trial_id, seed=seed, phase=phase)
 
     def parameters(self) -> dict[str, Scalar]:
         """Dotted YAML path -> value of everything that defines the trial, flat, as MLflow records it."""

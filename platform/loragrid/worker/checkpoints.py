@@ -16,7 +16,7 @@ from loragrid.worker.storage import Storage
 NUM_KEPT = 2
 """States kept per trial: the latest, and the one before it in case the latest cannot be read."""
 
-OUTPUTS = ("adapter", "scores")
+OUTPUTS = ("adapter", "scores", "samples")
 """The folders that a finished trial leaves; they have the same names in MLflow."""
 
 _ENDED, _SUFFIX = ".ended", ".safetensors"

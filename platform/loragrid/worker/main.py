@@ -50,6 +50,7 @@ def run_worker(task: WorkerTask) -> None:
         engine=task.engine,
         early_stopping=task.early_stopping,
         shard=task.shard,
+        samples=task.samples,
         # Only worker 0's reports arrive, but all workers must send equally many.
         describe=WorkerEnvironment(group.device, num_workers, shard=task.shard) if number == 0 else lambda *_: {},
     )

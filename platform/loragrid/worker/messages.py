@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from loragrid.config.experiment import DataConfig, EarlyStoppingConfig, EngineConfig, ModelConfig
+from loragrid.config.experiment import DataConfig, EarlyStoppingConfig, EngineConfig, ModelConfig, SamplesConfig
 from loragrid.trials.outcome import TrialEnd
 from loragrid.trials.packing import Pack, PackQueue
 from loragrid.trials.tags import SPLIT_TAG
@@ -34,6 +34,7 @@ class WorkerTask:
     threads: int
     engine: EngineConfig
     early_stopping: EarlyStoppingConfig | None = None
+    samples: SamplesConfig | None = None
     by_tune: bool = False
     shard: bool = False
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from loragrid.evaluation.row_scores import RowScores
+from loragrid.evaluation.sample_answers import MemberAnswers
 from loragrid.training.failure import Failure
 from loragrid.training.member_state import MemberState, put_member, take_member
 from loragrid.training.step import PackModel
@@ -140,14 +141,21 @@ class OpenTrials:
                 model.active[member] = False
                 self.end(pack, {trial.trial_id: failure.end()}, failure.tags(), pack_goes_on=True)
 
-    def export(self, model: PackModel, member: int, trial: Trial, scores: RowScores | None) -> TrialEnd:
-        """Write a finished trial's adapter and its scores on the test rows into the store; return its end."""
+    def export(
+        self, model: PackModel, member: int, trial: Trial, scores: RowScores | None, samples: MemberAnswers | None
+    ) -> TrialEnd:
+        """Write a finished trial's adapter, scores on the test rows and sample answers into the store.
+
+        Returns its end.
+        """
 
         def write() -> None:
             adapter = partial(export_member, model, member, trial.model.name)
             self._store.save_output(trial.trial_id, "adapter", adapter)
             if scores is not None:
                 self._store.save_output(trial.trial_id, "scores", partial(scores.write, "test"))
+            if samples is not None:
+                self._store.save_output(trial.trial_id, "samples", samples.write)
 
         failure = self._write(write)
         return TrialEnd(status="FINISHED") if failure is None else failure.end()

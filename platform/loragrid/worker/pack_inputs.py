@@ -1,11 +1,12 @@
-"""The inputs of a pack: its rows, its base on the device, and the scorer of its task."""
+"""The inputs of a pack: its rows, its base on the device, the scorer of its task, and its sample prompts."""
 
 from collections.abc import Callable, Mapping
 
 from transformers import PreTrainedModel
 
-from loragrid.config.experiment import DataConfig, ModelConfig
+from loragrid.config.experiment import DataConfig, ModelConfig, SamplesConfig
 from loragrid.data.dataset import TokenizedData
+from loragrid.evaluation.sample_answers import SampleAnswers, sample_prompts
 from loragrid.evaluation.task_scorer import TaskScorer, task_scorer
 from loragrid.training.meters import Stopwatch
 from loragrid.trials.packing import Pack
@@ -15,10 +16,10 @@ from loragrid.worker.resident_base import ResidentBase
 
 
 class PackInputs:
-    """Provides rows, base and task scorer of a pack, and keeps what later packs use again.
+    """Provides rows, base, task scorer and sample prompts of a pack, and keeps what later packs use again.
 
     `rows_of`: returns the rows of a model and data configuration. `describe`: returns the tags of a trial's worker,
-    base and rows, for worker 0's reports; None: no tags.
+    base and rows, for worker 0's reports; None: no tags. `samples`: which sample prompts are answered; None: none.
     """
 
     def __init__(
@@ -28,10 +29,13 @@ class PackInputs:
         reporter: Reporter,
         stopwatch: Stopwatch,
         describe: Callable[[Trial, TokenizedData], Mapping[str, str]] | None,
+        samples: SamplesConfig | None = None,
     ) -> None:
         self._rows_of, self._resident, self._describe = rows_of, resident, describe
         self._reporter, self._stopwatch = reporter, stopwatch
         self._scorers: dict[object, TaskScorer] = {}
+        self._wanted_samples = samples
+        self._samples: dict[object, SampleAnswers] = {}
 
     @property
     def are_described(self) -> bool:
@@ -73,6 +77,17 @@ class PackInputs:
         if key not in self._scorers:
             self._scorers[key] = task_scorer(first.task, first.model, self.rows(pack))
         return self._scorers[key]
+
+    def samples(self, pack: Pack) -> SampleAnswers | None:
+        """Asks the pack's base and members the sample prompts; None if none are wanted. Keeps the base's answers."""
+        first, wanted = pack.trials[0], self._wanted_samples
+        if wanted is None or wanted.num_prompts == 0:
+            return None
+        key = (first.task, first.model, first.data)
+        if key not in self._samples:
+            prompts = sample_prompts(wanted, first.model, self.rows(pack), first.task)
+            self._samples[key] = SampleAnswers(prompts)
+        return self._samples[key]
 
     def _describe_inputs(self, trial: Trial, rows: TokenizedData) -> None:
         if self._describe is not None:

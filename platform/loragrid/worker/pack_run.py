@@ -84,7 +84,9 @@ class PackRun:
             self._on_report,
             sum_over_workers=sum_over_workers,
             compute=counted or attached.step_runner,
-            observations=attached.scoring.observations(),
+            observations=attached.scoring.observations(
+                settings.evaluation_is_due, attached.pack.trials[0].training.forgetting_every
+            ),
             check=None if attached.checks is None else lambda: self._check(counted),
             stopwatch=self.stopwatch,
         )
@@ -112,6 +114,7 @@ class PackRun:
     def _finish(self, report: Report, scores: Sequence[RowScores] | None) -> None:
         """Export and end the members whose training is over, and keep the states of the others for the next rung."""
         pack, memory = self.attached.pack, self.attached.memory()
+        samples = self.attached.scoring.sample_answers(self.attached.model)
         ended: dict[str, TrialEnd] = {}
         figures = {trial.trial_id: dict(memory) for trial in pack.trials}
         for member, trial in enumerate(pack.trials):
@@ -124,8 +127,9 @@ class PackRun:
                 ended[trial.trial_id] = TrialEnd(status="FAILED", reason=reason)
             elif report.completed == trial.training.steps:
                 own = scores[member] if scores is not None else None
+                answers = samples[member] if samples is not None else None
                 with self.stopwatch.phase("checkpoint"):
-                    ended[trial.trial_id] = self.trials.export(self.attached.model, member, trial, own)
+                    ended[trial.trial_id] = self.trials.export(self.attached.model, member, trial, own, answers)
                 if own is not None:
                     figures[trial.trial_id] |= own.figures("test")
             else:

@@ -101,6 +101,10 @@ class PackTrainer:
             num_workers=group.num_workers,
             prompts_at_once=None if estimate is None else estimate.prompts_at_once,
         )
+        samples = self.inputs.samples(pack)
+        if samples is not None:  # before the members' states: one of them may be the base's own weights
+            with self.stopwatch.phase("generate"):
+                samples.ask_base(model, batches, sums)
         self.trials.put_into(model, pack.trials)
         step_runner = self.resident.step_runner(model, pack.trials, choice, self.stopwatch)
         if self.inputs.are_described and start == 0 and until == training.steps:
@@ -117,6 +121,7 @@ class PackTrainer:
                 last_step=training.steps,
                 sum_over_workers=sums,
                 stopwatch=self.stopwatch,
+                samples=samples,
             ),
             checks=None if training.check_every == 0 else InvariantChecks(model, self.resident.sums, sums),
             estimate=estimate,

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from loragrid.config.experiment import DataConfig, EarlyStoppingConfig, EngineConfig, ModelConfig
+from loragrid.config.experiment import DataConfig, EarlyStoppingConfig, EngineConfig, ModelConfig, SamplesConfig
 from loragrid.data.dataset import TokenizedData
 from loragrid.training.meters import Stopwatch
 from loragrid.trials.trial import Trial
@@ -43,18 +43,20 @@ def build_worker(
     early_stopping: EarlyStoppingConfig | None = None,
     shard: bool = False,
     describe: Callable[[Trial, TokenizedData], Mapping[str, str]] | None = None,
+    samples: SamplesConfig | None = None,
 ) -> QueueWorker:
     """One worker of `group`, with nothing loaded.
 
     rows_of: the rows of a model and data configuration. engine: how steps are run; `compute_deterministically` must be
     called before if it asks for that. early_stopping: packs are evaluated and reported at its rungs. shard: every
     worker holds its share of the base. describe: returns the tags of a trial's worker, base and rows.
+    samples: the sample prompts that finished trials answer; None: none.
     """
     logs, stopwatch = TrialLogs(), Stopwatch(time.monotonic)
     reporter = Reporter(send, logs, stopwatch)
     trials = OpenTrials(store, logs, reporter, group)
     resident = ResidentBase(group.device, engine or EngineConfig(), group.num_workers, shard=shard)
-    inputs = PackInputs(rows_of, resident, reporter, stopwatch, describe)
+    inputs = PackInputs(rows_of, resident, reporter, stopwatch, describe, samples)
     solo = SoloFigures(inputs, resident, trials, logs, reporter)
     estimates = PackEstimates(group.device, group.num_workers, group.num_workers if shard else 1)
     trainer = PackTrainer(

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from loragrid.config.experiment import DataConfig, EngineConfig, ModelConfig
 from loragrid.data.dataset import TokenizedData
-from loragrid.evaluation.generation import check_left_padding
+from loragrid.evaluation.generation import check_generation
 from loragrid.models.activation_checkpointing import checkpoint_activations
 from loragrid.models.attention import use_causal_attention
 from loragrid.models.loading import load_base
@@ -158,7 +158,7 @@ class ResidentBase:
 def _check_task(base: PreTrainedModel, trial: Trial, data: TokenizedData) -> None:
     if trial.task is not None and trial.task.generation is not None:
         row = data.evaluation.input_ids[0, : int(data.evaluation.num_tokens[0])]
-        check_left_padding(base, row[:NUM_TOKENS_TO_CHECK].to(base.device), trial.task.kind)
+        check_generation(base, row[:NUM_TOKENS_TO_CHECK].to(base.device), f"task.kind: {trial.task.kind}")
 
 
 def _composition(trials: Sequence[Trial]) -> tuple[object, ...]:
