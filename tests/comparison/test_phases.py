@@ -1,7 +1,6 @@
 """Settings are chosen on the grid's trials alone; the trials of fresh seeds are a comparison of their own."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import pytest
