@@ -29,11 +29,13 @@ from loragrid.comparison.selection import choose
 from loragrid.comparison.table import NO_CURVES, Comparison
 from loragrid.comparison.verdict import Verdict, judge
 from loragrid.tasks.discovery import figure_of
+from loragrid.trials.tags import PHASE_TAG
 
 SHIFTS = (0.5, 1.0, 2.0, 4.0)
 """True differences, in seed deviations, for which the power is measured."""
 POWER_EVERY = 5
 """Power is measured in one of so many replications, because it needs four further comparisons."""
+FIRST_FRESH_SEED = 1000
 JUDGE_EVERY = 100
 """In one of so many replications the whole `verdict.judge` is run, too, and must make the same claims."""
 EQUAL = 1e-12
@@ -144,9 +146,17 @@ class Sweeps:
         reported = "test/loss" if scene.accuracy is None else "test/accuracy"
         column = "loss" if figure is None or scene.accuracy is None else str(figure.column)
         table = comparison.table.set_index("trial_id", drop=False)
+        tags: dict[str, dict[str, str]] = {}
         parts = []
         for choice, of_method in zip(choices, values, strict=True):
-            for trial_id, figures in zip(choice.reported_trials.values(), of_method, strict=True):
+            trial_ids = list(choice.reported_trials.values())
+            if scene.fresh_seeds:
+                again = table.loc[trial_ids[:1]].loc[np.repeat(trial_ids[0], scene.fresh_seeds)]
+                trial_ids = [f"{trial_ids[0]}-confirmed-{seed}" for seed in range(scene.fresh_seeds)]
+                again = again.assign(trial_id=trial_ids, seed=FIRST_FRESH_SEED + np.arange(scene.fresh_seeds))
+                table = pd.concat([table, again.astype(table.dtypes).set_index("trial_id", drop=False)])
+                tags |= {trial_id: {PHASE_TAG: "confirm"} for trial_id in trial_ids}
+            for trial_id, figures in zip(trial_ids, of_method, strict=True):
                 table.loc[trial_id, reported] = figures @ weights / weights.sum()
                 rows = {"trial_id": trial_id, "row": [f"{i:016x}" for i in range(len(weights))], "num_labels": weights}
                 own = figures * weights if column == "loss" else figures
@@ -154,8 +164,8 @@ class Sweeps:
         parameters = {"verdict.family": "all_pairs"}
         if scene.against is not None:
             parameters = {"verdict.family": "against", "verdict.against": f"m{scene.against}"}
-        found = replace(comparison, table=table.reset_index(drop=True), sweep_parameters=parameters)
-        return found, pd.concat(parts, ignore_index=True)
+        table = table.reset_index(drop=True)
+        return replace(comparison, table=table, tags=tags, sweep_parameters=parameters), pd.concat(parts)
 
 
 def check_same(verdict: Verdict, claims: Sequence[Claim]) -> None:
@@ -210,7 +220,7 @@ def replicate(scene: Scene, index: int, sweeps: Sweeps, truth: Floats) -> Tally:
         return result, claims_of(result, choices, scene.accuracy is not None)
 
     result, claims = judged(0.0)
-    if index % JUDGE_EVERY == 0 and not scene.fresh_seeds:
+    if index % JUDGE_EVERY == 0:
         drawn = test_scores(scene, generator_of(scene, index, "test"), seeds, rates, 0.0)
         check_same(judge(*sweeps.recorded(comparison, choices, *drawn)), claims)
     tally = check(result, claims, truth[np.arange(scene.num_methods), rates])

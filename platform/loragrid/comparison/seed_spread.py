@@ -12,6 +12,7 @@ import numpy as np
 
 from loragrid.comparison.choice import Choice
 from loragrid.comparison.method_scores import Floats
+from loragrid.comparison.phases import split_phases
 from loragrid.comparison.ranking import EVALUATION_LOSS, TEST_LOSS
 from loragrid.comparison.settings import rows_by_setting
 from loragrid.comparison.table import Comparison, plain_value
@@ -31,7 +32,7 @@ def known_seed_variances(comparison: Comparison, choices: Sequence[Choice], repo
     """
     metric = EVALUATION_LOSS if reported == TEST_LOSS else reported.replace("test/", "eval/", 1)
     figures: list[list[list[float]]] = [[] for _ in choices]
-    for rows in rows_by_setting(comparison):
+    for rows in rows_by_setting(split_phases(comparison)[0]):
         values: list[Any] = [row.get(metric) for row in rows if row["status"] == "FINISHED"]
         present = [float(value) for value in values if not is_missing(value) and math.isfinite(value)]
         for own, choice in zip(figures, choices, strict=True):
