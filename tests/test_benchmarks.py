@@ -20,6 +20,7 @@ from benchmarks import grid_scaling
 from benchmarks.data_parallel import measure_all
 from benchmarks.data_parallel_worker import Job
 from benchmarks.shapes import random_base, shapes_only
+from benchmarks.solo_costs import SHAPES, Setting, compare_procedures
 from benchmarks.sweeps import Outcome, SweepFailedError, run_sweep
 from benchmarks.tables import Table
 from benchmarks.worker_loss import HIGHEST, Comparison, Strike, check_strike, compare
@@ -299,3 +300,17 @@ def test_a_script_refuses_what_it_cannot_measure(tmp_path: Path) -> None:
         code, said = run_benchmark("data_parallel", *options, table=tmp_path / "table.md")
         assert (code, reason in said) == (2, True), said
     assert not (tmp_path / "table.md").exists()
+
+
+def test_solo_costs_are_measured_one_by_one_and_in_turns(tmp_path: Path) -> None:
+    setting = Setting(model="tiny", mode="eager", num_rows=2, length=16, device=torch.device("cpu"), num_rounds=5)
+    path = tmp_path / "table.md"
+    compare_procedures(setting, 1, path)
+    rows = rows_of(path)
+    assert [row["shape"] for row in rows[: len(SHAPES)]] == list(SHAPES)
+    assert [row["shape"] for row in rows[len(SHAPES) :]] == [
+        "before: largest ratio",
+        "now: largest ratio",
+        "now: verdict",
+    ]
+    assert "pairs apart; the twins" in rows[-1]["before, each measurement"]

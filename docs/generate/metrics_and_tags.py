@@ -29,9 +29,12 @@ OTHER_TAGS: dict[str, str] = {
     "loragrid.confirm.choice": "of a sweep: the settings that it confirms (each by the id of its trial with seed 0), "
     "and the fresh seeds",
     "loragrid.question": "the question of the experiment",
+    "loragrid.data.left_out": "rows that were read and not used, as JSON: reason -> number",
+    "loragrid.data.made_from": "what the rows depend on, as JSON: digests of data and tokenizer, and the keys that "
+    "split them; a sweep on other rows is not resumed",
     "loragrid.reason": "why a trial failed or was stopped",
     "loragrid.out_of_memory": "set if the trial ran out of memory",
-    "loragrid.rung": "the rung of successive halving at which the trial was stopped",
+    "loragrid.rung": "the rung of successive halving at which the trial's setting was stopped",
     "loragrid.pack": "the pack that trained the trial last",
     "loragrid.pack.split": "why the pack was halved",
     "loragrid.pack.shape": "shape of the pack, under which its timing is reused by later plans",
@@ -46,8 +49,10 @@ OTHER_TAGS: dict[str, str] = {
     "loragrid.git.dirty": "`true` if the code had changes that no commit holds",
     "loragrid.trials": "the trials that the sweep was started with",
     "loragrid.resumed": "how the sweep was resumed",
-    "loragrid.best_trial": "run of the best trial of a sweep",
-    "loragrid.best_trial.metric": "the metric by which it is the best",
+    "loragrid.answer": "of a sweep: the first sentence of its verdict",
+    "loragrid.best_trial": "of a sweep: the trial to export, of the recommended method if there is one",
+    "loragrid.best_trial.metric": "of a sweep: the metric by which this trial is the best of its setting",
+    "loragrid.writes_base": "`true` if the method trains the base itself, so that its result is a whole model",
     "loragrid.summary.problem": "why the summary of a sweep could not be computed",
 }
 """Tags that are no part of the fingerprint -> meaning. A test compares this with the tags in the code."""

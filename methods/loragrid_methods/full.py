@@ -1,6 +1,7 @@
 """Full fine-tuning: every weight of the base trains. The upper reference, on a base of its own."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -23,13 +24,14 @@ class Full(Method):
         arxiv="",
         paper="The baseline of every paper here",
         update_rule="Every weight of the base trains with AdamW.",
-        differences="With a bfloat16 base the optimizer works on a float32 master copy. Takes a base of its own: it is "
-        "never packed with other trials.",
+        differences="With a bfloat16 base the optimizer works on a float32 master copy. As in transformers' Trainer, "
+        "weight decay leaves out norms and biases; it applies to embeddings. Takes a base of its own: it is never "
+        "packed with other trials.",
         peft_equivalent="None; exported as a whole model.",
     )
     packable: ClassVar[bool] = False
     sharding_obstacle: ClassVar[str] = "writes the base, but only a frozen base can be sharded"
-    trained: ClassVar[tuple[str, ...]] = ("weights",)
+    trained: ClassVar[tuple[str, ...]] = ("weights", "norms_and_biases")
 
     @classmethod
     def build_stacks(
@@ -41,27 +43,50 @@ class Full(Method):
     def num_parameters(self, layers: Sequence[LayerShape], num_base_parameters: int = 0) -> ParameterCount:
         return ParameterCount(trainable=num_base_parameters, stored=num_base_parameters)
 
+    @classmethod
+    def is_decayed(cls, parameter_name: str) -> bool:
+        return parameter_name != "norms_and_biases"
+
+
+# What `Trainer.get_decay_parameter_names` of transformers leaves out, by name; it also leaves out every nn.LayerNorm.
+_NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
+
+
+def decayed_names(base: nn.Module) -> list[str]:
+    """The names of the base's parameters to which weight decay applies, as in transformers' Trainer."""
+    norms = [f"{name}." for name, module in base.named_modules() if name and isinstance(module, nn.LayerNorm)]
+    return [
+        name
+        for name, _ in base.named_parameters()
+        if not name.startswith(tuple(norms)) and not _NOT_DECAYED.search(name.lower())
+    ]
+
 
 class BaseStack(AdapterStack):
-    """The base's own weights as one trainable tensor `weights` (1, number of parameters).
+    """The base's own weights as two trainable tensors (1, number of parameters).
 
-    If the base has the dtype of `weights`, its parameters become views of it. Otherwise `weights` is a master copy:
-    gradients are added to its gradient as they arrive, and it is rounded into the base after every step.
+    `weights` holds those to which weight decay applies, `norms_and_biases` the others. A tensor that would be empty is
+    missing. If the base has the dtype of these tensors, its parameters become views of them. Otherwise they are master
+    copies: gradients are added to their gradients as they arrive, and they are rounded into the base after every step.
     """
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__([0])
-        # A tuple, which does not register the base's parameters as the stack's own.
-        self.base_parameters = tuple(base.parameters())
-        dtype = torch.promote_types(self.base_parameters[0].dtype, torch.float32)
-        flat = torch.cat([parameter.detach().flatten().to(dtype) for parameter in self.base_parameters])
-        self.weights = nn.Parameter(flat.unsqueeze(0))
+        decayed = set(decayed_names(base))
+        # Tuples, which do not register the base's parameters as the stack's own.
+        self.base_parameters = {
+            "weights": tuple(parameter for name, parameter in base.named_parameters() if name in decayed),
+            "norms_and_biases": tuple(parameter for name, parameter in base.named_parameters() if name not in decayed),
+        }
+        dtype = torch.promote_types(next(base.parameters()).dtype, torch.float32)
+        for name, parameters in self.base_parameters.items():
+            if parameters:
+                flat = torch.cat([parameter.detach().flatten().to(dtype) for parameter in parameters])
+                self.register_parameter(name, nn.Parameter(flat.unsqueeze(0)))
 
     def bind(self) -> None:
-        assert self.weights.grad is not None
-        for parameter, view, grad in zip(
-            self.base_parameters, self._views(self.weights.data), self._views(self.weights.grad), strict=True
-        ):
+        for parameter, view, grad in self._with_views():
+            assert grad is not None
             parameter.requires_grad_(True)
             if parameter.dtype == view.dtype:
                 parameter.data, parameter.grad = view, grad
@@ -76,13 +101,19 @@ class BaseStack(AdapterStack):
         self._round_into_base()
 
     def _round_into_base(self) -> None:
-        for parameter, view in zip(self.base_parameters, self._views(self.weights.data), strict=True):
+        for parameter, view, _ in self._with_views():
             if parameter.dtype != view.dtype:
                 parameter.data.copy_(view)
 
-    def _views(self, flat: Tensor) -> list[Tensor]:
-        pieces = flat[0].split([parameter.numel() for parameter in self.base_parameters])
-        return [piece.view(p.shape) for piece, p in zip(pieces, self.base_parameters, strict=True)]
+    def _with_views(self) -> Iterator[tuple[nn.Parameter, Tensor, Tensor | None]]:
+        """(Parameter of the base, its part of the trained tensors, its part of their gradients)."""
+        for name, flat in self.named_parameters():
+            parameters = self.base_parameters[name]
+            sizes = [parameter.numel() for parameter in parameters]
+            views = flat.data[0].split(sizes)
+            grads = [None] * len(sizes) if flat.grad is None else flat.grad[0].split(sizes)
+            for parameter, view, grad in zip(parameters, views, grads, strict=True):
+                yield parameter, view.view(parameter.shape), None if grad is None else grad.view(parameter.shape)
 
     def peft_tensors(self, member: int) -> dict[str, Tensor]:
         return {}

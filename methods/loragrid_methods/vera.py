@@ -128,7 +128,7 @@ class VeRAStack(LowRankStack):
         super().__init__([member.rank for member in members])
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.projections = projections
-        d_initial = torch.tensor([member.d_initial for member in members])
+        d_initial = torch.tensor([member.d_initial for member in members], dtype=torch.float64)  # the pack casts it
         self.vera_lambda_d = nn.Parameter(d_initial.unsqueeze(1).repeat(1, members[0].rank))
         self.vera_lambda_b = nn.Parameter(torch.zeros(len(members), layer.out_features))
 

@@ -163,9 +163,9 @@ def test_chat_whose_template_rewrites_earlier_turns_is_skipped_and_counted(
 
 def test_a_chat_template_always_gets_the_same_date(load: Loader, tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.chat_template = TEMPLATE_WITH_DATE
-    data = load([chat("Well?", f"Yes {n}.") for n in range(4)])
+    data = load([chat(f"Well {n}?", "Yes.") for n in range(4)])
     length = data.train.num_tokens[0]
-    start = "<|start|>system\n26 July 2024<|end|>\n<|start|>user\nWell?<|end|>\n<|start|>assistant\nYes "
+    start = "<|start|>system\n26 July 2024<|end|>\n<|start|>user\nWell "
     assert str(tokenizer.decode(data.train.input_ids[0, :length])).startswith(start)
 
 
@@ -224,8 +224,7 @@ def test_row_of_exactly_max_length_is_kept(load: Loader) -> None:
 def test_repeated_eval_rows_are_not_trained_on(load: Loader) -> None:
     data = load([*PAIRS, *PAIRS], num_eval=6)
     assert not as_set(data.train) & as_set(data.evaluation)
-    assert data.skipped["same as an eval row"] >= 1
-    assert len(data.train) + len(data.evaluation) + data.skipped["same as an eval row"] == 2 * len(PAIRS)
+    assert len(data.train) + len(data.evaluation) + sum(data.skipped.values()) == 2 * len(PAIRS)
 
 
 def test_eval_rows_do_not_depend_on_num_train(load: Loader) -> None:
@@ -262,7 +261,7 @@ def test_eval_rows_can_come_from_a_file_of_their_own(
     data = load(PAIRS, eval_name=write_jsonl(tmp_path / "eval.jsonl", [*held_out, PAIRS[0]]), num_eval=4)
     assert " 2<|end|>" in labelled_texts(data.evaluation, tokenizer)
     assert len(data.train) == len(PAIRS) - 1
-    assert data.skipped == {"same as an eval row": 1}
+    assert data.skipped == {"in the group of an eval row": 1}
 
 
 # Sources

@@ -70,7 +70,7 @@ def test_splits_from_separate_files_share_no_row(load: Any, tmp_path: Path) -> N
     data = load(PAIRS, eval_name=eval_name, test_name=test_name, num_eval=6, num_test=6)
     assert [len(getattr(data, split)) for split in SPLITS] == [8, 6, 6]
     assert no_row_in_two_splits(data)
-    assert data.skipped == {"same as an eval row": 2 + 6, "same as a test row": 6}
+    assert data.skipped == {"in the group of an eval row": 2 + 6, "in the group of a test row": 6}
 
 
 def test_a_separate_test_file_changes_no_other_split(load: Any, tmp_path: Path) -> None:
@@ -171,7 +171,8 @@ def test_scores_read_back_as_the_numbers_they_were(tested: Setup, tmp_path: Path
         model, build_batches(trials, tested.rows, model.base.device), tested.rows.test, one_worker
     )
     RowScores.of(tested.rows.test, scores[0]).write("test", tmp_path)
-    table = pandas.read_csv(tmp_path / "test.csv", float_precision="round_trip", dtype={"row": str})
-    assert list(table) == ["row", "num_labels", "loss"]
+    table = pandas.read_csv(tmp_path / "test.csv", float_precision="round_trip", dtype={"row": str, "group": str})
+    assert list(table) == ["row", "group", "num_labels", "loss"]
     assert table["row"].tolist() == tested.rows.test.digests()
+    assert table["group"].tolist() == tested.rows.test.group_digests()
     assert table["loss"].tolist() == scores[0].tolist()

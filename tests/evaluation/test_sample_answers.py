@@ -264,6 +264,7 @@ def test_only_the_first_of_several_replicas_answers(setup: Setup) -> None:
     assert samples.tags() == {}
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: only there are steps captured or compiled")
 @pytest.mark.parametrize("mode", ["graph", "compiled"])
 def test_captured_and_compiled_packs_answer_as_eager_ones(

@@ -1,10 +1,14 @@
 """Full fine-tuning through the pack is `torch.optim.AdamW` on the base, and loses no small update to bfloat16."""
 
+from pathlib import Path
+
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from loragrid_methods import LayerShape, get_method
+from loragrid_methods.full import BaseStack, decayed_names
 from tests.support.pack_training import (
     Member,
     PackRun,
@@ -18,10 +22,28 @@ from tests.support.pack_training import (
 FULL = Member(method=small_method("full"), lr=0.01, weight_decay=0.1, clip_norm=0.5)
 
 
+def trainers_decayed_names(model: nn.Module) -> list[str]:
+    """The parameters that transformers' Trainer decays; the method uses no state of the Trainer."""
+    names: list[str] = transformers.Trainer.get_decay_parameter_names(None, model)  # type: ignore[arg-type]
+    return names
+
+
 def train_with_torch(model: TinyModel, member: Member, num_steps: int) -> list[float]:
-    """`torch.optim.AdamW` straight on the model's own parameters."""
-    parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=member.lr, weight_decay=member.weight_decay, foreach=False)
+    """`torch.optim.AdamW` straight on the model's own parameters, in the groups of transformers' Trainer."""
+    parameters, decayed = list(model.parameters()), trainers_decayed_names(model)
+    optimizer = torch.optim.AdamW(
+        [
+            {
+                "params": [
+                    parameter for name, parameter in model.named_parameters() if (name in decayed) == is_decayed
+                ],
+                "weight_decay": member.weight_decay if is_decayed else 0.0,
+            }
+            for is_decayed in (True, False)
+        ],
+        lr=member.lr,
+        foreach=False,
+    )
     losses = []
     for step in range(num_steps):
         ids = token_ids(model, member.seed, step)
@@ -29,7 +51,8 @@ def train_with_torch(model: TinyModel, member: Member, num_steps: int) -> list[f
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, member.clip_norm, foreach=False)
-        optimizer.param_groups[0]["lr"] = member.lr * decay_slowly(step)
+        for group in optimizer.param_groups:
+            group["lr"] = member.lr * decay_slowly(step)
         optimizer.step()
         losses.append(loss.item())
     return losses
@@ -50,15 +73,44 @@ def test_full_on_a_base_of_adapter_type_is_torchs_adamw(dtype: torch.dtype, tole
         assert (ours - before).abs().max().item() > 0.01, name
 
 
-def test_base_parameters_are_views_of_the_one_weights_tensor() -> None:
+@pytest.mark.parametrize("folder", ["tiny_llama_dir", "tiny_gpt2_dir"])
+def test_decay_leaves_out_what_transformers_trainer_leaves_out(folder: str, request: pytest.FixtureRequest) -> None:
+    path: Path = request.getfixturevalue(folder)
+    base = transformers.AutoModelForCausalLM.from_pretrained(path)
+    expected = set(trainers_decayed_names(base))
+    decayed = decayed_names(base)
+    # The head's tied weight has two names in the Trainer's list.
+    assert set(decayed) == {name for name, _ in base.named_parameters()} & expected
+    undecayed = {name for name, _ in base.named_parameters()} - expected
+    assert undecayed
+    assert not any("embed" in name or "wte" in name for name in undecayed)
+    assert all("norm" in name or "ln_" in name or name.endswith("bias") for name in undecayed)
+
+
+def test_decay_moves_no_norm_and_no_bias() -> None:
+    """With a gradient of zero only decay moves a weight."""
+    base, start = TinyModel(), TinyModel()
+    run = PackRun(base, [FULL])
+    run.optimizer.zero_gradients()
+    run.update()
+    for (name, ours), before in zip(base.named_parameters(), start.parameters(), strict=True):
+        is_left_out = ".norms." in name or name.endswith(".bias")
+        assert torch.equal(ours, before) == is_left_out, name
+
+
+def test_base_parameters_are_views_of_the_trained_tensors() -> None:
     base = TinyModel()
     run = PackRun(base, [FULL])
     (stack,) = run.pack.stacks()
-    weights = stack.get_parameter("weights")
-    assert weights.shape == (1, sum(parameter.numel() for parameter in base.parameters()))
+    tensors = dict(stack.named_parameters())
+    assert tensors.keys() == {"weights", "norms_and_biases"}
+    assert sum(tensor.numel() for tensor in tensors.values()) == sum(p.numel() for p in base.parameters())
     with torch.no_grad():
-        weights.fill_(0.25)
-    assert all((parameter == 0.25).all() for parameter in base.parameters())
+        tensors["weights"].fill_(0.25)
+        tensors["norms_and_biases"].fill_(0.5)
+    decayed = trainers_decayed_names(base)
+    for name, parameter in base.named_parameters():
+        assert (parameter == (0.25 if name in decayed else 0.5)).all(), name
 
 
 def test_a_float32_master_keeps_small_updates_of_a_bfloat16_base() -> None:
@@ -77,10 +129,13 @@ def test_a_float32_master_keeps_small_updates_of_a_bfloat16_base() -> None:
     assert moved_without_master.count_nonzero() == 0
     assert moved.float().mean().item() > 0.3
     (stack,) = run.pack.stacks()
-    master = stack.get_parameter("weights").detach()[0]
-    assert master.dtype == torch.float32
-    assert not torch.equal(master, flat(base).float())
-    assert torch.equal(master.bfloat16(), flat(base)), "the base is the master, rounded"
+    assert isinstance(stack, BaseStack)
+    for name, tensor in stack.named_parameters():
+        master = tensor.detach()[0]
+        rounded = torch.cat([parameter.detach().flatten() for parameter in stack.base_parameters[name]])
+        assert master.dtype == torch.float32
+        assert not torch.equal(master, rounded.float())
+        assert torch.equal(master.bfloat16(), rounded), "the base is the master, rounded"
     assert all(parameter.dtype == torch.bfloat16 for parameter in base.parameters())
 
 
@@ -90,10 +145,17 @@ def test_gradients_in_bfloat16_are_moved_into_the_master_and_freed() -> None:
     run.backward()
     ids = token_ids(reference, 0, 0)
     next_token_losses(reference(ids).logits, ids, 1).sum().backward()
-    (block,) = run.pack.blocks
-    expected = torch.cat([p.grad.flatten() for p in reference.parameters() if p.grad is not None])
-    assert block.gradients.dtype == torch.float32
-    assert torch.equal(block.gradients[0], expected.float())
+    decayed = trainers_decayed_names(reference)
+    for block in run.pack.blocks:
+        expected = torch.cat(
+            [
+                parameter.grad.flatten()
+                for name, parameter in reference.named_parameters()
+                if parameter.grad is not None and (name in decayed) == (block.name == "weights")
+            ]
+        )
+        assert block.gradients.dtype == torch.float32
+        assert torch.equal(block.gradients[0], expected.float())
     assert all(parameter.grad is None for parameter in base.parameters())
 
 
@@ -103,7 +165,7 @@ def test_tied_weights_count_and_train_once() -> None:
     num_parameters = sum(parameter.numel() for parameter in base.parameters())
     run = PackRun(base, [FULL])
     run.train(2)
-    assert run.pack.blocks[0].weights.numel() == num_parameters
+    assert sum(block.weights.numel() for block in run.pack.blocks) == num_parameters
     assert base.head.weight is base.embedding.weight
 
 

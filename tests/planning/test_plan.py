@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -283,11 +284,26 @@ def test_a_plan_shows_scoring_memory_if_it_is_larger(setup: Setup) -> None:
     printed = io.StringIO()
     Console(width=300, file=printed).print(render_plan(made(answers)))
     (line,) = [line for line in printed.getvalue().splitlines() if line.startswith("memory on a GPU")]
-    size = f"{long.generation / 2**30:.1f}"
-    assert f"about {long.total / 2**30:.1f} GiB (" in line
-    assert f"; when scored, in place of activations and passing: generation {size})" in line
+    unit, unit_name = (2**30, "GiB") if long.total >= 2**30 else (2**20, "MiB")
+    size = f"{long.generation / unit:.1f}"
+    assert f"about {long.total / unit:.1f} {unit_name} (" in line
+    assert f"when scored, in place of activations and passing: generation {size})" in line
     written = json.loads(json.dumps(made(answers).to_dict()))["gpu_memory_bytes"]["pack-000"]
     assert (written["generation"], written["total"]) == (long.generation, long.total)
+
+
+@pytest.mark.parametrize("method", ["lora", "frozen", "full"])
+def test_a_plan_prints_no_empty_parentheses(setup: Setup, method: str) -> None:
+    """A tiny model's parts all round to 0.0 GiB."""
+    made = plan(experiment([method], {"seed": [0]}, model={"name": setup.model.name}))
+    estimate = made.gpu_memory(made.packs[0])
+    assert estimate is not None
+    assert estimate.total < 2**30 / 20
+    printed = io.StringIO()
+    Console(width=300, file=printed).print(render_plan(made))
+    (line,) = [line for line in printed.getvalue().splitlines() if line.startswith("memory on a GPU")]
+    assert f"about {estimate.total / 2**20:.1f} MiB (base " in line
+    assert not re.search(r"\(\W*\)", printed.getvalue())
 
 
 def test_packs_are_spread_by_work_and_keep_their_order() -> None:

@@ -231,7 +231,7 @@ def test_recorded_timings_hold_for_their_shape_and_device_only(tmp_path: Path) -
     recorder = Recorder("before", uri)
     recorder.start_sweep("before-1", {}, {})
     tags = {SHAPE_TAG: "a-shape", MODE_TAG: "graph", DEVICE_TAG: "NVIDIA H200", "loragrid.threads": "8"}
-    kind = PackKind(num_members=1, mode="graph")
+    kind = PackKind(num_members=1, num_shapes=1, mode="graph")
     settings: dict[str, Scalar] = {"training.steps": 10, "data.num_eval": 8, "data.num_test": 16}
     recorder.start_trial("lora-0", {"method.name": "lora", "training.eval_every": 4, **settings}, tags)
     seconds = {"setup": 7.0, "measure": 3.0, "data": 1.0, "train": 19.0, "eval": 6.0}
@@ -257,6 +257,22 @@ def test_recorded_timings_hold_for_their_shape_and_device_only(tmp_path: Path) -
     for mode in ("graph", "compiled"):
         assert recorded_timings(uri, device_of(tags), {"a-shape": replace(kind, mode=mode)})["a-shape"].mode == mode
     assert not (tmp_path / "nowhere").exists(), "reading creates no store"
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, 30.0), (2.0, 6.0)])
+def test_a_pack_is_charged_for_measuring_its_own_shapes(tmp_path: Path, own: float | None, expected: float) -> None:
+    """The first pack of a queue spends the time of all; a store from before has only the time that was spent."""
+    uri = default_tracking_uri(str(tmp_path), None)
+    recorder = Recorder("before", uri)
+    recorder.start_sweep("before-1", {}, {})
+    tags = {SHAPE_TAG: "a-shape", MODE_TAG: "graph", DEVICE_TAG: "NVIDIA H200", "loragrid.threads": "8"}
+    recorder.start_trial("lora-0", {"method.name": "lora", "training.steps": 10, "data.num_eval": 8}, tags)
+    seconds = {"setup": 7.0, "measure": 30.0, "train": 20.0, "eval": 6.0} | ({"measure_shape": own} if own else {})
+    recorder.log_summary("lora-0", {f"time/{phase}_seconds": value for phase, value in seconds.items()})
+    recorder.end_trial("lora-0", "FINISHED")
+    recorder.end_sweep("FINISHED")
+    kind = PackKind(num_members=4, num_shapes=3, mode="graph")
+    assert recorded_timings(uri, device_of(tags), {"a-shape": kind})["a-shape"].measure == expected
 
 
 def test_packs_are_cut_for_the_gpus_of_the_machine(tiny_llama_dir: Path, chat_jsonl: Path) -> None:

@@ -3,19 +3,23 @@
 import math
 import random
 import re
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from loragrid.comparison.costs import Cost
 from loragrid.comparison.metric_text import format_difference, format_metric, format_p
 from loragrid.comparison.pareto import pareto_front
 from loragrid.comparison.sweep_record import SweepRecord, TrialRun
 from loragrid.formatting import format_bytes
-from loragrid.report.charts import CHART_INCHES, draw, legend_above, method_styles, thin_out, ticks_between
-from loragrid.report.cost_charts import Bar, Point, bar_chart, figure_limits, pareto_charts
-from loragrid.report.curve_charts import seconds_per_step, tokens_per_step
+from loragrid.report.bar_charts import Bar, bar_chart
+from loragrid.report.charts import CHART_INCHES, Chart, draw, legend_above, method_styles, thin_out, ticks_between
+from loragrid.report.cost_charts import Point, figure_limits, pareto_charts
+from loragrid.report.curve_charts import Line, curve_charts, seconds_per_step, tokens_per_step
 from loragrid.report.heat_maps import grid_of, heat_maps
 from loragrid.report.tables import write_figure
 from loragrid.report.tuning_charts import TuningCurve, line_of, ticks_of, tuning_charts
@@ -23,17 +27,18 @@ from tests.support.comparisons import made_up_comparison
 
 
 def test_a_front_holds_what_nothing_beats_in_both() -> None:
-    points = [(1.0, 5.0), (2.0, 3.0), (2.0, 4.0), (3.0, 3.0), (4.0, 1.0), (5.0, 2.0)]
-    assert pareto_front(points) == [0, 1, 4]
-    assert pareto_front(points, higher_is_better=True) == [0]
-    assert pareto_front([(1.0, 1.0), (1.0, 1.0)]) == [0, 1]
-    assert pareto_front([]) == []
+    costs = [Cost.exact(cost) for cost in (1.0, 2.0, 2.0, 3.0, 4.0, 5.0)]
+    figures = [5.0, 3.0, 4.0, 3.0, 1.0, 2.0]
+    assert pareto_front(costs, figures) == [0, 1, 4]
+    assert pareto_front(costs, figures, higher_is_better=True) == [0]
+    assert pareto_front([Cost.exact(1.0)] * 2, [1.0, 1.0]) == [0, 1]
+    assert pareto_front([], []) == []
 
 
 def test_every_point_off_the_front_is_dominated() -> None:
     numbers = random.Random(0)
     points = [(float(numbers.randint(0, 9)), float(numbers.randint(0, 9))) for _ in range(60)]
-    front = pareto_front(points)
+    front = pareto_front([Cost.exact(cost) for cost, _ in points], [loss for _, loss in points])
     for index, (cost, loss) in enumerate(points):
         beaten = [i for i in front if points[i] != (cost, loss) and points[i][0] <= cost and points[i][1] <= loss]
         assert bool(beaten) != (index in front)
@@ -129,7 +134,7 @@ def test_bytes_in_one_chart_have_one_unit() -> None:
             name=name,
             label=name,
             figure=2.0 - size / 2**30,
-            costs={"memory/peak_allocated_bytes": float(size)},
+            costs={"memory/peak_allocated_bytes": Cost.exact(float(size))},
             is_chosen=True,
         )
         for name, size in sizes.items()
@@ -140,6 +145,72 @@ def test_bytes_in_one_chart_have_one_unit() -> None:
         assert "MiB" not in drawing
     assert "lora (0.96 GiB, 1.0400), vera (0.982 GiB, 1.0176)" in front.caption
     assert format_bytes(2**20, like=2**30) == "0.000977 GiB"
+
+
+def timed_point(name: str, figure: float, low: float, high: float, load: float = 1.0) -> Point:
+    cost = Cost(median=(low + high) / 2, low=low, high=high, shapes=frozenset({name}), load=load)
+    return Point(name=name, label=name, figure=figure, costs={"time/step_seconds": cost}, is_chosen=True)
+
+
+def charts_over_time(points: list[Point], **settings: Any) -> tuple[list[Chart], list[str]]:
+    styles = method_styles([point.name for point in points])
+    charts, missing = pareto_charts(points, "eval/final_loss", False, styles, **settings)
+    return charts, [sentence for sentence in missing if "step time" in sentence]
+
+
+def test_a_front_over_time_holds_what_may_be_fastest() -> None:
+    points = [
+        timed_point("lora", 2.0, 1.0, 1.2),
+        timed_point("vera", 2.5, 0.9, 1.1),
+        timed_point("dora", 3.0, 2.0, 2.1),
+    ]
+    (chart,), missing = charts_over_time(points)
+    assert missing == []
+    assert "On the front: vera (0.9 to 1.1 s, 2.5000), lora (1.0 to 1.2 s, 2.0000)." in chart.caption
+    assert "Settings whose bars overlap are not told apart" in chart.caption
+
+
+def test_figures_that_are_not_apart_keep_points_on_the_front() -> None:
+    points = [timed_point("lora", 2.0, 1.0, 1.2), timed_point("dora", 2.1, 2.0, 2.1)]
+    (chart,), _ = charts_over_time(points)
+    assert "dora" not in chart.caption
+    (chart,), _ = charts_over_time(points, figures_apart=lambda one, other: False)
+    assert "dora (2.0 to 2.1 s, 2.1000)" in chart.caption
+
+
+@pytest.mark.parametrize(
+    ("point", "reason"),
+    [
+        (timed_point("vera", 2.5, 0.9, 1.1, load=1.6), "the machine was busy while it was measured: its cores had 1.6"),
+        (timed_point("vera", 2.5, 0.9, 5.0), "the machine was not steady while it was measured"),
+        (
+            replace(timed_point("vera", 2.5, 1, 1), costs={"time/step_seconds": Cost(median=1.0, low=None, high=None)}),
+            "it was measured fewer than 5 times, so that its spread is unknown",
+        ),
+    ],
+    ids=["busy", "unsteady", "an old store"],
+)
+def test_no_front_is_drawn_over_times_that_cannot_be_compared(point: Point, reason: str) -> None:
+    charts, missing = charts_over_time([timed_point("lora", 2.0, 1.0, 1.2), point])
+    assert charts == []
+    (sentence,) = missing
+    assert sentence.startswith(f"No Pareto front over step time: {reason}")
+
+
+@pytest.mark.parametrize("load", [0.5, 1.6])
+def test_curves_over_seconds_need_an_undisturbed_machine(load: float) -> None:
+    seconds = {"time/step_seconds": 1.0, "time/step_low_seconds": 0.9, "time/step_high_seconds": 1.1}
+    row = {"trial_id": "a", "method": "lora", **seconds, "time/measure_repeats": 5, "time/measure_load": load}
+    record = record_of([row], {"a": {"data.name": "x"}})
+    points = [("a", "lora", step, "eval/loss", 3.0 - step) for step in (0, 1, 2)]
+    curves = made_up_comparison([row], {}, points).curves
+    styles, lines = method_styles(["lora"]), [Line(label="lora", trial_ids=("a",))]
+    rows, missing = curve_charts(record, curves, lines, styles, "Shown")
+    titles = [chart.title for charts in rows for chart in charts]
+    assert ("Evaluation loss over seconds" in titles) == (load < 1)
+    told = [sentence for sentence in missing if "over seconds" in sentence]
+    busy = "Evaluation loss over seconds is not drawn: the step time cannot be compared: the machine was busy while"
+    assert [sentence.startswith(busy) for sentence in told] == ([] if load < 1 else [True])
 
 
 @pytest.mark.parametrize("length", [4, 17, 25, 40])
@@ -189,8 +260,11 @@ def test_curves_are_thinned_to_their_ends_and_ticks_are_round() -> None:
         (format_difference("test/accuracy", -0.031), "−3.1 pp"),
         (format_difference("test/loss", 0.5), "+0.5000"),
         (format_p(0.0004), "< 0.001"),
-        (write_figure("throughput/fraction_of_device_limit", 0.0000234), "2.34e-05"),
-        (write_figure("throughput/fraction_of_device_limit", 0.412345), "0.4123"),
+        (write_figure("throughput/fraction_of_device_limit", 0.0000234), "0.000023"),
+        (write_figure("throughput/fraction_of_device_limit", 0.412345), "0.41"),
+        (write_figure("time/step_seconds", 1.2345), "1.2 s"),
+        (write_figure("time/setup_seconds", 1.2345), "1.23 s"),
+        (write_figure("convergence/seconds_to_threshold", 1234.5), "21 min"),
         (format_p(0.04996), "< 0.05"),
         (format_p(0.05), "0.050"),
         (format_p(None), "–"),

@@ -204,7 +204,7 @@ def test_memory_time_and_estimates_are_those_of_the_store(maths: Page) -> None:
     assert memory["lora_fa"]["saved activations"] == "402 MiB"
     assert memory["lora_fa"]["peak allocated, evaluation"] == "1.07 GiB"
     times = {row["method"]: row for row in maths.table_of("one step, measured solo")}
-    assert times["vera"]["one step, measured solo"] == "92 ms"
+    assert times["vera"]["one step, measured solo"] == "87 to 97 ms"
     assert times["vera"]["compiling"] == "14 s"
     estimates = maths.table_of("measured / estimated")
     assert {row["of"]: row["measured / estimated"] for row in estimates} == {

@@ -80,6 +80,9 @@ def test_the_table_cuts_no_cell_and_names_omitted_columns(width: int) -> None:
         "memory/saved_activation_bytes": 987_654_321,
         "memory/peak_allocated_bytes": 98_765_432_100,
         "time/step_seconds": 0.9876,
+        "time/step_low_seconds": 0.9812,
+        "time/step_high_seconds": 1.1234,
+        "time/measure_repeats": 5,
         "throughput/tokens_per_second": 123_456.0,
         "convergence/steps_to_threshold": 100_000,
     }
@@ -89,7 +92,7 @@ def test_the_table_cuts_no_cell_and_names_omitted_columns(width: int) -> None:
     assert "…" not in "\n".join(lines)
     (line,) = [line for line in lines if line.startswith("lora_fa_projected")]
     left_out = [line for line in lines if line.startswith("no room here")]
-    shown = ["123 M", "942 MiB", "988 ms", "92 GiB", "100000", "123,456"]
+    shown = ["123 M", "942 MiB", "1.0 to 1.1 s", "92 GiB", "100000", "120,000"]
     assert all(text in line for text in shown) == (not left_out)
     assert line.split()[1:5] == ["256", "16", "1", "2.2500"]
     assert bool(left_out) == (width < 160)

@@ -13,7 +13,7 @@ from loragrid.sweep.record import sweep_parameters
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.store_uri import Scalar, card_tags
 from loragrid.trials.load import experiment_from_mapping
-from loragrid.trials.tags import LABEL_TAG, QUESTION_TAG
+from loragrid.trials.tags import COST_SHAPE_TAG, LABEL_TAG, QUESTION_TAG
 from loragrid_methods import get_method
 
 QUESTION = "Which method teaches a small model grade-school maths best, when each has its own best learning rate?"
@@ -169,7 +169,7 @@ def record_trial(
     if trial.lr_ratio is not None:
         parameters["method.lr_ratio"] = trial.lr_ratio
     tags = {**ENVIRONMENT, **card_tags(get_method(trial.method).card), "loragrid.pack": f"pack-{trial.method}"}
-    tags |= more_tags or {}
+    tags |= {COST_SHAPE_TAG: f"{trial.method}-{trial.rank}"} | dict(more_tags or {})
     recorder.start_trial(trial.trial_id, parameters, tags)
     recorder.log_summary(
         trial.trial_id,
@@ -188,6 +188,11 @@ def record_trial(
             "memory/pack_estimated_bytes": 6.1e9,
             "memory/pack_peak_bytes": 6.1e9 if trial.method == "vera" else 5.7e9,
             "time/step_seconds": step_ms / 1000,
+            "time/step_low_seconds": 0.95 * step_ms / 1000,
+            "time/step_high_seconds": 1.05 * step_ms / 1000,
+            "time/step_cpu_seconds": step_ms / 1000,
+            "time/measure_repeats": 5,
+            "time/measure_load": 0.25,
             "throughput/tokens_per_second": 700 / (step_ms / 1000),
         },
     )

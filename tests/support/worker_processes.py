@@ -85,7 +85,7 @@ def run_queue_as_worker(
     store = TrialStore(f"{folder}/store")
     queue_worker = build_worker(lambda model, data: setup.rows, lambda update: updates.append(update), store, group)
     trials = [setup.trial(name, seed=seed, steps=4, measure_steps=1) for name in ("lora", "vera") for seed in (0, 1)]
-    with mock.patch("loragrid.worker.memory_check.free_memory", return_value=free[worker]):
+    with mock.patch("loragrid.worker.room.free_memory", return_value=free[worker]):
         run_queue([Pack(pack_id="pack-000", trials=tuple(trials))], queue_worker, None)
     torch.save(updates, Path(folder) / f"{worker}.pt")
     torch.distributed.destroy_process_group()

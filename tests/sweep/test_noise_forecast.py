@@ -231,7 +231,7 @@ def test_only_seeds_that_every_method_has_count(keys: dict[str, Any]) -> None:
 
 def test_planned_contrasts_are_fewer_pairs(keys: dict[str, Any]) -> None:
     (every,) = forecast_noise(planned(keys))
-    (planned_ones,) = forecast_noise(planned(keys, verdict={"family": "against", "against": "lora"}))
+    (planned_ones,) = forecast_noise(planned(keys, verdict={"against": "lora"}))
     assert (every.design.num_pairs, planned_ones.design.num_pairs) == (3, 2)
     assert every.difference is not None
     assert planned_ones.difference is not None

@@ -25,6 +25,7 @@ def make_rows(count: int, first: int) -> TokenRows:
         label_positions=torch.arange(LABELS).repeat(count, 1),
         label_targets=targets,
         num_tokens=4 + numbers % 4,
+        groups=numbers,
     )
 
 

@@ -4,6 +4,7 @@ import itertools
 import statistics
 import sys
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from loragrid.planning.solo_run import measure_solo
+from loragrid.planning.solo_run import SoloRun, measure_solo, take_turns
 from loragrid.training.batches import PackBatches
 from loragrid.training.meters import (
     Stopwatch,
@@ -227,7 +228,7 @@ def test_a_solo_measurement_is_complete_and_restores_the_base(setup: Setup, name
     modules = dict(base.named_modules())
     weights = {key: tensor.clone() for key, tensor in base.state_dict().items()}
     figures = measure_solo(setup.trial(name), base, setup.rows, num_steps=2)
-    assert figures.keys() == {
+    assert figures.keys() - {"time/measure_load"} == {
         "memory/base_bytes",
         "memory/adapter_bytes",
         "memory/gradient_bytes",
@@ -236,6 +237,11 @@ def test_a_solo_measurement_is_complete_and_restores_the_base(setup: Setup, name
         "memory/loss_bytes",
         "memory/peak_resident_bytes",
         "time/step_seconds",
+        "time/step_low_seconds",
+        "time/step_high_seconds",
+        "time/step_cpu_seconds",
+        "time/measure_repeats",
+        "time/measure_shape_seconds",
         "throughput/tokens_per_second",
         "throughput/model_flops_per_second",
         "throughput/device_limit_flops_per_second",
@@ -250,6 +256,39 @@ def test_a_solo_measurement_is_complete_and_restores_the_base(setup: Setup, name
     assert dict(base.named_modules()) == modules
     unchanged = all(torch.equal(tensor, weights[key]) for key, tensor in base.state_dict().items())
     assert unchanged == get_method(name).packable
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the resident set's peak is Linux's")
+def test_what_other_runs_hold_is_no_part_of_a_peak(setup: Setup) -> None:
+    """The big adapter with its gradients and moments stays in memory while the small one is measured."""
+    base = setup.base()
+
+    def run(rank: int, beside: Sequence[SoloRun] = ()) -> SoloRun:
+        fields = {"target_modules": ("down_proj",), "rank": rank}
+        return SoloRun(setup.trial("lora", fields), base, setup.rows, beside=beside)
+
+    def peak(one: SoloRun) -> float:
+        take_turns([one], 1)
+        return one.figures()["memory/peak_resident_bytes"]
+
+    alone, big = run(4), run(100_000)
+    assert big.held_bytes > 280 * MIB
+    assert abs(peak(run(4, [big])) - peak(alone)) < 0.2 * big.held_bytes
+    assert peak(run(4)) - peak(alone) > 0.8 * big.held_bytes  # what would be said without `beside`
+
+
+def test_a_run_that_waits_for_its_turn_leaves_the_base_free(setup: Setup) -> None:
+    base = setup.base()
+    modules = dict(base.named_modules())
+    runs = [SoloRun(setup.trial(name), base, setup.rows) for name in ("lora", "dora")]
+    assert dict(base.named_modules()) == modules
+    alone = SoloRun(setup.trial("lora"), setup.base(), setup.rows)
+    for _ in range(3):
+        for one in (*runs, alone):
+            one.take_step()
+        assert dict(base.named_modules()) == modules
+    ours, theirs = (one.model.pack.trainable_parameters() for one in (runs[0], alone))
+    assert all(torch.equal(mine, other) for mine, other in zip(ours, theirs, strict=True))
 
 
 def test_measuring_does_not_change_what_training_draws(setup: Setup) -> None:

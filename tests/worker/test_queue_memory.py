@@ -37,12 +37,12 @@ def test_a_pack_too_large_for_memory_is_halved_beforehand(setup: Setup, monkeypa
     parts = ("adapter", "gradient", "optimizer", "saved_activation", "loss")
     held = [sum(roomy.figures[trial.trial_id][f"memory/{part}_bytes"] for part in parts) for trial in trials]
     # What is left free is for blocks that an allocator cannot use.
-    monkeypatch.setattr("loragrid.worker.memory_check.free_memory", lambda device: 1.1 * sum(held) - 1)
+    monkeypatch.setattr("loragrid.worker.room.free_memory", lambda device: 1.1 * sum(held) - 1)
     narrow = queue(setup, [trials])
     assert {end.status for end in narrow.ended.values()} == {"FINISHED"}
     for trial in trials:
         assert "out_of_memory: besides the base this pack needs" in narrow.tags(trial)["loragrid.pack.split"]
-    monkeypatch.setattr("loragrid.worker.memory_check.free_memory", lambda device: 1.1 * sum(held) + 1)
+    monkeypatch.setattr("loragrid.worker.room.free_memory", lambda device: 1.1 * sum(held) + 1)
     assert all("loragrid.pack.split" not in queue(setup, [trials]).tags(trial) for trial in trials[:1])
 
 
@@ -58,7 +58,7 @@ def test_workers_that_take_over_know_what_the_trials_held_alone(setup: Setup, mo
             worker.reporter.figures(
                 Pack(pack_id="pack-000", trials=(trial,)), {trial.trial_id: figures[trial.trial_id]}
             )
-        monkeypatch.setattr("loragrid.worker.memory_check.free_memory", lambda device: free)
+        monkeypatch.setattr("loragrid.worker.room.free_memory", lambda device: free)
         run_queue([Pack(pack_id="pack-000", trials=tuple(trials))], worker, None)
         assert seen.num_loaded() == 1
         return seen
@@ -75,7 +75,7 @@ def test_losses_count_as_one_chunk_in_the_forecast(setup: Setup, monkeypatch: py
     parts = ("adapter", "gradient", "optimizer", "saved_activation")
     beside = len(trials) * sum(alone[f"memory/{part}_bytes"] for part in parts)
     held = beside + CHUNK_ROWS / num_rows * alone["memory/loss_bytes"]
-    monkeypatch.setattr("loragrid.worker.memory_check.free_memory", lambda device: 1.1 * held + 1)
+    monkeypatch.setattr("loragrid.worker.room.free_memory", lambda device: 1.1 * held + 1)
     seen = queue(setup, [trials])
     assert all("loragrid.pack.split" not in seen.tags(trial) for trial in trials)
 

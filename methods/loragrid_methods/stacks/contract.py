@@ -9,6 +9,7 @@ The training loop names no method. One step of a pack runs, in this order:
     clip each member's gradient to its own norm
     stack.before_step()          for every stack: gradient corrections (LoRA-FA projected)
     AdamW with every member's learning rate x method.learning_rate_multiplier(parameter)   (LoRA+)
+        and with its weight decay where method.is_decayed(parameter)                       (full: not its norms)
     stack.after_step(completed)  for every stack: what follows an update (Delta-LoRA's snapshot)
 """
 
@@ -143,6 +144,11 @@ class Method(ABC):
     def learning_rate_multiplier(self, parameter_name: str) -> float:
         """Factor on the member's learning rate for one of the stack's parameters."""
         return 1.0
+
+    @classmethod
+    def is_decayed(cls, parameter_name: str) -> bool:
+        """Whether weight decay applies to one of the stack's parameters; the same for all members of a stack."""
+        return True
 
     def peft_config(self) -> dict[str, Any]:
         """The method's part of PEFT's `adapter_config.json`; empty when there is no adapter to export."""

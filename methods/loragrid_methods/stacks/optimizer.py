@@ -16,7 +16,7 @@ class ParameterBlock:
 
     weights, gradients: (m, P), with m members from `start` on; the stacks' own tensors are views of them. multiplier:
     (m, 1), each member's factor on its learning rate. shapes: layer name -> the parameter's shape (m, ...), in the
-    order in which P concatenates the layers.
+    order in which P concatenates the layers. is_decayed: whether the members' weight decay applies to it.
     """
 
     name: str
@@ -25,6 +25,7 @@ class ParameterBlock:
     gradients: Tensor
     multiplier: Tensor
     shapes: Mapping[str, torch.Size]
+    is_decayed: bool = True
 
     @property
     def members(self) -> slice:
@@ -85,12 +86,13 @@ class MemberAdamW:
         for block, first, second in zip(self.blocks, self.first_moments, self.second_moments, strict=True):
             dtype, members = block.weights.dtype, block.members
             rates = rate[members].unsqueeze(1) * block.multiplier.to(rate.dtype)
+            weight_decay = self.weight_decay[members].unsqueeze(1) if block.is_decayed else torch.zeros_like(rates)
             self.update(
                 block.weights,
                 block.gradients,
                 first,
                 second,
-                decay=(1 - rates * self.weight_decay[members].unsqueeze(1)).to(dtype),
+                decay=(1 - rates * weight_decay).to(dtype),
                 scale=(rates / correction1[members].unsqueeze(1)).to(dtype),
                 correction2=correction2[members].unsqueeze(1).to(dtype),
                 active=active[members].unsqueeze(1),

@@ -57,7 +57,8 @@ class AdapterPack:
         self.gradient_buffer, self.blocks = self._flatten(device, dtype)
         for stack in self.stacks():
             stack.bind()
-        self.adapted = self._attach()
+        self.adapted: dict[str, AdaptedLinear] = {}
+        self.attach()
 
     @property
     def num_members(self) -> int:
@@ -123,6 +124,17 @@ class AdapterPack:
         for stack in self.stacks():
             stack.after_load()
 
+    def attach(self) -> None:
+        """Put the stacks into the base, also again after `detach`; nothing else may be attached to it."""
+        placements: dict[str, list[PlacedStack]] = {}
+        for start, stacks in self.groups:
+            for name, stack in stacks.items():
+                if name:
+                    placements.setdefault(name, []).append(PlacedStack(start=start, stack=stack))
+        for name, placed in placements.items():
+            self.adapted[name] = AdaptedLinear(self.base.get_submodule(name), self.num_members, placed)
+            _replace(self.base, name, self.adapted[name])
+
     def detach(self) -> None:
         """Replace the adapted layers by the base's own."""
         for name, layer in self.adapted.items():
@@ -169,6 +181,7 @@ class AdapterPack:
                 gradients=gradients,
                 multiplier=multiplier,
                 shapes=shapes,
+                is_decayed=self.methods[start].is_decayed(name),
             )
             weights, grads = block.views(block.weights), block.views(gradients)
             for layer, parameter in parameters.items():
@@ -177,18 +190,6 @@ class AdapterPack:
             blocks.append(block)
             offset += size
         return buffer, blocks
-
-    def _attach(self) -> dict[str, AdaptedLinear]:
-        placements: dict[str, list[PlacedStack]] = {}
-        for start, stacks in self.groups:
-            for name, stack in stacks.items():
-                if name:
-                    placements.setdefault(name, []).append(PlacedStack(start=start, stack=stack))
-        adapted = {}
-        for name, placed in placements.items():
-            adapted[name] = AdaptedLinear(self.base.get_submodule(name), self.num_members, placed)
-            _replace(self.base, name, adapted[name])
-        return adapted
 
 
 def _replace(base: nn.Module, name: str, module: nn.Module) -> None:

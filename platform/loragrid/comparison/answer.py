@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from loragrid.comparison.choice import Choice
 from loragrid.comparison.choice_costs import ChoiceCosts
 from loragrid.comparison.claims import Claim, beaten_by
+from loragrid.comparison.costs import cheapest
 from loragrid.comparison.metric_text import format_metric, format_size
 from loragrid.comparison.pairwise import MethodComparison
 from loragrid.comparison.ranking import metric_words
@@ -70,7 +71,8 @@ def answer_of(contest: Contest) -> Answer:
         if name not in beaten and (bound := bounds[name]) is not None and bound <= contest.margin
     ]
     if near:
-        taken = min(near, key=lambda name: (_cost_order(contest.costs[name], contest.cost), ordered.index(name)))
+        # Of costs that are not told apart, the better mean decides.
+        taken = min(cheapest({name: contest.costs[name].by(contest.cost) for name in near}), key=ordered.index)
         sentence = _take(contest, taken, ordered[0], group, bounds[taken])
     elif all(leader in beaten.get(name, ()) for name in adapters if name != leader):
         taken = leader
@@ -138,19 +140,14 @@ def _shares(contest: Contest, taken: str, other: str) -> list[str]:
     parts = []
     for cost in ("parameters", "memory"):
         mine, whole = own.by(cost), theirs.by(cost)
-        if mine is not None and whole and mine < 0.995 * whole:
-            share = 100 * mine / whole
+        if mine is not None and whole is not None and mine.median < 0.995 * whole.median:
+            share = 100 * mine.median / whole.median
             parts.append(
                 f"{share:.2g} % of the {_COST_WORDS[cost]}"
                 if share < 10
                 else f"{share:.0f} % of the {_COST_WORDS[cost]}"
             )
     return [f"with {' and '.join(parts)} of {other}"] if parts else []
-
-
-def _cost_order(costs: ChoiceCosts, cost: str) -> tuple[bool, float]:
-    value = costs.by(cost)
-    return (value is None, value or 0.0)
 
 
 def _named(choice: Choice) -> str:

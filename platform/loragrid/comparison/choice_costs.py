@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from loragrid.comparison.choice import Choice
+from loragrid.comparison.costs import STEP_TIME, Cost, cost_of
 from loragrid.comparison.settings import mean_figure
 from loragrid.comparison.table import Comparison
 from loragrid.trials.tags import WRITES_BASE_TAG
@@ -23,18 +24,21 @@ class ChoiceCosts:
     """The costs of one choice; None: not measured.
 
     parameters: trained values. memory: bytes of a training step of this trial by itself: the peak on a GPU, otherwise
-    the sum of the parts that are counted exactly. seconds: one optimizer step of this trial by itself.
+    the sum of the parts that are counted exactly. seconds: one optimizer step of this trial by itself, with its spread.
     is_whole_model: whether the method trains the base itself, so that its result is no adapter.
     """
 
     parameters: float | None
     memory: float | None
-    seconds: float | None
+    seconds: Cost | None
     is_whole_model: bool
 
-    def by(self, cost: str) -> float | None:
+    def by(self, cost: str) -> Cost | None:
         """The cost that `verdict.cost` names."""
-        return {"parameters": self.parameters, "memory": self.memory, "time": self.seconds}[cost]
+        if cost == "time":
+            return self.seconds
+        counted = {"parameters": self.parameters, "memory": self.memory}[cost]
+        return None if counted is None else Cost.exact(counted)
 
 
 def costs_of(comparison: Comparison, choices: tuple[Choice, ...]) -> Mapping[str, ChoiceCosts]:
@@ -55,6 +59,6 @@ def _costs(comparison: Comparison, choice: Choice) -> ChoiceCosts:
     return ChoiceCosts(
         parameters=parameters,
         memory=peak if peak is not None else (sum(counted) if len(counted) == len(_MEMORY_PARTS) else None),
-        seconds=mean_figure(comparison, trial_ids, "time/step_seconds"),
+        seconds=cost_of(comparison, trial_ids, STEP_TIME),
         is_whole_model=tagged or is_large,
     )

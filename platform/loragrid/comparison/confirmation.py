@@ -3,9 +3,8 @@
 from dataclasses import replace
 
 from loragrid.comparison.choice import Choice, summarize
-from loragrid.comparison.phases import confirmed_setting
-from loragrid.comparison.settings import figure_in
-from loragrid.comparison.table import Comparison
+from loragrid.comparison.settings import figure_in, seed_of
+from loragrid.comparison.table import Comparison, plain_value
 
 
 def confirmed(choice: Choice, confirm: Comparison, reported: str) -> Choice:
@@ -14,8 +13,13 @@ def confirmed(choice: Choice, confirm: Comparison, reported: str) -> Choice:
     confirm: the confirming trials of the sweep, see `split_phases`. reported: the test metric that is compared. Without
     finished confirming trials of this setting, the choice has no test figures.
     """
-    setting = confirmed_setting(choice.setting, confirm)
-    trials = dict(setting.trial_ids) if setting is not None else {}
-    rows = {str(row["trial_id"]): row for row in confirm.table.to_dict("records")}
-    figures = [value for trial_id in trials.values() if (value := figure_in(rows[trial_id], reported)) is not None]
+    rows = [
+        row
+        for row in confirm.table.to_dict("records")
+        if row["method"] == choice.method
+        and row["status"] == "FINISHED"
+        and all(plain_value(row[axis]) == value for axis, value in choice.setting.values.items())
+    ]
+    trials = {seed_of(confirm, row): str(row["trial_id"]) for row in rows}
+    figures = [value for row in rows if (value := figure_in(row, reported)) is not None]
     return replace(choice, test=summarize(figures) if figures else None, reported_trials=trials, is_confirmed=True)

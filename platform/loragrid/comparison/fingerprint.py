@@ -8,7 +8,7 @@ from loragrid.formatting import count_of
 
 if TYPE_CHECKING:  # workers import this module for its tags and must not import pandas
     from loragrid.comparison.table import Comparison
-from loragrid.trials.tags import CHANGES_TAG, DEVICE_TAG, DIRTY_TAG
+from loragrid.trials.tags import CHANGES_TAG, DATA_DIGEST_TAG, DEVICE_TAG, DIRTY_TAG
 
 Bearing = Literal["results", "speed", "neither"]
 """What a different value of a part changes: all results, only times and memory, or nothing."""
@@ -50,7 +50,7 @@ PARTS: tuple[FingerprintPart, ...] = (
     FingerprintPart(tag="loragrid.model.revision", name="model revision", bearing="results", given_by=("model.",)),
     FingerprintPart(tag="loragrid.model.weights", name="weights", bearing="results", given_by=("model.",)),
     FingerprintPart(tag="loragrid.model.dtype", name="dtype", bearing="results", given_by=("model.",)),
-    FingerprintPart(tag="loragrid.data.digest", name="rows", bearing="results", given_by=("model.", "data.")),
+    FingerprintPart(tag=DATA_DIGEST_TAG, name="rows", bearing="results", given_by=("model.", "data.")),
     FingerprintPart(tag="loragrid.engine", name="engine", bearing="speed"),
     FingerprintPart(tag="loragrid.gpu.driver", name="driver", bearing="speed"),
     FingerprintPart(tag="loragrid.cpu.num_cores", name="cores", bearing="speed"),

@@ -12,15 +12,17 @@ from loragrid.comparison.table import Comparison
 from loragrid.tracking.mlflow_internals import quiet_store
 
 SCORES_ARTIFACT = "scores/test.csv"
-SCORE_COLUMNS = ("trial_id", "row", "num_labels", "loss")
+SCORE_COLUMNS = ("trial_id", "row", "group", "num_labels", "loss")
 
 
 def load_scores(comparison: Comparison, trial_ids: Collection[str] | None = None) -> pd.DataFrame:
-    """One line per trial and test row: trial_id, row, num_labels, loss, and `correct` if the task has an accuracy.
+    """One line per trial and test row: trial_id, row, group, num_labels, loss; with an accuracy also `correct`.
 
-    row: 16 hex digits that identify the row by its content. loss: nats, summed over the row's `num_labels` labels.
-    correct: 0 or 1. Only finished trials are read, and only those in `trial_ids` if given. Trials without scores are
-    left out. Nothing is read if the sweep has no test metrics.
+    row: 16 hex digits that identify the row by its content. group: 16 hex digits that identify the row's group; rows of
+    one group are dependent. In records that are older than groups, every row is a group of its own; only rows with
+    equal content are one. loss: nats, summed over the row's `num_labels` labels. correct: 0 or 1. Only finished trials
+    are read, and only those in `trial_ids` if given. Trials without scores are left out. Nothing is read if the sweep
+    has no test metrics.
     """
     from mlflow import MlflowClient
 
@@ -38,9 +40,11 @@ def load_scores(comparison: Comparison, trial_ids: Collection[str] | None = None
                 target = Path(folder) / run_id
                 target.mkdir()
                 path = client.download_artifacts(run_id, SCORES_ARTIFACT, str(target))
-                # `row` is text, because pandas would read digits such as 1234567890123456 or 12345678901e2345 as a
+                # Digests are text, because pandas would read digits such as 1234567890123456 or 12345678901e2345 as a
                 # number. By default, pandas before 3 may read a loss with a different last digit.
-                part = pd.read_csv(path, dtype={"row": str}, float_precision="round_trip")
+                part = pd.read_csv(path, dtype={"row": str, "group": str}, float_precision="round_trip")
+                if "group" not in part:
+                    part.insert(1, "group", part["row"])
                 part.insert(0, "trial_id", trial_id)
                 parts.append(part)
     return pd.concat(parts, ignore_index=True) if parts else scores

@@ -1,9 +1,12 @@
 """Writes a compared figure for a reader: losses in nats, accuracies in per cent, with as many digits as it takes."""
 
 import math
+from collections.abc import Callable
 
+from loragrid.comparison.costs import STEP_TIME, Cost
 from loragrid.comparison.method_comparison import LEVEL
 from loragrid.comparison.ranking import is_proportion
+from loragrid.formatting import format_seconds_range, format_seconds_roughly
 
 MISSING = "–"
 DECIMALS = 4
@@ -55,3 +58,12 @@ def _decimals(value: float) -> int:
     if value == 0 or not math.isfinite(value) or abs(value) >= 10 ** (1 - DECIMALS):
         return DECIMALS
     return min(12, 1 - math.floor(math.log10(abs(value))))
+
+
+def format_cost(metric: str, cost: Cost, write: Callable[[float], str]) -> str:
+    """A cost as text, by `write`; a step time with the digits that its spread supports, or two if that is unknown."""
+    if metric != STEP_TIME:
+        return write(cost.median)
+    if cost.low is None or cost.high is None:
+        return format_seconds_roughly(cost.median)
+    return format_seconds_range(cost.low, cost.high)

@@ -192,9 +192,10 @@ def _build_table(runs: "Sequence[Run]", axes: Mapping[str, str]) -> pd.DataFrame
 
 
 def _column(name: str, values: Sequence[Any]) -> "pd.Series[Any]":
-    """A column whose integers stay integers if a value is missing. Bytes, steps and parameters are integers."""
+    """A column whose integers stay integers if a value is missing. Bytes, steps, parameters and rows are integers."""
     present = [value for value in values if value is not None]
-    if name.startswith("parameters/") or name.endswith(("_bytes", "/best_step")) or "/steps_" in name:
+    is_count = name.startswith(("parameters/", "data/")) and not name.endswith("_share")
+    if is_count or name.endswith(("_bytes", "/best_step")) or "/steps_" in name:
         values = [None if value is None else round(value) for value in values]
         return pd.Series(values, dtype="Int64")
     if present and all(type(value) is int for value in present):

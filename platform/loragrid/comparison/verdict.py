@@ -9,6 +9,7 @@ from loragrid.comparison.answer import Answer, Contest, answer_of
 from loragrid.comparison.choice import Choice, Selection, reported_summary
 from loragrid.comparison.choice_costs import costs_of
 from loragrid.comparison.claims import Claim, claims_of
+from loragrid.comparison.data_record import data_record_of
 from loragrid.comparison.findings import (
     basis_sentences,
     edge_warnings,
@@ -36,6 +37,7 @@ from loragrid.comparison.seed_spread import known_seed_variances
 from loragrid.comparison.selection import choose
 from loragrid.comparison.settings import tasks_of
 from loragrid.comparison.table import Comparison
+from loragrid.comparison.tuning import budget_words
 from loragrid.tracking.store_uri import parse_parameter
 
 DEFAULT_MARGIN = 0.01
@@ -86,7 +88,7 @@ def judge(comparison: Comparison, scores: pd.DataFrame | None = None, apart: Col
     """Compare every method's choice with every other, and answer which one to take.
 
     scores: the result of `load_scores`. A claim is about new seeds and new rows of the same kind, so without scores of
-    single rows nothing is claimed. The pairs are those that the experiment names before it runs (`verdict.family`).
+    single rows nothing is claimed. The pairs are those that the experiment names before it runs (`verdict.against`).
     docs/verdict.md describes the procedure. apart: see `choose`.
 
     A sweep over several models or data sets has no common verdict; judge its parts, see `tasks_of`.
@@ -100,6 +102,11 @@ def judge(comparison: Comparison, scores: pd.DataFrame | None = None, apart: Col
         return _empty("", (warning,))
     selection = choose(comparison, apart)
     warnings = [*selection.warnings, *edge_warnings(selection.choices)]
+    if words := budget_words(comparison, {choice.name: choice.setting for choice in selection.choices}):
+        warnings.append(words)
+    record = data_record_of(comparison)
+    if record is not None and record.is_partial:
+        warnings.append(" ".join(record.left_out_sentences()))
     ranked = [choice for choice in selection.choices if reported_summary(choice, selection.reported) is not None]
     if not ranked:
         return replace(
@@ -208,7 +215,7 @@ def _judged(
 def _family(comparison: Comparison, arranged: ArrangedScores) -> tuple[Family, list[str]]:
     """The pairs that the experiment names, and a warning if its method is not among those compared."""
     against = _recorded(comparison, "against")
-    if _recorded(comparison, "family") != "against" or arranged.scores is None:
+    if against is None or arranged.scores is None:
         return ALL_PAIRS, []
     if against in arranged.scores.names:
         return Family(kind="against", against=str(against)), []

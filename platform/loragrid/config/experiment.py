@@ -29,6 +29,7 @@ from loragrid.config.method_settings import (
 from loragrid.config.sections import (
     HOLDING_KEYS,
     MEMBER_TRAINING_KEYS,
+    METHOD_TRAINING_KEYS,
     OBSERVATION_KEYS,
     DataConfig,
     ModelConfig,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HOLDING_KEYS",
     "MEMBER_TRAINING_KEYS",
+    "METHOD_TRAINING_KEYS",
     "OBSERVATION_KEYS",
     "ConfirmConfig",
     "DataConfig",
@@ -70,7 +72,7 @@ __all__ = [
 class MethodConfig(Section):
     """One method of an experiment with its own settings and axes.
 
-    Every other key is a hyperparameter of the method or one of MEMBER_TRAINING_KEYS.
+    Every other key is a hyperparameter of the method or one of METHOD_TRAINING_KEYS.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -146,7 +148,7 @@ class Experiment(Section):
     pack: PackConfig = Field(default=PackConfig(), description="How many trials may share one copy of the base.")
     engine: EngineConfig = Field(default=EngineConfig(), description="How the steps of a pack run on a GPU.")
     early_stopping: EarlyStoppingConfig | None = Field(
-        default=None, description="When trials that fall behind end early; null trains every trial to its last step."
+        default=None, description="When settings that fall behind end early; null trains every trial to its last step."
     )
     confirm: ConfirmConfig | None = Field(
         default=None,
@@ -211,21 +213,13 @@ class Experiment(Section):
         problems += label_problems([(block.name, block.label) for block in self.methods])
         problems += self._verdict_problems()
         num_workers = self.workers.num_workers
-        for size in self.grid.get("training.batch_size", (self.training.batch_size,)):
-            if isinstance(size, int):
-                problems += sharing_problems(size, self.training.micro_batch_size, num_workers)
+        for size in self._batch_sizes():
+            problems += sharing_problems(size, self.training.micro_batch_size, num_workers)
         if self.workers.strategy == "shard":
             problems += self._sharding_problems()
         if self.task is not None:
             problems += task_problems(self.data, self.grid)
         grace_steps = self.early_stopping.grace_steps if self.early_stopping else 0
-        if self.early_stopping is not None and self.pack.max_members == 1:
-            for axis in self.grid:
-                if axis.startswith(("model.", "data.")):
-                    what = "early_stopping compares all trials that train alone: their losses must be of one kind"
-                    problems.append(
-                        Problem(key=f"grid.{axis}", what=what, allowed="one value, or pack.max_members: auto")
-                    )
         problems += self._confirm_problems()
         for steps in self.grid.get("training.steps", (self.training.steps,)):
             if isinstance(steps, int) and grace_steps >= steps:
@@ -235,6 +229,15 @@ class Experiment(Section):
         if problems:
             raise ExperimentError(problems)
         return self
+
+    def _batch_sizes(self) -> list[int]:
+        """The batch sizes of all trials; values of a wrong type are reported elsewhere."""
+        for_all = self.grid.get("training.batch_size", (self.training.batch_size,))
+        sizes: dict[Any, None] = {}
+        for block in self.methods:
+            own = block.settings.get("batch_size")
+            sizes |= dict.fromkeys(block.grid.get("batch_size", for_all) if own is None else (own,))
+        return [size for size in sizes if isinstance(size, int)]
 
     def _confirm_problems(self) -> Iterator[Problem]:
         seeds = [seed for seed in self.grid.get("seed", ()) if isinstance(seed, int)]
@@ -295,7 +298,7 @@ class Experiment(Section):
         having = [name for name, types in types_of.items() if field in types]
         if not having:
             fields = sorted({f"method.{name}" for types in types_of.values() for name in types})
-            if field in MEMBER_TRAINING_KEYS:
+            if field in METHOD_TRAINING_KEYS:
                 fields = [f"training.{field}", *fields]
             methods = ", ".join(types_of)
             yield unknown(f"axis: no method here ({methods}) has {field!r}", f"method.{field}", fields, key=key)

@@ -2,9 +2,8 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from loragrid.schema.errors import ExperimentError, Problem
 from loragrid.schema.fields import Allowed, OptionalPositive, OptionalText, Section, Unit
 
 
@@ -14,16 +13,10 @@ class VerdictConfig(Section):
     A sweep records the section before its first trial, so that the pairs cannot be chosen by their results.
     """
 
-    family: Annotated[Literal["all_pairs", "against"], Allowed("all_pairs, against")] = Field(
-        default="all_pairs",
-        description="Which pairs of methods are tested: every pair, or every method against one of them (`against`). "
-        "Fewer pairs find smaller differences.",
-        examples=["against"],
-    )
     against: OptionalText = Field(
         default=None,
-        description="The method (its label, if it has one) that every other is tested against; only with "
-        "`family: against`.",
+        description="The method (its label, if it has one) that every other method is tested against; null tests every "
+        "pair. Fewer pairs show smaller differences.",
         examples=["lora"],
     )
     margin: Annotated[OptionalPositive, Unit("the reported metric: nats per token, or a share of rows")] = Field(
@@ -38,14 +31,6 @@ class VerdictConfig(Section):
         "parameters, peak memory, or time per step.",
         examples=["memory"],
     )
-
-    @model_validator(mode="after")
-    def _check_against(self) -> "VerdictConfig":
-        if (self.family == "against") == (self.against is None):
-            what = "family: against needs a method" if self.against is None else "is used only with family: against"
-            allowed = "a method of this experiment, with family: against; or null, with family: all_pairs"
-            raise ExperimentError([Problem(key="against", value=self.against, what=what, allowed=allowed)])
-        return self
 
 
 class ConfirmConfig(Section):

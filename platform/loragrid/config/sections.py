@@ -52,7 +52,7 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    """The rows that train, evaluate and test every trial; no row is in two of the three splits."""
+    """The rows that train, evaluate and test every trial; no row and no group is in two of the three splits."""
 
     name: Text = Field(
         description="Source of the rows: an embedded name, a local .jsonl, .csv or .parquet file, or a hub id.",
@@ -102,6 +102,12 @@ class DataConfig(Section):
         default={},
         description="Canonical column (prompt, completion, messages, text) -> name of the column in the data.",
         examples=[{"prompt": "question", "completion": "answer"}],
+    )
+    group_by: OptionalText = Field(
+        default=None,
+        description="Column of the data: rows with an equal value there are one group, which is in one split only; "
+        "null makes rows with equal prompts one group (of chitchat, the rows of a conversation).",
+        examples=["conversation_id"],
     )
     max_length: Annotated[
         int, Field(strict=True, ge=2, le=MAX_COUNT), Allowed("a whole number of tokens from 2 on"), Unit("tokens")
@@ -215,9 +221,10 @@ class TrainingConfig(Section):
         examples=[500],
     )
     measure_steps: Annotated[CountOrZero, Unit("optimizer steps")] = Field(
-        default=3,
-        description="Steps that each distinct method shape runs in a pack of one to measure memory and speed; 0 "
-        "measures nothing.",
+        default=5,
+        description="Steps that each distinct method shape runs in a pack of one, in turns with the other shapes, to "
+        "measure its speed; fewer than 5 show no spread, so that step times are not compared. 0 measures nothing, "
+        "memory included.",
         examples=[10],
     )
 
@@ -239,7 +246,10 @@ class TrainingConfig(Section):
 
 
 MEMBER_TRAINING_KEYS = ("lr", "schedule", "warmup_steps", "weight_decay", "clip_norm")
-"""Training keys that a method's block may set for itself."""
+"""Training keys in which the trials of one pack may differ."""
+
+METHOD_TRAINING_KEYS = (*MEMBER_TRAINING_KEYS, "batch_size")
+"""Training keys that a method's block may set for itself; trials of another batch size are in other packs."""
 
 OBSERVATION_KEYS = frozenset(
     {

@@ -5,17 +5,19 @@ import importlib.metadata
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from loragrid.config.experiment import DataConfig, ModelConfig
+from loragrid.data.deck import ChosenRow, Source, permutation
 from loragrid.data.held_out_text import held_out_pieces
 from loragrid.data.labels import IGNORED
-from loragrid.data.splits import SPLITS, choose_rows, open_sources, permutation
+from loragrid.data.overlap import overlap_with_train
+from loragrid.data.splits import SPLITS, choose_rows, open_sources
 from loragrid.data.tokenization import LabelledTokens, tokenizer_digest
 from loragrid.models.cache import cache_folder, cached_folder
 from loragrid.models.loading import max_context
@@ -23,7 +25,8 @@ from loragrid.models.loading import max_context
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+"""Changes with the rule by which rows are split and turned into tokens, and with the format of the cache."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,14 @@ class TokenRows:
     label_positions (N, C) int64: positions p whose hidden state predicts the token at p + 1; 0 in the padding.
     label_targets (N, C) int64: the tokens to predict; -100 in the padding.
     num_tokens (N,) int64: tokens that are not padding.
+    groups (N,) int64: the group of each row; rows of one group are dependent, and in no two splits.
     """
 
     input_ids: Tensor
     label_positions: Tensor
     label_targets: Tensor
     num_tokens: Tensor
+    groups: Tensor
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -48,6 +53,15 @@ class TokenRows:
     def num_labels(self) -> int:
         """Number of labels in all rows."""
         return int((self.label_targets != IGNORED).sum())
+
+    @property
+    def num_groups(self) -> int:
+        """Number of different groups."""
+        return len(self.groups.unique())
+
+    def group_digests(self) -> list[str]:
+        """The group of each row as 16 hexadecimal digits, equal for equal groups in all sweeps."""
+        return [f"{group % 2**64:016x}" for group in self.groups.tolist()]
 
     def digests(self) -> list[str]:
         """A digest of each row's tokens and label positions: 16 hexadecimal digits."""
@@ -61,7 +75,7 @@ class TokenRows:
 
     def select(self, indices: Tensor) -> "TokenRows":
         """The rows numbered `indices` (K,), in that order."""
-        return TokenRows(*(getattr(self, field.name)[indices] for field in fields(self)))
+        return TokenRows(*(getattr(self, part.name)[indices] for part in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -69,7 +83,8 @@ class TokenizedData:
     """All rows of an experiment.
 
     test: has 0 rows if `num_test` is 0. skipped: reason -> number of rows that were read but not used. digest:
-    identifies the tokens of all splits. num_source_rows: number of rows in the train source. held_out_text: plain text
+    identifies the tokens and groups of all splits. num_source_rows: number of rows in the train source. overlap: see
+    `overlap_with_train`. made_from: what the rows depend on, such as the sources' digests. held_out_text: plain text
     with its own shapes; it is never cached.
     """
 
@@ -79,14 +94,16 @@ class TokenizedData:
     skipped: dict[str, int]
     digest: str
     num_source_rows: int
+    overlap: Mapping[str, int] = field(default_factory=dict)
+    made_from: Mapping[str, Any] = field(default_factory=dict)
     held_out_text: TokenRows | None = None
 
 
 def load_data(data: DataConfig, model: ModelConfig, tokenizer: "PreTrainedTokenizerBase") -> TokenizedData:
     """Tokenize the rows, or load them from the cache of an earlier call with the same rows, settings and tokenizer.
 
-    The choice of rows for each split depends only on `data` and the rows, never on a seed. Rows that have the same
-    tokens as a row of an earlier split (in the order evaluation, test, train) are skipped and counted.
+    The choice of rows for each split depends only on `data` and the rows, never on a seed. Rows that have the tokens or
+    the group of a row of an earlier split (in the order evaluation, test, train) are skipped and counted.
 
     Raises:
         ValueError: rows that cannot be found or read, wrong columns, too few usable rows, or a `max_length` beyond the
@@ -98,24 +115,25 @@ def load_data(data: DataConfig, model: ModelConfig, tokenizer: "PreTrainedTokeni
             f"data.max_length: {data.max_length}: longer than the context of {model.name}; allowed: at most {context}"
         )
     sources = open_sources(data, tokenizer)
-    settings = {"max_length", "num_train", "num_eval", "num_test", "loss_on"}
-    key = {
-        "format": [FORMAT_VERSION, importlib.metadata.version("transformers")],
-        "sources": {name: [source.rows.fingerprint, source.tokenizer.columns] for name, source in sources.items()},
-        "tokenizer": tokenizer_digest(tokenizer),
-        "settings": data.model_dump(mode="json", include=settings),
-    }
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    made_from = _made_from(data, sources, tokenizer)
+    name = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:32]
 
     def fill(folder: Path) -> None:
         skipped: Counter[str] = Counter()
         splits = choose_rows(data, sources, skipped)
         assert tokenizer.pad_token_id is not None, "load_tokenizer sets a pad token"
-        _save(folder, splits, int(tokenizer.pad_token_id), skipped, sources["train"].rows.num_rows)
+        texts = {split: [row.texts for row in rows] for split, rows in splits.items()}
+        counts = {
+            "skipped": dict(sorted(skipped.items())),
+            "num_source_rows": sources["train"].rows.num_rows,
+            "overlap": overlap_with_train(texts),
+        }
+        _save(folder, splits, int(tokenizer.pad_token_id), counts)
 
     pieces = [LabelledTokens(piece, tuple(range(len(piece) - 1))) for piece in held_out_pieces(data, tokenizer)]
     return replace(
         _load(cached_folder(cache_folder() / "tokens" / name, fill)),
+        made_from=made_from,
         held_out_text=pad_rows(pieces, int(tokenizer.pad_token_id or 0)) if pieces else None,
     )
 
@@ -138,32 +156,51 @@ def batch_indices(num_rows: int, batch_size: int, seed: int, step: int) -> Tenso
     return torch.cat(parts)
 
 
+def _made_from(data: DataConfig, sources: Mapping[str, Source], tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    """Everything that the rows depend on, in words that an error message can name."""
+    settings = {"max_length", "num_train", "num_eval", "num_test", "loss_on"}
+    return {
+        "format": FORMAT_VERSION,
+        "transformers": importlib.metadata.version("transformers"),
+        "sources": {split: source.rows.fingerprint for split, source in sources.items()},
+        "columns": {split: source.tokenizer.columns for split, source in sources.items()},
+        "group_by": {split: source.group_by for split, source in sources.items()},
+        "tokenizer": tokenizer_digest(tokenizer),
+        **data.model_dump(mode="json", include=settings),
+    }
+
+
 def _save(
-    folder: Path,
-    splits: Mapping[str, Sequence[LabelledTokens]],
-    pad_token_id: int,
-    skipped: Counter[str],
-    num_source_rows: int,
+    folder: Path, splits: Mapping[str, Sequence[ChosenRow]], pad_token_id: int, counts: Mapping[str, object]
 ) -> None:
+    """Write the rows and what was counted while they were chosen; the digest covers the tensors of all splits."""
     from safetensors.torch import save_file
 
-    all_rows = [row for rows in splits.values() for row in rows]
+    all_rows = [row.tokens for rows in splits.values() for row in rows]
     tensors = {}
     digest = hashlib.sha256()
     for split, rows in splits.items():
-        padded = pad_rows(rows, pad_token_id, shaped_by=all_rows)
+        groups = torch.tensor([row.group for row in rows], dtype=torch.int64)
+        padded = pad_rows([row.tokens for row in rows], pad_token_id, groups=groups, shaped_by=all_rows)
         for name, tensor in sorted(vars(padded).items()):
             digest.update(f"{split}.{name} {tuple(tensor.shape)}\n".encode() + tensor.numpy().tobytes())
-            tensors[f"{split}.{name}"] = tensor.to(torch.int32)
+            tensors[f"{split}.{name}"] = tensor if name == "groups" else tensor.to(torch.int32)
     save_file(tensors, folder / "rows.safetensors")
-    summary = {"skipped": dict(sorted(skipped.items())), "digest": f"sha256:{digest.hexdigest()}"}
-    (folder / "summary.json").write_text(json.dumps(summary | {"num_source_rows": num_source_rows}), encoding="utf-8")
+    summary = {**counts, "digest": f"sha256:{digest.hexdigest()}"}
+    (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
 
 
 def pad_rows(
-    rows: Sequence[LabelledTokens], pad_token_id: int, *, shaped_by: Sequence[LabelledTokens] | None = None
+    rows: Sequence[LabelledTokens],
+    pad_token_id: int,
+    *,
+    groups: Tensor | None = None,
+    shaped_by: Sequence[LabelledTokens] | None = None,
 ) -> TokenRows:
-    """Pad rows to the most tokens and the most labels of any row in `shaped_by` (None: in `rows`)."""
+    """Pad rows to the most tokens and the most labels of any row in `shaped_by` (None: in `rows`).
+
+    groups (N,): the rows' groups; None: every row is a group of its own.
+    """
     length = max(len(row.input_ids) for row in shaped_by or rows)
     num_labels = max(len(row.label_positions) for row in shaped_by or rows)
     input_ids = torch.full((len(rows), length), pad_token_id, dtype=torch.int64)
@@ -175,7 +212,9 @@ def pad_rows(
         label_positions[index, : len(positions)] = positions
         label_targets[index, : len(positions)] = ids[positions + 1]
     num_tokens = torch.tensor([len(row.input_ids) for row in rows], dtype=torch.int64)
-    return TokenRows(input_ids, label_positions, label_targets, num_tokens)
+    return TokenRows(
+        input_ids, label_positions, label_targets, num_tokens, torch.arange(len(rows)) if groups is None else groups
+    )
 
 
 def _load(folder: Path) -> TokenizedData:
@@ -184,7 +223,7 @@ def _load(folder: Path) -> TokenizedData:
     tensors = load_file(folder / "rows.safetensors")
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     splits = {
-        split: TokenRows(*(tensors[f"{split}.{field.name}"].to(torch.int64) for field in fields(TokenRows)))
+        split: TokenRows(*(tensors[f"{split}.{part.name}"].to(torch.int64) for part in fields(TokenRows)))
         for split in SPLITS
     }
     return TokenizedData(train=splits["train"], evaluation=splits["evaluation"], test=splits["test"], **summary)

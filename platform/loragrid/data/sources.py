@@ -40,6 +40,7 @@ class RowSource:
     """Rows that can be read by number.
 
     key: the experiment's key that names them, such as `data.name`. fingerprint: changes with their content.
+    group_by: the column whose equal values are one group if the experiment names none; None: see `group_of`.
     """
 
     key: str
@@ -48,6 +49,7 @@ class RowSource:
     num_rows: int
     fingerprint: str
     read: Callable[[Sequence[int]], list[dict[str, Any]]]
+    group_by: str | None = None
 
     @property
     def title(self) -> str:
@@ -119,6 +121,22 @@ def find_columns(source: RowSource, columns: Mapping[str, str]) -> dict[str, str
     return found_columns
 
 
+def find_group_column(source: RowSource, group_by: str | None) -> str | None:
+    """The source's column whose equal values are one group; None if rows with equal prompts are one group.
+
+    Raises:
+        ValueError: the source has no column `group_by`.
+    """
+    if group_by is None:
+        return source.group_by
+    if group_by not in source.columns:
+        raise ValueError(
+            f"data.group_by: {_shown([group_by])}: {source.title} has no such column; "
+            f"allowed: {_shown(source.columns)}, or null for equal prompts"
+        )
+    return group_by
+
+
 def _open_own(data: DataConfig, purpose: str, name: str | None, split: str | None) -> RowSource | None:
     if name is not None:
         key = f"data.{purpose}_name"
@@ -160,7 +178,7 @@ def _fingerprint(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _named(key: str, name: str, rows: FileRows, fingerprint: str) -> RowSource:
+def _named(key: str, name: str, rows: FileRows, fingerprint: str, group_by: str | None = None) -> RowSource:
     def read(indices: Sequence[int]) -> list[dict[str, Any]]:
         try:
             return rows.read(indices)
@@ -168,24 +186,31 @@ def _named(key: str, name: str, rows: FileRows, fingerprint: str) -> RowSource:
             raise ValueError(f"{key}: {name}: {error}") from error
 
     return RowSource(
-        key=key, name=name, columns=rows.columns, num_rows=rows.num_rows, fingerprint=fingerprint, read=read
+        key=key,
+        name=name,
+        columns=rows.columns,
+        num_rows=rows.num_rows,
+        fingerprint=fingerprint,
+        read=read,
+        group_by=group_by,
     )
 
 
 def _read_chitchat(key: str, name: str, embedded: EmbeddedData) -> RowSource:
-    """One row per turn and its reply; consecutive messages of one person are one turn."""
+    """One row per turn and its reply; consecutive messages of one person are one turn. A conversation is one group."""
     package = importlib.util.find_spec(embedded.package)
     if package is None or package.origin is None:
         raise ValueError(f"{key}: {name}: its package is not installed; run `pip install {embedded.requirement}`")
     content = Path(package.origin).with_name(embedded.file).read_bytes()
     rows = []
-    for conversation in json.loads(content).values():
+    for number, conversation in json.loads(content).items():
         turns = ["\n".join(part["text"].strip() for part in turn).strip() for turn in conversation["messages"]]
         for said, answered in itertools.pairwise(turns):
             if said and answered:
                 pair = (("user", said), ("assistant", answered))
-                rows.append({"messages": [{"role": role, "content": text} for role, text in pair]})
-    return _named(key, name, FileRows.of(rows), hashlib.sha256(content).hexdigest())
+                messages = [{"role": role, "content": text} for role, text in pair]
+                rows.append({"messages": messages, "conversation": number})
+    return _named(key, name, FileRows.of(rows), hashlib.sha256(content).hexdigest(), "conversation")
 
 
 def _read_hub(data: DataConfig, key: str, name: str, split: str) -> RowSource:

@@ -1,32 +1,35 @@
-"""Chooses the rows of the evaluation, test and train splits; no row is in two of them."""
+"""Chooses the rows of the evaluation, test and train splits; no row and no group is in two of them."""
 
-import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from loragrid.config.experiment import DataConfig
-from loragrid.data.sources import RowSource, find_columns, open_eval_rows, open_test_rows, open_train_rows
-from loragrid.data.tokenization import LabelledTokens, RowTokenizer
+from loragrid.data.deck import ChosenRow, Deck, Held, Source
+from loragrid.data.sources import (
+    RowSource,
+    find_columns,
+    find_group_column,
+    open_eval_rows,
+    open_test_rows,
+    open_train_rows,
+)
+from loragrid.data.tokenization import RowTokenizer
+from loragrid.trials.skip_reasons import KEPT_APART
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SPLITS = ("train", "evaluation", "test")
-SAME_AS_EVAL, SAME_AS_TEST = "same as an eval row", "same as a test row"
-MOST_ROWS_AT_ONCE = 4096
+LARGEST_SHARE = {"evaluation": 0.1, "test": 0.2}
+"""Largest share of the train source's rows in the groups from which a split is drawn, as long as they suffice.
 
+What a group has left over trains nothing. So large groups stay in train, and at least 70 % of the rows do.
+"""
 
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Rows and the tokenizer of their kind."""
-
-    rows: RowSource
-    tokenizer: RowTokenizer
+_ORDERS = {"train": "train rows", "evaluation": "eval rows", "test": "test rows"}
+_KEYS = {"evaluation": "num_eval", "test": "num_test"}
+_NAMES = {"evaluation": "eval", "test": "test"}
 
 
 def open_sources(data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Source]:
@@ -37,53 +40,49 @@ def open_sources(data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> dict
     """
     opened = {"train": open_train_rows(data), "evaluation": open_eval_rows(data), "test": open_test_rows(data)}
     return {
-        split: Source(rows=rows, tokenizer=_row_tokenizer(rows, data, tokenizer))
+        split: Source(
+            rows=rows,
+            tokenizer=_row_tokenizer(rows, data, tokenizer),
+            group_by=find_group_column(rows, data.group_by),
+        )
         for split, rows in opened.items()
         if rows is not None
     }
 
 
-def choose_rows(
-    data: DataConfig, sources: Mapping[str, Source], skipped: Counter[str]
-) -> dict[str, list[LabelledTokens]]:
+def choose_rows(data: DataConfig, sources: Mapping[str, Source], skipped: Counter[str]) -> dict[str, list[ChosenRow]]:
     """Draw eval rows, then test rows, then train rows, and tokenize only as many rows as needed.
 
-    The splits of one source draw from it one after another, in one fixed order. `skipped` counts the rows that were
-    read but not used, by reason.
+    The splits of one source draw from it one after another, in one fixed order. Eval and test rows that come from the
+    train source are drawn from few of its groups (`LARGEST_SHARE`). A row whose group is in an earlier split is in no
+    later one. `skipped` counts the rows that were read but not used, by reason.
 
     Raises:
         ValueError: there are too few usable rows.
     """
-    deck = {split: permutation(source.rows.num_rows, _ORDERS[split]).tolist() for split, source in sources.items()}
-    evaluation = _draw(data, sources, deck, "evaluation", data.num_eval, skipped, {})
-    known = {row.input_ids: SAME_AS_EVAL for row in evaluation}
-    test = _draw(data, sources, deck, "test", data.num_test, skipped, known) if data.num_test else []
-    known |= {row.input_ids: SAME_AS_TEST for row in test}
-    train, _ = _take(sources["train"], deck["train"], data.num_train, skipped, known)
-    title, name = sources["train"].rows.title, sources["train"].rows.name
+    held = Held()
+    decks = {split: Deck(source, _ORDERS[split], held, skipped) for split, source in sources.items()}
+    splits: dict[str, list[ChosenRow]] = {"evaluation": [], "test": []}
+    for split, num_wanted in (("evaluation", data.num_eval), ("test", data.num_test)):
+        if num_wanted:
+            splits[split] = _draw(decks, split, num_wanted, skipped)
+            name = _NAMES[split]
+            held.add(splits[split], same=KEPT_APART[f"same_as_{name}"], in_group=KEPT_APART[f"in_{name}_group"])
+    train = decks["train"].take(data.num_train)
+    rows = sources["train"].rows
     if not train:
-        taken = [f"{len(evaluation)} eval rows (data.num_eval)"] if "evaluation" not in sources else []
-        taken += [f"{len(test)} test rows (data.num_test)"] if test and "test" not in sources else []
+        taken = [f"{len(splits[split])} {_NAMES[split]} rows (data.{key})" for split, key in _KEYS.items()]
+        taken = [words for words, split in zip(taken, _KEYS, strict=True) if splits[split] and split not in sources]
         apart = f"apart from the {' and '.join(taken)}, " if taken else ""
         raise ValueError(
-            f"{title}: {apart}none of its {sources['train'].rows.num_rows} rows can be used{_counts(skipped)}"
+            f"{rows.title}: {apart}none of its {rows.num_rows} rows can be used{_counts(skipped)}{_remedy(skipped)}"
         )
     if data.num_train is not None and len(train) < data.num_train:
         raise ValueError(
-            f"data.num_train: {data.num_train}: {name} has only {len(train)} train rows that can be "
-            f"used{_counts(skipped)}; allowed: at most that many, or null for all"
+            f"data.num_train: {data.num_train}: {rows.name} has only {len(train)} train rows that can be "
+            f"used{_counts(skipped)}; allowed: at most that many, or null for all{_remedy(skipped)}"
         )
-    return {"train": train, "evaluation": evaluation, "test": test}
-
-
-def permutation(num_rows: int, purpose: str) -> Tensor:
-    """The numbers of all rows (num_rows,) in an order that depends only on the purpose."""
-    seed = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:7], "big")
-    return torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed))
-
-
-_ORDERS = {"train": "train rows", "evaluation": "eval rows", "test": "test rows"}
-_KEYS = {"evaluation": "num_eval", "test": "num_test"}
+    return {"train": train, **splits}
 
 
 def _row_tokenizer(rows: RowSource, data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> RowTokenizer:
@@ -98,60 +97,38 @@ def _row_tokenizer(rows: RowSource, data: DataConfig, tokenizer: "PreTrainedToke
     )
 
 
-def _draw(
-    data: DataConfig,
-    sources: Mapping[str, Source],
-    deck: dict[str, list[int]],
-    split: str,
-    num_wanted: int,
-    skipped: Counter[str],
-    known: Mapping[tuple[int, ...], str],
-) -> list[LabelledTokens]:
-    """Draw the rows of a split from its source or the train source; removes the rows that it read from `deck`."""
-    origin = split if split in sources else "train"
-    rows = sources[origin].rows
-    found, num_seen = _take(sources[origin], deck[origin], num_wanted, skipped, known)
-    deck[origin] = deck[origin][num_seen:]
+def _draw(decks: Mapping[str, Deck], split: str, num_wanted: int, skipped: Counter[str]) -> list[ChosenRow]:
+    """Draw the rows of a split from its own source, or from few groups of the train source."""
+    deck = decks.get(split, decks["train"])
+    own = split in decks
+    found = deck.take(num_wanted) if own else deck.take_from_few_groups(num_wanted, LARGEST_SHARE[split])
+    if len(found) == num_wanted:
+        return found
+    rows = deck.source.rows
+    deck.count_kept_apart()
     if not found:
-        raise ValueError(f"{rows.title}: none of its {rows.num_rows} rows can be used{_counts(skipped)}")
-    if len(found) < num_wanted:
-        kind = {"evaluation": "", "test": "test "}[split]
         raise ValueError(
-            f"data.{_KEYS[split]}: {num_wanted}: {rows.name} has only {len(found)} {kind}rows that can be "
-            f"used{_counts(skipped)}; allowed: at most that many; one fewer if the train rows come from the same source"
+            f"{rows.title}: none of its {rows.num_rows} rows can be used{_counts(skipped)}{_remedy(skipped)}"
         )
-    return found
-
-
-def _take(
-    source: Source,
-    order: Sequence[int],
-    num_wanted: int | None,
-    skipped: Counter[str],
-    known: Mapping[tuple[int, ...], str],
-) -> tuple[list[LabelledTokens], int]:
-    """The first `num_wanted` (None: all) usable rows in `order`, and the number of rows read for them.
-
-    known: tokens of a row in another split -> the reason why it cannot be taken again.
-    """
-    taken: list[LabelledTokens] = []
-    num_seen = 0
-    while num_seen < len(order) and (num_wanted is None or len(taken) < num_wanted):
-        num_missing = MOST_ROWS_AT_ONCE if num_wanted is None else num_wanted - len(taken)
-        # Read no more rows than are missing: otherwise usable rows would be read and not taken.
-        indices = order[num_seen : num_seen + min(num_missing, MOST_ROWS_AT_ONCE)]
-        for row in source.tokenizer.tokenize(source.rows.read(indices), indices):
-            if isinstance(row, str):
-                skipped[row] += 1
-            elif row.input_ids in known:
-                skipped[known[row.input_ids]] += 1
-            else:
-                taken.append(row)
-        num_seen += len(indices)
-    return taken, num_seen
+    kind = {"evaluation": "", "test": "test "}[split]
+    raise ValueError(
+        f"data.{_KEYS[split]}: {num_wanted}: {rows.name} has only {len(found)} {kind}rows that can be "
+        f"used{_counts(skipped)}; allowed: at most that many; one fewer if the train rows come from the same source"
+        f"{_remedy(skipped)}"
+    )
 
 
 def _counts(skipped: Counter[str]) -> str:
     """The skipped rows for an error message, such as " (skipped: 3 empty text)"; empty if there are none."""
     counts = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
     return f" (skipped: {counts})" if counts else ""
+
+
+def _remedy(skipped: Counter[str]) -> str:
+    """What to do if rows are missing because their groups are in other splits; empty if none are."""
+    if not any(skipped[KEPT_APART[name]] for name in ("in_eval_group", "in_test_group")):
+        return ""
+    return (
+        "; rows of one group (equal prompts, if data.group_by is null) are never in two splits: data.group_by can name "
+        "a column with more values"
+    )

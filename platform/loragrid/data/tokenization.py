@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from loragrid.schema.errors import is_unicode
+from loragrid.trials.skip_reasons import REWRITTEN, TOO_LONG, WITHOUT_LABELS, empty
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,10 +18,7 @@ TEMPLATE_DATE = datetime.date(2024, 7, 26)
 
 DATE_CODES = ("%d", "%m", "%b", "%B", "%y", "%Y", "%a", "%A", "%H", "%M", "%S", "%F")
 
-TOO_LONG = "longer than max_length"
-WITHOUT_LABELS = "without a token to learn"
 HALF_CHARACTERS = "contains lone surrogates (such as \\ud800), which no tokenizer accepts"
-REWRITTEN = "earlier turns rewritten by the chat template"
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ class RowTokenizer:
         texts = self._texts(rows, indices, "text")
         encoded = self.tokenizer([text or "" for text in texts])["input_ids"] if texts else []
         return [
-            _labelled(self._ended(ids), 1) if text else _empty("text") for text, ids in zip(texts, encoded, strict=True)
+            _labelled(self._ended(ids), 1) if text else empty("text") for text, ids in zip(texts, encoded, strict=True)
         ]
 
     def _tokenize_pairs(self, rows: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> list[LabelledTokens | str]:
@@ -101,7 +99,7 @@ class RowTokenizer:
         tokenized: list[LabelledTokens | str] = []
         for prompt, completion, head, tail in zip(prompts, completions, heads, tails, strict=True):
             if prompt is None or not completion:
-                tokenized.append(_empty("prompt" if prompt is None else "completion"))
+                tokenized.append(empty("prompt" if prompt is None else "completion"))
             else:
                 start = self._without_end(head)
                 tokenized.append(_labelled([*start, *self._ended(tail)], len(start)))
@@ -135,7 +133,7 @@ class RowTokenizer:
     def _render(self, row: Mapping[str, Any], index: int) -> "_Conversation | str":
         messages = self._messages(row.get(self.columns["messages"]), index)
         if not messages:
-            return _empty("messages")
+            return empty("messages")
         text = self._apply_template(messages, index, add_generation_prompt=False)
         turns = []
         for number, message in enumerate(messages):
@@ -237,10 +235,6 @@ def _dated(chat_template: str) -> str:
 def _labelled(ids: Sequence[int], first: int) -> LabelledTokens:
     """A row whose labels are the tokens from index `first` on, without token 0, which nothing predicts."""
     return LabelledTokens(tuple(ids), tuple(range(max(first - 1, 0), len(ids) - 1)))
-
-
-def _empty(column: str) -> str:
-    return f"empty {column}"
 
 
 def _shown(value: object) -> str:

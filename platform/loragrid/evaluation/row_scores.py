@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 class RowScores:
     """The scores of N rows, column -> a value per row.
 
-    row: its digest. num_labels: labelled tokens. loss: cross-entropy in nats, summed over these. A task adds columns of
-    its own, such as `correct` (1 or 0), and `task_figures`, figure name -> value over all rows.
+    row: its digest. group: the digest of its group. num_labels: labelled tokens. loss: cross-entropy in nats, summed
+    over these. A task adds columns of its own, such as `correct` (1 or 0), and `task_figures`, figure name -> value
+    over all rows.
     """
 
     columns: dict[str, Sequence[str | int | float]]
@@ -29,7 +30,8 @@ class RowScores:
     def of(cls, rows: "TokenRows", losses: Tensor) -> "RowScores":
         """The scores of N rows: losses (N,) are summed over each row's labels."""
         num_labels = (rows.label_targets != IGNORED).sum(1)
-        return cls(columns={"row": rows.digests(), "num_labels": num_labels.tolist(), "loss": losses.double().tolist()})
+        named = {"row": rows.digests(), "group": rows.group_digests()}
+        return cls(columns={**named, "num_labels": num_labels.tolist(), "loss": losses.double().tolist()})
 
     def with_task(self, columns: Mapping[str, Sequence[float]], figures: Mapping[str, float]) -> "RowScores":
         """These scores with those of a task added; whole numbers become integers."""

@@ -74,6 +74,18 @@ def pack_shape(trials: Sequence[Trial], engine: EngineConfig, num_workers: int =
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def cost_shape(trial: Trial) -> str:
+    """A digest that is equal for trials with equal costs on equal hardware, which are measured once.
+
+    LoRA+ and LoRA have one shape, because only their learning rates differ.
+    """
+    member = str((trial.method.stack_key(), trial.method.peft_config().get("r")))
+    sections = [section.model_dump(mode="json") for section in (trial.model, trial.data)]
+    training = trial.training
+    settings = [training.batch_size, training.micro_batch_size, training.activation_checkpointing]
+    return hashlib.sha256(json.dumps([sections, settings, member]).encode()).hexdigest()[:16]
+
+
 def save_timings(folder: Path, device: str, timings: Mapping[str, PackTiming]) -> None:
     """Add calibrations (by pack shape) to the file in the storage folder; other shapes and devices are kept."""
     known = _read(folder)

@@ -1,15 +1,17 @@
-"""Draws costs: Pareto fronts over parameters, memory and time, and bars of memory and time by part."""
+"""Draws Pareto fronts: figures against parameters, memory and step time."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from loragrid.comparison.metric_text import format_metric
+from loragrid.comparison.costs import STEP_TIME, Cost, why_not_compared
+from loragrid.comparison.metric_text import format_cost, format_metric
 from loragrid.comparison.pareto import pareto_front
 from loragrid.comparison.ranking import is_higher_better, metric_words
 from loragrid.formatting import count_of, format_bytes, format_count, format_seconds
-from loragrid.report.charts import Chart, MethodStyle, draw, draw_grid, labels_beside, legend_above, ticks_between
+from loragrid.report.bar_charts import base_of, in_one_unit
+from loragrid.report.charts import Chart, MethodStyle, draw, draw_grid, labels_beside, ticks_between
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,42 +27,8 @@ COSTS: tuple[tuple[str, tuple[tuple[str, str], ...], Callable[[float], str]], ..
         ),
         format_bytes,
     ),
-    ("step time", (("time/step_seconds", "one optimizer step, measured solo"),), format_seconds),
+    ("step time", ((STEP_TIME, "one optimizer step, measured solo"),), format_seconds),
 )
-
-MEMORY_PARTS = {
-    "memory/base_bytes": "base",
-    "memory/adapter_bytes": "adapters",
-    "memory/gradient_bytes": "gradients",
-    "memory/optimizer_bytes": "optimizer",
-    "memory/saved_activation_bytes": "saved activations",
-    "memory/loss_bytes": "loss",
-}
-TIME_PARTS = {
-    "time/setup_seconds": "set-up",
-    "time/measure_seconds": "measuring",
-    "time/compile_seconds": "compiling",
-    "time/train_seconds": "training",
-    "time/data_seconds": "data",
-    "time/eval_seconds": "evaluation",
-    "time/generate_seconds": "answering",
-    "time/checkpoint_seconds": "checkpoints",
-    "time/check_seconds": "checking",
-    "time/report_seconds": "reporting",
-}
-PART_COLOURS = (
-    "#5B6C8F",
-    "#0072B2",
-    "#56B4E9",
-    "#E69F00",
-    "#D55E00",
-    "#CC79A7",
-    "#8C6D31",
-    "#009E73",
-    "#444444",
-    "#BBBBBB",
-)
-PART_HATCHES = ("", "///", "", "\\\\\\", "", "///", "", "///", "", "\\\\\\")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,28 +36,27 @@ class Point:
     """One setting as a point of a Pareto chart.
 
     name: the key of its style, and its name in the chart if it is chosen. label: its name with its values.
-    figure: mean over seeds. costs: metric key -> mean over seeds. is_chosen: whether it is its method's best setting.
+    figure: mean over seeds. costs: metric key -> cost. is_chosen: whether it is its method's best setting.
     """
 
     name: str
     label: str
     figure: float
-    costs: Mapping[str, float]
+    costs: Mapping[str, Cost]
     is_chosen: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bar:
-    """One method's bar. parts: metric key -> value; parts that were not measured are left out."""
-
-    label: str
-    parts: Mapping[str, float]
-
-
 def pareto_charts(
-    points: Sequence[Point], metric: str, higher_is_better: bool, styles: Mapping[str, MethodStyle]
+    points: Sequence[Point],
+    metric: str,
+    higher_is_better: bool,
+    styles: Mapping[str, MethodStyle],
+    figures_apart: Callable[[Point, Point], bool] | None = None,
 ) -> tuple[list[Chart], list[str]]:
-    """A chart for every cost that was measured, and a sentence for every cost that was not."""
+    """A chart for every cost that was measured well enough, and a sentence for every other cost.
+
+    figures_apart: whether the figures of two points are shown to be different; None: all that are not equal.
+    """
     charts: list[Chart] = []
     missing: list[str] = []
     for name, keys, write in COSTS:
@@ -100,30 +67,59 @@ def pareto_charts(
             missing.append(f"No Pareto front over {name}, because no trial measured {name}.")
             continue
         with_cost = [point for point in points if key in point.costs]
-        write = _in_one_unit(key, write, max(point.costs[key] for point in with_cost))
-        front = pareto_front([(p.costs[key], p.figure) for p in with_cost], higher_is_better=higher_is_better)
+        costs = [point.costs[key] for point in with_cost]
+        if key == STEP_TIME and (reason := why_not_compared(costs)):
+            missing.append(f"No Pareto front over {name}: {reason}.")
+            continue
+        write = in_one_unit(key, write, max(cost.median for cost in costs))
+        front = pareto_front(
+            costs,
+            [point.figure for point in with_cost],
+            higher_is_better=higher_is_better,
+            figures_apart=_by_index(with_cost, figures_apart),
+        )
         on_it = ", ".join(
-            f"{with_cost[i].label} ({write(with_cost[i].costs[key])}, {format_metric(metric, with_cost[i].figure)})"
+            f"{with_cost[i].label} ({format_cost(key, costs[i], write)}, {format_metric(metric, with_cost[i].figure)})"
             for i in front
         )
+        spreads = _SPREADS if key == STEP_TIME else ""
         charts.append(
             draw(
                 f"{metric_words(metric).capitalize()} against {name}",
                 f"{count_of(len(with_cost), 'setting')}. On the front: {on_it}.",
-                f"On the front: {on_it}." + _outside(with_cost),
+                f"On the front: {on_it}." + spreads + _outside(with_cost),
                 partial(
                     _paint_front,
                     points=with_cost,
                     key=key,
                     label=label,
                     write=write,
-                    front=front,
+                    line=_staircase(with_cost, front, key, higher_is_better),
                     metric=metric,
                     styles=styles,
                 ),
             )
         )
     return charts, missing
+
+
+_SPREADS = (
+    " Bars: the shortest and the longest of the steps that were timed. Settings whose bars overlap are not told apart "
+    "by their step time."
+)
+
+
+def _by_index(
+    points: Sequence[Point], figures_apart: Callable[[Point, Point], bool] | None
+) -> Callable[[int, int], bool] | None:
+    return None if figures_apart is None else lambda one, other: figures_apart(points[one], points[other])
+
+
+def _staircase(points: Sequence[Point], front: Sequence[int], key: str, higher_is_better: bool) -> list[int]:
+    """The points of the front that its line connects: a line through overlapping costs would rise and fall."""
+    medians = [Cost.exact(points[i].costs[key].median) for i in front]
+    line = pareto_front(medians, [points[i].figure for i in front], higher_is_better=higher_is_better)
+    return [front[i] for i in line]
 
 
 def _outside(points: Sequence[Point]) -> str:
@@ -138,15 +134,15 @@ def _paint_front(
     key: str,
     label: str,
     write: Callable[[float], str],
-    front: Sequence[int],
+    line: Sequence[int],
     metric: str,
     styles: Mapping[str, MethodStyle],
 ) -> None:
     from matplotlib.ticker import FuncFormatter
 
     panel.step(
-        [points[i].costs[key] for i in front],
-        [points[i].figure for i in front],
+        [points[i].costs[key].median for i in line],
+        [points[i].figure for i in line],
         where="post",
         color="#555555",
         linewidth=1.2,
@@ -154,9 +150,11 @@ def _paint_front(
         zorder=1,
     )
     for point in sorted(points, key=lambda point: point.is_chosen):
-        style = styles[point.name]
+        style, cost = styles[point.name], point.costs[key]
+        if cost.low is not None and cost.high is not None and not cost.is_exact:
+            panel.hlines(point.figure, cost.low, cost.high, color=style.colour, alpha=0.5, linewidth=1.2, zorder=1)
         panel.plot(
-            point.costs[key],
+            cost.median,
             point.figure,
             linestyle="none",
             marker=style.marker,
@@ -168,7 +166,7 @@ def _paint_front(
             zorder=3 if point.is_chosen else 2,
         )
     panel.margins(0.08)
-    _scale_costs(panel, [point.costs[key] for point in points], key, write)
+    _scale_costs(panel, [point.costs[key].median for point in points], key, write)
     low, high = figure_limits(points)
     panel.set_ylim(low, high)
     panel.set_xlabel(label)
@@ -178,7 +176,7 @@ def _paint_front(
     draw_grid(panel)
     labels_beside(
         panel,
-        [(p.costs[key], p.figure, p.name, styles[p.name].colour) for p in points if p.is_chosen],
+        [(p.costs[key].median, p.figure, p.name, styles[p.name].colour) for p in points if p.is_chosen],
     )
 
 
@@ -192,8 +190,8 @@ def _scale_costs(panel: "Axes", costs: Sequence[float], key: str, write: Callabl
         panel.xaxis.set_minor_formatter(NullFormatter())
     else:
         left, right = panel.get_xlim()
-        panel.set_xticks([tick for tick in ticks_between(left, right, _base_of(key)) if left <= tick <= right])
-    tick = _in_one_unit(key, write, panel.get_xlim()[1])
+        panel.set_xticks([tick for tick in ticks_between(left, right, base_of(key)) if left <= tick <= right])
+    tick = in_one_unit(key, write, panel.get_xlim()[1])
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
 
 
@@ -209,74 +207,3 @@ def figure_limits(points: Sequence[Point]) -> tuple[float, float]:
     low, high = max(min(all_figures), low - room), min(max(all_figures), high + room)
     margin = 0.06 * (high - low) or room
     return low - margin, high + margin
-
-
-def _in_one_unit(key: str, write: Callable[[float], str], largest: float) -> Callable[[float], str]:
-    """A formatter that writes all byte counts of a chart in one unit, so that readers can compare them."""
-    return partial(format_bytes, like=largest) if key.endswith("_bytes") else write
-
-
-def _base_of(key: str) -> float:
-    return 1024.0 if key.endswith("_bytes") else 1000.0
-
-
-def bar_chart(
-    title: str, bars: Sequence[Bar], parts: Mapping[str, str], write: Callable[[float], str], caption: str
-) -> Chart | None:
-    """Stacked bars, one per method; None if no part was measured. parts: metric key -> name."""
-    known = [key for key in parts if any(bar.parts.get(key) is not None for bar in bars)]
-    shown = [bar for bar in bars if any(key in bar.parts for key in known)]
-    if not shown:
-        return None
-    described = "; ".join(
-        f"{bar.label}: " + ", ".join(f"{parts[key]} {write(bar.parts[key])}" for key in known if key in bar.parts)
-        for bar in shown
-    )
-    absent = [name for key, name in parts.items() if key not in known]
-    if absent:
-        caption += f" Not measured: {', '.join(absent)}."
-    for bar in shown:
-        lacking = [parts[key] for key in known if key not in bar.parts]
-        if lacking:
-            caption += f" {bar.label} lacks {', '.join(lacking)}."
-    paint = partial(_paint_bars, bars=shown, parts=parts, known=known, write=write)
-    return draw(title, described, caption, paint, (5.6, 1.5 + 0.36 * len(shown)))
-
-
-def _paint_bars(
-    panel: "Axes",
-    bars: Sequence[Bar],
-    parts: Mapping[str, str],
-    known: Sequence[str],
-    write: Callable[[float], str],
-) -> None:
-    """Draw the bars. known: the keys of `parts` that any bar has; a part has the same colour in every chart."""
-    from matplotlib.ticker import FuncFormatter
-
-    lefts = [0.0] * len(bars)
-    for key in known:
-        index = list(parts).index(key)
-        widths = [bar.parts.get(key, 0.0) for bar in bars]
-        panel.barh(
-            range(len(bars)),
-            widths,
-            left=lefts,
-            height=0.62,
-            color=PART_COLOURS[index % len(PART_COLOURS)],
-            hatch=PART_HATCHES[index % len(PART_HATCHES)],
-            edgecolor="white",
-            linewidth=0.5,
-            label=parts[key],
-        )
-        lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
-    total_of = _in_one_unit(known[0], write, max(lefts))
-    for place, total in enumerate(lefts):
-        panel.annotate(total_of(total), (total, place), (5, 0), textcoords="offset points", va="center", fontsize=8.5)
-    panel.set_yticks(range(len(bars)), [bar.label for bar in bars])
-    panel.invert_yaxis()
-    panel.set_xticks([tick for tick in ticks_between(0, max(lefts), _base_of(known[0])) if 0 <= tick <= max(lefts)])
-    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: total_of(value) if value else "0"))
-    panel.set_xlim(0, max(lefts) * 1.2 or 1.0)
-    panel.tick_params(axis="y", length=0)
-    panel.spines["left"].set_visible(False)
-    legend_above(panel)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from loragrid.comparison.costs import STEP_TIME, cost_of, why_not_compared
 from loragrid.comparison.metric_text import format_metric
 from loragrid.comparison.ranking import is_proportion
 from loragrid.comparison.sweep_record import SweepRecord
@@ -86,10 +87,14 @@ def curve_charts(
         drawable = curves_of_tasks()
     else:
         missing, drawable = [], [LOSS, *curves_of_tasks()]
+    costs = [cost_of(record.comparison, line.trial_ids, STEP_TIME) for line in lines]
+    reason = why_not_compared(cost for cost in costs if cost is not None)
+    absent = {**_ABSENT, "seconds": f"{STEP_TIMES}: {reason}" if reason else _ABSENT["seconds"]}
+    seconds = {} if reason else seconds_per_step(record.comparison)
     scales = [
         ("steps", "step", dict.fromkeys(curves["trial_id"], 1.0), ""),
         ("tokens", "non-padding tokens", tokens_per_step(record), _TOKENS_CAPTION),
-        ("seconds", "seconds of training", seconds_per_step(record.comparison), _SECONDS_CAPTION),
+        ("seconds", "seconds of training", seconds, _SECONDS_CAPTION),
     ]
     rows: list[list[Chart]] = []
     for curve in drawable:
@@ -102,7 +107,7 @@ def curve_charts(
                 caption = caption or _steps_caption(shown, lines, curve, drawn)
                 charts.append(_chart(curve, name, label, caption, drawn, styles))
             elif not own.empty:
-                missing.append(f"{curve.title} over {name} is not drawn: {_ABSENT[name]}.")
+                missing.append(f"{curve.title} over {name} is not drawn: {absent[name]}.")
         rows += [charts] if charts else []
     return rows, missing
 
@@ -153,9 +158,9 @@ def tokens_per_step(record: SweepRecord) -> dict[str, float]:
 def seconds_per_step(comparison: Comparison) -> dict[str, float]:
     """Trial id -> seconds of one optimizer step, from the solo measurement."""
     table = comparison.table
-    if "time/step_seconds" not in table:
+    if STEP_TIME not in table:
         return {}
-    pairs = zip(table["trial_id"], table["time/step_seconds"], strict=True)
+    pairs = zip(table["trial_id"], table[STEP_TIME], strict=True)
     return {trial_id: float(seconds) for trial_id, seconds in pairs if pd.notna(seconds)}
 
 
@@ -241,6 +246,7 @@ _SECONDS_CAPTION = (
     "Seconds are steps times the step time of the trial, measured solo: training only, without set-up, compiling, "
     "evaluation and checkpoints, and without the time that sharing a pack saves."
 )
+STEP_TIMES = "the step time cannot be compared"
 _ABSENT = {
     "steps": "no trial of a chosen setting has one",
     "tokens": "no throughput was measured",

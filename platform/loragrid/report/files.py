@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 
 from loragrid.comparison.captions import heading_of_choices
 from loragrid.comparison.choice import Choice, SeedSummary
+from loragrid.comparison.data_record import data_record_of
 from loragrid.comparison.selection import check_apart
 from loragrid.comparison.sweep_record import SweepRecord, load_record
 from loragrid.comparison.table import Comparison, load_comparison
@@ -25,6 +26,7 @@ from loragrid.formatting import count_of
 from loragrid.report.choice_tables import choice_table, pairs_table
 from loragrid.report.html_page import Part, load_parts, render_page
 from loragrid.report.peft_results import write_peft_results
+from loragrid.report.sample_answers import sample_table
 from loragrid.report.tables import PageTable, unfinished_table
 from loragrid.report.verdict_table import place_words
 from loragrid.tracking.mlflow_internals import quiet_store
@@ -135,12 +137,16 @@ def to_markdown(comparison: Comparison, parts: Sequence[Part]) -> str:
     for part in parts:
         if part.label:
             blocks.append(f"# {_plain(part.label)}")
+        rows = data_record_of(part.comparison)
+        blocks += [] if rows is None else [_plain(" ".join([rows.size_sentence(), *rows.sentences()]))]
         answer, *basis = part.verdict.sentences or ("No verdict.",)
         blocks.append(f"**{_plain(answer)}**")
         blocks += ["\n".join(f"- {_plain(sentence)}" for sentence in basis)] if basis else []
         blocks += [f"**Beware:** {_plain(warning)}" for warning in part.verdict.warnings]
         blocks += _headed(heading_of_choices(part.verdict), choice_table(part.verdict, part.comparison))
         blocks += _headed("Method against method", pairs_table(part.verdict))
+        if part.samples is not None:
+            blocks += _headed("Sample answers", sample_table(part.samples))
         if part.verdict.trained_sentences:
             blocks += [f"## {TRAINED_HEADING}", *map(_plain, part.verdict.trained_sentences)]
     blocks += _headed("Failed, stopped and out of memory", unfinished_table(comparison))
@@ -195,8 +201,15 @@ def _figures(summary: SeedSummary | None) -> list[float | None]:
 def to_json(comparison: Comparison, parts: Sequence[Part]) -> str:
     """The comparison with its verdicts (one per task) as JSON; a missing value is `null`."""
     content = json.loads(comparison.to_json())
-    content["verdicts"] = [{"task": part.label, **verdict_to_dict(part.verdict)} for part in parts]
+    content["verdicts"] = [
+        {"task": part.label, **verdict_to_dict(part.verdict), "rows": _rows(part.comparison)} for part in parts
+    ]
     return json.dumps(content, indent=2, allow_nan=False, default=_number) + "\n"
+
+
+def _rows(comparison: Comparison) -> dict[str, object] | None:
+    record = data_record_of(comparison)
+    return None if record is None else record.to_dict()
 
 
 def verdict_to_dict(verdict: Verdict) -> dict[str, object]:

@@ -9,19 +9,25 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from loragrid.comparison.captions import heading_of_choices, is_confirmed, trials_caption, was_chosen
+from loragrid.comparison.costs import STEP_TIME, cost_of
+from loragrid.comparison.data_record import data_record_of
 from loragrid.comparison.fingerprint import fingerprint_of
 from loragrid.comparison.ranking import EVALUATION_LOSS, is_higher_better, metric_words
+from loragrid.comparison.sample_answers import SampleTable, load_samples
 from loragrid.comparison.settings import Setting, mean_figure, settings_of, show_setting, tasks_of
 from loragrid.comparison.sweep_record import SweepRecord
 from loragrid.comparison.table import Comparison
 from loragrid.comparison.verdict import Verdict, load_verdict
 from loragrid.formatting import format_bytes, format_seconds
+from loragrid.report.bar_charts import MEMORY_PARTS, TIME_PARTS, Bar, bar_chart
 from loragrid.report.charts import method_styles
 from loragrid.report.choice_tables import against_table, choice_table, other_pairs_table
-from loragrid.report.cost_charts import COSTS, MEMORY_PARTS, TIME_PARTS, Bar, Point, bar_chart, pareto_charts
+from loragrid.report.cost_charts import COSTS, Point, pareto_charts
 from loragrid.report.curve_charts import Line, curve_charts
 from loragrid.report.forest_plot import forest_plots
 from loragrid.report.heat_maps import SettingFigures, heat_maps
+from loragrid.report.retention_table import retention_table
+from loragrid.report.sample_answers import sample_sentences, sample_table
 from loragrid.report.tables import (
     end_of,
     estimate_table,
@@ -58,14 +64,17 @@ class Part:
     comparison: Comparison
     settings: Sequence[Setting]
     verdict: Verdict
+    samples: SampleTable | None = None
 
 
 def load_parts(comparison: Comparison, apart: Collection[str] = ()) -> list[Part]:
     """The parts of a sweep with their verdicts, see `load_verdict`."""
-    return [
-        Part(label=label, comparison=part, settings=settings_of(part), verdict=load_verdict(part, apart))
-        for label, part in tasks_of(comparison).items()
-    ]
+    parts = []
+    for label, part in tasks_of(comparison).items():
+        verdict = load_verdict(part, apart)
+        samples = load_samples(part, verdict.choices)
+        parts.append(Part(label=label, comparison=part, settings=settings_of(part), verdict=verdict, samples=samples))
+    return parts
 
 
 def render_page(record: SweepRecord, parts: Sequence[Part]) -> str:
@@ -99,7 +108,7 @@ def render_page(record: SweepRecord, parts: Sequence[Part]) -> str:
 
 
 def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
-    comparison, verdict = part.comparison, part.verdict
+    comparison, verdict, rows = part.comparison, part.verdict, data_record_of(part.comparison)
     styles = method_styles(record.comparison.table["method"], [*verdict.choices, *verdict.references])
     chosen = _lines(comparison, verdict)
     shown = trials_caption(verdict)
@@ -113,6 +122,7 @@ def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
     return {
         "label": part.label,
         "verdict": verdict,
+        "rows": [] if rows is None else [rows.size_sentence(), *rows.sentences()],
         "heading": heading_of_choices(verdict),
         "choices": choice_table(verdict, comparison),
         "was_chosen": was_chosen(verdict),
@@ -122,6 +132,9 @@ def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
         "forest": forest_plots(verdict, styles),
         "has_test": any(choice.test is not None for choice in verdict.choices),
         "is_confirmed": is_confirmed(verdict),
+        "samples": None if part.samples is None else sample_table(part.samples),
+        "sample_sentences": [] if part.samples is None else sample_sentences(part.samples),
+        "retention": retention_table(comparison, by_label),
         "curves": curves,
         "missing_curves": missing_curves,
         "fronts": fronts,
@@ -140,7 +153,7 @@ def _contents(record: SweepRecord, part: Part) -> dict[str, Any]:
             "Time by part", _bars(comparison, chosen, TIME_PARTS), TIME_PARTS, format_seconds, _TIME_CAPTION
         ),
         "time_table": parts_table(
-            comparison, by_label, {"time/step_seconds": "one step, measured solo", **TIME_PARTS}, format_seconds
+            comparison, by_label, {STEP_TIME: "one step, measured solo", **TIME_PARTS}, format_seconds
         ),
     }
 
@@ -178,7 +191,7 @@ def setting_points(part: Part) -> list[Point]:
         figure = mean_figure(part.comparison, trial_ids, metric)
         if figure is None:
             continue
-        costs = {key: mean_figure(part.comparison, trial_ids, key) for _, keys, _ in COSTS for key, _ in keys}
+        costs = {key: cost_of(part.comparison, trial_ids, key) for _, keys, _ in COSTS for key, _ in keys}
         points.append(
             Point(
                 name=chosen.get(trial_ids, setting.method),

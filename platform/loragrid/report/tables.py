@@ -4,12 +4,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loragrid.comparison.metric_text import MISSING, format_metric
+from loragrid.comparison.costs import STEP_TIME, cost_of
+from loragrid.comparison.metric_text import MISSING, format_cost, format_metric
 from loragrid.comparison.ranking import sort_best_first
 from loragrid.comparison.settings import mean_figure
 from loragrid.comparison.sweep_record import SweepRecord
 from loragrid.comparison.table import PHASE_COLUMN, Comparison, is_stopped_early
-from loragrid.formatting import count_of, format_bytes, format_count, format_seconds, format_value, is_missing
+from loragrid.formatting import (
+    count_of,
+    format_bytes,
+    format_count,
+    format_roughly,
+    format_seconds,
+    format_seconds_roughly,
+    format_value,
+    is_missing,
+)
 from loragrid.tasks.discovery import figure_of
 from loragrid.trials.outcome import OUT_OF_MEMORY
 
@@ -66,8 +76,11 @@ def _setting_of(comparison: Comparison, row: Mapping[Any, Any]) -> str:
 
 
 def trial_table(comparison: Comparison, marked: Mapping[str, str]) -> PageTable:
-    """All trials with all their metrics. marked: trial id -> how its fingerprint differs, see `FingerprintReport`."""
-    keys = comparison.metric_keys
+    """All trials with their metrics, without the counts of rows, which few trials differ in.
+
+    marked: trial id -> how its fingerprint differs, see `FingerprintReport`.
+    """
+    keys = [key for key in comparison.metric_keys if not key.startswith("data/")]
     heading = ("fingerprint",) if marked else ()
     phase = (PHASE_COLUMN,) if PHASE_COLUMN in comparison.table else ()
     rows = [
@@ -92,7 +105,11 @@ def write_figure(key: str, value: Any) -> str:
     """A figure, formatted for the unit in its key."""
     if key.endswith("_bytes"):
         return format_bytes(value)
-    if key.endswith(("_seconds", "seconds_to_threshold")):
+    if key.startswith("time/step_") or key.endswith("seconds_to_threshold"):
+        return format_seconds_roughly(value)
+    if key.startswith("throughput/") and not key.endswith("_seconds"):
+        return format_roughly(value)
+    if key.endswith("_seconds"):
         return format_seconds(value)
     if key.startswith("parameters/"):
         return format_count(value)
@@ -116,9 +133,22 @@ def parts_table(
     values = {label: {key: mean_figure(comparison, trial_ids, key) for key in parts} for label, trial_ids in choices}
     keys = [key for key in parts if any(row[key] is not None for row in values.values())]
     rows = tuple(
-        (Cell(text=label), *(_written(row[key], write) for key in keys)) for label, row in values.items() if keys
+        (
+            Cell(text=label),
+            *(
+                _time_cell(comparison, trial_ids) if key == STEP_TIME else _written(values[label][key], write)
+                for key in keys
+            ),
+        )
+        for label, trial_ids in choices
+        if keys
     )
     return PageTable(header=("method", *(parts[key] for key in keys)), rows=rows)
+
+
+def _time_cell(comparison: Comparison, trial_ids: Sequence[str]) -> Cell:
+    cost = cost_of(comparison, trial_ids, STEP_TIME)
+    return Cell(text=MISSING if cost is None else format_cost(STEP_TIME, cost, format_seconds), is_number=True)
 
 
 def _written(value: float | None, write: Callable[[float], str]) -> Cell:

@@ -10,11 +10,20 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
+from loragrid.comparison.costs import STEP_TIME, cost_of
 from loragrid.comparison.fingerprint import FingerprintReport, fingerprint_of
-from loragrid.comparison.metric_text import format_metric
+from loragrid.comparison.metric_text import format_cost, format_metric
 from loragrid.comparison.ranking import ranking_metric, sort_best_first
 from loragrid.comparison.table import PHASE_COLUMN, Comparison, is_stopped_early
-from loragrid.formatting import count_of, format_bytes, format_count, format_seconds, format_value, is_missing
+from loragrid.formatting import (
+    count_of,
+    format_bytes,
+    format_count,
+    format_roughly,
+    format_seconds,
+    format_value,
+    is_missing,
+)
 from loragrid.tasks.discovery import figure_of, task_figures
 
 MARK = "†"
@@ -42,8 +51,8 @@ METRIC_COLUMNS: tuple[tuple[str, str, Callable[[Any], str], int], ...] = (
     ("parameters/trainable", "trained\nparams", format_count, 1),
     ("memory/saved_activation_bytes", "activation\nmemory", format_bytes, 2),
     ("memory/peak_allocated_bytes", "peak GPU\nmemory", format_bytes, 4),
-    ("time/step_seconds", "step\ntime", format_seconds, 3),
-    ("throughput/tokens_per_second", "tokens\nper s", lambda value: f"{value:,.0f}", 6),
+    (STEP_TIME, "step\ntime", format_seconds, 3),
+    ("throughput/tokens_per_second", "tokens\nper s", format_roughly, 6),
     ("convergence/steps_to_threshold", "steps to\nthreshold", str, 5),
 )
 
@@ -68,7 +77,7 @@ def render_table(comparison: Comparison, width: int = 100) -> Table:
     for key, header, write, priority in METRIC_COLUMNS:
         values = [row.get(key) for row in rows]
         if not all(is_missing(value) for value in values):
-            cells = [Text("–" if is_missing(value) else write(value)) for value in values]
+            cells = [_cost_cell(comparison, row, key, write) for row in rows]
             columns.append(Column(header=header, cells=cells, priority=priority))
     shown, left_out = _fit(columns, width)
 
@@ -101,6 +110,14 @@ def _fit(columns: Sequence[Column], width: int) -> tuple[list[Column], list[Colu
             break
         shown.remove(last)
     return shown, [column for column in columns if column not in shown]
+
+
+def _cost_cell(comparison: Comparison, row: Mapping[Any, Any], key: str, write: Callable[[Any], str]) -> Text:
+    """A metric of one trial; a step time as the range of its measurements."""
+    if is_missing(row.get(key)):
+        return Text("–")
+    cost = cost_of(comparison, [row["trial_id"]], key) if key == STEP_TIME else None
+    return Text(write(row[key]) if cost is None else format_cost(key, cost, write))
 
 
 def _figure_cell(row: Mapping[Any, Any], metric: str) -> Text:

@@ -224,7 +224,7 @@ def _num_seeds(plan: "Plan", trials: "Sequence[Trial]") -> int:
 
 def _num_pairs(plan: "Plan", num_methods: int) -> int:
     """The pairs of the family that the experiment plans: all pairs, or every method against one."""
-    if plan.experiment.verdict.family == "against":
+    if plan.experiment.verdict.against is not None:
         return num_methods - 1
     return num_methods * (num_methods - 1) // 2
 

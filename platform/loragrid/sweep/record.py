@@ -1,11 +1,13 @@
 """Opens the record of a sweep in MLflow."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from loragrid.comparison.experiment_file import keep_experiment
 from loragrid.config.experiment import Experiment
 from loragrid.config.local_path import reason_of
+from loragrid.data.dataset import TokenizedData
+from loragrid.data.record import common_record
 from loragrid.planning.plan import Plan
 from loragrid.planning.time_estimate import ESTIMATE_TAG, TimeEstimate
 from loragrid.sweep.storage import check_storage, spool_folder
@@ -66,6 +68,11 @@ def open_sweep(sweep: Sweep, whole_plan: Plan) -> None:
         store.delete(previous.outcome.statuses)  # the driver may have been killed before it deleted them
         store.reopen(trial_ids | previous.begun.keys())  # among the begun are trials that confirm
         keep_experiment(recorder, experiment)  # the experiment may have more trials now
+
+
+def record_rows(recorder: Recorder, all_data: Sequence[TokenizedData]) -> None:
+    """Record what the data sets of the sweep have in common about their rows."""
+    recorder.log_sweep_summary(*common_record(all_data))
 
 
 def record_estimate(recorder: Recorder, estimate: TimeEstimate) -> None:

@@ -1,16 +1,24 @@
 """Decides which trials of a sweep that was run before are still to be trained."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from rich.console import Console
 
+from loragrid.config.experiment import DataConfig, Experiment, ModelConfig
+from loragrid.data.dataset import TokenizedData
+from loragrid.data.record import shortened
 from loragrid.formatting import count_of
 from loragrid.planning.plan import Plan
 from loragrid.sweep.storage import spool_folder
-from loragrid.tracking.previous_run import PreviousSweep, find_previous, identify
+from loragrid.tracking.previous_run import PreviousSweep, RecordedRows, find_previous, identify
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.sync import sync
+from loragrid.trials.expand import expand
+from loragrid.trials.outcome import DIVERGED
 from loragrid.trials.packing import group_into_packs
+from loragrid.worker.checkpoints import TrialStore
 
 
 def previous_sweep(the_plan: Plan, recorder: Recorder, name: str | None, console: Console) -> PreviousSweep | None:
@@ -57,6 +65,27 @@ def report_previous(the_plan: Plan, recorder: Recorder, console: Console) -> Non
         )
 
 
+def refuse_other_rows(
+    previous: PreviousSweep, the_plan: Plan, tokenized: Mapping[tuple[ModelConfig, DataConfig], TokenizedData]
+) -> None:
+    """Refuse to continue a sweep whose trials were trained, evaluated or tested on other rows than those of now.
+
+    A trial of the plan must have the rows that it had. Of the other recorded trials, whose settings the experiment no
+    longer names, some must have rows of now: otherwise all trials would be new, on other rows.
+
+    Raises:
+        ValueError: the rows differ; the message names both digests, and what changed as far as it is recorded.
+    """
+    for trial in the_plan.trials:
+        recorded, data = previous.rows.get(trial.trial_id), tokenized[(trial.model, trial.data)]
+        if recorded is not None and recorded.digest != data.digest:
+            raise ValueError(_other_rows(previous.name, trial.trial_id, recorded, data))
+    of_now = {data.digest for data in tokenized.values()}
+    if previous.rows and not any(recorded.digest in of_now for recorded in previous.rows.values()):
+        trial_id, recorded = next(iter(previous.rows.items()))
+        raise ValueError(_other_rows(previous.name, trial_id, recorded, next(iter(tokenized.values()))))
+
+
 def remaining_plan(the_plan: Plan, previous: PreviousSweep, num_places: int = 1) -> Plan:
     """The plan without the trials that have ended.
 
@@ -66,8 +95,54 @@ def remaining_plan(the_plan: Plan, previous: PreviousSweep, num_places: int = 1)
     trials = tuple(trial for trial in the_plan.trials if trial.trial_id not in previous.outcome.statuses)
     if identify(trial.trial_id for trial in the_plan.trials) != previous.trials:
         experiment = the_plan.experiment
-        packs = group_into_packs(trials, experiment.pack, num_places, num_workers=experiment.workers.num_workers)
+        packs = group_into_packs(
+            trials,
+            experiment.pack,
+            num_places,
+            num_workers=experiment.workers.num_workers,
+            early_stopping=experiment.early_stopping,
+        )
         return replace(the_plan, trials=trials, packs=tuple(packs))
     open_ids = {trial.trial_id for trial in trials}
     packs = [replace(p, trials=tuple(t for t in p.trials if t.trial_id in open_ids)) for p in the_plan.packs]
     return replace(the_plan, trials=trials, packs=tuple(pack for pack in packs if pack.trials))
+
+
+def _other_rows(sweep: str, trial_id: str, recorded: RecordedRows, data: TokenizedData) -> str:
+    changed = _changes(recorded.made_from, shortened(data.made_from))
+    return (
+        f"--resume: {sweep}: its trial {trial_id} has other rows than this experiment now gives (rows digest "
+        f"{recorded.digest}, now {data.digest}), and trials on different rows cannot be compared; what changed: "
+        f"{changed}; allowed: a new sweep (no --resume), or the rows, keys and version of that sweep"
+    )
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What two sets of rows were made from differently, in words."""
+    if not before:
+        return "the sweep is older than groups of rows, and LoraGrid split rows by another rule then"
+    words = {
+        "format": "LoraGrid's rule by which rows are split and turned into tokens",
+        "sources": "the content of the data",
+        "tokenizer": "the tokenizer",
+        "transformers": "the version of transformers",
+    }
+    found = [
+        f"{words.get(key, f'data.{key}')} ({before.get(key)} then, {now.get(key)} now)"
+        for key in {**before, **now}
+        if before.get(key) != now.get(key)
+    ]
+    return ", ".join(found) or "nothing that is recorded"
+
+
+def mark_diverged_before(store: TrialStore, experiment: Experiment, previous: PreviousSweep) -> None:
+    """Tell the workers of a resumed sweep which settings diverged in a seed: at a rung these settings are last.
+
+    The earlier run deleted its marks of trials that are not trained again.
+    """
+    diverged = {trial_id for trial_id, reason in previous.outcome.reasons.items() if reason.startswith(DIVERGED)}
+    if not diverged or experiment.early_stopping is None:
+        return
+    for trial in expand(experiment):
+        if trial.trial_id in diverged:
+            store.mark_diverged(trial.setting_id, trial.trial_id)

@@ -2,8 +2,10 @@
 
 from rich.console import Console
 
+from loragrid.comparison.data_record import DataRecord
 from loragrid.config.experiment import DataConfig, ModelConfig
 from loragrid.data.dataset import TokenizedData, load_data
+from loragrid.data.record import data_figures
 from loragrid.evaluation.task_scorer import task_scorer
 from loragrid.formatting import count_of
 from loragrid.models.loading import load_tokenizer
@@ -11,7 +13,9 @@ from loragrid.planning.plan import Plan
 
 
 def tokenize(the_plan: Plan, console: Console) -> dict[tuple[ModelConfig, DataConfig], TokenizedData]:
-    """The tokenised rows of each pair of model and data set in the plan; prints their numbers and what was skipped.
+    """The tokenised rows of each pair of model and data set in the plan.
+
+    Prints their numbers, what was skipped, groups, and what evaluation and test rows share with train rows.
 
     Raises:
         ValueError: the data cannot be read, or the task of a trial cannot be scored on it.
@@ -33,4 +37,7 @@ def tokenize(the_plan: Plan, console: Console) -> dict[tuple[ModelConfig, DataCo
             highlight=False,
             markup=False,
         )
+        record = DataRecord.of(data_figures(data), data.skipped)
+        for sentence in (*record.group_sentences(), *record.overlap_sentences()):
+            console.print(f"data {trial.data.name}: {sentence}", highlight=False, markup=False, soft_wrap=True)
     return tokenized

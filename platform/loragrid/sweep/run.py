@@ -12,6 +12,7 @@ from rich.console import Console
 from loragrid.comparison.table import NO_CURVES, Comparison, load_comparison
 from loragrid.config.experiment import Experiment
 from loragrid.models.loading import check_weights
+from loragrid.planning.early_stopping import early_stopping_notes
 from loragrid.planning.placement import Placement, place
 from loragrid.planning.plan import Plan, plan
 from loragrid.planning.queues import cut_for
@@ -28,8 +29,8 @@ from loragrid.sweep.confirmation import (
 )
 from loragrid.sweep.progress import SweepProgress
 from loragrid.sweep.ray_internals import check_ray_version
-from loragrid.sweep.record import Sweep, open_recorder, open_sweep, record_estimate
-from loragrid.sweep.resume import previous_sweep, remaining_plan, report_previous
+from loragrid.sweep.record import Sweep, open_recorder, open_sweep, record_estimate, record_rows
+from loragrid.sweep.resume import previous_sweep, refuse_other_rows, remaining_plan, report_previous
 from loragrid.sweep.rows import tokenize
 from loragrid.sweep.storage import check_nodes_share, local_folder, spool_folder, trial_store
 from loragrid.sweep.timing_history import known_timings, recorded_start
@@ -106,6 +107,7 @@ def run(
     tokenized = tokenize(whole_plan, console)
     sweep = _find_sweep(whole_plan, name, resume, console)
     if sweep.previous:
+        refuse_other_rows(sweep.previous, whole_plan, tokenized)
         check_fresh(whole_plan, sweep.previous.chosen)
         if not remaining_plan(whole_plan, sweep.previous).trials:
             before = planned_before(sweep, whole_plan)
@@ -115,6 +117,9 @@ def run(
         placement = _place(whole_plan, is_local, console)
         whole_plan, the_plan = cut_plans(whole_plan, sweep.previous, placement)
         open_sweep(sweep, whole_plan)
+        record_rows(sweep.recorder, list(tokenized.values()))
+        for note in early_stopping_notes(whole_plan):
+            _notifier(console)(f"note: {note}")
         if is_local and sweep.previous is None:
             known = known_timings(the_plan, placement)
             record_estimate(sweep.recorder, estimate_time(the_plan, placement, known, recorded_start(the_plan)))

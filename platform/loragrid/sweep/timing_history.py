@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 
 from loragrid.planning.placement import Placement
 from loragrid.planning.plan import Plan
-from loragrid.planning.timing import SHAPE_TAG, PackTiming, num_evaluations, pack_shape, saved_timings
+from loragrid.planning.timing import SHAPE_TAG, PackTiming, cost_shape, num_evaluations, pack_shape, saved_timings
 from loragrid.sweep.storage import local_folder
 from loragrid.sweep.summary import START_METRIC
 from loragrid.tracking.mlflow_internals import quiet_store
@@ -37,7 +37,9 @@ def known_timings(plan: Plan, placement: Placement) -> dict[str, PackTiming]:
     experiment, device = plan.experiment, device_here(placement)
     shapes = {
         pack_shape(pack.trials, experiment.engine, placement.num_workers, shard=placement.shard): PackKind(
-            num_members=len(pack.trials), mode=plan.gpu_engine(pack).mode if placement.use_gpu else "eager"
+            num_members=len(pack.trials),
+            num_shapes=len({cost_shape(trial) for trial in pack.trials}),
+            mode=plan.gpu_engine(pack).mode if placement.use_gpu else "eager",
         )
         for phase in plan.phases
         for pack in phase.packs
@@ -81,9 +83,14 @@ def recorded_start(plan: Plan) -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class PackKind:
-    """What all packs of a shape have in common: the number of members, and the mode expected for their steps."""
+    """What all packs of a shape have in common.
+
+    num_shapes: the number of trials that are measured, because the others have the same shape as one of them. mode:
+    expected for the steps.
+    """
 
     num_members: int
+    num_shapes: int
     mode: str
 
 
@@ -103,7 +110,7 @@ def recorded_timings(tracking_uri: str, device: str, shapes: Mapping[str, PackKi
             condition = f"tags.`{SHAPE_TAG}` = '{shape}' and attributes.status = 'FINISHED'"
             runs = client.search_runs(experiments, condition, order_by=["attributes.start_time DESC"], max_results=100)
             runs_here = [run for run in runs if device_of(run.data.tags) == device]
-            timings = [timing for run in runs_here if (timing := _recorded(run, kind.num_members)) is not None]
+            timings = [timing for run in runs_here if (timing := _recorded(run, kind)) is not None]
             timings = [timing for timing in timings if timing.mode == kind.mode] or timings
             if timings:
                 middle = statistics.median(timing.step for timing in timings)
@@ -111,10 +118,11 @@ def recorded_timings(tracking_uri: str, device: str, shapes: Mapping[str, PackKi
     return found
 
 
-def _recorded(run: Run, num_members: int) -> PackTiming | None:
+def _recorded(run: Run, kind: PackKind) -> PackTiming | None:
     """The timing of a trial's pack, read from the trial's run; None if a metric or parameter is missing.
 
-    Start-up costs other than compiling are spread over the steps.
+    Start-up costs other than compiling are spread over the steps. The first pack of a queue measures the shapes of all
+    its packs. What measuring this pack costs therefore follows from the time that this trial's shape took.
     """
     metrics, parameters = run.data.metrics, run.data.params
     try:
@@ -124,10 +132,16 @@ def _recorded(run: Run, num_members: int) -> PackTiming | None:
             source=f"sweep {run.data.tags.get(SWEEP_TAG, '')}",
             mode=run.data.tags.get(MODE_TAG, "eager"),
             setup=metrics["time/setup_seconds"],
-            measure=metrics.get("time/measure_seconds", 0.0),
+            measure=_measuring(metrics, kind),
             startup=metrics.get("time/compile_seconds", 0.0),
             step=sum(metrics.get(f"time/{phase}_seconds", 0.0) for phase in ("train", "data", "check")) / steps,
-            evaluation=metrics["time/eval_seconds"] / num_evaluations(steps, every, num_members, tests),
+            evaluation=metrics["time/eval_seconds"] / num_evaluations(steps, every, kind.num_members, tests),
         )
     except KeyError:
         return None
+
+
+def _measuring(metrics: Mapping[str, float], kind: PackKind) -> float:
+    """Seconds of the solo measurements of a pack; a store from before shapes took turns has them as recorded."""
+    own = metrics.get("time/measure_shape_seconds")
+    return metrics.get("time/measure_seconds", 0.0) if own is None else kind.num_shapes * own

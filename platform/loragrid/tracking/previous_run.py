@@ -1,8 +1,10 @@
 """Reads from MLflow how far a previous run of a sweep got."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -11,7 +13,16 @@ from loragrid.tracking.mlflow_internals import quiet_store
 from loragrid.tracking.search import search_runs
 from loragrid.trials.confirm import Chosen
 from loragrid.trials.outcome import INVARIANT_VIOLATED, SweepOutcome
-from loragrid.trials.tags import CONFIRM_CHOICE_TAG, KIND_TAG, PARENT_TAG, REASON_TAG, SWEEP_TAG, TRIAL_TAG
+from loragrid.trials.tags import (
+    CONFIRM_CHOICE_TAG,
+    DATA_DIGEST_TAG,
+    KIND_TAG,
+    MADE_FROM_TAG,
+    PARENT_TAG,
+    REASON_TAG,
+    SWEEP_TAG,
+    TRIAL_TAG,
+)
 
 TRIALS_TAG = "loragrid.trials"
 RESUMED_TAG = "loragrid.resumed"
@@ -34,12 +45,20 @@ class PreviousTrial:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecordedRows:
+    """The rows of a trial: their digest, and what they were made from (empty in old records)."""
+
+    digest: str
+    made_from: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PreviousSweep:
     """A sweep that was run before.
 
     outcome: the trials that need no further training. begun: the other trials that have a run.
-    trials: identifies the planned trials, see `identify`. num_resumed: how often the sweep was resumed.
-    chosen: the settings that it confirms, if they are recorded.
+    trials: identifies the planned trials, see `identify`. num_resumed: how often the sweep was resumed. rows: trial id
+    -> its rows, for trials that a worker has started. chosen: the settings that it confirms, if they are recorded.
     """
 
     name: str
@@ -49,6 +68,7 @@ class PreviousSweep:
     outcome: SweepOutcome
     begun: Mapping[str, PreviousTrial]
     chosen: Chosen = field(default_factory=Chosen)
+    rows: Mapping[str, RecordedRows] = field(default_factory=dict)
 
 
 def identify(trial_ids: Iterable[str]) -> str:
@@ -72,9 +92,12 @@ def find_previous(
         parent = next((run for run in sweeps if sweep in (None, _name(run), run.info.run_name)), None)
         if parent is None:
             return None
-        outcome, begun = SweepOutcome(), {}
+        outcome, begun, rows = SweepOutcome(), {}, {}
         for run in search_runs(client, experiment.experiment_id, f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'"):
             trial_id, reason = run.data.tags[TRIAL_TAG], run.data.tags.get(REASON_TAG, "")
+            if DATA_DIGEST_TAG in run.data.tags:
+                made_from = json.loads(run.data.tags.get(MADE_FROM_TAG, "{}"))
+                rows[trial_id] = RecordedRows(digest=run.data.tags[DATA_DIGEST_TAG], made_from=made_from)
             ended = SweepOutcome(statuses={trial_id: run.info.status}, reasons={trial_id: reason} if reason else {})
             if ended.is_final(trial_id):
                 outcome.statuses |= ended.statuses
@@ -90,6 +113,7 @@ def find_previous(
             outcome=outcome,
             begun=begun,
             chosen=Chosen.from_text(tags.get(CONFIRM_CHOICE_TAG, "")),
+            rows=rows,
         )
 
 

@@ -1,6 +1,7 @@
 """One worker's batches for all members of a pack; a member's rows depend only on its seed and the step."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -123,12 +124,7 @@ def _padded(rows: TokenRows, start: int, size: int) -> TokenRows:
     inside = indices < len(rows)
     chosen = rows.select(torch.where(inside, indices, 0))
     targets = torch.where(inside.unsqueeze(1), chosen.label_targets, IGNORED)
-    return TokenRows(
-        input_ids=chosen.input_ids,
-        label_positions=chosen.label_positions,
-        label_targets=targets,
-        num_tokens=chosen.num_tokens,
-    )
+    return replace(chosen, label_targets=targets)
 
 
 def _repeat(rows: TokenRows, times: int) -> TokenRows:

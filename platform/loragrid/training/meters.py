@@ -101,6 +101,15 @@ def peak_memory(device: torch.device) -> dict[str, float]:
     return {"memory/peak_resident_bytes": float(lines["VmHWM"].split()[0]) * 1024}
 
 
+def reserved_bytes(device: torch.device) -> int:
+    """Bytes that torch's allocator holds on a GPU after it has returned unused memory; 0 on a CPU."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved(device)
+
+
 def free_unused_memory(device: torch.device) -> None:
     """Release unused memory, including that of modules and hooks that refer to each other."""
     gc.collect()

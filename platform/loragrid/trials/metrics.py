@@ -1,6 +1,7 @@
 """Lists every MLflow metric key of a trial and of a sweep with meaning and unit, and writes the note for MLflow."""
 
 from loragrid.tasks.discovery import task_figures
+from loragrid.trials.skip_reasons import KEPT_APART, UNUSABLE
 
 # The keys are the same for every method, because MLflow's comparison page aligns runs by key.
 CURVE_METRICS: dict[str, str] = {
@@ -42,7 +43,15 @@ _COST_METRICS: dict[str, str] = {
     "memory/peak_resident_bytes": "peak of the process's resident memory in a training step, on a CPU",
     "memory/pack_estimated_bytes": "GPU memory that the trial's last pack was expected to allocate, from shapes only",
     "memory/pack_peak_bytes": "peak of the GPU memory that the trial's last pack allocated",
-    "time/step_seconds": "one optimizer step; measured solo",
+    "time/step_seconds": "one optimizer step: the median of several, taken in turns with trials of other shapes; "
+    "measured solo, once for all trials with the same tag `loragrid.cost.shape`",
+    "time/step_low_seconds": "the shortest of these steps",
+    "time/step_high_seconds": "the longest of these steps",
+    "time/step_cpu_seconds": "CPU time of the worker's process in one of these steps, all threads together; median",
+    "time/measure_repeats": "number of these steps",
+    "time/measure_load": "CPU load during these steps: the worker's threads and the cores that other processes kept "
+    "busy, over the cores that the worker may use; above 1 the worker had to wait",
+    "time/measure_shape_seconds": "all that measuring the trial's shape took, once in a queue of packs",
     "throughput/tokens_per_second": "non-padding tokens trained per second; measured solo",
     "throughput/model_flops_per_second": "floating-point operations per second that the base itself needs for the "
     "non-padding tokens of a step, the method's own products not counted; of one worker, measured solo",
@@ -64,6 +73,35 @@ _COST_METRICS: dict[str, str] = {
     "time/generate_seconds": "answering the rows of the task, by generation or by likelihood, and the sample prompts",
     "time/checkpoint_seconds": "saving states, exporting adapters",
     "time/report_seconds": "reporting figures to the sweep, and waiting for other workers to report",
+}
+
+_OVERLAPS = {
+    "prompts_in_train": "{rows} rows whose prompt (of a chat, all before the first answer) is also one of a train row",
+    "prompts_in_train_answers": "{rows} rows whose last question is also an answer of a train row",
+    "answers_in_train": "{rows} rows whose last answer is also an answer of a train row",
+    "answers_in_train_prompts": "{rows} rows whose last answer is also a question of a train row",
+}
+_SPLITS = {"train": "train", "eval": "evaluation", "test": "test"}
+_DATA_METRICS: dict[str, str] = {
+    **{f"data/{split}_rows": f"number of {name} rows" for split, name in _SPLITS.items()},
+    **{f"data/{split}_groups": f"number of groups among the {name} rows" for split, name in _SPLITS.items()},
+    "data/skipped_rows": "rows that were read and cannot be used; the tag `loragrid.data.left_out` counts the reasons",
+    "data/skipped_share": "skipped rows over the sum of skipped and used rows",
+    "data/kept_apart_rows": "usable rows that belong to no split, because an earlier split has them or their group",
+    **{f"data/skipped_{name}": f"rows skipped because: {reason}" for name, reason in UNUSABLE.items()},
+    **{f"data/kept_apart_{name}": f"rows kept apart because: {reason}" for name, reason in KEPT_APART.items()},
+    **{
+        f"data/{split}_{name}": words.format(rows=_SPLITS[split])
+        for split in ("eval", "test")
+        for name, words in _OVERLAPS.items()
+    },
+    "data/train_tokens": "tokens of all train rows, without padding: those of one epoch",
+    "data/train_labels": "labelled tokens of all train rows: those of one epoch",
+}
+_TRAINED_METRICS: dict[str, str] = {
+    "data/trained_tokens": "tokens that all `training.steps` steps train, with repetitions and without padding",
+    "data/trained_labels": "labelled tokens that all `training.steps` steps train, with repetitions",
+    "data/padding_share": "share of padding among the positions that all steps compute",
 }
 
 _TRIAL_COUNTS: dict[str, str] = {
@@ -108,7 +146,15 @@ def summary_metrics() -> dict[str, str]:
         f"test/{figure.name}": f"{figure.description.format(rows='test')} after the last step"
         for figure in task_figures()
     }
-    return {**_EVALUATION_METRICS, **evaluation, **_TEST_METRICS, **test, **_COST_METRICS}
+    return {
+        **_EVALUATION_METRICS,
+        **evaluation,
+        **_TEST_METRICS,
+        **test,
+        **_COST_METRICS,
+        **_DATA_METRICS,
+        **_TRAINED_METRICS,
+    }
 
 
 def curve_keys() -> tuple[str, ...]:
@@ -127,7 +173,7 @@ def best_figure_keys() -> dict[str, str]:
 
 
 def sweep_metrics() -> dict[str, str]:
-    """Metrics of the sweep's own run: key -> meaning."""
+    """Metrics of the sweep's own run: key -> meaning. Of its data, those that are the same for all its trials."""
     best: dict[str, str] = {}
     for figure in task_figures():
         best[f"sweep/best_eval_{figure.name}"] = (
@@ -137,7 +183,7 @@ def sweep_metrics() -> dict[str, str]:
         best[f"sweep/best_test_{figure.name}"] = f"its {figure.words} on the test rows, which no choice uses"
     best["sweep/best_eval_loss"] = "its final evaluation loss, which ranks the trials of a sweep without a task"
     best["sweep/best_test_loss"] = "its loss on the test rows"
-    return {**_TRIAL_COUNTS, **best, **_SWEEP_COSTS, **_SWEEP_NOISE}
+    return {**_TRIAL_COUNTS, **best, **_SWEEP_COSTS, **_SWEEP_NOISE, **_DATA_METRICS}
 
 
 def sweep_note(question: str, experiment_name: str, *, trials: str, charts: str, answer: str = "") -> str:

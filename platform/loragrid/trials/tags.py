@@ -14,13 +14,24 @@ WRITES_BASE_TAG = "loragrid.writes_base"
 SPLIT_TAG = "loragrid.pack.split"
 """Why a trial's pack was halved."""
 
+COST_SHAPE_TAG = "loragrid.cost.shape"
+"""Equal for trials whose costs in a pack of one are equal; such trials are measured once."""
+
 SAMPLES_PROBLEM_TAG = "loragrid.samples.problem"
 """Why a trial has no sample answers although it finished."""
+
 PHASE_TAG = "loragrid.phase"
 """`tune` or `confirm`: whether the trial helps to choose a setting, or trains a chosen setting with a fresh seed."""
 
 CONFIRM_CHOICE_TAG = "loragrid.confirm.choice"
 """Of a sweep: the settings that were chosen to be trained again, and the fresh seeds, see `trials/confirm.Chosen`."""
+
+DATA_DIGEST_TAG = "loragrid.data.digest"
+"""Identifies the tokens, labels and groups of all rows of a trial."""
+MADE_FROM_TAG = "loragrid.data.made_from"
+"""What the rows depend on, as JSON: digests of the sources and the tokenizer, and the settings that split them."""
+LEFT_OUT_TAG = "loragrid.data.left_out"
+"""The rows that were read and not used, as JSON: reason -> number of rows."""
 
 PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"

@@ -72,17 +72,16 @@ class PackUpdate:
             trial_id: [*previous.records.get(trial_id, []), *self.records.get(trial_id, [])]
             for trial_id in {**previous.records, **self.records}
         }
+        figures = {
+            trial_id: {**previous.figures.get(trial_id, {}), **self.figures.get(trial_id, {})}
+            for trial_id in {**previous.figures, **self.figures}
+        }
         tags = {
             trial_id: {**previous.tags.get(trial_id, {}), **self.tags.get(trial_id, {})}
             for trial_id in {**previous.tags, **self.tags}
         }
-        return replace(
-            self,
-            records=records,
-            figures={**previous.figures, **self.figures},
-            tags=tags,
-            ended={**previous.ended, **self.ended},
-        )
+        ended = {**previous.ended, **self.ended}
+        return replace(self, records=records, figures=figures, tags=tags, ended=ended)
 
 
 def split_tags(half: Pack, whole: Pack, reason: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from loragrid.config.experiment import EarlyStoppingConfig
 from loragrid.data.dataset import TokenizedData
+from loragrid.data.record import data_figures, trained_figures
 from loragrid.evaluation.pack_scoring import PackScoring
 from loragrid.planning.memory_estimate import MemoryEstimate
 from loragrid.planning.timing import SHAPE_TAG
@@ -50,6 +51,7 @@ class PackTrainer:
         """
         try:
             with self.stopwatch.phase("setup"):
+                self._report_rows(pack)
                 with self.stopwatch.phase("measure"):
                     trials = self.solo.measure(pack, self.group)
                 if trials:
@@ -80,6 +82,15 @@ class PackTrainer:
                 model.pack.detach()
         finally:
             self.resident.release_if_written(pack.trials)
+
+    def _report_rows(self, pack: Pack) -> None:
+        """Report what the trials of a pack that begins train on, even if it fails later."""
+        begun = [trial for trial in pack.trials if self.trials.completed(trial) == 0]
+        if begun:
+            data = self.inputs.rows(pack)
+            shared = data_figures(data)
+            figures = {trial.trial_id: shared | trained_figures(data, trial.training, trial.seed) for trial in begun}
+            self.reporter.figures(pack, figures)
 
     def _attach(
         self,

@@ -1,8 +1,10 @@
-"""Measures the costs of trials in packs of one, once for all trials of equal shape."""
+"""Measures the costs of trials in packs of one, once for all trials of equal shape, and all shapes in turns."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from loragrid.planning.solo_run import measure_solo
+from loragrid.data.dataset import TokenizedData
+from loragrid.planning.solo_run import HELD_PARTS, SoloRun, take_turns
+from loragrid.planning.timing import cost_shape
 from loragrid.training.failure import Failure
 from loragrid.training.loss import CHUNK_ROWS
 from loragrid.training.meters import free_unused_memory
@@ -13,15 +15,11 @@ from loragrid.worker.pack_inputs import PackInputs
 from loragrid.worker.process_group import ProcessGroup
 from loragrid.worker.reporter import Reporter
 from loragrid.worker.resident_base import ResidentBase
+from loragrid.worker.room import have_room
 from loragrid.worker.trial_log import TrialLogs
 
 # The parts of a trial's memory besides the base and the loss. In a pack these add up over the members.
-_OF_EACH_MEMBER = (
-    "memory/adapter_bytes",
-    "memory/gradient_bytes",
-    "memory/optimizer_bytes",
-    "memory/saved_activation_bytes",
-)
+_OF_EACH_MEMBER = (*HELD_PARTS, "memory/saved_activation_bytes")
 
 
 class SoloFigures:
@@ -32,7 +30,12 @@ class SoloFigures:
     ) -> None:
         self._inputs, self._resident, self._trials = inputs, resident, trials
         self._logs, self._reporter = logs, reporter
-        self._figures: dict[object, dict[str, float]] = {}
+        self._figures: dict[str, dict[str, float]] = {}
+        self._expected: tuple[Trial, ...] = ()
+
+    def expect(self, trials: Sequence[Trial]) -> None:
+        """Trials of the queue: their shapes are measured together with those of the first pack on their base."""
+        self._expected = tuple(trials)
 
     def measure(self, pack: Pack, group: ProcessGroup) -> tuple[Trial, ...]:
         """Measure each shape of trial once and send the figures of every trial; return the trials that can be trained.
@@ -42,21 +45,17 @@ class SoloFigures:
         """
         if pack.trials[0].training.measure_steps == 0:
             return pack.trials
-        same_shape: dict[object, list[Trial]] = {}
+        same_shape: dict[str, list[Trial]] = {}
         for trial in pack.trials:
-            same_shape.setdefault(_shape(trial), []).append(trial)
+            same_shape.setdefault(cost_shape(trial), []).append(trial)
         same_shape = {key: trials for key, trials in same_shape.items() if not self._are_measured(trials)}
         able = {trial.trial_id for trial in pack.trials if self._logs[trial.trial_id].is_measured}
-        for index, (key, alike) in enumerate(same_shape.items()):
-            if key not in self._figures:
-                number = f"{index + 1} of {len(same_shape)}"
-                self._reporter.phase(pack, f"measuring {_label(alike[0])} in a pack of one ({number})")
-                measured = self._measure_one(alike[0], pack, group)
-                if isinstance(measured, Failure):
-                    free_unused_memory(group.device)
-                    self._trials.end(pack, {trial.trial_id: measured.end() for trial in alike}, measured.tags())
-                    continue
-                self._figures[key] = measured
+        failures = self._measure_shapes({key: trials[0] for key, trials in same_shape.items()}, pack, group)
+        for key, alike in same_shape.items():
+            if key in failures:
+                failure = failures[key]
+                self._trials.end(pack, {trial.trial_id: failure.end() for trial in alike}, failure.tags())
+                continue
             able |= {trial.trial_id for trial in alike}
             unmeasured = [trial.trial_id for trial in alike if not self._logs[trial.trial_id].is_measured]
             self._reporter.figures(pack, dict.fromkeys(unmeasured, self._figures[key]))
@@ -79,32 +78,110 @@ class SoloFigures:
     def _are_measured(self, trials: Sequence[Trial]) -> bool:
         return all(self._logs[trial.trial_id].is_measured for trial in trials)
 
-    def _measure_one(self, trial: Trial, pack: Pack, group: ProcessGroup) -> dict[str, float] | Failure:
-        """The trial's figures, or the failure of its measurement."""
-        base, data = self._inputs.load_base(pack), self._inputs.rows(pack)
+    def _measure_shapes(self, wanted: Mapping[str, Trial], pack: Pack, group: ProcessGroup) -> dict[str, Failure]:
+        """Measure the wanted shapes that are not known yet, in turns with those of later packs; return the failures.
+
+        wanted: shape -> a trial of it. A shape of a later pack that fails is measured again with its own pack.
+        """
+        missing = {key: trial for key, trial in wanted.items() if key not in self._figures}
+        if not missing:
+            return {}
+        missing = {**missing, **{key: trial for key, trial in self._ahead(pack).items() if key not in missing}}
+        turns = _Turns(pack=pack, group=group, resident=self._resident, reporter=self._reporter)
+        for number, (key, trial) in enumerate(missing.items(), start=1):
+            self._reporter.phase(pack, f"measuring {_label(trial)} in a pack of one ({number} of {len(missing)})")
+            self._inputs.load_base(pack)
+            turns.add(key, trial, self._inputs.rows(pack))
+        turns.take(pack.trials[0].training.measure_steps)
+        self._figures |= turns.figures
+        return turns.failures
+
+    def _ahead(self, pack: Pack) -> dict[str, Trial]:
+        """Shape -> trial, for expected trials of other packs that can take turns with those of this pack."""
+        first, found = pack.trials[0], dict[str, Trial]()
+        if not first.method.packable:
+            return {}
+        for trial in self._expected:
+            log, key = self._logs[trial.trial_id], cost_shape(trial)
+            is_open = not (log.has_ended or log.is_measured or key in self._figures)
+            is_alike = (trial.model, trial.data) == (first.model, first.data)
+            is_alike = is_alike and trial.training.measure_steps == first.training.measure_steps
+            if is_open and is_alike and trial.method.packable:
+                found.setdefault(key, trial)
+        return found
+
+
+class _Turns:
+    """Runs of several shapes on one base, as many at a time as memory holds; those take turns.
+
+    figures, failures: by shape, once the shape has been measured.
+    """
+
+    def __init__(self, *, pack: Pack, group: ProcessGroup, resident: ResidentBase, reporter: Reporter) -> None:
+        self._pack, self._group, self._resident, self._reporter = pack, group, resident, reporter
+        self._runs: dict[str, SoloRun] = {}
+        self.figures: dict[str, dict[str, float]] = {}
+        self.failures: dict[str, Failure] = {}
+
+    def add(self, key: str, trial: Trial, data: TokenizedData) -> None:
+        """Measure the trial's memory, and let it take turns with the others. Its base must be loaded."""
+        if self._runs and not self._have_room():
+            self.take(trial.training.measure_steps)
+        made = self._make(trial, data)
+        if isinstance(made, Failure) and made.out_of_memory and self._runs:
+            self.take(trial.training.measure_steps)  # the others may have held the memory that was missing
+            made = self._make(trial, data)
+        if isinstance(made, Failure):
+            free_unused_memory(self._group.device)
+            self.failures[key] = made
+        else:
+            self._runs[key] = made
+
+    def take(self, num_rounds: int) -> None:
+        """Time the runs that were added, and free their memory."""
+        if not self._runs:
+            return
+        keys = {id(run): key for key, run in self._runs.items()}
+        if len(keys) > 1:
+            self._reporter.phase(self._pack, f"timing {len(keys)} shapes in turns")
+
+        def at_failure(run: SoloRun, error: Exception) -> None:
+            if not self._group.outlives(error):
+                raise error
+            self.failures[keys[id(run)]] = Failure.of(error)
+
+        shared = take_turns(list(self._runs.values()), num_rounds, at_failure)
+        for key, run in self._runs.items():
+            if key not in self.failures:
+                self.figures[key] = run.figures() | shared
+        trials = [run.trial for run in self._runs.values()]
+        self._runs = {}
+        self._resident.release_if_written(trials)
+        free_unused_memory(self._group.device)
+
+    def _make(self, trial: Trial, data: TokenizedData) -> SoloRun | Failure:
+        base = self._resident.load(trial, data)
         try:
-            return measure_solo(
+            return SoloRun(
                 trial,
                 base,
                 data,
-                num_steps=trial.training.measure_steps,
-                num_workers=group.num_workers,
+                num_workers=self._group.num_workers,
                 step_runner=self._resident.solo_step_runner(trial, data.train.input_ids.shape[1]),
+                beside=list(self._runs.values()),
             )
         except Exception as error:
-            if not group.outlives(error):
+            if not self._group.outlives(error):
                 raise
-            return Failure.of(error)
-        finally:
             self._resident.release_if_written([trial])
+            return Failure.of(error)
 
-
-def _shape(trial: Trial) -> object:
-    """The trial's shape, which decides its costs; LoRA+ and LoRA have one shape because only learning rates differ."""
-    sizes = (trial.method.stack_key(), trial.method.peft_config().get("r"))
-    training = trial.training
-    settings = (training.batch_size, training.micro_batch_size, training.activation_checkpointing)
-    return (trial.model, trial.data, settings, sizes)
+    def _have_room(self) -> bool:
+        """Whether another run, up to twice as large as the largest so far, fits beside those there are."""
+        runs = self._runs.values()
+        largest = max(max(run.needed_bytes, run.reserved_bytes) for run in runs)
+        # What the allocator keeps for a captured step counts as free, but no other step can use it.
+        return have_room(self._group, 2 * largest + sum(run.reserved_bytes for run in runs))
 
 
 def _label(trial: Trial) -> str:

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from loragrid.data.dataset import TokenizedData
+from loragrid.data.record import data_tags
 from loragrid.models.loading import model_digest
-from loragrid.trials.tags import DEVICE_TAG
+from loragrid.trials.tags import DATA_DIGEST_TAG, DEVICE_TAG
 from loragrid.trials.trial import Trial
 from loragrid.worker.environment import environment_tags
 
@@ -25,6 +26,7 @@ class WorkerEnvironment:
         return {
             **self._own,
             **input_tags(model_digest(trial.model), data.digest),
+            **data_tags(data),
             "loragrid.model.dtype": trial.model.dtype,
         }
 
@@ -32,7 +34,7 @@ class WorkerEnvironment:
 def input_tags(weights: str, rows: str) -> dict[str, str]:
     """Tags that identify a base (`model_digest`: a hash, or a commit on the hub) and the rows."""
     revision = {} if weights.startswith("sha256:") else {"loragrid.model.revision": weights.rpartition("@")[2]}
-    return {"loragrid.model.weights": weights, "loragrid.data.digest": rows, **revision}
+    return {"loragrid.model.weights": weights, DATA_DIGEST_TAG: rows, **revision}
 
 
 def arithmetic_tags(device: torch.device) -> dict[str, str]:

@@ -1,0 +1,92 @@
+"""Finds the group of a row (rows of one group never stand in two splits) and the texts that splits may share."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+NO_ANSWER_YET = ("system", "developer", "assistant")
+"""Roles that ask nothing; an assistant's turn answers somebody only after a message of another role."""
+
+
+@dataclass(frozen=True)
+class RowTexts:
+    """Digests of a row's texts, with which splits are compared; equal texts up to white space have equal digests.
+
+    prompt: everything before the first answer; None for plain text. questions, answers: the texts of the turns, in
+    their order; of plain text the text is the only answer.
+    """
+
+    prompt: int | None
+    questions: tuple[int, ...]
+    answers: tuple[int, ...]
+
+
+def group_of(row: Mapping[str, Any], columns: Mapping[str, str], group_by: str | None) -> int:
+    """The row's group, a signed number of 64 bits. It depends on nothing but the row.
+
+    columns: canonical column -> the row's own. group_by: rows with an equal value in this column are one group; rows
+    without a value there, and all rows if it is None, are one group if their prompts are equal (of plain text: their
+    texts; of a chat: everything before the first answer).
+    """
+    value = None if group_by is None else row.get(group_by)
+    if value is None or value == "":
+        return _prompt_of(row, columns)
+    return text_digest(value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str))
+
+
+def texts_of(row: Mapping[str, Any], columns: Mapping[str, str]) -> RowTexts:
+    """The digests of a row's texts."""
+    if "messages" in columns:
+        messages = _messages(row.get(columns["messages"]))
+        spoken: dict[str, list[int]] = {"user": [], "assistant": []}
+        for message in messages:
+            if message.get("role") in spoken and str(message.get("content", "")).strip():
+                spoken[message["role"]].append(text_digest(str(message["content"])))
+        return RowTexts(_prompt_of(row, columns), tuple(spoken["user"]), tuple(spoken["assistant"]))
+    if "text" in columns:
+        return RowTexts(None, (), (text_digest(str(row.get(columns["text"]))),))
+    prompt, completion = (text_digest(str(row.get(columns[name]))) for name in ("prompt", "completion"))
+    return RowTexts(prompt, (prompt,), (completion,))
+
+
+def text_digest(text: str) -> int:
+    """A signed number of 64 bits that identifies a text up to white space."""
+    content = " ".join(text.split()).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big", signed=True)
+
+
+def _prompt_of(row: Mapping[str, Any], columns: Mapping[str, str]) -> int:
+    if "messages" in columns:
+        opening = _before_first_answer(_messages(row.get(columns["messages"])))
+        return text_digest(json.dumps(opening, sort_keys=True, default=str, ensure_ascii=False))
+    return text_digest(str(row.get(columns["text" if "text" in columns else "prompt"])))
+
+
+def _before_first_answer(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The messages before the first answer to somebody; all of them if there is none.
+
+    Every answer of a chat is learnt, given what is before it. Two chats that share any of these beginnings also share
+    the first of them.
+    """
+    asked = False
+    opening: list[dict[str, Any]] = []
+    for message in messages:
+        if asked and message.get("role") == "assistant":
+            break
+        asked = asked or message.get("role") not in NO_ANSWER_YET
+        content = message.get("content")
+        opening.append({**message, "content": " ".join(content.split()) if isinstance(content, str) else content})
+    return opening
+
+
+def _messages(value: object) -> list[dict[str, Any]]:
+    """The messages of a chat; those that are none are left out, because the tokenizer refuses them with their place."""
+    found = value if isinstance(value, list) else []
+    # Columnar files store null for keys that only other messages have.
+    return [
+        {key: item for key, item in message.items() if item is not None}
+        for message in found
+        if isinstance(message, dict)
+    ]

@@ -1,0 +1,29 @@
+"""Why rows of a data set are read and not used: short names for metrics, and the words that people read."""
+
+UNUSABLE: dict[str, str] = {
+    "too_long": "longer than max_length",
+    "without_labels": "without a token to learn",
+    "rewritten": "earlier turns rewritten by the chat template",
+    "empty_prompt": "empty prompt",
+    "empty_completion": "empty completion",
+    "empty_messages": "empty messages",
+    "empty_text": "empty text",
+}
+"""Name -> reason for which a row cannot be trained or scored. The other rows may differ from these rows in kind."""
+
+KEPT_APART: dict[str, str] = {
+    "same_as_eval": "same as an eval row",
+    "same_as_test": "same as a test row",
+    "in_eval_group": "in the group of an eval row",
+    "in_test_group": "in the group of a test row",
+}
+"""Name -> reason for which a usable row belongs to no split: an earlier split has the row or its group."""
+
+TOO_LONG = UNUSABLE["too_long"]
+WITHOUT_LABELS = UNUSABLE["without_labels"]
+REWRITTEN = UNUSABLE["rewritten"]
+
+
+def empty(column: str) -> str:
+    """The reason of a row whose canonical column `column` is empty."""
+    return UNUSABLE[f"empty_{column}"]
