@@ -33,6 +33,7 @@ from loragrid.comparison.pairwise import (
 from loragrid.comparison.phases import split_phases
 from loragrid.comparison.ranking import best_trial, is_proportion
 from loragrid.comparison.row_scores import ArrangedScores, arrange_scores
+from loragrid.comparison.seed_spread import known_seed_variances
 from loragrid.comparison.selection import choose
 from loragrid.comparison.settings import tasks_of
 from loragrid.comparison.table import Comparison
@@ -115,6 +116,10 @@ def judge(comparison: Comparison, scores: pd.DataFrame | None = None, apart: Col
             references=selection.references,
         )
     arranged = arrange_scores(ranked, scores, selection.reported)
+    if arranged.scores is not None:
+        compared = [choice for choice in ranked if choice.name in arranged.scores.names]
+        known = known_seed_variances(comparison, compared, selection.reported)
+        arranged = replace(arranged, scores=replace(arranged.scores, seed_variances=known))
     family, words = _family(comparison, arranged)
     verdict = _judged(comparison, selection, ranked, arranged, family, [*warnings, *arranged.warnings, *words])
     if any(choice.is_confirmed for choice in ranked):
