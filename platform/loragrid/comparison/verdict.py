@@ -118,7 +118,7 @@ def judge(comparison: Comparison, scores: pd.DataFrame | None = None, apart: Col
     arranged = arrange_scores(ranked, scores, selection.reported)
     if arranged.scores is not None:
         compared = [choice for choice in ranked if choice.name in arranged.scores.names]
-        known = known_seed_variances(split_phases(comparison)[0], compared, selection.reported)
+        known = known_seed_variances(comparison, compared, selection.reported)
         arranged = replace(arranged, scores=replace(arranged.scores, seed_variances=known))
     family, words = _family(comparison, arranged)
     verdict = _judged(comparison, selection, ranked, arranged, family, [*warnings, *arranged.warnings, *words])
