@@ -18,7 +18,7 @@ from benchmarks import null_simulation
 from benchmarks.null_replication import Tally, generator_of, replicate_all
 from benchmarks.null_scenes import SCENES, Scene
 from benchmarks.null_simulation import clopper_pearson, faults, simulate
-from loragrid.comparison import pairwise, seed_spread
+from loragrid.comparison import pairwise, seed_spread, variance
 from loragrid.comparison.method_scores import MethodScores
 from loragrid.comparison.variance import Components, Means, Variance
 
@@ -60,7 +60,7 @@ def test_differences_are_found() -> None:
 @pytest.mark.heavy
 @pytest.mark.parametrize("name", ["base", "2,000 rows", "10 seeds"])
 def test_a_verdict_without_the_seed_term_is_found_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = pairwise.total_variance
+    whole = variance.total_variance
 
     def without_seeds(parts: Components, seeds: Any, f: float, num_seeds: int, groups: float) -> Variance:
         return whole(parts, 0 * seeds, f, num_seeds, groups)
@@ -71,7 +71,7 @@ def test_a_verdict_without_the_seed_term_is_found_out(name: str, monkeypatch: py
 
 @pytest.mark.heavy
 def test_a_verdict_without_the_row_term_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = pairwise.total_variance
+    whole = variance.total_variance
 
     def without_rows(parts: Components, seeds: Any, f: float, num_seeds: int, groups: float) -> Variance:
         return whole(replace(parts, rows=0 * parts.rows, cross=0 * parts.cross), seeds, f, num_seeds, groups)
@@ -82,7 +82,7 @@ def test_a_verdict_without_the_row_term_is_found_out(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.heavy
 def test_a_verdict_that_ignores_groups_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = pairwise.means_of
+    whole = variance.means_of
 
     def of_single_rows(scores: MethodScores) -> Means:
         return whole(replace(scores, groups=np.arange(len(scores.groups))))

@@ -240,7 +240,7 @@ def test_too_few_seeds_rows_or_methods_are_refused(shape: tuple[int, int, int], 
 
 
 def test_few_groups_are_a_caveat() -> None:
-    values = sweep(12, num_rows=60)
+    values = sweep(12, num_rows=60, num_seeds=4)
     assert compare_methods(scores_of(values)).caveats == ()
     (caveat,) = compare_methods(scores_of(values, groups=np.arange(60) // 3)).caveats
     assert caveat == "few independent rows: the test rows count as 20 independent groups"
@@ -258,7 +258,11 @@ def test_one_far_noisier_method_among_many_is_a_caveat() -> None:
     assert len(compare_methods(scores_of(values[:9])).caveats) == 1
     assert compare_methods(scores_of(values[:9])).far_noisier == ("e",)
     even = compare_methods(scores_of(effects / spread * 0.01 + values - effects))
-    assert (even.far_noisier, even.caveats) == ((), ())
+    assert even.far_noisier == ()
+    assert [caveat[:36] for caveat in even.caveats] == ["three seeds and one setting for each"]
+    known = np.zeros(11)
+    assert compare_methods(scores_of(effects / spread * 0.01, seed_variances=known)).caveats == ()
+    assert compare_trained_models(scores_of(effects / spread * 0.01)).caveats == ()
 
 
 def test_trained_models_are_compared_over_rows_alone() -> None:

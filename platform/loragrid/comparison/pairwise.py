@@ -134,7 +134,7 @@ def _compare(
         row_seed_deviation=_root(_mean(pairs.cross) * groups * half),
         far_noisier=noisy,
         refusal=refusal,
-        caveats=() if refusal else _caveats(means, noisy if claims_about == "methods" else ()),
+        caveats=() if refusal else _caveats(scores, means, claims_about, noisy),
     )
 
 
@@ -171,11 +171,13 @@ def _far_noisier(scores: MethodScores, seeds: Floats) -> tuple[str, ...]:
     return tuple(noisy)
 
 
-def _caveats(means: Means, far_noisier: tuple[str, ...]) -> tuple[str, ...]:
+def _caveats(scores: MethodScores, means: Means, claims_about: str, far_noisier: tuple[str, ...]) -> tuple[str, ...]:
     num_methods, num_seeds = means.per_seed.shape
     caveats = []
     if means.effective_groups < FEW_GROUPS:
         caveats.append(f"few independent rows: the test rows count as {means.effective_groups:.0f} independent groups")
+    if claims_about != "methods":
+        return tuple(caveats)
     if far_noisier:
         caveats.append(
             f"far more spread over seeds than the others: {', '.join(far_noisier)}; false claims are more frequent "
@@ -185,6 +187,11 @@ def _caveats(means: Means, far_noisier: tuple[str, ...]) -> tuple[str, ...]:
         caveats.append(
             f"with three seeds, {num_methods} methods and one that is far noisier, an interval of one pair alone "
             "covers less than 95 %"
+        )
+    if num_seeds == FEWEST_SEEDS and num_methods > 2 and scores.seed_variances is None and not far_noisier:
+        caveats.append(
+            "three seeds and one setting for each method: if one of them varies far more over seeds than these three "
+            "show, false claims are as frequent as 7 %"
         )
     return tuple(caveats)
 
