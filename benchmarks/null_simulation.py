@@ -24,7 +24,7 @@ import scipy
 from scipy import special
 
 from benchmarks.null_replication import SHIFTS, Tally, replicate_all
-from benchmarks.null_scenes import SCENES, Scene
+from benchmarks.null_scenes import SCENES, STUCK, Scene
 
 PER_TASK = 100
 LARGEST_FALSE, LARGEST_FALSE_AT_LIMIT = 0.05, 0.11
@@ -64,6 +64,8 @@ def faults(scene: Scene, tally: Tally) -> list[str]:
     largest = LARGEST_FALSE_AT_LIMIT if scene.limit else LARGEST_FALSE
     if clopper_pearson(tally.false, judged)[0] > largest:
         found.append(f"false claims in {tally.false / judged:.3f}, surely more than {largest}")
+    if scene.limit == STUCK:  # most sweeps hold no stuck run, and no interval describes what no run shows
+        return found
     # The coverages of pairs are not independent, so their mean is taken as one probability: the widest limits.
     covered = round(float(tally.alone.mean()) - tally.refused)
     if clopper_pearson(covered, judged)[1] < LOWEST_MEAN_COVERAGE:
@@ -143,7 +145,8 @@ def markdown(results: Sequence[tuple[Scene, Tally]], command: str, seconds: floa
         "",
         f"* Command: `{command}`",
         f"* Machine: {machine()}; {seconds:.0f} s.",
-        "* A scene marked * shows a stated limit of the procedure.",
+        "* A scene marked * shows a stated limit of the procedure: false claims may reach 0.11. Where runs of one",
+        "  method get stuck, coverage is reported and not judged.",
         "",
         "Criteria: " + (f"all {len(results)} scenes pass." if not broken else "broken:"),
         *broken,

@@ -16,7 +16,7 @@ from scipy import stats
 
 from benchmarks import null_simulation
 from benchmarks.null_replication import Tally, generator_of, replicate_all
-from benchmarks.null_scenes import SCENES, Scene
+from benchmarks.null_scenes import SCENES, STUCK, Scene
 from benchmarks.null_simulation import clopper_pearson, faults, simulate
 from loragrid.comparison import pairwise, seed_spread, variance
 from loragrid.comparison.method_scores import MethodScores
@@ -129,6 +129,8 @@ def tally_of(num: int, **fields: Any) -> Tally:
         ({"alone": np.full(3, 4640.0)}, "", ""),
         ({"joint": 4400}, "", "all intervals cover in 0.880, surely less than 0.9"),
         ({"refused": 5000}, "", ""),
+        ({"alone": np.full(3, 4000.0), "joint": 3000}, STUCK, ""),
+        ({"false": 650, "joint": 3000}, STUCK, "false claims in 0.130, surely more than 0.11"),
     ],
 )
 def test_criteria_are_broken_beyond_chance_only(fields: dict[str, Any], limit: str, words: str) -> None:
