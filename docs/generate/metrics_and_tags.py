@@ -26,8 +26,7 @@ OTHER_TAGS: dict[str, str] = {
     "loragrid.method": "name of the method",
     "loragrid.label": "name of the method in the comparison, where a block of the file sets `label`",
     "loragrid.phase": "`tune` for a trial of the grid, `confirm` for a chosen setting with a fresh seed",
-    "loragrid.confirm.choice": "of a sweep: the settings that it confirms (each by the id of its trial with seed 0), "
-    "and the fresh seeds",
+    "loragrid.confirm.choice": "of a sweep: the ids of the settings that it confirms, and the fresh seeds",
     "loragrid.question": "the question of the experiment",
     "loragrid.data.left_out": "rows that were read and not used, as JSON: reason -> number",
     "loragrid.data.made_from": "what the rows depend on, as JSON: digests of data and tokenizer, and the keys that "

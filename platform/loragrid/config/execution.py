@@ -113,8 +113,8 @@ class SamplesConfig(Section):
 
     num_prompts: Annotated[CountOrZero, Unit("prompts")] = Field(
         default=5,
-        description="Number of test rows (without test rows, evaluation rows) whose prompts are answered, all of them "
-        "different; 0 answers none.",
+        description="Number of test rows (without test rows, evaluation rows) whose prompts are answered, each of "
+        "another group; 0 answers none.",
         examples=[10],
     )
     max_new_tokens: Annotated[OptionalCount, Unit("tokens")] = Field(

@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from loragrid.config.experiment import Experiment, MethodConfig, sharing_problems
+from loragrid.config.checks import sharing_problems
+from loragrid.config.experiment import Experiment, MethodConfig
 from loragrid.config.method_settings import (
     AXIS_SECTIONS,
     MAX_TRIALS,
