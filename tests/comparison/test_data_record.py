@@ -63,6 +63,14 @@ def test_sentences_say_what_was_left_out_and_shared() -> None:
     ]
 
 
+def test_one_row_has_and_several_have() -> None:
+    one = FIGURES | {"data/eval_prompts_in_train": 1, "data/eval_answers_in_train": 2}
+    sentence = DataRecord.of(one, {}).overlap_sentences()[0]
+    assert sentence == (
+        "Of the 64 evaluation rows, 1 has a prompt of a train row and 2 have an answer that is an answer in train."
+    )
+
+
 @pytest.mark.parametrize(("share", "is_partial"), [(0.05, False), (0.051, True)])
 def test_few_skipped_rows_limit_no_claim(share: float, is_partial: bool) -> None:
     record = DataRecord.of(FIGURES | {"data/skipped_share": share}, LEFT_OUT)

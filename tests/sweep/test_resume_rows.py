@@ -90,6 +90,19 @@ def test_a_changed_file_is_refused_with_both_digests(settings: dict[str, Any], t
         lg.run(lg.Experiment(**settings), resume=True)
 
 
+def test_one_changed_file_of_several_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        write(folder, [{"prompt": f"{number} {n}", "completion": " yes"} for n in range(4)])
+    two = settings | {"grid": {"data.eval_name": [str(folder / "rows.jsonl") for folder in folders]}}
+    previous = as_recorded(two)
+    resume(previous, two)
+    write(folders[1], [{"prompt": f"new {n}", "completion": " yes"} for n in range(4)])
+    with pytest.raises(ValueError, match="the content of the data"):
+        resume(previous, two)
+
+
 @pytest.mark.parametrize("keys", [{"group_by": "topic"}, {"loss_on": "all"}, {"num_eval": 5}])
 def test_other_keys_of_the_split_are_refused_by_name(settings: dict[str, Any], keys: dict[str, Any]) -> None:
     (key,) = keys

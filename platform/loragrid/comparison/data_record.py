@@ -86,7 +86,7 @@ class DataRecord:
         for split in ("eval", "test"):
             number = self.rows[split]
             shared = [
-                f"{self.overlap[name]:,} have {what}"
+                f"{self.overlap[name]:,} {'has' if self.overlap[name] == 1 else 'have'} {what}"
                 for name, what in (
                     (f"{split}_prompts_in_train", "a prompt of a train row"),
                     (f"{split}_prompts_in_train_answers", "a question that is an answer in train"),
