@@ -9,7 +9,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from docs.generate.markdown import MissingDescriptionError, fenced, page, plain, table
-from loragrid.config.experiment import MEMBER_TRAINING_KEYS, Experiment, MethodConfig
+from loragrid.config.experiment import METHOD_TRAINING_KEYS, Experiment, MethodConfig
 from loragrid.schema.fields import Section, Unit, allowed_by
 from loragrid.tasks.contract import TaskConfig
 from loragrid.tasks.discovery import task_kinds
@@ -25,7 +25,7 @@ dotted name that this page uses: `--set training.steps=50`.
 METHOD_KEYS = f"""
 An entry of `methods:` is the name of a method, or a mapping. Beside the keys below, the mapping takes the
 hyperparameters of the method ([all methods](methods.md)) and its own value for these training keys:
-{", ".join(f"`{key}`" for key in MEMBER_TRAINING_KEYS)}.
+{", ".join(f"`{key}`" for key in METHOD_TRAINING_KEYS)}.
 """
 
 GRID_NOTES = """

@@ -80,6 +80,7 @@ CHOICES = (
     "engine.deterministic",
     "early_stopping.kind",
     "early_stopping.metric",
+    "early_stopping.within",
     "methods.1.rslora",
 )
 NO_CHOICES: list[Any] = ["x", 1, ["auto"], {}]

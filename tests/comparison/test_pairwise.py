@@ -6,7 +6,6 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +14,11 @@ from scipy import stats
 
 from loragrid.comparison.pairwise import (
     Family,
-    MethodComparison,
-    MethodScores,
     PairTest,
     compare_methods,
     compare_trained_models,
 )
-from loragrid.comparison.proportions import proportion_interval, share_bound
+from tests.support.made_up_scores import pair, scores_of
 
 Floats = NDArray[np.float64]
 
@@ -31,19 +28,6 @@ def no_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
-
-
-def scores_of(values: Floats, **fields: Any) -> MethodScores:
-    num_methods, _, num_rows = values.shape
-    return MethodScores(
-        **{
-            "names": tuple("abcdefghijklmno"[:num_methods]),
-            "values": values,
-            "weights": np.ones(num_rows),
-            "groups": np.arange(num_rows),
-            **fields,
-        }
-    )
 
 
 def sweep(seed: int, num_methods: int = 4, num_seeds: int = 3, num_rows: int = 40, spread: float = 0.1) -> Floats:
@@ -56,10 +40,6 @@ def sweep(seed: int, num_methods: int = 4, num_seeds: int = 3, num_rows: int = 4
 
 def numbers(test: PairTest) -> list[float]:
     return [value for value in dataclasses.asdict(test).values() if isinstance(value, float)]
-
-
-def pair(comparison: MethodComparison, first: str, second: str) -> PairTest:
-    return next(test for test in comparison.pairs if (test.first, test.second) == (first, second))
 
 
 def test_seeds_without_row_noise_give_scipys_paired_t() -> None:
@@ -260,7 +240,7 @@ def test_too_few_seeds_rows_or_methods_are_refused(shape: tuple[int, int, int], 
 
 
 def test_few_groups_are_a_caveat() -> None:
-    values = sweep(12, num_rows=60)
+    values = sweep(12, num_rows=60, num_seeds=4)
     assert compare_methods(scores_of(values)).caveats == ()
     (caveat,) = compare_methods(scores_of(values, groups=np.arange(60) // 3)).caveats
     assert caveat == "few independent rows: the test rows count as 20 independent groups"
@@ -273,11 +253,16 @@ def test_one_far_noisier_method_among_many_is_a_caveat() -> None:
     values = effects + 1e-3 * np.random.default_rng(14).normal(size=(11, 3, 50))
     found = compare_methods(scores_of(values))
     assert found.far_noisier == ("e",)
-    assert found.caveats[0].startswith("far more spread over seeds than the others: e; with three seeds and 11 methods")
-    assert compare_methods(scores_of(values[:9])).caveats == ()
+    assert found.caveats[0].startswith("far more spread over seeds than the others: e; false claims are more frequent")
+    assert found.caveats[1].startswith("with three seeds, 11 methods and one that is far noisier")
+    assert len(compare_methods(scores_of(values[:9])).caveats) == 1
     assert compare_methods(scores_of(values[:9])).far_noisier == ("e",)
     even = compare_methods(scores_of(effects / spread * 0.01 + values - effects))
-    assert (even.far_noisier, even.caveats) == ((), ())
+    assert even.far_noisier == ()
+    assert [caveat[:36] for caveat in even.caveats] == ["three seeds and one setting for each"]
+    known = np.zeros(11)
+    assert compare_methods(scores_of(effects / spread * 0.01, seed_variances=known)).caveats == ()
+    assert compare_trained_models(scores_of(effects / spread * 0.01)).caveats == ()
 
 
 def test_trained_models_are_compared_over_rows_alone() -> None:
@@ -294,94 +279,6 @@ def test_trained_models_are_compared_over_rows_alone() -> None:
     models, methods = compare_trained_models(scores_of(seeds)), compare_methods(scores_of(seeds))
     assert sum(test.is_shown for test in models.pairs) > sum(test.is_shown for test in methods.pairs)
     assert methods.claims_about == "methods"
-
-
-def answers(seed: int, shape: tuple[int, int, int], rate: float) -> Floats:
-    return (np.random.default_rng(seed).random(shape) < rate).astype(float)
-
-
-def test_proportions_that_hardly_differ_are_refused_and_bounded() -> None:
-    values = answers(16, (1, 3, 200), 0.9).repeat(3, axis=0)
-    values[1, :, :4] = 1 - values[1, :, :4]
-    values[2, 0, :40] = 1 - values[2, 0, :40]
-    found = compare_methods(scores_of(values, is_proportion=True, higher_is_better=True))
-    few = pair(found, "a", "b")
-    assert few.refusal == "the rates differ in 4 of 200 groups of rows; a claim needs 10"
-    assert (few.p_value, few.p_adjusted, few.is_shown) == (None, None, False)
-    most, none = (stats.binomtest(k, 200).proportion_ci(0.95, "exact").high for k in (4, 0))
-    assert few.pair_high >= most
-    assert few.pair_low <= -none
-    assert pair(found, "a", "c").refusal == ""
-    assert pair(found, "a", "c").p_value is not None
-    # Two methods with the same answers are not said to be equal: the bound is Clopper and Pearson's of 0 in 200.
-    equal = compare_methods(scores_of(values[[0, 0]], is_proportion=True, higher_is_better=True))
-    assert [method.behind for method in equal.estimates] == pytest.approx([1 - 0.05 ** (1 / 200)] * 2)
-
-
-def test_a_refused_pair_still_counts_in_the_correction() -> None:
-    values = answers(17, (3, 3, 300), 0.5)
-    values[1] = values[0]
-    values[2] = np.maximum(values[2], answers(18, (1, 3, 300), 0.3)[0])
-    found = compare_methods(scores_of(values, is_proportion=True, higher_is_better=True))
-    assert pair(found, "a", "b").refusal
-    smallest = min(test.p_value for test in found.pairs if test.p_value is not None)
-    assert min(test.p_adjusted for test in found.pairs if test.p_adjusted is not None) == pytest.approx(3 * smallest)
-
-
-def test_always_right_against_always_wrong_is_bounded_only() -> None:
-    values = np.stack([np.ones((3, 50)), np.zeros((3, 50))])
-    found = compare_methods(scores_of(values, is_proportion=True, higher_is_better=True))
-    assert found.pairs[0].refusal
-    assert (found.pairs[0].difference, found.pairs[0].high) == (1, 1)
-    assert found.estimates[0].high == 1
-    assert found.estimates[0].low == pytest.approx(0.9, abs=0.06)
-    assert found.estimates[1].low == 0
-
-
-def test_the_interval_of_independent_answers_is_clopper_and_pearsons() -> None:
-    p = np.array([0.97, 0.5, 0.01])
-    low, high = proportion_interval(p, p * (1 - p) / 300, np.full(3, 1e12), 300, 0.025)
-    for i, count in enumerate((291, 150, 3)):
-        exact = stats.binomtest(count, 300).proportion_ci(0.95, "exact")
-        assert (low[i], high[i]) == pytest.approx((exact.low, exact.high), rel=1e-5)
-    assert share_bound(np.array([0.0, 3.0]), 64, 0.025) == pytest.approx(
-        [stats.binomtest(k, 64).proportion_ci(0.95, "exact").high for k in (0, 3)]
-    )
-
-
-@pytest.mark.parametrize("rate", [0.0, 0.02, 0.5, 0.97, 1.0])
-def test_intervals_of_proportions_stay_within_0_and_1(rate: float) -> None:
-    for seed in range(20):
-        values = answers(seed, (3, 3, 16), rate)
-        found = compare_methods(scores_of(values, is_proportion=True, higher_is_better=True))
-        for method in found.estimates:
-            assert method.low is not None
-            assert method.high is not None
-            assert 0 <= method.low <= method.mean <= method.high <= 1
-            assert method.high - method.low > 0.1
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"values": np.full((2, 3, 4), np.nan)}, "a: seed number 0, row 0 is nan; allowed: finite numbers"),
-        ({"values": np.full((2, 3, 4), np.inf)}, "row 0 is inf; allowed: finite numbers"),
-        ({"values": np.full((2, 3, 4), 1.5), "is_proportion": True}, "allowed: proportions from 0 to 1"),
-        ({"values": np.zeros((2, 3))}, "values have the shape"),
-        ({"values": np.zeros((3, 3, 4)), "names": ("a", "b")}, "values have the shape"),
-        ({"values": np.zeros((2, 0, 4))}, "values have the shape"),
-        ({"names": ("a", "a")}, "allowed: one or more different names"),
-        ({"weights": np.ones(3)}, "weights have the shape"),
-        ({"weights": np.array([1.0, 0.0, 1.0, 1.0])}, "a weight is not a positive number"),
-        ({"weights": np.array([1.0, np.nan, 1.0, 1.0])}, "a weight is not a positive number"),
-        ({"groups": np.zeros((2, 2), int)}, "groups have the shape"),
-        ({"groups": np.zeros(4)}, "groups are of type float64"),
-    ],
-)
-def test_impossible_scores_are_refused(fields: dict[str, Any], message: str) -> None:
-    valid = {"names": ("a", "b"), "values": np.zeros((2, 3, 4)), "weights": np.ones(4), "groups": np.arange(4)}
-    with pytest.raises(ValueError, match=message):
-        MethodScores(**{**valid, **fields})
 
 
 @pytest.mark.parametrize(("shape", "limit_ms"), [((5, 3, 256), 2), ((15, 10, 2000), 50)])

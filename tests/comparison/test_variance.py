@@ -8,7 +8,6 @@ import pytest
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
-from loragrid.comparison.method_scores import MethodScores
 from loragrid.comparison.variance import (
     Components,
     components_of_methods,
@@ -18,18 +17,9 @@ from loragrid.comparison.variance import (
     total_variance,
     trigamma_inverse,
 )
+from tests.support.made_up_scores import scores_of
 
 Floats = NDArray[np.float64]
-
-
-def scores_of(values: Floats, weights: Floats | None = None, groups: NDArray[np.int64] | None = None) -> MethodScores:
-    num_methods, _, num_rows = values.shape
-    return MethodScores(
-        names=tuple(f"m{i}" for i in range(num_methods)),
-        values=values,
-        weights=np.ones(num_rows) if weights is None else weights,
-        groups=np.arange(num_rows) if groups is None else groups,
-    )
 
 
 def components(seeds: Floats, rows: float = 1.0, cross: float = 0.0) -> Components:
@@ -42,7 +32,7 @@ def test_components_equal_their_sums_written_out() -> None:
     values = rng.normal(size=(num_methods, num_seeds, num_rows))
     weights = rng.integers(1, 9, num_rows).astype(float)
     groups = rng.integers(100, 108, num_rows)
-    means = means_of(scores_of(values, weights, groups))
+    means = means_of(scores_of(values, weights=weights, groups=groups))
     found = components_of_pairs(means)
     names = sorted(set(groups.tolist()))
     total = sum(weights)

@@ -418,11 +418,7 @@ def test_an_experiment_and_its_refusal_survive_the_way_between_processes(tmp_pat
         (["early_stopping.grace_steps=2", "early_stopping.reduction_factor=1"], "reduction_factor", "from 2 to 1000"),
         (["early_stopping.grace_steps=2", "early_stopping.metric=accuracy"], "metric", "eval/loss, train/loss"),
         (["early_stopping.grace_steps=2", "early_stopping.kind=hyperband"], "kind", "successive_halving"),
-        (
-            ["early_stopping.grace_steps=2", "pack.max_members=1", "grid={model.name: [a, b]}"],
-            "grid.model.name",
-            "their losses must be of one kind",
-        ),
+        (["early_stopping.grace_steps=2", "early_stopping.within=queue"], "within", "method, sweep"),
     ],
 )
 def test_early_stopping_that_could_not_work_is_refused(
@@ -462,4 +458,4 @@ def test_early_stopping_is_off_by_default(tmp_path: Path) -> None:
     assert load_experiment(write(tmp_path, FILE)).early_stopping is None
     asked = load_experiment(write(tmp_path, FILE), ["early_stopping={grace_steps: 2}"]).early_stopping
     assert asked is not None
-    assert (asked.metric, asked.grace_steps, asked.reduction_factor) == ("eval/loss", 2, 3)
+    assert (asked.metric, asked.grace_steps, asked.reduction_factor, asked.within) == ("eval/loss", 2, 3, "method")

@@ -167,12 +167,14 @@ def test_workers_complete_each_others_kept_answers() -> None:
     assert first.answers() == [[[], [7, 0]], [[], [8, 0]]]
 
 
-def test_rows_with_equal_prompts_are_shown_once(setup: Setup) -> None:
-    order = torch.tensor([2, 2, 0, 2, 1, 0])
-    data: TokenizedData = replace(setup.rows, test=setup.rows.test.select(order))
-    found = sample_prompts(SamplesConfig(num_prompts=9), setup.model, data, None)
+def test_rows_of_one_group_or_prompt_are_shown_once(setup: Setup) -> None:
+    order = torch.tensor([2, 2, 0, 2, 1, 0, 3])
+    test = setup.rows.test.select(order)
     digests = setup.rows.test.digests()
-    assert [question.key for question in found.questions] == [digests[index] for index in (2, 0, 1)]
+    for groups, expected in ((test.groups, (2, 0, 1, 3)), (torch.tensor([5, 6, 7, 8, 7, 9, 10]), (2, 0, 3))):
+        data: TokenizedData = replace(setup.rows, test=replace(test, groups=groups))
+        found = sample_prompts(SamplesConfig(num_prompts=9), setup.model, data, None)
+        assert [question.key for question in found.questions] == [digests[index] for index in expected]
 
 
 def test_text_is_continued_from_its_first_half(tiny_gpt2_dir: Path, tmp_path: Path) -> None:
@@ -228,7 +230,9 @@ def test_a_model_that_cannot_answer_is_no_failure(
 
 def test_trials_stopped_at_a_rung_answer_no_samples(setup: Setup) -> None:
     trials = trials_of(setup)[:2]
-    seen = queue(setup, [trials], EarlyStoppingConfig(grace_steps=4, reduction_factor=2), samples=WANTED)
+    seen = queue(
+        setup, [trials], EarlyStoppingConfig(grace_steps=4, reduction_factor=2, within="sweep"), samples=WANTED
+    )
     finished = [trial for trial in trials if seen.ended[trial.trial_id].status == "FINISHED"]
     assert len(finished) == 1
     assert {path.parent.name for path in Path(seen.store.uri).glob("*/samples")} == {finished[0].trial_id}
@@ -264,6 +268,7 @@ def test_only_the_first_of_several_replicas_answers(setup: Setup) -> None:
     assert samples.tags() == {}
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: only there are steps captured or compiled")
 @pytest.mark.parametrize("mode", ["graph", "compiled"])
 def test_captured_and_compiled_packs_answer_as_eager_ones(

@@ -256,7 +256,7 @@ def test_a_task_changes_no_training_step(setup: Setup) -> None:
 
 def test_trials_stopped_at_a_rung_answer_nothing(setup: Setup) -> None:
     trials = trials_of(setup, EXACT)
-    seen = queue(setup, [trials], EarlyStoppingConfig(grace_steps=6, reduction_factor=4))
+    seen = queue(setup, [trials], EarlyStoppingConfig(grace_steps=6, reduction_factor=4, within="sweep"))
     stopped = [trial for trial in trials if seen.ended[trial.trial_id].status == "KILLED"]
     assert len(stopped) == 3
     for trial in trials:

@@ -31,6 +31,8 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "packed": {},
     "alone": {"pack": {"max_members": 1}},
     "pairs": {"pack": {"max_members": 2}},
+    "halving": {"early_stopping": {"grace_steps": 1}},
+    "halving alone": {"early_stopping": {"grace_steps": 1}, "pack": {"max_members": 1}},
     "two workers": {"workers": {"num_workers": 2, "cpus_per_worker": 1}},
 }
 
@@ -94,6 +96,9 @@ def test_places_of_the_cluster_decide_the_number_of_queues(
     assert num_queues("four CPUs", "pairs") == 4
     assert num_queues("no room", "pairs") == 8, "one queue per pack: the cluster will grow"
     assert num_queues("one CPU", "alone") == 12
+    for sections in ("halving", "halving alone"):
+        assert num_queues("one CPU", sections) == 1
+        assert num_queues("four CPUs", sections) == num_queues("no room", sections) == 3, "one queue per method"
     assert num_queues("four CPUs", "two workers") == 5, "one queue per pack: one failure stops all of its workers"
 
 

@@ -87,6 +87,6 @@ def test_the_sentences_name_rows_decoding_and_problems() -> None:
         problems={"full": "it has\nno cache"},
     )
     first, second = sample_sentences(samples)
-    assert "first evaluation rows with different prompts" in first
+    assert "first evaluation rows of different groups" in first
     assert "greedy, at most 9 new tokens" in first
     assert second == "full has no sample answers: it has no cache"

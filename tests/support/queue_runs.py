@@ -6,15 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from loragrid.config.experiment import DataConfig, EarlyStoppingConfig, ModelConfig
 from loragrid.data.dataset import TokenizedData
+from loragrid.training.step import PackModel
 from loragrid.trials.outcome import TrialEnd
 from loragrid.trials.packing import Pack
 from loragrid.trials.trial import Trial
 from loragrid.worker.checkpoints import TrialStore
 from loragrid.worker.messages import PackUpdate
+from loragrid.worker.open_trials import OpenTrials
 from loragrid.worker.process_group import ProcessGroup
 from loragrid.worker.queue import run_queue
 from loragrid.worker.queue_worker import build_worker
@@ -96,3 +99,19 @@ def assert_as_alone(setup: Setup, seen: Seen, trial: Trial, steps: int = STEPS) 
     assert abs(ours[0]["eval/loss"] - alone[0]["eval/loss"]) <= 1e-10
     if steps == STEPS:
         assert abs(ours[steps]["eval/loss"] - alone[steps]["eval/loss"]) <= 1e-10
+
+
+def let_diverge(monkeypatch: pytest.MonkeyPatch, trial: Trial) -> None:
+    """Give one trial weights that are not finite, so that it diverges in its first step in a pack."""
+    original = OpenTrials.put_into
+
+    def put_into(own: OpenTrials, model: PackModel, trials: Sequence[Trial]) -> None:
+        original(own, model, trials)
+        for member in (place for place, other in enumerate(trials) if other.trial_id == trial.trial_id):
+            stacks, index = model.pack.member_stacks(member)
+            with torch.no_grad():
+                for stack in stacks.values():
+                    for tensor in stack.member_tensors(index).values():
+                        tensor.fill_(float("nan"))
+
+    monkeypatch.setattr(OpenTrials, "put_into", put_into)

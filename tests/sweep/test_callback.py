@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,17 +18,20 @@ from ray.train import ControllerError
 from rich.console import Console
 
 import loragrid as lg
+from loragrid.config.experiment import EarlyStoppingConfig
 from loragrid.planning.placement import Placement
 from loragrid.planning.plan import Plan, plan
 from loragrid.sweep.callback import RecordingCallback
 from loragrid.sweep.progress import SweepProgress
 from loragrid.sweep.queue_failure import describe_failure
 from loragrid.sweep.record import Sweep
+from loragrid.sweep.resume import mark_diverged_before
 from loragrid.sweep.signals import SweepInterrupted, ended_by_signals
 from loragrid.sweep.sweep_writer import SweepWriter
 from loragrid.sweep.tune_runner import TuneRunner
+from loragrid.tracking.previous_run import find_previous
 from loragrid.tracking.recorder import Recorder
-from loragrid.trials.outcome import TrialEnd
+from loragrid.trials.outcome import DIVERGED, TrialEnd
 from loragrid.trials.packing import Pack, PackQueue
 from loragrid.trials.tags import PARENT_TAG, REASON_TAG, TRIAL_TAG
 from loragrid.trials.trial import Trial
@@ -192,15 +196,22 @@ def update_of(pack: Pack, *trials: Trial, done: bool = False) -> dict[str, PackU
     return {"update": PackUpdate(pack_id=pack.pack_id, trial_ids=ids, phase="training", done=done)}
 
 
-def test_packs_that_wait_at_a_rung_are_not_halved(callback: RecordingCallback, the_plan: Plan, tmp_path: Path) -> None:
-    first, second = the_plan.packs
-    failure = QueueFailure(reason="out_of_memory: full", traceback="", out_of_memory=True)
+@pytest.mark.parametrize("out_of_memory", [False, True])
+def test_packs_that_wait_at_a_rung_continue_as_they_are(
+    callback: RecordingCallback, the_plan: Plan, tmp_path: Path, out_of_memory: bool
+) -> None:
+    first, second = (replace(pack, rung_group=0) for pack in the_plan.packs)
+    callback.queue_of = lambda config, tune_id: PackQueue(queue_id="queue-0", packs=(first, second))
+    failure = QueueFailure(reason="why", traceback="", out_of_memory=out_of_memory)
     trial = tune_trial(tmp_path, queue="queue-0")
     callback.on_trial_start(0, [], trial)
     for reported in (update_of(first), update_of(first, done=True), update_of(second)):
         callback.on_trial_result(0, [], trial, reported)
     callback.on_trial_result(0, [], trial, {"failure": failure})
-    assert callback.left_by_failed_queues() == [*second.halves(), first]
+    left = callback.left_by_failed_queues()
+    assert left == ([*second.halves(), first] if out_of_memory else [first])
+    assert {pack.rung_group for pack in left} == {0}, "one queue ranks their settings"
+    assert list(callback.outcome.statuses) == ([] if out_of_memory else [t.trial_id for t in second.trials])
 
 
 def test_out_of_memory_fails_only_trials_that_ran_alone(
@@ -274,6 +285,28 @@ def test_the_rest_of_a_failed_pack_has_a_new_name(callback: RecordingCallback, t
     failure = QueueFailure(reason="why", traceback="", out_of_memory=True)
     callback.on_trial_result(0, [], trial, {"failure": failure})
     assert callback.left_by_failed_queues() == [Pack(pack_id="pack-000.0", trials=first.trials[1:]), second]
+
+
+def test_a_diverged_trial_marks_its_setting_until_the_end(
+    callback: RecordingCallback, the_plan: Plan, tmp_path: Path
+) -> None:
+    first, _ = the_plan.packs
+    bad, store = first.trials[0], TrialStore(str(tmp_path / "trials"))
+    trial = tune_trial(tmp_path, queue="queue-0")
+    callback.on_trial_start(0, [], trial)
+    end = TrialEnd(status="FAILED", reason=f"{DIVERGED} at step 1")
+    update = replace(update_of(first)["update"], ended={bad.trial_id: end})
+    callback.on_trial_result(0, [], trial, {"update": update})
+    assert store.diverged_settings() == {first.trials[1].setting_id}, "that of its other seed"
+    callback.close()
+    assert store.diverged_settings() == set()
+    experiment = the_plan.experiment.model_copy(update={"early_stopping": EarlyStoppingConfig(grace_steps=1)})
+    previous = find_previous("recorded", f"sqlite:///{tmp_path / 'mlflow.db'}", None)
+    assert previous is not None
+    mark_diverged_before(store, the_plan.experiment, previous)
+    assert store.diverged_settings() == set(), "nothing is ranked without early stopping"
+    mark_diverged_before(store, experiment, previous)
+    assert store.diverged_settings() == {bad.setting_id}
 
 
 def test_an_impossible_point_leaves_no_run(callback: RecordingCallback, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_sigterm_among_the_trials_that_confirm_changes_no_bit(faults_settings: d
     calm, store = tmp_path / "calm", tmp_path / "store"
     settings = faults_settings | CONFIRMED | {"data": faults_settings["data"] | {"num_test": 10}}
     whole = lg.run(experiment(settings, calm))
-    assert whole.succeeded
+    assert whole.succeeded, whole.outcome.reasons
     assert phases(calm) == sorted(
         [
             *(("lora", "0", "tune") for _ in range(2)),

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from rich.console import Console
 
+import loragrid as lg
+from loragrid.cli import main as cli
+from loragrid.comparison.experiment_file import experiment_to_yaml
 from loragrid.comparison.table import Comparison
 from loragrid.planning.placement import Placement
 from loragrid.planning.plan import Plan, plan
@@ -18,6 +22,7 @@ from loragrid.sweep import confirmation as module
 from loragrid.sweep.confirmation import NOTHING_TO_CONFIRM, Confirmation, open_part, plan_from_record
 from loragrid.sweep.progress import SweepProgress
 from loragrid.sweep.record import Sweep
+from loragrid.sweep.run import SweepResult
 from loragrid.sweep.signals import SweepInterrupted, ended_by_signals, stop_handler_kept
 from loragrid.sweep.tune_runner import TuneRunner
 from loragrid.tracking.previous_run import PreviousSweep, find_previous
@@ -353,6 +358,31 @@ def test_a_resumed_sweep_confirms_only_what_is_open(sweeps: Sweeps, the_plan: Pl
     assert sweeps.output == [], "the choice is the same"
     assert len(confirmation.whole_plan.trials) == len(the_plan.trials) + 6
     assert sweeps.recorded()[0] == "FINISHED"
+
+
+def test_a_tuner_of_ones_own_refuses_to_confirm(the_plan: Plan) -> None:
+    with pytest.raises(ValueError, match="confirm: your Tuner decides which trials there are; allowed here: null"):
+        lg.trainable(the_plan.experiment)
+
+
+def test_an_unconfirmed_sweep_has_not_succeeded_and_says_how_to(
+    the_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome = SweepOutcome(statuses={trial.trial_id: "FINISHED" for trial in the_plan.trials})
+    places: dict[str, Any] = {"tracking_uri": "sqlite:///x.db", "waiting_record": tmp_path / "spool"}
+    result = SweepResult(plan=the_plan, name="confirmed-1", outcome=outcome, unconfirmed="MLflow is away", **places)
+    assert not result.succeeded
+    assert replace(result, unconfirmed="").succeeded
+    file = tmp_path / "confirmed.yaml"
+    file.write_text(experiment_to_yaml(the_plan.experiment))
+    monkeypatch.setattr("loragrid.sweep.run.run", lambda experiment, **options: result)
+    monkeypatch.setattr("sys.argv", ["loragrid", "run", str(file)])
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    again = f"MLflow is away; to try it again: loragrid run {file} --name confirmed-1 --resume"
+    assert again in capsys.readouterr().out
 
 
 def test_tunes_signal_handler_is_gone_when_tune_has_ended() -> None:

@@ -19,10 +19,12 @@ from rich.console import Console
 from torch.nn import functional
 
 import loragrid as lg
+from loragrid.comparison.data_record import data_record_of
 from loragrid.comparison.sample_answers import SampleTable, load_samples
 from loragrid.comparison.selection import choose
 from loragrid.config.experiment import ModelConfig
 from loragrid.data.dataset import load_data
+from loragrid.data.record import data_figures, data_tags, trained_figures
 from loragrid.models.loading import load_base, load_tokenizer
 from loragrid.trials.tags import METHOD_TAG, PARENT_TAG, TRIAL_TAG
 
@@ -260,10 +262,28 @@ def test_every_finished_trial_keeps_its_score_on_each_test_row(
     rows = load_data(trial.data, trial.model, load_tokenizer(trial.model)).test
     assert len(runs) == len(packed.plan.trials)
     for trial_id, run in runs.items():
-        scores = pd.read_csv(artifact(packed, run, tmp_path / trial_id, "scores") / "test.csv", dtype={"row": str})
+        file = artifact(packed, run, tmp_path / trial_id, "scores") / "test.csv"
+        scores = pd.read_csv(file, dtype={"row": str, "group": str})
         assert scores["row"].tolist() == rows.digests()
+        assert scores["group"].tolist() == rows.group_digests()
         assert scores["num_labels"].sum() == rows.num_labels
         assert scores["loss"].sum() / rows.num_labels == pytest.approx(run.data.metrics["test/loss"], rel=1e-12)
+
+
+def test_sweep_and_trials_record_what_they_trained_on(packed: lg.SweepResult, runs: dict[str, Run]) -> None:
+    trial = packed.plan.trials[0]
+    data = load_data(trial.data, trial.model, load_tokenizer(trial.model))
+    figures, tags = data_figures(data), data_tags(data)
+    for own in packed.plan.trials:
+        run = runs[own.trial_id]
+        assert run.data.metrics.items() >= (figures | trained_figures(data, own.training, own.seed)).items()
+        assert run.data.tags.items() >= tags.items()
+    (parent,) = [run for run in all_runs(packed) if run.data.tags["loragrid.kind"] == "sweep"]
+    assert parent.data.metrics.items() >= figures.items()
+    assert parent.data.tags.items() >= tags.items()
+    record = data_record_of(packed.comparison())
+    assert record is not None
+    assert record.rows == {"train": len(data.train), "eval": len(data.evaluation), "test": len(data.test)}
 
 
 def test_full_fine_tuning_leaves_a_model_and_frozen_nothing(
@@ -334,26 +354,31 @@ def test_the_report_lies_in_the_storage_and_the_run(
     assert Path(kept).read_text(encoding="utf-8") == page
 
 
-def test_packs_of_one_have_the_same_curves_and_tunes_asha(packed: lg.SweepResult, settings: dict[str, Any]) -> None:
-    # The last is hopeless. Two run at once, so two others have been at the first rung when it comes: Tune stops it.
-    methods = [{"name": "lora", "rank": 4}, "lora_plus", FIVE_METHODS[2], FIVE_METHODS[3] | {"lr": 1e-6}]
+def test_packs_of_one_have_the_same_curves_and_pass_rungs(packed: lg.SweepResult, settings: dict[str, Any]) -> None:
     experiment = lg.Experiment(
         name="alone",
-        methods=methods,
+        methods=[FIVE_METHODS[0], "lora_plus", {"name": "full", "grid": {"lr": [1e-6, 1e-3]}}],
         early_stopping={"grace_steps": 2, "reduction_factor": 2},
         **settings | {"pack": {"max_members": 1}},
     )
     alone = lg.run(experiment)
     assert alone.succeeded
+    assert [len(pack.trials) for pack in alone.plan.packs] == [1] * 5
     trainers = Path(settings["storage"]["path"]) / "ray" / "alone-1"
-    assert {folder.name for folder in trainers.glob("pack-*")} == {f"pack-00{index}" for index in range(4)}
-    hopeless = alone.plan.trials[-1].trial_id
-    assert [trial.trial_id for trial in alone.plan.packs[-1].trials] == [hopeless]
-    assert alone.outcome.statuses[hopeless] == "KILLED"
-    assert alone.outcome.reasons[hopeless] == "stopped early by the sweep's scheduler"
+    names = {folder.name for folder in [*trainers.glob("queue-*"), *trainers.glob("pack-*")]}
+    assert names == {"queue-0", "queue-1"}, "one per place, not per pack"
+    table = alone.to_pandas().set_index("method")
+    assert table["status"].groupby("method").agg(lambda found: sorted(found)).to_dict() == {
+        "lora": ["FINISHED", "KILLED"], "lora_plus": ["FINISHED"], "full": ["FINISHED", "KILLED"]
+    }  # fmt: skip
+    stopped = table[table["status"] == "KILLED"]
+    for method, row in stopped.iterrows():
+        assert row["reason"].endswith(f"is setting number 2 of 2 of {method}, 1 continues")
+    assert stopped.loc["full"]["lr"] == 1e-6
     own, shared = curves(alone), curves(packed)
-    compared = {point: value for point, value in own.items() if point[0] != hopeless}
-    assert len({trial_id for trial_id, _, _ in compared}) == 3
+    compared = {point: value for point, value in own.items() if point in shared}
+    assert len({trial_id for trial_id, _, _ in compared}) == 4, "all but one of full fine-tuning"
+    assert {step for _, _, step in compared} == set(range(STEPS + 1))
     for point, value in compared.items():
         assert value == pytest.approx(shared[point], rel=1e-10), point
 
@@ -414,16 +439,18 @@ def test_packs_of_a_queue_are_halved_and_outlive_their_worker(
     assert terminal.killed == 1
     table = result.to_pandas()
     trainers = Path(settings["storage"]["path"]) / "ray" / "halving-1"
-    # Two LoRA packs and two of full fine-tuning in one queue; what the dead worker had not begun in another.
-    assert {folder.name for folder in [*trainers.glob("queue-*"), *trainers.glob("pack-*")]} == {"queue-0", "pack-003"}
+    # Two LoRA packs and two of full fine-tuning in one queue; what waited at the rung or had not begun in another.
+    assert {folder.name for folder in [*trainers.glob("queue-*"), *trainers.glob("pack-*")]} == {"queue-0", "queue-1"}
     assert {path.name for path in (trainers.parent.parent / "trials" / "halving-1" / ".ended").iterdir()} == set(
         table[table["status"] == "FAILED"]["trial_id"]
     ), "what is not to go on is deleted"
     lora = table[table["method"] == "lora"].set_index("lr")
     assert dict(lora["status"]) == {1e-2: "FINISHED", 1e-4: "KILLED", 1e-5: "KILLED", 1e-6: "KILLED"}
     second = lora.to_dict("index")[1e-4]
-    reason = f"stopped early at rung 1 (step 3): eval/loss {second['eval/final_loss']:.4g} is number 2 of 4, 1 continue"
-    assert second["reason"] == reason
+    assert second["reason"] == (
+        f"stopped early at rung 1 (step 3): eval/loss {second['eval/final_loss']:.4g} is setting number 2 of 4 of "
+        "lora, 1 continues"
+    )
     full = table[table["method"] == "full"].set_index("lr")
     assert dict(full["status"]) == {1e-3: "FAILED", 2e-3: "FINISHED"}
     assert full["reason"].to_dict()[1e-3]

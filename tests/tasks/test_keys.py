@@ -251,7 +251,7 @@ def test_a_chats_question_ends_before_the_last_assistant_turn(load: Any, tokeniz
             r"task\.max_new_tokens: 100: the longest prompt has (\d+) tokens, .*context 105; allowed: at most",
         ),
         (
-            [{"prompt": "a word", "completion": f" answer {n}"} for n in range(300)],
+            [{"prompt": f"word {n}", "completion": f" answer {n}"} for n in range(300)],
             {},
             {"kind": "label_likelihood"},
             None,

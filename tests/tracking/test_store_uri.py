@@ -14,8 +14,14 @@ from mlflow.entities import Run
 
 from loragrid.tracking.pages import tracking_ui_command
 from loragrid.tracking.recorder import Recorder
-from loragrid.tracking.store_uri import card_tags, default_tracking_uri, format_parameter, parse_parameter
-from loragrid.trials.metrics import CURVE_METRICS, summary_metrics
+from loragrid.tracking.store_uri import (
+    MAX_TAG_LENGTH,
+    card_tags,
+    default_tracking_uri,
+    format_parameter,
+    parse_parameter,
+)
+from loragrid.trials.metrics import CURVE_METRICS, summary_metrics, sweep_metrics, sweep_note
 from loragrid.trials.tags import QUESTION_TAG, REASON_TAG
 from loragrid.worker.environment import commit_tags, environment_tags
 
@@ -52,6 +58,13 @@ def test_a_sweep_is_a_parent_with_a_run_per_trial(recorder: Recorder) -> None:
     note = runs[parent].data.tags["mlflow.note.content"]
     assert "Which is best?" in note
     assert all(f"`{key}`" in note for key in {**CURVE_METRICS, **summary_metrics()})
+
+
+def test_a_note_with_question_and_answer_fits_into_a_tag() -> None:
+    question, answer = "Which is best? " * 60, "Take this one. " * 80
+    note = sweep_note(question, "an-experiment" * 4, trials="t" * 200, charts="c" * 200, answer=answer)
+    assert len(note) < MAX_TAG_LENGTH
+    assert all(f"`{key}`" in note for key in {**CURVE_METRICS, **summary_metrics(), **sweep_metrics()})
 
 
 def test_every_run_gets_the_status_it_ended_with(recorder: Recorder) -> None:

@@ -13,6 +13,7 @@ from loragrid.training.assembly import build_model
 from loragrid.training.loop import Report
 from loragrid.training.member_state import MemberState, put_member, take_member
 from loragrid.training.step import PackModel
+from loragrid.trials.successive_halving import SettingScore
 from loragrid.trials.trial import Trial
 from loragrid.worker.checkpoints import NUM_KEPT, TrialStore
 from loragrid.worker.saved_trial import SavedTrial
@@ -117,7 +118,7 @@ def saved_at(completed: int) -> SavedTrial:
         records=[{"step": 0, "eval/loss": 1 / 3}, {"step": completed, "train/loss": 0.1, "train/grad_norm": 2e-300}],
         figures={"time/step_seconds": 0.1},
         seconds={"train": 1.5},
-        rankings={1: ["a", "b"]},
+        rankings={1: [SettingScore("a", 1 / 3, 3, False), SettingScore("b", 0.1, 2, True)]},
     )
 
 

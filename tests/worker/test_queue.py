@@ -62,66 +62,6 @@ def test_a_base_written_by_a_method_is_reloaded(setup: Setup) -> None:
     assert_as_alone(setup, seen, lora)
 
 
-def halving(metric: str = "eval/loss", grace_steps: int = 2, reduction_factor: int = 2) -> EarlyStoppingConfig:
-    return EarlyStoppingConfig.model_validate(
-        {"metric": metric, "grace_steps": grace_steps, "reduction_factor": reduction_factor}
-    )
-
-
-@pytest.mark.parametrize("metric", ["eval/loss", "train/loss"])
-def test_successive_halving_continues_the_best_and_changes_nothing_else(setup: Setup, metric: str) -> None:
-    rates = [1e-5, 0.02, 1e-4, 0.01, 1e-3, 1e-6, 0.005, 1e-7]
-    trials = [
-        setup.trial(("lora", "delta_lora", "vera")[index % 3], lr=rate, measure_steps=0, weight_decay=0.1)
-        for index, rate in enumerate(rates)
-    ]
-    seen = queue(setup, cut_evenly(trials, 3), halving(metric))
-    stopped_at = {
-        trial.trial_id: STEPS if seen.ended[trial.trial_id].status == "FINISHED" else max(seen.records(trial))
-        for trial in trials
-    }
-    assert sorted(stopped_at.values()) == [2] * 4 + [4] * 2 + [STEPS] * 2
-    assert seen.exported == {trial_id for trial_id, step in stopped_at.items() if step == STEPS}
-    for rung in (2, 4):
-        there = {
-            trial.trial_id: seen.records(trial)[rung][metric] for trial in trials if stopped_at[trial.trial_id] >= rung
-        }
-        best = sorted(there, key=there.__getitem__)[: len(there) // 2]
-        assert {trial_id for trial_id in there if stopped_at[trial_id] > rung} == set(best)
-    for trial in trials:
-        assert_as_alone(setup, seen, trial, stopped_at[trial.trial_id])
-    first = next(trial for trial in trials if stopped_at[trial.trial_id] == 2)
-    end = seen.ended[first.trial_id]
-    assert (end.status, seen.tags(first)["loragrid.rung"]) == ("KILLED", "1")
-    assert end.reason.startswith(f"stopped early at rung 1 (step 2): {metric} ")
-    assert end.reason.endswith("of 8, 4 continue")
-    assert seen.num_loaded() == 1
-
-
-def test_continuing_trials_are_packed_together(setup: Setup) -> None:
-    trials = [setup.trial("lora", lr=10.0**-power, measure_steps=0) for power in range(2, 8)]
-    seen = queue(setup, cut_evenly(trials, 2), halving(grace_steps=4, reduction_factor=3))
-    after = {update.trial_ids for update in seen.updates if update.phase == "training" and update.completed > 4}
-    assert after == {tuple(trial.trial_id for trial in trials[:2])}
-
-
-def test_a_diverged_member_fails_and_is_not_compared(setup: Setup) -> None:
-    trials = [setup.trial("lora", lr=rate, measure_steps=0) for rate in (1e200, 0.01, 0.001)]
-    seen = queue(setup, [trials], halving(grace_steps=4))
-    assert seen.ended[trials[0].trial_id].reason.startswith("diverged: loss or gradient not finite at step ")
-    assert seen.ended[trials[1].trial_id].status == "FINISHED"
-    assert seen.ended[trials[2].trial_id].reason.endswith("is number 2 of 2, 1 continue")
-    assert_as_alone(setup, seen, trials[1])
-
-
-def test_after_a_fully_diverged_rung_other_packs_train(setup: Setup) -> None:
-    lost = [setup.trial("lora", lr=1e200, seed=seed, measure_steps=0) for seed in range(2)]
-    other = setup.trial("vera", measure_steps=0, batch_size=2)
-    seen = queue(setup, [lost, [other]], halving(grace_steps=4))
-    assert {seen.ended[trial.trial_id].status for trial in lost} == {"FAILED"}
-    assert seen.ended[other.trial_id].status == "FINISHED"
-
-
 class FaultyLoRA(LoRA):
     """LoRA that fails as a real method or a full device would: for one seed, or for too many members at once."""
 
@@ -209,7 +149,7 @@ def test_a_trial_that_does_not_fit_alone_is_a_result(
 
 
 def test_a_failed_pack_restarts_and_repeats_no_report(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    trials = [setup.trial("lora", seed=seed, measure_steps=0, report_every=1) for seed in range(4)]
+    trials = [setup.trial("lora", lr=rate, measure_steps=0, report_every=1) for rate in (0.01, 0.02, 0.03, 0.04)]
     calls: list[None] = []
     original = torch.nn.functional.scaled_dot_product_attention
 
@@ -221,7 +161,7 @@ def test_a_failed_pack_restarts_and_repeats_no_report(setup: Setup, monkeypatch:
         return result
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", fails_once)
-    seen = queue(setup, [trials], halving(grace_steps=4))
+    seen = queue(setup, [trials], EarlyStoppingConfig(grace_steps=4, reduction_factor=2))
     assert len(calls) > 22
     assert sorted(end.status for end in seen.ended.values()) == ["FINISHED"] * 2 + ["KILLED"] * 2
     for trial in trials:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from loragrid.config.experiment import EarlyStoppingConfig, SamplesConfig
-from loragrid.trials.outcome import TrialEnd
+from loragrid.trials.outcome import DIVERGED, TrialEnd
 from loragrid.trials.packing import Pack, PackQueue
 from loragrid.trials.trial import Trial
 from loragrid.worker.checkpoints import TrialStore
@@ -19,9 +19,11 @@ from loragrid.worker.queue import run_queue
 from loragrid.worker.queue_worker import build_worker
 from loragrid.worker.recovery import DAMAGED_TAG, left_behind, recover
 from tests.support.mounts import can_mount, small_disk
+from tests.support.queue_runs import let_diverge
 from tests.support.small_packs import Setup, make_setup
 
-HALVING = EarlyStoppingConfig.model_validate({"grace_steps": 2, "reduction_factor": 2})
+HALVING = EarlyStoppingConfig(grace_steps=2, reduction_factor=2)
+OVER_ALL = EarlyStoppingConfig(grace_steps=2, reduction_factor=2, within="sweep")
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,7 @@ class Driver:
     ended: dict[str, TrialEnd] = field(default_factory=dict)
     tags: dict[str, dict[str, str]] = field(default_factory=dict)
     phases: list[str] = field(default_factory=list)
+    trials: dict[str, Trial] = field(default_factory=dict)
 
     def __call__(self, update: PackUpdate) -> None:
         self.num_updates += 1
@@ -67,6 +70,8 @@ class Driver:
         for trial_id, end in update.ended.items():
             if trial_id not in self.ended:
                 self.ended[trial_id] = end
+                if end.reason.startswith(DIVERGED):
+                    self.store.mark_diverged(self.trials[trial_id].setting_id, trial_id)
                 self.store.mark_ended(trial_id)
 
 
@@ -88,6 +93,7 @@ def run_workers(
     """What one set of workers does, until it is killed or done."""
     named = tuple(Pack(pack_id=f"pack-{index}", trials=tuple(trials)) for index, trials in enumerate(packs))
     queue = PackQueue(queue_id="queue-0", packs=named)
+    driver.trials |= {trial.trial_id: trial for trial in queue.trials}
     group = ProcessGroup(device=torch.device("cpu"), isolate_failures=True)
     worker = build_worker(
         lambda model, data: setup.rows, driver, driver.store, group, early_stopping=halving, samples=samples
@@ -100,7 +106,7 @@ def adapters(store: TrialStore) -> dict[str, bytes]:
     return {path.parent.parent.name: path.read_bytes() for path in Path(store.uri).glob("*/adapter/*.safetensors")}
 
 
-@pytest.mark.parametrize("halving", [None, HALVING], ids=["to the end", "through rungs"])
+@pytest.mark.parametrize("halving", [None, OVER_ALL], ids=["to the end", "through rungs"])
 @pytest.mark.parametrize("lose_last", [False, True], ids=["last update arrives", "last update is lost"])
 def test_killed_workers_change_no_curve_end_or_adapter(
     setup: Setup, tmp_path: Path, halving: EarlyStoppingConfig | None, lose_last: bool
@@ -122,6 +128,31 @@ def test_killed_workers_change_no_curve_end_or_adapter(
         assert adapters(driver.store) == adapters(calm.store), kill_at
 
 
+def test_killed_workers_change_no_ranking_of_settings(
+    setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common: dict[str, Any] = {"checkpoint_every": 2, "report_every": 2, "measure_steps": 0, "steps": 5}
+    lora = [setup.trial("lora", seed=seed, lr=rate, **common) for rate in (0.01, 1e-3, 1e-5) for seed in range(2)]
+    full = [setup.trial("full", lr=rate, **common) for rate in (1e-5, 1e-3)]
+    packs = [lora[:3], [full[0]], lora[3:], [full[1]]]  # a setting of two packs
+    let_diverge(monkeypatch, lora[0])
+    calm = Driver(store=TrialStore(str(tmp_path / "calm")))
+    run_workers(setup, packs, calm, HALVING)
+    ends = {key: (end.status, end.reason) for key, end in calm.ended.items()}
+    assert [ends[trial.trial_id][0] for trial in lora] == ["FAILED", "KILLED", *["FINISHED"] * 2, *["KILLED"] * 2]
+    assert "another seed diverged) is setting number 3 of 3 of lora" in ends[lora[1].trial_id][1]
+    at_the_rung = {number for number, phase in enumerate(calm.phases, start=1) if phase == "ended"}
+    assert len(at_the_rung) == 3, "one per pack that loses a trial"
+    for kill_at in sorted({3, min(at_the_rung) - 1, *at_the_rung, calm.num_updates - 2}):
+        driver = Driver(store=TrialStore(str(tmp_path / f"killed-{kill_at}")), kill_at=kill_at)
+        with pytest.raises(Killed):
+            run_workers(setup, packs, driver, HALVING)
+        run_workers(setup, packs, driver, HALVING)
+        assert {key: (end.status, end.reason) for key, end in driver.ended.items()} == ends, kill_at
+        assert driver.records == calm.records, kill_at
+        assert adapters(driver.store) == adapters(calm.store), kill_at
+
+
 def answers(store: TrialStore) -> dict[str, str]:
     return {path.parts[-3]: path.read_text("utf-8") for path in Path(store.uri).glob("*/samples/answers.json")}
 
@@ -135,7 +166,7 @@ def test_killed_workers_lose_no_sample_answer_or_held_out_loss(
     samples = SamplesConfig(num_prompts=2, max_new_tokens=3)
     packs = [
         [replace(trial, training=trial.training.model_copy(update={"eval_every": 3})) for trial in trials]
-        for trials in trials_of(setup)
+        for trials in [*trials_of(setup), [setup.trial("full", lr=0.03, checkpoint_every=3, report_every=2)]]
     ]
     calm = Driver(store=TrialStore(str(tmp_path / "calm")))
     run_workers(setup, packs, calm, halving, samples)
@@ -144,7 +175,7 @@ def test_killed_workers_lose_no_sample_answer_or_held_out_loss(
     for records in calm.records.values():
         assert len([step for step, record in records.items() if "forgetting/loss" in record]) >= 2
         assert all(("eval/loss" in record) == ("forgetting/loss" in record) for record in records.values())
-    for kill_at in (calm.num_updates // 2, calm.num_updates):
+    for kill_at in (calm.num_updates // 2, calm.num_updates - 1):  # the last pack writes the base
         driver = Driver(store=TrialStore(str(tmp_path / f"killed-{kill_at}")), kill_at=kill_at, lose_last=True)
         with pytest.raises(Killed):
             run_workers(setup, packs, driver, halving, samples)
@@ -252,7 +283,7 @@ def test_joined_queues_keep_their_earlier_decisions(setup: Setup, tmp_path: Path
     common: dict[str, Any] = {"checkpoint_every": 1, "report_every": 1, "measure_steps": 0}
     queues = [
         [setup.trial("lora", seed=seed, lr=0.01 * (seed + 1), **common) for seed in range(4)],
-        [setup.trial("vera", seed=seed, lr=0.001 * (seed + 1), **common) for seed in range(4)],
+        [setup.trial("lora", seed=seed, lr=0.001 * (seed + 1), **common) for seed in range(4)],
     ]
     calm = Driver(store=TrialStore(str(tmp_path / "calm")))
     killed = Driver(store=TrialStore(str(tmp_path / "killed")))

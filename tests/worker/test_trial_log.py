@@ -3,7 +3,10 @@
 import torch
 
 from loragrid.training.member_state import MemberState
+from loragrid.trials.successive_halving import SettingScore
 from loragrid.worker.trial_log import TrialLog, TrialLogs
+
+A, B = SettingScore("a", 1.0, 3, False), SettingScore("b", 2.0, 2, True)
 
 
 def test_only_new_and_changed_tags_are_returned() -> None:
@@ -26,7 +29,7 @@ def test_repeated_steps_are_not_new_but_latest() -> None:
 
 
 def test_a_saved_log_comes_back_with_its_latest_values() -> None:
-    log = TrialLog(figures={"time/step_seconds": 0.1}, rankings={1: ["a", "b"]})
+    log = TrialLog(figures={"time/step_seconds": 0.1}, rankings={1: [A, B]})
     log.add_records([{"step": 1, "train/loss": 2.0}])
     log.add_seconds({"train": 1.0})
     log.add_seconds({"train": 0.5, "eval": 2.0})
@@ -41,9 +44,9 @@ def test_a_saved_log_comes_back_with_its_latest_values() -> None:
 def test_logs_answer_for_trials_that_have_a_value() -> None:
     logs = TrialLogs()
     logs["a"].add_records([{"step": 1, "train/loss": 2.0}])
-    logs["a"].rankings[1] = logs["b"].rankings[1] = ["a", "b"]
-    logs["c"].rankings[1] = ["c"]
+    logs["a"].rankings[1] = logs["b"].rankings[1] = [A, B]
+    logs["c"].rankings[1] = [B]
     assert logs.latest(["a", "b"], "train/loss") == {"a": 2.0}
-    assert logs.rankings(["a", "b", "c", "d"], 1) == [["a", "b"], ["c"]]
+    assert logs.rankings(["a", "b", "c", "d"], 1) == [[A, B], [B]]
     logs.mark_ended(["b"])
     assert [logs[name].has_ended for name in ("a", "b")] == [False, True]

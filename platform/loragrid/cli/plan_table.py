@@ -9,11 +9,11 @@ from rich.text import Text
 
 from loragrid.comparison.axes import varying_axes
 from loragrid.formatting import count_of
+from loragrid.planning.early_stopping import early_stopping_notes, early_stopping_sentences
 from loragrid.planning.memory_estimate import MemoryEstimate
 from loragrid.planning.plan import Plan
 from loragrid.planning.time_estimate import TimeEstimate
 from loragrid.sweep.noise_forecast import NoiseForecast
-from loragrid.trials.successive_halving import rung_steps
 
 
 def render_plan(
@@ -46,7 +46,7 @@ def render_plan(
     facts = (
         f"{count_of(len(plan.trials), 'trial')} in {count_of(len(plan.packs), 'pack')}; "
         f"{first.model.name} ({first.model.dtype}), {first.data.name}, "
-        f"{count_of(training.steps, 'step')} of {count_of(training.batch_size, 'row')}"
+        f"{count_of(training.steps, 'step')} of {_rows_of_a_step(plan)}"
     )
     if training.micro_batch_size is not None:
         facts += f", on each worker {training.micro_batch_size} at once"
@@ -65,11 +65,17 @@ def render_plan(
     for one in noise:
         place = f"{one.model}, {one.data}: " if len(noise) > 1 else ""
         lines += [Text(place + sentence) for sentence in one.sentences()]
-    if experiment.early_stopping is not None:
-        lines.append(Text(f"early stopping: {_rungs(plan)}"))
+    lines += [Text(sentence) for sentence in early_stopping_sentences(plan)]
+    lines += [Text(f"note: {note}", style="yellow") for note in early_stopping_notes(plan)]
     if plan.confirm is not None:
         lines.append(Text(f"confirm: {_confirmation(plan.confirm)}"))
     return Group(Text(experiment.question, style="bold"), Text(facts), *lines, table)
+
+
+def _rows_of_a_step(plan: Plan) -> str:
+    """The batch size of all trials, or their lowest and highest."""
+    sizes = sorted({trial.training.batch_size for trial in plan.trials})
+    return count_of(sizes[0], "row") if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} rows"
 
 
 def _memory(estimate: MemoryEstimate | None) -> str:
@@ -86,17 +92,6 @@ def _memory(estimate: MemoryEstimate | None) -> str:
 def _parts(sizes: Mapping[str, int], unit: int) -> str:
     """The parts with their sizes in `unit` bytes, without those that round to 0.0."""
     return ", ".join(f"{name} {size / unit:.1f}" for name, size in sizes.items() if size >= unit / 20)
-
-
-def _rungs(plan: Plan) -> str:
-    """A sentence: the steps at which early stopping compares trials, and the share of trials that continues."""
-    config = plan.experiment.early_stopping
-    assert config is not None
-    rungs = rung_steps(config, plan.trials[0].training.steps)
-    return (
-        f"the best one in {config.reduction_factor} by {config.metric} continues at step "
-        f"{', '.join(str(rung) for rung in rungs[:-1])}; the last trials end at step {rungs[-1]}"
-    )
 
 
 def _confirmation(confirm: Plan) -> str:

@@ -17,6 +17,8 @@ class MethodScores:
     weights (N,): a row's number of labels for a loss, 1 for a task's figure. All are positive.
     groups (N,): rows with equal numbers belong to one group, such as a conversation. The order does not matter.
     is_proportion: the values are 0 or 1, or shares between them.
+    seed_variances (M,): the variance over seeds of a method that its other settings show to be far noisier than the
+        others, 0 for every other method, see `seed_spread`; None: nothing is known.
 
     Raises:
         ValueError: a shape does not fit, a value is not finite, a weight is not positive, or a proportion is outside
@@ -29,6 +31,7 @@ class MethodScores:
     groups: NDArray[np.int64]
     higher_is_better: bool = False
     is_proportion: bool = False
+    seed_variances: Floats | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.names)) != len(self.names) or not self.names:
@@ -48,6 +51,12 @@ class MethodScores:
             raise ValueError("a weight is not a positive number; allowed: rows with labels only")
         if not np.issubdtype(self.groups.dtype, np.integer):
             raise ValueError(f"groups are of type {self.groups.dtype}; allowed: integers, one number per group")
+
+        known = self.seed_variances
+        if known is not None and (
+            known.shape != (len(self.names),) or not (np.isfinite(known).all() and (known >= 0).all())
+        ):
+            raise ValueError(f"seed variances are {known}; allowed: one per method, each 0 or more")
 
     def _check_values(self) -> None:
         wrong = ~np.isfinite(self.values)

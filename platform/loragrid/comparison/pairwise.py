@@ -74,16 +74,25 @@ def compare_trained_models(scores: MethodScores, family: Family = ALL_PAIRS) -> 
     return _compare(scores, family, "trained models", 1, _variance_over_rows)
 
 
-def _variance_over_seeds_and_rows(means: Means, pairs: Components, methods: Components) -> tuple[Variance, Variance]:
+def _variance_over_seeds_and_rows(
+    scores: MethodScores, means: Means, pairs: Components, methods: Components
+) -> tuple[Variance, Variance]:
     num_methods, num_seeds = means.per_seed.shape
     seeds, degrees = moderated(pairs, num_seeds, num_methods)
+    of_methods = methods.seeds
+    if scores.seed_variances is not None:
+        first, second = pairs_of(num_methods)
+        seeds = np.maximum(seeds, scores.seed_variances[first] + scores.seed_variances[second])
+        of_methods = np.maximum(of_methods, scores.seed_variances)
     return (
         total_variance(pairs, seeds, degrees, num_seeds, means.effective_groups),
-        total_variance(methods, methods.seeds, num_seeds - 1, num_seeds, means.effective_groups),
+        total_variance(methods, of_methods, num_seeds - 1, num_seeds, means.effective_groups),
     )
 
 
-def _variance_over_rows(means: Means, pairs: Components, methods: Components) -> tuple[Variance, Variance]:
+def _variance_over_rows(
+    scores: MethodScores, means: Means, pairs: Components, methods: Components
+) -> tuple[Variance, Variance]:
     degrees = means.effective_groups - 1
     return (pairs.rows, np.full(len(pairs.rows), degrees)), (methods.rows, np.full(len(methods.rows), degrees))
 
@@ -93,7 +102,7 @@ def _compare(
     family: Family,
     claims_about: Literal["methods", "trained models"],
     fewest_seeds: int,
-    variances: Callable[[Means, Components, Components], tuple[Variance, Variance]],
+    variances: Callable[[MethodScores, Means, Components, Components], tuple[Variance, Variance]],
 ) -> MethodComparison:
     if family.kind == "against" and family.against not in scores.names:
         raise ValueError(f"against: {family.against!r} is not compared; allowed: {', '.join(scores.names)}")
@@ -106,11 +115,11 @@ def _compare(
     if refusal:
         tests = untested_pairs(scores, means, family, refusal)
     else:
-        of_pairs, of_methods = variances(means, pairs, methods)
+        of_pairs, of_methods = variances(scores, means, pairs, methods)
         found = differences_of(scores, means, of_pairs)
         tests, behind = tests_of_pairs(scores, found, family), bounds_behind_best(scores, found)
     groups, half = means.effective_groups, num_seeds / 2
-    noisy = _far_noisier(scores.names, pairs.seeds)
+    noisy = _far_noisier(scores, pairs.seeds)
     return MethodComparison(
         claims_about=claims_about,
         pairs=tests,
@@ -125,7 +134,7 @@ def _compare(
         row_seed_deviation=_root(_mean(pairs.cross) * groups * half),
         far_noisier=noisy,
         refusal=refusal,
-        caveats=() if refusal else _caveats(means, noisy if claims_about == "methods" else ()),
+        caveats=() if refusal else _caveats(scores, means, claims_about, noisy),
     )
 
 
@@ -142,16 +151,19 @@ def _refusal(means: Means, fewest_seeds: int) -> str:
     return ""
 
 
-def _far_noisier(names: tuple[str, ...], seeds: Floats) -> tuple[str, ...]:
-    """The methods whose pairs' typical deviation over seeds is three times that of the other pairs. seeds (P,): s².
+def _far_noisier(scores: MethodScores, seeds: Floats) -> tuple[str, ...]:
+    """The methods that vary over seeds far more than the others, by their other settings or, if unknown, by the pairs.
 
-    Medians are used, because every method has a pair with the noisy one; of two pairs, the smaller counts.
+    In the pairs: their typical deviation over seeds is three times that of the other pairs. seeds (P,): s². Medians are
+    used, because every method has a pair with the noisy one; of two pairs, the smaller counts.
     """
-    if len(names) < 3 or not np.isfinite(seeds).all():
+    if scores.seed_variances is not None:
+        return tuple(name for name, known in zip(scores.names, scores.seed_variances, strict=True) if known > 0)
+    if len(scores.names) < 3 or not np.isfinite(seeds).all():
         return ()
-    first, second = pairs_of(len(names))
+    first, second = pairs_of(len(scores.names))
     noisy = []
-    for method, name in enumerate(names):
+    for method, name in enumerate(scores.names):
         mine = (first == method) | (second == method)
         own = float(np.quantile(seeds[mine], 0.5, method="lower"))
         if own > 0 and own >= FAR_NOISIER**2 * float(np.median(seeds[~mine])):
@@ -159,16 +171,27 @@ def _far_noisier(names: tuple[str, ...], seeds: Floats) -> tuple[str, ...]:
     return tuple(noisy)
 
 
-def _caveats(means: Means, far_noisier: tuple[str, ...]) -> tuple[str, ...]:
+def _caveats(scores: MethodScores, means: Means, claims_about: str, far_noisier: tuple[str, ...]) -> tuple[str, ...]:
     num_methods, num_seeds = means.per_seed.shape
     caveats = []
     if means.effective_groups < FEW_GROUPS:
         caveats.append(f"few independent rows: the test rows count as {means.effective_groups:.0f} independent groups")
+    if claims_about != "methods":
+        return tuple(caveats)
+    if far_noisier:
+        caveats.append(
+            f"far more spread over seeds than the others: {', '.join(far_noisier)}; false claims are more frequent "
+            "than 5 % if its runs now and then end far worse than the rest"
+        )
     if num_seeds == FEWEST_SEEDS and num_methods > MANY_METHODS and far_noisier:
         caveats.append(
-            f"far more spread over seeds than the others: {', '.join(far_noisier)}; with three seeds and "
-            f"{num_methods} methods, a false claim somewhere is likelier than 5 %, and an interval of one pair alone "
+            f"with three seeds, {num_methods} methods and one that is far noisier, an interval of one pair alone "
             "covers less than 95 %"
+        )
+    if num_seeds == FEWEST_SEEDS and num_methods > 2 and scores.seed_variances is None and not far_noisier:
+        caveats.append(
+            "three seeds and one setting for each method: if one of them varies far more over seeds than these three "
+            "show, false claims are as frequent as 7 %"
         )
     return tuple(caveats)
 

@@ -3,7 +3,8 @@
 from collections.abc import Collection
 from dataclasses import replace
 
-from loragrid.comparison.table import PHASE_COLUMN, Comparison
+from loragrid.comparison.settings import Setting, setting_of
+from loragrid.comparison.table import PHASE_COLUMN, Comparison, plain_value
 from loragrid.trials.tags import PHASE_TAG
 
 
@@ -25,6 +26,20 @@ def split_phases(comparison: Comparison) -> tuple[Comparison, Comparison | None]
 def is_confirming(comparison: Comparison, trial_id: str) -> bool:
     """Whether the trial trains a chosen setting with a fresh seed."""
     return comparison.tags.get(trial_id, {}).get(PHASE_TAG) == "confirm"
+
+
+def confirmed_setting(setting: Setting, confirm: Comparison) -> Setting | None:
+    """The same setting with the trials of its fresh seeds; None if it was not trained again.
+
+    setting: of the part in which settings are chosen. confirm: the other part of the same sweep, see `split_phases`.
+    """
+    rows = [
+        row
+        for row in confirm.table.to_dict("records")
+        if row["method"] == setting.method
+        and all(plain_value(row[name]) == value for name, value in setting.values.items())
+    ]
+    return setting_of(confirm, rows, list(setting.values)) if rows else None
 
 
 def _only(comparison: Comparison, trial_ids: Collection[str]) -> Comparison:

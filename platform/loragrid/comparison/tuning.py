@@ -8,8 +8,11 @@ from typing import Any, get_args
 from loragrid.comparison.settings import Setting
 from loragrid.comparison.table import Comparison
 from loragrid.config.method_settings import hyperparameter_types
-from loragrid.config.sections import MEMBER_TRAINING_KEYS, TrainingConfig
+from loragrid.config.sections import METHOD_TRAINING_KEYS, TrainingConfig
+from loragrid.formatting import format_value, is_missing
 from loragrid.tracking.store_uri import Scalar
+
+BATCH_SIZE = "training.batch_size"
 
 
 def edge_sides(best: Setting, tried: Sequence[Setting], ladders: Collection[str] = ()) -> dict[str, str]:
@@ -34,13 +37,53 @@ def ladder_axes(comparison: Comparison, label: str) -> set[str]:
     """The axes of a method that are ladders, by their type or because the experiment file writes them as ladders.
 
     label: the method's entry in the table. For a key that accepts fractions (learning rates and their ratios, scalings,
-    decays) both too small and too large values hurt. A best value at the end therefore means that the ladder was too
-    short, even if its values are integers. For integer keys (rank, steps, batch size) a higher cost buys quality, and
-    the best value is expected at the end of a list. An axis written as `{ladder: [4, 64], points: 5}` is a ladder too.
+    decays), and for the batch size, both too small and too large values hurt. A best value at the end therefore means
+    that the ladder was too short, even if its values are integers. For other integer keys (rank, steps) a higher cost
+    buys quality, and the best value is expected at the end of a list. An axis written as
+    `{ladder: [4, 64], points: 5}` is a ladder too.
     """
-    written = _written_ladders(comparison.sweep_parameters, label)
+    written = {*_written_ladders(comparison.sweep_parameters, label), BATCH_SIZE}
     method = comparison.methods.get(label, label)
     return {axis for axis, path in comparison.axes.items() if path in written or _takes_fractions(method, path)}
+
+
+def budget_words(comparison: Comparison, chosen: Mapping[str, Setting]) -> str:
+    """A sentence on chosen settings that trained on different numbers of rows; "" if all trained on equally many.
+
+    chosen: name in the verdict -> setting. At equal steps a larger batch reads more rows, so a difference between two
+    methods can be one of budgets.
+    """
+    sizes = {name: _value_at(comparison, setting, BATCH_SIZE) for name, setting in chosen.items()}
+    known = {name: size for name, size in sizes.items() if size is not None}
+    if len(set(known.values())) < 2:
+        return ""
+    steps = {name: _value_at(comparison, chosen[name], "training.steps") or 1 for name in known}
+    rows = {name: size * steps[name] for name, size in known.items()}
+    most, least = max(rows.values()), min(rows.values())
+    if most == least:
+        return ""
+    when = "at equal steps" if len(set(steps.values())) == 1 else "with their own numbers of steps"
+    parts = [
+        f"{', '.join(name for name in known if (known[name], rows[name]) == part)} (batch {part[0]})"
+        for part in sorted({(known[name], rows[name]) for name in known}, key=lambda part: part[1], reverse=True)
+    ]
+    return (
+        f"Batch sizes differ: {when}, {parts[0]} trained on {format_value(round(most / least, 2))} times the rows of "
+        f"{parts[-1]}" + (f"; between them: {', '.join(parts[1:-1])}." if parts[1:-1] else ".")
+    )
+
+
+def _value_at(comparison: Comparison, setting: Setting, path: str) -> int | None:
+    """A whole number at which a setting's trials were trained; None if the sweep does not vary the key."""
+    axis = next((axis for axis, own in comparison.axes.items() if own == path), None)
+    if axis is None:
+        return None
+    if axis in setting.values:
+        value = setting.values[axis]
+    else:  # an axis that does not vary within the method is not among its values
+        trial_ids = set(setting.trial_ids.values())
+        value = next((row[axis] for row in comparison.table.to_dict("records") if row["trial_id"] in trial_ids), None)
+    return None if is_missing(value) else int(value)  # type: ignore[arg-type]
 
 
 def _written_ladders(parameters: Mapping[str, str], label: str) -> set[str]:
@@ -52,7 +95,7 @@ def _written_ladders(parameters: Mapping[str, str], label: str) -> set[str]:
     for block in _parsed(parameters.get("methods", "")) or []:
         if (block.get("label") or block.get("name")) == label:
             for key, values in block.get("grid", {}).items():
-                path = f"training.{key}" if key in MEMBER_TRAINING_KEYS else f"method.{key}"
+                path = f"training.{key}" if key in METHOD_TRAINING_KEYS else f"method.{key}"
                 own[path] = own.get(path, False) or isinstance(values, dict)
     return {path for path, is_ladder in own.items() if is_ladder} | (for_all - own.keys())
 

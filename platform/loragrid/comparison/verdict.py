@@ -33,9 +33,11 @@ from loragrid.comparison.pairwise import (
 from loragrid.comparison.phases import split_phases
 from loragrid.comparison.ranking import best_trial, is_proportion
 from loragrid.comparison.row_scores import ArrangedScores, arrange_scores
+from loragrid.comparison.seed_spread import known_seed_variances
 from loragrid.comparison.selection import choose
 from loragrid.comparison.settings import tasks_of
 from loragrid.comparison.table import Comparison
+from loragrid.comparison.tuning import budget_words
 from loragrid.tracking.store_uri import parse_parameter
 
 DEFAULT_MARGIN = 0.01
@@ -100,6 +102,8 @@ def judge(comparison: Comparison, scores: pd.DataFrame | None = None, apart: Col
         return _empty("", (warning,))
     selection = choose(comparison, apart)
     warnings = [*selection.warnings, *edge_warnings(selection.choices)]
+    if budgets := budget_words(comparison, {choice.name: choice.setting for choice in selection.choices}):
+        warnings.append(budgets)
     record = data_record_of(comparison)
     if record is not None and record.is_partial:
         warnings.append(" ".join(record.left_out_sentences()))
@@ -112,6 +116,10 @@ def judge(comparison: Comparison, scores: pd.DataFrame | None = None, apart: Col
             references=selection.references,
         )
     arranged = arrange_scores(ranked, scores, selection.reported)
+    if arranged.scores is not None:
+        compared = [choice for choice in ranked if choice.name in arranged.scores.names]
+        known = known_seed_variances(comparison, compared, selection.reported)
+        arranged = replace(arranged, scores=replace(arranged.scores, seed_variances=known))
     family, words = _family(comparison, arranged)
     verdict = _judged(comparison, selection, ranked, arranged, family, [*warnings, *arranged.warnings, *words])
     if any(choice.is_confirmed for choice in ranked):

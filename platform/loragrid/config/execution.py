@@ -74,28 +74,35 @@ class EngineConfig(Section):
 
 
 class EarlyStoppingConfig(Section):
-    """Trials that fall behind end early: at every rung, only one in `reduction_factor` trials continues.
+    """Settings that fall behind end early: at every rung, only one in `reduction_factor` settings continues.
 
-    The first rung is at `grace_steps`; each further rung has `reduction_factor` times as many steps. Trials that can
-    share a base are compared with the trials of the same workers. With `pack.max_members: 1`, and for methods that
-    write the base, Tune's ASHA compares every trial with all others of the sweep.
+    The first rung is at `grace_steps`; each further rung has `reduction_factor` times as many steps. A setting is
+    ranked by the mean of `metric` over its seeds, and all its seeds continue or end together. One setting is always
+    left, so with `within: method` every method ends with all seeds of its best setting.
     """
 
     kind: Annotated[Literal["successive_halving"], Allowed("successive_halving")] = Field(
-        default="successive_halving", description="Algorithm that stops trials.", examples=["successive_halving"]
+        default="successive_halving", description="Algorithm that stops settings.", examples=["successive_halving"]
     )
     metric: Annotated[Literal["eval/loss", "train/loss"], Allowed("eval/loss, train/loss")] = Field(
         default="eval/loss",
-        description="Metric that compares trials; lower is better.",
+        description="Metric whose mean over seeds ranks settings; lower is better.",
         examples=["train/loss"],
     )
+    within: Annotated[Literal["method", "sweep"], Allowed("method, sweep")] = Field(
+        default="method",
+        description="Whose settings compete: those of one method (blocks with one label count as one), or those of all "
+        "methods, which can leave some methods without a verdict.",
+        examples=["sweep"],
+    )
     grace_steps: Annotated[Count, Unit("optimizer steps")] = Field(
-        description="Steps that every trial trains before the first comparison.", examples=[50]
+        description="Steps that every trial trains before the first ranking.", examples=[50]
     )
     reduction_factor: Annotated[int, Field(strict=True, ge=2, le=1000), Allowed("a whole number from 2 to 1000")] = (
         Field(
             default=3,
-            description="One in this many trials continues at each rung; also the ratio between two rungs' steps.",
+            description="One in this many settings continues at each rung, at least one; also the ratio between two "
+            "rungs' steps.",
             examples=[4],
         )
     )
@@ -106,8 +113,8 @@ class SamplesConfig(Section):
 
     num_prompts: Annotated[CountOrZero, Unit("prompts")] = Field(
         default=5,
-        description="Number of test rows (without test rows, evaluation rows) whose prompts are answered, all of them "
-        "different; 0 answers none.",
+        description="Number of test rows (without test rows, evaluation rows) whose prompts are answered, each of "
+        "another group; 0 answers none.",
         examples=[10],
     )
     max_new_tokens: Annotated[OptionalCount, Unit("tokens")] = Field(

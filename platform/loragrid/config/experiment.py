@@ -1,10 +1,11 @@
 """The `Experiment`: the contents of a file, checked as a whole. All defaults are defined here and in the sections."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from loragrid.config.checks import problems_across_sections
 from loragrid.config.execution import (
     EarlyStoppingConfig,
     EngineConfig,
@@ -20,23 +21,19 @@ from loragrid.config.method_settings import (
     AxisValues,
     check_axis_shape,
     check_method_block,
-    check_value,
     hyperparameter_types,
-    label_problems,
-    section_axis_types,
-    sharding_obstacle,
 )
 from loragrid.config.sections import (
     HOLDING_KEYS,
     MEMBER_TRAINING_KEYS,
+    METHOD_TRAINING_KEYS,
     OBSERVATION_KEYS,
     DataConfig,
     ModelConfig,
     TrainingConfig,
 )
-from loragrid.config.task import task_problems
-from loragrid.schema.errors import ExperimentError, Problem, show_value, unknown
-from loragrid.schema.fields import MAX_SEED, Allowed, Section
+from loragrid.schema.errors import ExperimentError, Problem
+from loragrid.schema.fields import Allowed, Section
 from loragrid.tasks.contract import TaskConfig
 from loragrid.tasks.discovery import AnyTask
 
@@ -47,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HOLDING_KEYS",
     "MEMBER_TRAINING_KEYS",
+    "METHOD_TRAINING_KEYS",
     "OBSERVATION_KEYS",
     "ConfirmConfig",
     "DataConfig",
@@ -70,7 +68,7 @@ __all__ = [
 class MethodConfig(Section):
     """One method of an experiment with its own settings and axes.
 
-    Every other key is a hyperparameter of the method or one of MEMBER_TRAINING_KEYS.
+    Every other key is a hyperparameter of the method or one of METHOD_TRAINING_KEYS.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -146,7 +144,7 @@ class Experiment(Section):
     pack: PackConfig = Field(default=PackConfig(), description="How many trials may share one copy of the base.")
     engine: EngineConfig = Field(default=EngineConfig(), description="How the steps of a pack run on a GPU.")
     early_stopping: EarlyStoppingConfig | None = Field(
-        default=None, description="When trials that fall behind end early; null trains every trial to its last step."
+        default=None, description="When settings that fall behind end early; null trains every trial to its last step."
     )
     confirm: ConfirmConfig | None = Field(
         default=None,
@@ -207,119 +205,10 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> "Experiment":
-        problems = [problem for axis, values in self.grid.items() for problem in self._axis_problems(axis, values)]
-        problems += label_problems([(block.name, block.label) for block in self.methods])
-        problems += self._verdict_problems()
-        num_workers = self.workers.num_workers
-        for size in self.grid.get("training.batch_size", (self.training.batch_size,)):
-            if isinstance(size, int):
-                problems += sharing_problems(size, self.training.micro_batch_size, num_workers)
-        if self.workers.strategy == "shard":
-            problems += self._sharding_problems()
-        if self.task is not None:
-            problems += task_problems(self.data, self.grid)
-        grace_steps = self.early_stopping.grace_steps if self.early_stopping else 0
-        if self.early_stopping is not None and self.pack.max_members == 1:
-            for axis in self.grid:
-                if axis.startswith(("model.", "data.")):
-                    what = "early_stopping compares all trials that train alone: their losses must be of one kind"
-                    problems.append(
-                        Problem(key=f"grid.{axis}", what=what, allowed="one value, or pack.max_members: auto")
-                    )
-        problems += self._confirm_problems()
-        for steps in self.grid.get("training.steps", (self.training.steps,)):
-            if isinstance(steps, int) and grace_steps >= steps:
-                what = f"no trial of {steps} steps would ever be stopped"
-                key, allowed = "early_stopping.grace_steps", f"a whole number from 1 to {steps - 1}"
-                problems.append(Problem(key=key, value=grace_steps, what=what, allowed=allowed))
+        problems = problems_across_sections(self)
         if problems:
             raise ExperimentError(problems)
         return self
-
-    def _confirm_problems(self) -> Iterator[Problem]:
-        seeds = [seed for seed in self.grid.get("seed", ()) if isinstance(seed, int)]
-        largest = MAX_SEED - (self.confirm.seeds if self.confirm else 0)
-        if self.confirm is not None and seeds and max(seeds) > largest:
-            what = f"leaves no room for the {self.confirm.seeds} fresh seeds of confirm above the largest seed"
-            yield Problem(key="grid.seed", value=list(seeds), what=what, allowed=f"whole numbers from 0 to {largest}")
-
-    def _verdict_problems(self) -> Iterator[Problem]:
-        names = list(dict.fromkeys(block.label or block.name for block in self.methods))
-        if self.verdict.against is not None and self.verdict.against not in names:
-            yield Problem(
-                key="verdict.against",
-                value=self.verdict.against,
-                what="is no method of this experiment",
-                allowed=", ".join(names),
-            )
-
-    def _sharding_problems(self) -> Iterator[Problem]:
-        key, value = "workers.strategy", self.workers.strategy
-        if self.workers.num_workers == 1:
-            what, allowed = "a sharded base needs several workers", "replicate, or workers.num_workers from 2 on"
-            yield Problem(key=key, value=value, what=what, allowed=allowed)
-        for name in dict.fromkeys(block.name for block in self.methods):
-            if obstacle := sharding_obstacle(name):
-                what = f"{name} {obstacle}"
-                yield Problem(key=key, value=value, what=what, allowed=f"replicate, or methods without {name}")
-
-    def _axis_problems(self, axis: str, values: Sequence[AxisValue]) -> Iterator[Problem]:
-        key, section_types = f"grid.{axis}", section_axis_types()
-        section, _, field = axis.partition(".")
-        if section == "method":
-            yield from self._method_axis_problems(key, field, values)
-        elif section == "training" and field in OBSERVATION_KEYS:
-            what = "decides what is observed, not the result: it cannot be an axis"
-            yield Problem(key=key, value=list(values), what=what, allowed=f"one value, as {axis}")
-        elif section == "training" and field in HOLDING_KEYS:
-            what = "only decides how many rows a step holds at once: it cannot be an axis"
-            yield Problem(key=key, value=list(values), what=what, allowed=f"one value, as {axis}")
-        elif axis not in section_types:
-            fields = {f"method.{name}" for block in self.methods for name in hyperparameter_types(block.name)}
-            yield unknown("axis", axis, [*sorted(fields), *section_types], key=key, value=list(values))
-        else:
-            for value in values:
-                try:
-                    check_value(section_types[axis], key, value)
-                except ExperimentError as error:
-                    yield from error.problems
-            if section == "training" and not any(self.takes_axis(block, axis) for block in self.methods):
-                yield Problem(
-                    key=key, value=list(values), what=f"every method sets its own {field}: the axis has no effect"
-                )
-            if section != "seed":
-                yield from self._fixed_value_problems(axis, values)
-
-    def _method_axis_problems(self, key: str, field: str, values: Sequence[AxisValue]) -> Iterator[Problem]:
-        types_of = {block.name: hyperparameter_types(block.name) for block in self.methods}
-        having = [name for name, types in types_of.items() if field in types]
-        if not having:
-            fields = sorted({f"method.{name}" for types in types_of.values() for name in types})
-            if field in MEMBER_TRAINING_KEYS:
-                fields = [f"training.{field}", *fields]
-            methods = ", ".join(types_of)
-            yield unknown(f"axis: no method here ({methods}) has {field!r}", f"method.{field}", fields, key=key)
-            return
-        if not any(self.takes_axis(block, f"method.{field}") for block in self.methods):
-            what = f"every method that has {field} ({', '.join(having)}) sets its own: the axis has no effect"
-            yield Problem(key=key, value=list(values), what=what)
-        for value in values:
-            for name in having:
-                try:
-                    check_value(types_of[name][field], key, value)
-                except ExperimentError as error:
-                    yield from error.problems
-                    break
-
-    def _fixed_value_problems(self, axis: str, values: Sequence[AxisValue]) -> Iterator[Problem]:
-        """The problem of a section that sets a key to a value outside the axis of that key: it would be ignored."""
-        section, _, field = axis.partition(".")
-        config: BaseModel = getattr(self, section)
-        fixed = getattr(config, field)
-        if field in config.model_fields_set and fixed not in values:
-            what = f"is not among the values of the axis grid.{axis}"
-            allowed = f"{', '.join(show_value(value) for value in values)}, or one of the two left out"
-            yield Problem(key=axis, value=fixed, what=what, allowed=allowed)
 
     def takes_axis(self, block: MethodConfig, axis: str) -> bool:
         """Whether a top-level axis applies to a method: the method has the field and does not set it itself."""
@@ -328,15 +217,3 @@ class Experiment(Section):
         if section == "method":
             return field in hyperparameter_types(block.name) and not own
         return not (section == "training" and own)
-
-
-def sharing_problems(batch_size: int, micro_batch_size: int | None, num_workers: int) -> Iterator[Problem]:
-    """Why workers cannot share a batch equally, or cannot cut their shares into equal micro batches."""
-    share, left = divmod(batch_size, num_workers)
-    if left:
-        what = f"cannot share the {batch_size} rows of training.batch_size equally"
-        yield Problem(key="workers.num_workers", value=num_workers, what=what, allowed=f"a divisor of {batch_size}")
-    elif micro_batch_size is not None and share % micro_batch_size:
-        what = f"cannot cut the {share} rows of training.batch_size that each worker takes into equal parts"
-        allowed = f"a divisor of {share}, or null"
-        yield Problem(key="training.micro_batch_size", value=micro_batch_size, what=what, allowed=allowed)

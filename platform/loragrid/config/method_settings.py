@@ -13,7 +13,7 @@ from loragrid.config.ladder import EXAMPLE, Ladder, as_written, ladder_values
 from loragrid.config.method_source import declared_types
 from loragrid.config.sections import (
     HOLDING_KEYS,
-    MEMBER_TRAINING_KEYS,
+    METHOD_TRAINING_KEYS,
     OBSERVATION_KEYS,
     DataConfig,
     ModelConfig,
@@ -64,7 +64,7 @@ def sharding_obstacle(method: str) -> str:
 def setting_types(method: str) -> dict[str, Any]:
     """Key -> type, for every key of that method's block except `name`, `label` and `grid`."""
     hints = get_type_hints(TrainingConfig, include_extras=True)
-    return hyperparameter_types(method) | {key: hints[key] for key in MEMBER_TRAINING_KEYS}
+    return hyperparameter_types(method) | {key: hints[key] for key in METHOD_TRAINING_KEYS}
 
 
 def section_axis_types() -> dict[str, Any]:

@@ -246,7 +246,10 @@ class TrainingConfig(Section):
 
 
 MEMBER_TRAINING_KEYS = ("lr", "schedule", "warmup_steps", "weight_decay", "clip_norm")
-"""Training keys that a method's block may set for itself."""
+"""Training keys in which the trials of one pack may differ."""
+
+METHOD_TRAINING_KEYS = (*MEMBER_TRAINING_KEYS, "batch_size")
+"""Training keys that a method's block may set for itself; trials of another batch size are in other packs."""
 
 OBSERVATION_KEYS = frozenset(
     {

@@ -57,14 +57,15 @@ class SamplePrompts:
 def sample_prompts(
     config: SamplesConfig, model: ModelConfig, data: TokenizedData, task: TaskConfig | None
 ) -> SamplePrompts:
-    """The first test rows with different prompts (without test rows, evaluation rows); they depend on the rows alone.
+    """The first test rows of different groups (without test rows, evaluation rows); they depend on the rows alone.
 
     A row without a prompt (plain text, `loss_on: all`) is cut: its first half is the prompt, its second the reference.
     """
     tokenizer, context = load_tokenizer(model), max_context(model)
     rows = TokenizedQuestions(tokenizer, data)
     split = "test" if rows.questions["test"] else "eval"
-    questions = _different(rows.questions[split], config.num_prompts)
+    groups = (data.test if split == "test" else data.evaluation).groups.tolist()
+    questions = _of_different_groups(rows.questions[split], groups, config.num_prompts)
     own = None if task is None else task.generation
     twice = 2 * max(len(question.reference) for question in questions)
     generation = own or Generation(max_new_tokens=min(max(twice, FEWEST_NEW_TOKENS), MOST_NEW_TOKENS))
@@ -92,16 +93,17 @@ def sample_prompts(
     )
 
 
-def _different(questions: Sequence[Question], num: int) -> list[Question]:
-    """The first `num` questions with different prompts; rows of text are cut into halves."""
+def _of_different_groups(questions: Sequence[Question], groups: Sequence[int], num: int) -> list[Question]:
+    """The first `num` questions with different groups and different prompts; rows of text are cut into halves."""
     if all(len(question.prompt) == 1 for question in questions):
         questions = [_halved(question) for question in questions]
-    first: dict[tuple[int, ...], Question] = {}
-    for question in questions:
-        first.setdefault(question.prompt, question)
-        if len(first) == num:
-            break
-    return list(first.values())
+    chosen: list[Question] = []
+    taken: set[object] = set()
+    for question, group in zip(questions, groups, strict=True):
+        if len(chosen) < num and taken.isdisjoint((group, question.prompt)):
+            chosen.append(question)
+            taken |= {group, question.prompt}
+    return chosen
 
 
 def _halved(question: Question) -> Question:

@@ -151,7 +151,14 @@ def plan(experiment: Experiment) -> Plan:
         experiment=experiment,
         trials=tuple(trials),
         counts={trial.trial_id: count_parameters(trial) for trial in trials},
-        packs=tuple(group_into_packs(trials, experiment.pack, num_workers=experiment.workers.num_workers)),
+        packs=tuple(
+            group_into_packs(
+                trials,
+                experiment.pack,
+                num_workers=experiment.workers.num_workers,
+                early_stopping=experiment.early_stopping,
+            )
+        ),
     )
     dearest = most_expensive(found)
     if experiment.confirm is None or not dearest:

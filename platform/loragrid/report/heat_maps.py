@@ -14,7 +14,7 @@ from loragrid.tracking.store_uri import Scalar
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PAIRS = (("lr", "rank"), ("lr", "lr_ratio"))
+PAIRS = (("lr", "rank"), ("lr", "lr_ratio"), ("lr", "batch_size"))
 
 SettingFigures = Sequence[tuple[Mapping[str, Scalar], float | None]]
 """A method's settings: (values by axis, mean figure over seeds); None: the setting lacks seeds that others have."""

@@ -37,7 +37,7 @@ def sample_sentences(samples: SampleTable) -> list[str]:
     if samples.rows:
         rows = _ROWS.get(samples.split, samples.split)
         sentences.append(
-            f"The first {rows} with different prompts, the same for all trials, answered by the base and by each "
+            f"The first {rows} of different groups, the same for all trials, answered by the base and by each "
             f"method's chosen setting (lowest seed): {samples.decoding}. “…” marks what is cut off."
         )
     sentences += [f"{name} has no sample answers: {one_line(why)}" for name, why in samples.problems.items()]

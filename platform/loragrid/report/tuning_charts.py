@@ -17,7 +17,7 @@ from loragrid.tracking.store_uri import Scalar
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-AXES = ("lr", "lr_ratio", "rank")
+AXES = ("lr", "lr_ratio", "batch_size", "rank")
 INCHES = (7.2, 4.2)
 MIN_VALUES, MAX_VALUES = 3, 40
 """Fewer values show no trend. More values come from a search that samples good regions more often."""

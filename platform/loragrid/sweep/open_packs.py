@@ -1,7 +1,7 @@
 """Decides which packs of a queue that ran out of memory are halved, kept as they are, or given up."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loragrid.trials.packing import Pack
 
@@ -19,9 +19,15 @@ class OpenPacks:
     failing: set[str]
 
     @classmethod
-    def lost(cls, packs: Sequence[Pack]) -> "OpenPacks":
-        """All trials of the packs fail; none is trained again."""
-        return cls(too_large=[], waiting=[], failing={trial.trial_id for pack in packs for trial in pack.trials})
+    def lost(cls, packs: Sequence[Pack], at_work: Collection[str] = ()) -> "OpenPacks":
+        """The trials at work fail and are not trained again; packs that wait at a rung continue.
+
+        at_work: ids of the trials that were being trained; without one all trials fail, so failures come to an end.
+        """
+        open_ids = {trial.trial_id for pack in packs for trial in pack.trials}
+        failing = open_ids & set(at_work) or open_ids
+        rest = [_without(pack, failing) for pack in packs]
+        return cls(too_large=[], waiting=[pack for pack in rest if pack.trials], failing=failing)
 
 
 def sort_open_packs(packs: Sequence[Pack], at_work: Collection[str]) -> OpenPacks:
@@ -56,4 +62,4 @@ def sort_open_packs(packs: Sequence[Pack], at_work: Collection[str]) -> OpenPack
 def _without(pack: Pack, trial_ids: Collection[str]) -> Pack:
     """The pack without these trials, under a new name, because Ray would continue a queue of the same name."""
     rest = tuple(trial for trial in pack.trials if trial.trial_id not in trial_ids)
-    return pack if len(rest) == len(pack.trials) else Pack(pack_id=f"{pack.pack_id}.0", trials=rest)
+    return pack if len(rest) == len(pack.trials) else replace(pack, pack_id=f"{pack.pack_id}.0", trials=rest)

@@ -95,7 +95,8 @@ class QueueTracker:
         """End the open trials of the queue's begun packs as FAILED, or leave them to be trained again.
 
         If memory ran out, only a trial that was trained by itself fails. A pack of several trials is halved, because
-        its halves may fit; packs that wait at a rung are kept as they are.
+        its halves may fit. After another failure the trials at work fail. Packs that wait at a rung are kept as they
+        are.
         """
         self._failed.append(queue)
         begun = [pack for pack in queue.packs if any(self._writer.has_started(trial) for trial in pack.trials)]
@@ -104,7 +105,8 @@ class QueueTracker:
             for pack in begun:
                 self._writer.start(pack.trials, pack.pack_id)
         packs = [replace(pack, trials=tuple(self._writer.open_trials(pack.trials))) for pack in begun]
-        found = sort_open_packs(packs, at_work) if may_fit else OpenPacks.lost(packs)
+        to_blame = at_work if self._retries else ()
+        found = sort_open_packs(packs, at_work) if may_fit else OpenPacks.lost(packs, to_blame)
         for trial in [trial for pack in packs for trial in pack.trials if trial.trial_id in found.failing]:
             self._writer.end(trial, _failed(failure))
             if failure.out_of_memory:

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from loragrid.config.experiment import DataConfig, ModelConfig
+from loragrid.config.experiment import DataConfig, Experiment, ModelConfig
 from loragrid.data.dataset import TokenizedData
 from loragrid.data.record import shortened
 from loragrid.formatting import count_of
@@ -15,7 +15,10 @@ from loragrid.sweep.storage import spool_folder
 from loragrid.tracking.previous_run import PreviousSweep, RecordedRows, find_previous, identify
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.sync import sync
+from loragrid.trials.expand import expand
+from loragrid.trials.outcome import DIVERGED
 from loragrid.trials.packing import group_into_packs
+from loragrid.worker.checkpoints import TrialStore
 
 
 def previous_sweep(the_plan: Plan, recorder: Recorder, name: str | None, console: Console) -> PreviousSweep | None:
@@ -92,7 +95,13 @@ def remaining_plan(the_plan: Plan, previous: PreviousSweep, num_places: int = 1)
     trials = tuple(trial for trial in the_plan.trials if trial.trial_id not in previous.outcome.statuses)
     if identify(trial.trial_id for trial in the_plan.trials) != previous.trials:
         experiment = the_plan.experiment
-        packs = group_into_packs(trials, experiment.pack, num_places, num_workers=experiment.workers.num_workers)
+        packs = group_into_packs(
+            trials,
+            experiment.pack,
+            num_places,
+            num_workers=experiment.workers.num_workers,
+            early_stopping=experiment.early_stopping,
+        )
         return replace(the_plan, trials=trials, packs=tuple(packs))
     open_ids = {trial.trial_id for trial in trials}
     packs = [replace(p, trials=tuple(t for t in p.trials if t.trial_id in open_ids)) for p in the_plan.packs]
@@ -124,3 +133,16 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         if before.get(key) != now.get(key)
     ]
     return ", ".join(found) or "nothing that is recorded"
+
+
+def mark_diverged_before(store: TrialStore, experiment: Experiment, previous: PreviousSweep) -> None:
+    """Tell the workers of a resumed sweep which settings diverged in a seed: at a rung these settings are last.
+
+    The earlier run deleted its marks of trials that are not trained again.
+    """
+    diverged = {trial_id for trial_id, reason in previous.outcome.reasons.items() if reason.startswith(DIVERGED)}
+    if not diverged or experiment.early_stopping is None:
+        return
+    for trial in expand(experiment):
+        if trial.trial_id in diverged:
+            store.mark_diverged(trial.setting_id, trial.trial_id)

@@ -12,6 +12,7 @@ from rich.console import Console
 from loragrid.comparison.table import NO_CURVES, Comparison, load_comparison
 from loragrid.config.experiment import Experiment
 from loragrid.models.loading import check_weights
+from loragrid.planning.early_stopping import early_stopping_notes
 from loragrid.planning.placement import Placement, place
 from loragrid.planning.plan import Plan, plan
 from loragrid.planning.queues import cut_for
@@ -117,6 +118,8 @@ def run(
         whole_plan, the_plan = cut_plans(whole_plan, sweep.previous, placement)
         open_sweep(sweep, whole_plan)
         record_rows(sweep.recorder, list(tokenized.values()))
+        for note in early_stopping_notes(whole_plan):
+            _notifier(console)(f"note: {note}")
         if is_local and sweep.previous is None:
             known = known_timings(the_plan, placement)
             record_estimate(sweep.recorder, estimate_time(the_plan, placement, known, recorded_start(the_plan)))

@@ -10,7 +10,7 @@ from loragrid.sweep.trial_writer import TrialWriter
 from loragrid.tracking.previous_run import PreviousSweep
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.store_uri import card_tags
-from loragrid.trials.outcome import INVARIANT_VIOLATED, SweepOutcome, TrialEnd
+from loragrid.trials.outcome import DIVERGED, INVARIANT_VIOLATED, SweepOutcome, TrialEnd
 from loragrid.trials.tags import COST_SHAPE_TAG, LABEL_TAG, PHASE_TAG, WRITES_BASE_TAG
 from loragrid.trials.trial import Trial
 from loragrid.worker.checkpoints import TrialStore
@@ -89,6 +89,9 @@ class SweepWriter:
         self.outcome.statuses[trial_id] = end.status
         if end.reason:
             self.outcome.reasons[trial_id] = end.reason
+        if end.reason.startswith(DIVERGED):
+            # Before the mark of its end: workers that take over do not train it again, and must know why.
+            self.store.mark_diverged(trial.setting_id, trial_id)
         if not self._closed:  # an interrupted trial may be resumed later
             self.store.mark_ended(trial_id)
         # A state that violates an invariant is useless: if the trial is trained again, it starts from step 0.

@@ -5,7 +5,6 @@ from typing import Any
 
 from ray import tune
 from ray.train import TrainingFailedError
-from ray.tune.schedulers import ASHAScheduler
 
 from loragrid.config.experiment import Experiment
 from loragrid.planning.placement import Placement
@@ -19,10 +18,10 @@ from loragrid.sweep.ray_internals import quiet_tune
 from loragrid.sweep.ray_processes import own_ray_processes
 from loragrid.sweep.ray_trainer import drive_queue
 from loragrid.sweep.record import Sweep
+from loragrid.sweep.resume import mark_diverged_before
 from loragrid.sweep.signals import SweepInterrupted, ended_by_signals, stop_handler_kept
 from loragrid.sweep.storage import below, storage_uri
 from loragrid.sweep.summary import SweepCost
-from loragrid.trials.expand import expand
 from loragrid.trials.outcome import SweepOutcome
 from loragrid.trials.packing import PackQueue
 from loragrid.worker.checkpoints import TrialStore
@@ -90,6 +89,8 @@ class TuneRunner:
 
     def _run_all(self, signals: Sequence[int]) -> None:
         """Train the packs of the present plan."""
+        if self.sweep.previous is not None:
+            mark_diverged_before(self.sweep.store, self.plan.experiment, self.sweep.previous)
         waiting = list(self.plan.packs)
         while waiting:
             if signals:
@@ -106,7 +107,6 @@ class TuneRunner:
     def _tune(self, queues: Sequence[PackQueue], number: int) -> None:
         """Run Tune once over these queues; `number` counts Tune's runs within the sweep."""
         experiment, sweep = self.plan.experiment, self.sweep
-        by_tune = stopped_by_tune(experiment)
         storage = below(storage_uri(experiment), "ray")
         trainable = lightweight(
             tune.with_parameters(
@@ -119,25 +119,15 @@ class TuneRunner:
             tune.Tuner(
                 trainable,
                 param_space={"queue": tune.grid_search([queue.queue_id for queue in queues])},
-                tune_config=tune.TuneConfig(
-                    max_concurrent_trials=max(1, self.placement.num_packs),
-                    scheduler=asha(experiment) if by_tune else None,
-                ),
+                tune_config=tune.TuneConfig(max_concurrent_trials=max(1, self.placement.num_packs)),
                 run_config=tune.RunConfig(
                     name=sweep.tune_name if number == 0 else f"{sweep.tune_name}.{number}",
                     storage_path=storage,
                     callbacks=[self.callback],
-                    failure_config=tune.FailureConfig(
-                        max_failures=experiment.workers.max_failures if by_tune else MAX_LOST_DRIVERS
-                    ),
+                    failure_config=tune.FailureConfig(max_failures=MAX_LOST_DRIVERS),
                     verbose=0,
                 ),
             ).fit()
-
-
-def stopped_by_tune(experiment: Experiment) -> bool:
-    """Whether Tune's scheduler, not the worker, stops trials early: it does if every pack holds a single trial."""
-    return experiment.early_stopping is not None and experiment.pack.max_members == 1
 
 
 def queue_trainable(
@@ -147,7 +137,6 @@ def queue_trainable(
 
     Ray sends it by value; everything it refers to must import quickly in the Tune trial's process.
     """
-    by_tune = stopped_by_tune(experiment)
 
     def train_queue(config: dict[str, Any], queues: Mapping[str, PackQueue], rows: RowsByConfig) -> None:
         task = WorkerTask(
@@ -158,32 +147,15 @@ def queue_trainable(
             engine=experiment.engine,
             early_stopping=experiment.early_stopping,
             samples=experiment.samples,
-            by_tune=by_tune,
             shard=placement.shard,
         )
         try:
             drive_queue(task, placement, storage, max_failures=experiment.workers.max_failures)
         except TrainingFailedError as error:
-            if by_tune:
-                raise
             # Reported, not raised: Tune would retry a raised error, which helps only if a whole node was lost.
             tune.report({"failure": describe_failure(error)})
 
     return train_queue
-
-
-def asha(experiment: Experiment) -> ASHAScheduler:
-    """`early_stopping` for packs of one trial: Tune compares each trial with all that have reached the same rung."""
-    config = experiment.early_stopping
-    assert config is not None
-    return ASHAScheduler(
-        time_attr="step",
-        metric={"eval/loss": "eval_loss", "train/loss": "train_loss"}[config.metric],
-        mode="min",
-        grace_period=config.grace_steps,
-        reduction_factor=config.reduction_factor,
-        max_t=max(trial.training.steps for trial in expand(experiment)),
-    )
 
 
 def lightweight(trainable: Any) -> Any:

@@ -11,7 +11,7 @@ from loragrid.trials.trial import Trial
 class Chosen:
     """Which settings a sweep confirms, and with which fresh seeds; what it records in the tag `CONFIRM_CHOICE_TAG`.
 
-    settings: for each, the id of its trial with seed 0, whether the grid has that seed or not.
+    settings: their ids, see `Trial.setting_id`.
     """
 
     settings: tuple[str, ...] = ()
@@ -20,7 +20,7 @@ class Chosen:
     @classmethod
     def of(cls, trials: Sequence[Trial], seeds: Sequence[int]) -> "Chosen":
         """The choice of the settings of these trials."""
-        return cls(settings=tuple(_name(trial) for trial in trials), seeds=tuple(seeds))
+        return cls(settings=tuple(trial.setting_id for trial in trials), seeds=tuple(seeds))
 
     @classmethod
     def from_text(cls, text: str) -> "Chosen":
@@ -34,11 +34,7 @@ class Chosen:
 
     def has(self, trial: Trial) -> bool:
         """Whether the setting of this trial is among the chosen ones."""
-        return _name(trial) in self.settings
-
-
-def _name(trial: Trial) -> str:
-    return trial.with_seed(0, "tune").trial_id
+        return trial.setting_id in self.settings
 
 
 def fresh_seeds(tuning: Collection[int], number: int, recorded: Sequence[int] = ()) -> tuple[int, ...]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from loragrid.config.experiment import Experiment, MethodConfig, sharing_problems
+from loragrid.config.checks import sharing_problems
+from loragrid.config.experiment import Experiment, MethodConfig
 from loragrid.config.method_settings import (
     AXIS_SECTIONS,
     MAX_TRIALS,
@@ -18,7 +19,7 @@ from loragrid.config.method_settings import (
     hyperparameter_types,
     section_axis_types,
 )
-from loragrid.config.sections import MEMBER_TRAINING_KEYS
+from loragrid.config.sections import METHOD_TRAINING_KEYS
 from loragrid.schema.errors import ExperimentError, Problem, problems_of, show_value, unknown
 from loragrid.schema.fields import Section
 from loragrid.trials.trial import Trial, make_trial_id
@@ -110,7 +111,7 @@ def _axes_of(experiment: Experiment, block: MethodConfig) -> dict[str, tuple[Axi
 
 
 def _dotted(setting: str) -> str:
-    return f"training.{setting}" if setting in MEMBER_TRAINING_KEYS else f"method.{setting}"
+    return f"training.{setting}" if setting in METHOD_TRAINING_KEYS else f"method.{setting}"
 
 
 def _combinations(axes: Mapping[str, tuple[AxisValue, ...]]) -> Iterator[dict[str, AxisValue]]:

@@ -186,13 +186,19 @@ def sweep_metrics() -> dict[str, str]:
     return {**_TRIAL_COUNTS, **best, **_SWEEP_COSTS, **_SWEEP_NOISE, **_DATA_METRICS}
 
 
+_EXPLAINED = ("train", "eval", "test", "forgetting", "parameters", "convergence")
+"""Groups of metrics that the note explains: with question and answer, it must fit into a tag of MLflow."""
+
+
 def sweep_note(question: str, experiment_name: str, *, trials: str, charts: str, answer: str = "") -> str:
     """The description on the parent run's page, in Markdown: how to read its child runs.
 
     trials, charts: addresses of MLflow's pages with the sweep's trials. answer: the verdict's, once the sweep ended.
     """
-    everything = {**summary_metrics(), **CURVE_METRICS, **sweep_metrics()}
-    glossary = "\n".join(f"| `{key}` | {text} |" for key, text in everything.items())
+    everything = {**CURVE_METRICS, **summary_metrics(), **sweep_metrics()}
+    explained = {key: text for key, text in everything.items() if key.partition("/")[0] in _EXPLAINED}
+    glossary = "\n".join(f"| `{key}` | {text} |" for key, text in explained.items())
+    others = ", ".join(f"`{key}`" for key in everything if key not in explained)
     return (
         (f"**{question}**\n\n" if question else "")
         + (f"{answer}\n\n" if answer else "")
@@ -207,6 +213,7 @@ def sweep_note(question: str, experiment_name: str, *, trials: str, charts: str,
         + "* **What it ran on**: the tags `loragrid.version.*`, `loragrid.device`, `loragrid.model.weights`,"
         + " `loragrid.data.digest`; `loragrid compare` reports where trials differ in them.\n\n"
         + f"| metric | meaning |\n|---|---|\n{glossary}\n\n"
+        + f"The page *Metrics and tags* of the documentation explains the others: {others}.\n\n"
         + "A metric that is missing was not measured. Memory and time per method are measured in a pack of one, never"
         + " on a pack that it shared with others."
     )

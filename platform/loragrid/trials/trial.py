@@ -41,6 +41,11 @@ class Trial:
         """The name of its MLflow run: the trial id, with the label instead of the method's name."""
         return (self.label or self.method.name) + self.trial_id.removeprefix(self.method.name)
 
+    @property
+    def setting_id(self) -> str:
+        """The id of its setting: equal for trials that differ only in their seed."""
+        return _identify(self.method, None, self.model, self.data, self.training, self.task)
+
     def with_seed(self, seed: int, phase: Phase) -> "Trial":
         """The trial of the same setting with another seed."""
         trial_id = make_trial_id(self.method, seed, self.model, self.data, self.training, self.task)
@@ -58,6 +63,17 @@ def make_trial_id(
 
     The task is part of the digest, because it changes the trial's figures, although it changes no weight.
     """
+    return _identify(method, seed, model, data, training, task)
+
+
+def _identify(
+    method: Method,
+    seed: int | None,
+    model: ModelConfig,
+    data: DataConfig,
+    training: TrainingConfig,
+    task: TaskConfig | None,
+) -> str:
     content: dict[str, Any] = {
         "method": {"name": method.name, **method.hyperparameters()},
         "seed": seed,

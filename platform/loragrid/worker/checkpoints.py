@@ -19,7 +19,7 @@ NUM_KEPT = 2
 OUTPUTS = ("adapter", "scores", "samples")
 """The folders that a finished trial leaves; they have the same names in MLflow."""
 
-_ENDED, _SUFFIX = ".ended", ".safetensors"
+_ENDED, _DIVERGED, _SUFFIX = ".ended", ".diverged", ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,14 @@ class TrialStore:
         """The trials that are marked as ended."""
         return set(self._storage.names(_ENDED))
 
+    def mark_diverged(self, setting_id: str, trial_id: str) -> None:
+        """Note that a trial has diverged: its setting is last at the rungs that its other seeds still reach."""
+        self._storage.touch(f"{_DIVERGED}/{setting_id}.{trial_id}")
+
+    def diverged_settings(self) -> set[str]:
+        """The ids of the settings of which a trial is marked as diverged."""
+        return {name.partition(".")[0] for name in self._storage.names(_DIVERGED)}
+
     def delete_states(self, trial_id: str) -> None:
         """Delete the trial's states and outputs; its mark stays."""
         for name in self._states(trial_id):
@@ -125,6 +133,9 @@ class TrialStore:
             if self._storage.is_folder(trial_id):
                 self._storage.delete_folder(trial_id)
         self.reopen(gone)
+        for name in self._storage.names(_DIVERGED):
+            if name.partition(".")[2] in gone:
+                self._storage.delete_file(f"{_DIVERGED}/{name}")
         if self._storage.is_folder() and not self._storage.has_files():
             self._storage.delete_folder()
 

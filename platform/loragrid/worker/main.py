@@ -55,7 +55,7 @@ def run_worker(task: WorkerTask) -> None:
         describe=WorkerEnvironment(group.device, num_workers, shard=task.shard) if number == 0 else lambda *_: {},
     )
     recover(worker, task.queue, left_behind(task.queue, task.store, number, num_workers))
-    run_queue(task.queue.packs, worker, None if task.by_tune else task.early_stopping)
+    run_queue(task.queue.packs, worker, task.early_stopping)
 
 
 class _RayReporter:

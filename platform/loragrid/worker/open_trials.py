@@ -12,6 +12,7 @@ from loragrid.training.member_state import MemberState, put_member, take_member
 from loragrid.training.step import PackModel
 from loragrid.trials.outcome import TrialEnd
 from loragrid.trials.packing import Pack
+from loragrid.trials.successive_halving import SettingScore
 from loragrid.trials.trial import Trial
 from loragrid.worker.checkpoints import TrialStore
 from loragrid.worker.export import export_member
@@ -73,30 +74,42 @@ class OpenTrials:
                 by_step.setdefault(completed, []).append(trial)
         for index, trials in enumerate(by_step.values()):
             name = pack.pack_id if len(by_step) == 1 else f"{pack.pack_id}.{index}"
-            yield Pack(pack_id=name, trials=tuple(trials))
+            yield replace(pack, pack_id=name, trials=tuple(trials))
 
     def without_ended(self, pack: Pack) -> Pack:
         """The pack without the trials that have ended."""
         return replace(pack, trials=tuple(trial for trial in pack.trials if not self.has_ended(trial.trial_id)))
 
-    def restore(self, trial_id: str, saved: SavedTrial) -> None:
-        """Continue a trial from where earlier workers saved it."""
-        self._states[trial_id] = saved.state
-        self._logs[trial_id] = TrialLog.of(saved)
+    def restore(self, trial: Trial, saved: SavedTrial) -> None:
+        """Continue a trial from where earlier workers saved it; without tensors if its method writes the base."""
+        self._states[trial.trial_id] = saved.state
+        self._logs[trial.trial_id] = TrialLog.of(saved)
 
     def put_into(self, model: PackModel, trials: Sequence[Trial]) -> None:
         """Load the trials' states into the members of a newly built pack."""
         model.pack.clock.worker = self._group.worker
         for member, trial in enumerate(trials):
             if trial.trial_id in self._states:
-                state = self._states[trial.trial_id]
+                state = self._whole_state(trial)
                 put_member(model, member, state)
                 model.completed = state.completed
         model.pack.after_load()
 
     def keep(self, model: PackModel, member: int, trial: Trial) -> None:
-        """Keep a member's state: the trial continues later, in another pack."""
-        self._states[trial.trial_id] = take_member(model, member)
+        """Keep a member's state: the trial continues later, in another pack.
+
+        The state of a method that writes the base is as large as several bases, and all trials of a queue wait for each
+        other at a rung. Its tensors are therefore kept in the store only, into which every state is saved at a rung.
+        """
+        self._states[trial.trial_id] = (
+            take_member(model, member)
+            if trial.method.packable
+            else MemberState(completed=model.completed, active=bool(model.active[member]), tensors={})
+        )
+
+    def note_diverged(self, trial: Trial) -> None:
+        """Remember that a trial of this setting has diverged: at the next rung the setting is last."""
+        self._logs.diverged_settings.add(trial.setting_id)
 
     def forget(self, trial_ids: Iterable[str]) -> None:
         """Drop the states of trials that have ended."""
@@ -111,15 +124,29 @@ class OpenTrials:
         self.forget(ended)
         self._reporter.ended(pack, ended, tags, pack_goes_on=pack_goes_on)
 
-    def pass_rung(self, best: Sequence[str], ranking: list[str], rung: int) -> dict[str, TrialEnd]:
-        """Save a comparison with the states of the trials that continue; return the ends of those it cannot save."""
+    def _whole_state(self, trial: Trial) -> MemberState:
+        """A kept state with its tensors, from the store if only that has them.
+
+        Raises:
+            OSError: the store no longer has the state.
+        """
+        state = self._states[trial.trial_id]
+        if trial.method.packable:
+            return state
+        saved, damaged = self._store.load(trial.trial_id)
+        if saved is None or saved.state.completed != state.completed:
+            raise OSError("; ".join(damaged) or f"the state of step {state.completed} is no longer in the store")
+        return saved.state
+
+    def pass_rung(self, best: Sequence[Trial], ranking: list[SettingScore], rung: int) -> dict[str, TrialEnd]:
+        """Save a ranking with the states of the trials that continue; return the ends of those it cannot save."""
         ends = {}
-        for trial_id in best:
-            self._logs[trial_id].rankings[rung] = ranking
-        for trial_id in best:
-            failure = self._save(trial_id, self._states[trial_id])
+        for trial in best:
+            self._logs[trial.trial_id].rankings[rung] = ranking
+        for trial in best:
+            failure = self._save(trial.trial_id, partial(self._whole_state, trial))
             if failure is not None:
-                ends[trial_id] = failure.end()
+                ends[trial.trial_id] = failure.end()
         return ends
 
     @property
@@ -136,7 +163,7 @@ class OpenTrials:
         for member, trial in enumerate(pack.trials):
             if self.has_ended(trial.trial_id):
                 continue
-            failure = self._save(trial.trial_id, take_member(model, member))
+            failure = self._save(trial.trial_id, partial(take_member, model, member))
             if failure is not None:
                 model.active[member] = False
                 self.end(pack, {trial.trial_id: failure.end()}, failure.tags(), pack_goes_on=True)
@@ -160,8 +187,8 @@ class OpenTrials:
         failure = self._write(write)
         return TrialEnd(status="FINISHED") if failure is None else failure.end()
 
-    def _save(self, trial_id: str, state: MemberState) -> Failure | None:
-        return self._write(lambda: self._store.save(trial_id, self._logs[trial_id].saved_with(state)))
+    def _save(self, trial_id: str, take_state: Callable[[], MemberState]) -> Failure | None:
+        return self._write(lambda: self._store.save(trial_id, self._logs[trial_id].saved_with(take_state())))
 
     def _write(self, write: Callable[[], None]) -> Failure | None:
         """Let worker 0 write into the store; return the failure if only this trial must fail with it."""

@@ -125,6 +125,7 @@ class PackRun:
                 # 0: the member diverged before these workers took over, one step after its last recorded loss.
                 reason = f"{DIVERGED} at step {diverged_at or self.trials.last_step(trial.trial_id) + 1}"
                 ended[trial.trial_id] = TrialEnd(status="FAILED", reason=reason)
+                self.trials.note_diverged(trial)
             elif report.completed == trial.training.steps:
                 own = scores[member] if scores is not None else None
                 answers = samples[member] if samples is not None else None

@@ -1,40 +1,63 @@
 """Runs a queue: pack after pack, rung after rung; a pack that fails is halved until only the trial at fault fails."""
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from loragrid.config.experiment import EarlyStoppingConfig
 from loragrid.training.failure import Failure
+from loragrid.trials.contests import cohort_of
 from loragrid.trials.packing import Pack, cut_evenly, sharing_key
 from loragrid.trials.successive_halving import rung_steps
+from loragrid.trials.trial import Trial
 from loragrid.worker.queue_worker import QueueWorker
-from loragrid.worker.rung import Rung, stop_trials_behind
+from loragrid.worker.rung import Rung, stop_settings_behind
 
 
 def run_queue(packs: Sequence[Pack], worker: QueueWorker, early_stopping: EarlyStoppingConfig | None) -> None:
-    """Train every trial of `packs` to its end, or to the rung at which it is stopped.
+    """Train every trial of `packs` to its end, or to the rung at which its setting is stopped.
 
-    With successive halving, all packs that can share a base train up to a rung before any of them continues. The
-    trials that continue form new packs, which use the rows of the stopped ones.
+    With successive halving, all packs of a cohort train up to a rung before any of them continues, also packs that
+    cannot share a base (another batch size, a method that writes the base). The trials that continue form new packs,
+    which use the rows of the stopped ones.
     """
     worker.trainer.solo.expect([trial for pack in packs for trial in pack.trials])
-    for _, cohort in itertools.groupby(packs, lambda pack: sharing_key(pack.trials[0])):
-        waiting = list(cohort)
-        steps = waiting[0].trials[0].training.steps
-        most, name = max(len(pack.trials) for pack in waiting), waiting[0].pack_id
-        for number, until in enumerate(rung_steps(early_stopping, steps), start=1):
-            worker.reporter.until = until
-            for pack in waiting:
-                for part in worker.trials.remaining(pack, until):
-                    _train_or_halve(part, until, worker)
-            if early_stopping is not None and until < steps:
-                stop_trials_behind(waiting, worker, Rung(number=number, step=until, config=early_stopping))
-                # Named after the rung that they train to next.
-                going_on = [trial for pack in waiting for trial in pack.trials if trial.trial_id in worker.trials]
-                waiting = [
-                    Pack(pack_id=f"{name}-rung{number + 1}.{index}", trials=part)
-                    for index, part in enumerate(cut_evenly(going_on, most))
-                ]
+    if early_stopping is None:
+        for pack in packs:
+            _train_up_to(pack.trials[0].training.steps, [pack], worker)
+        return
+    cohorts: dict[Hashable, list[Pack]] = {}
+    for pack in packs:
+        cohorts.setdefault(cohort_of(pack.trials[0]), []).append(pack)
+    for cohort in cohorts.values():
+        _run_through_rungs(cohort, worker, early_stopping)
+
+
+def _run_through_rungs(packs: Sequence[Pack], worker: QueueWorker, config: EarlyStoppingConfig) -> None:
+    steps = packs[0].trials[0].training.steps
+    most: dict[object, int] = {}
+    for pack in packs:
+        key = sharing_key(pack.trials[0])
+        most[key] = max(len(pack.trials), most.get(key, 1))
+    waiting = list(packs)
+    for number, until in enumerate(rung_steps(config, steps), start=1):
+        _train_up_to(until, waiting, worker)
+        if until < steps:
+            stop_settings_behind(waiting, worker, Rung(number=number, step=until, config=config))
+            going_on: dict[object, list[Trial]] = {}
+            for trial in (trial for pack in waiting for trial in pack.trials if trial.trial_id in worker.trials):
+                going_on.setdefault(sharing_key(trial), []).append(trial)
+            parts = [part for key, trials in going_on.items() for part in cut_evenly(trials, most[key])]
+            # Named after the rung that they train to next.
+            waiting = [
+                Pack(pack_id=f"{packs[0].pack_id}-rung{number + 1}.{index}", trials=part)
+                for index, part in enumerate(parts)
+            ]
+
+
+def _train_up_to(until: int, packs: Sequence[Pack], worker: QueueWorker) -> None:
+    worker.reporter.until = until
+    for pack in packs:
+        for part in worker.trials.remaining(pack, until):
+            _train_or_halve(part, until, worker)
 
 
 def _train_or_halve(pack: Pack, until: int, worker: QueueWorker) -> None:

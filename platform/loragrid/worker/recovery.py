@@ -14,11 +14,16 @@ DAMAGED_TAG = "loragrid.checkpoint.damaged"
 
 @dataclass(frozen=True, kw_only=True)
 class LeftBehind:
-    """The store's contents for a queue: ids of trials that have ended, saved trials, and problems of damaged states."""
+    """The store's contents for a queue: ids of trials that have ended, saved trials, and problems of damaged states.
+
+    saved: without tensors for methods that write the base, see `OpenTrials.keep`.
+    diverged_settings: ids of the settings of the sweep of which a trial has diverged.
+    """
 
     ended: set[str] = field(default_factory=set)
     saved: dict[str, SavedTrial] = field(default_factory=dict)
     damaged: dict[str, list[str]] = field(default_factory=dict)
+    diverged_settings: set[str] = field(default_factory=set)
 
 
 def left_behind(queue: PackQueue, store: TrialStore, worker: int = 0, num_workers: int = 1) -> LeftBehind:
@@ -34,11 +39,12 @@ def left_behind(queue: PackQueue, store: TrialStore, worker: int = 0, num_worker
                 continue
             saved, damaged = store.load(trial.trial_id)
             if saved is not None:
-                left.saved[trial.trial_id] = saved
+                left.saved[trial.trial_id] = saved if trial.method.packable else saved.without_tensors()
             if damaged:
                 left.damaged[trial.trial_id] = damaged
         # The driver marks a trial as ended before it deletes its states: trials marked since are not trained again.
         left.ended.update(store.ended())
+        left.diverged_settings.update(store.diverged_settings())
         for trial_id in left.ended & left.saved.keys():
             del left.saved[trial_id]
     if num_workers > 1:
@@ -51,8 +57,10 @@ def left_behind(queue: PackQueue, store: TrialStore, worker: int = 0, num_worker
 def recover(worker: QueueWorker, queue: PackQueue, left: LeftBehind) -> None:
     """Give a new worker what earlier ones left; it then trains the rest of the queue as if they had not stopped."""
     worker.logs.mark_ended(left.ended)
-    for trial_id, saved in left.saved.items():
-        worker.trials.restore(trial_id, saved)
+    worker.logs.diverged_settings.update(left.diverged_settings)
+    for trial in queue.trials:
+        if trial.trial_id in left.saved:
+            worker.trials.restore(trial, left.saved[trial.trial_id])
     for pack in queue.packs:
         touched = [t for t in pack.trials if t.trial_id in left.saved or t.trial_id in left.damaged]
         if touched:

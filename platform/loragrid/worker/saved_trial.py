@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from loragrid.training.member_state import MemberState
+from loragrid.trials.successive_halving import SettingScore
 
 _TENSOR, _CURVE, _PROGRESS = "tensor/", "curve/", "progress"
 
@@ -16,14 +17,18 @@ class SavedTrial:
     """A trial that has not ended: its member's state, and what has been reported about it.
 
     records: its whole curve, `{"step": 3, "train/loss": 2.5}`. figures, seconds: as in `PackUpdate` and `TrialEnd`.
-    rankings: for the rungs that the trial has passed, rung -> all trials that were compared there, best first.
+    rankings: for the rungs that the trial has passed, rung -> all settings that were ranked there, best first.
     """
 
     state: MemberState
     records: list[dict[str, float]] = field(default_factory=list)
     figures: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
-    rankings: Mapping[int, list[str]] = field(default_factory=dict)
+    rankings: Mapping[int, list[SettingScore]] = field(default_factory=dict)
+
+    def without_tensors(self) -> "SavedTrial":
+        """The saved trial without its weights and moments."""
+        return replace(self, state=replace(self.state, tensors={}))
 
 
 def to_tensors(saved: SavedTrial) -> dict[str, torch.Tensor]:
@@ -33,7 +38,7 @@ def to_tensors(saved: SavedTrial) -> dict[str, torch.Tensor]:
         "active": saved.state.active,
         "figures": dict(saved.figures),
         "seconds": dict(saved.seconds),
-        "rankings": {str(rung): ids for rung, ids in saved.rankings.items()},
+        "setting_rankings": {str(rung): [list(own) for own in ranking] for rung, ranking in saved.rankings.items()},
     }
     points: dict[str, list[tuple[float, float]]] = {}
     for record in saved.records:
@@ -69,5 +74,9 @@ def from_tensors(tensors: Mapping[str, torch.Tensor]) -> SavedTrial:
         records=[records[step] for step in sorted(records)],
         figures=progress["figures"],
         seconds=progress["seconds"],
-        rankings={int(rung): ids for rung, ids in progress["rankings"].items()},
+        # Earlier versions ranked single trials under another key; their rankings are not read.
+        rankings={
+            int(rung): [SettingScore(*own) for own in ranking]
+            for rung, ranking in progress.get("setting_rankings", {}).items()
+        },
     )

@@ -1,9 +1,10 @@
-"""One log per trial of a worker: its curve, figures, tags, seconds and comparisons at rungs."""
+"""One log per trial of a worker: its curve, figures, tags, seconds and rankings at rungs."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from loragrid.training.member_state import MemberState
+from loragrid.trials.successive_halving import SettingScore
 from loragrid.trials.tags import SPLIT_TAG
 from loragrid.worker.saved_trial import SavedTrial
 
@@ -13,13 +14,13 @@ class TrialLog:
     """Everything that has been reported about one trial, by this worker and by earlier ones.
 
     records: the curve, one record per step. latest: metric key -> its latest value, also from steps that a halved pack
-    repeated. rankings: rung -> the ids of all trials that were compared there, best first. seconds: by phase.
+    repeated. rankings: rung -> all settings that were ranked there with its own, best first. seconds: by phase.
     """
 
     records: list[dict[str, float]] = field(default_factory=list)
     latest: dict[str, float] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
-    rankings: dict[int, list[str]] = field(default_factory=dict)
+    rankings: dict[int, list[SettingScore]] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     has_ended: bool = False
@@ -86,6 +87,11 @@ class TrialLog:
 class TrialLogs(dict[str, TrialLog]):
     """Trial id -> its log; a trial without one gets an empty log when it is first looked up."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.diverged_settings: set[str] = set()
+        """The ids of the settings of which a trial has diverged, also with earlier workers."""
+
     def __missing__(self, trial_id: str) -> TrialLog:
         return self.setdefault(trial_id, TrialLog())
 
@@ -98,7 +104,7 @@ class TrialLogs(dict[str, TrialLog]):
         """Trial id -> the metric's latest value, for trials that have one."""
         return {trial_id: self[trial_id].latest[metric] for trial_id in trial_ids if metric in self[trial_id].latest}
 
-    def rankings(self, trial_ids: Iterable[str], rung: int) -> list[list[str]]:
-        """The comparisons already made at a rung, one per queue: the ids of all compared trials, best first."""
+    def rankings(self, trial_ids: Iterable[str], rung: int) -> list[list[SettingScore]]:
+        """The rankings already made at a rung, one per queue: all settings that were ranked, best first."""
         known = (self[trial_id].rankings.get(rung) for trial_id in trial_ids)
         return list({tuple(ranking): ranking for ranking in known if ranking is not None}.values())
