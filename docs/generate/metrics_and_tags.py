@@ -36,6 +36,7 @@ OTHER_TAGS: dict[str, str] = {
     "loragrid.rung": "the rung of successive halving at which the trial's setting was stopped",
     "loragrid.pack": "the pack that trained the trial last",
     "loragrid.pack.split": "why the pack was halved",
+    "loragrid.cost.shape": "equal for trials that cost the same in a pack of one and are measured once (LoRA, LoRA+)",
     "loragrid.pack.shape": "shape of the pack, under which its timing is reused by later plans",
     "loragrid.scoring.rows_at_once": "rows scored at once, where memory allowed fewer than a step trains",
     "loragrid.scoring.prompts_at_once": "prompts answered at once, where memory allowed fewer than a step trains",

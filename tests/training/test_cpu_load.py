@@ -1,6 +1,7 @@
 """The load of the CPUs counts other processes, and only on cores that this process may use."""
 
-import multiprocessing
+import subprocess
+import sys
 import time
 
 import pytest
@@ -31,20 +32,18 @@ def test_too_short_a_measurement_has_no_load() -> None:
     assert load.value is None
 
 
-def _spin(seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        pass
-
-
 def test_another_process_that_computes_is_seen() -> None:
-    """Its own work does not count: without the other process the load would be this one's thread."""
-    other = multiprocessing.get_context("spawn").Process(target=_spin, args=(6.0,))
-    other.start()
-    time.sleep(3.0)  # it imports torch first
-    with CpuLoad(1) as load:
-        _spin(1.5)
-    other.join()
+    """This one's own work does not count: without the other, the load would be that of its thread."""
+    other = subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"])
+    try:
+        time.sleep(0.3)  # the interpreter starts
+        with CpuLoad(1) as load:
+            end = time.monotonic() + 2 * SHORTEST_SECONDS
+            while time.monotonic() < end:
+                pass
+    finally:
+        other.kill()
+        other.wait()
     assert load.value is not None
     assert load.value >= (1 + 0.5) / num_cores()
 

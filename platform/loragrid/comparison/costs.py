@@ -140,8 +140,8 @@ def why_not_compared(costs: Iterable[Cost]) -> str:
     loads = [cost.load for cost in found if cost.load is not None and cost.load > BUSY_LOAD]
     if loads:
         return (
-            f"the machine was busy while it was measured: its cores had {max(loads):.1f} times the work that they can "
-            "do at once"
+            f"the machine was busy while it was measured: its cores had at least {max(loads):.1f} times the work that "
+            "they can do at once"
         )
     wide = sum(cost.is_unsteady for cost in found)
     if wide:
