@@ -93,8 +93,6 @@ FINDING_SDS = (0.0052, 0.0025, 0.0005, 0.0026, 0.0066, 0.002, 0.0013, 0.0017, 0.
 
 STUCK = "runs of one method that get stuck in one of ten seeds"
 SINGLE = "three seeds and one setting for each method"
-SKEWED = "a noisy method whose seeds are far from normal"
-NOISY, MANY, BUDGET = "one method far noisier", "many methods, three seeds", "tuned on the seeds that are reported"
 
 SCENES: tuple[Scene, ...] = (
     # The scenes in which the procedure was developed.
@@ -109,11 +107,11 @@ SCENES: tuple[Scene, ...] = (
     Scene(name="one method x10", seed_sd=ONE_X10),
     Scene(name="one method x30", seed_sd=(0.015, 0.0005, 0.0005, 0.0005, 0.0005)),
     Scene(name="spread x10 over methods", seed_sd=tuple(float(sd) for sd in np.geomspace(0.0005, 0.005, 5))),
-    Scene(name="15 methods, one x10", num_methods=15, seed_sd=one_noisier(15, 10), limit=MANY),
+    Scene(name="15 methods, one x10", num_methods=15, seed_sd=one_noisier(15, 10)),
     Scene(name="9 methods, one x10, 5 seeds", num_methods=9, num_seeds=5, seed_sd=one_noisier(9, 10)),
     Scene(name="two methods share 95 % of the seed", loadings=(0.987, 0.987, 0, 0, 0)),
     Scene(name="flat ladder, sd doubles per rate", ladder=FLAT, growth=2.0),
-    Scene(name="flat ladder, one x10", ladder=FLAT, seed_sd=ONE_X10[::-1], limit=NOISY),
+    Scene(name="flat ladder, one x10", ladder=FLAT, seed_sd=ONE_X10[::-1]),
     Scene(name="rates share 70 % of the seed", rates_share=0.7),
     Scene(name="best rate at the top, sd x3 per rate", ladder=(0.1, 0.06, 0.03, 0.008, 0), growth=3.0, seed_sd=0.0005),
     Scene(name="heavy-tailed rows", row_shape="t3", weights_sd=1.0, method_row_sd=0.03, seed_row_sd=0.02),
@@ -150,7 +148,7 @@ SCENES: tuple[Scene, ...] = (
         seed_row_sd=0.02,
     ),
     Scene(name="9 methods as in the GSM8K finding", num_methods=9, num_rows=512, seed_sd=FINDING_SDS),
-    Scene(name="12 methods, two x4", num_methods=12, num_rows=1000, seed_sd=spread(4, 4, *(1,) * 10), limit=MANY),
+    Scene(name="12 methods, two x4", num_methods=12, num_rows=1000, seed_sd=spread(4, 4, *(1,) * 10)),
     # One noisy method and little row noise.
     Scene(name="one of 5 x10, quiet rows", seed_sd=ONE_X10, method_row_sd=QUIET, seed_row_sd=QUIET),
     Scene(name="one of 5 x3, quiet rows", seed_sd=one_noisier(5, 3), method_row_sd=QUIET, seed_row_sd=QUIET),
@@ -158,7 +156,6 @@ SCENES: tuple[Scene, ...] = (
         name="one of 10 x10, quiet rows",
         num_methods=10,
         seed_sd=one_noisier(10, 10),
-        limit=MANY,
         method_row_sd=QUIET,
         seed_row_sd=QUIET,
     ),
@@ -166,7 +163,6 @@ SCENES: tuple[Scene, ...] = (
         name="one of 10 x3, quiet rows",
         num_methods=10,
         seed_sd=one_noisier(10, 3),
-        limit=MANY,
         method_row_sd=QUIET,
         seed_row_sd=QUIET,
     ),
@@ -192,15 +188,12 @@ SCENES: tuple[Scene, ...] = (
     Scene(name="very skewed seeds", seed_shape="lognormal"),
     Scene(
         name="very skewed seeds, one x10, quiet rows",
-        limit=SKEWED,
         seed_shape="lognormal",
         seed_sd=ONE_X10,
         method_row_sd=QUIET,
         seed_row_sd=QUIET,
     ),
-    Scene(
-        name="very skewed seeds, one x10, 10 seeds", limit=SKEWED, seed_shape="lognormal", seed_sd=ONE_X10, num_seeds=10
-    ),
+    Scene(name="very skewed seeds, one x10, 10 seeds", seed_shape="lognormal", seed_sd=ONE_X10, num_seeds=10),
     Scene(name="one run in ten stuck", stuck=0.1, stuck_by=0.05),
     Scene(name="one run in ten stuck, flat ladder", stuck=0.1, stuck_by=0.05, ladder=FLAT),
     Scene(name="one run in ten stuck, 10 seeds", stuck=0.1, stuck_by=0.05, num_seeds=10),
@@ -260,9 +253,7 @@ SCENES: tuple[Scene, ...] = (
     Scene(name="against one, 9 methods", num_methods=9, against=0),
     Scene(name="against the noisy one, 9 methods", num_methods=9, against=0, seed_sd=one_noisier(9, 10)),
     Scene(name="against one, another x10", num_methods=9, against=1, seed_sd=one_noisier(9, 10)),
-    Scene(
-        name="against one, 15 methods, another x10", num_methods=15, against=1, seed_sd=one_noisier(15, 10), limit=MANY
-    ),
+    Scene(name="against one, 15 methods, another x10", num_methods=15, against=1, seed_sd=one_noisier(15, 10)),
     # Accuracy.
     accuracy("accuracy 0.5, 5 seeds", 0.0, num_seeds=5),
     accuracy("accuracy 0.5, 10 seeds", 0.0, num_seeds=10),
@@ -278,7 +269,6 @@ SCENES: tuple[Scene, ...] = (
             ladder=(0.0,) * 20,
             settings=(1, 20),
             fresh_seeds=num if fresh else 0,
-            limit="" if fresh else BUDGET,
         )
         for num in (3, 5, 10)
         for fresh in (False, True)
@@ -287,7 +277,6 @@ SCENES: tuple[Scene, ...] = (
         name="settings 1, 2, 5, 10, 20, flat, quiet rows",
         ladder=(0.0,) * 20,
         settings=(1, 2, 5, 10, 20),
-        limit=BUDGET,
         method_row_sd=QUIET,
         seed_row_sd=QUIET,
     ),
@@ -299,7 +288,7 @@ SCENES: tuple[Scene, ...] = (
         method_row_sd=QUIET,
         seed_row_sd=QUIET,
     ),
-    Scene(name="flat ladder, one x10, 3 new seeds", ladder=FLAT, seed_sd=ONE_X10[::-1], fresh_seeds=3, limit=NOISY),
+    Scene(name="flat ladder, one x10, 3 new seeds", ladder=FLAT, seed_sd=ONE_X10[::-1], fresh_seeds=3),
     Scene(name="flat ladder, one x10, 5 new seeds", ladder=FLAT, seed_sd=ONE_X10[::-1], fresh_seeds=5),
-    Scene(name="flat ladder, one x10, 10 seeds", ladder=FLAT, seed_sd=ONE_X10[::-1], num_seeds=10, limit=NOISY),
+    Scene(name="flat ladder, one x10, 10 seeds", ladder=FLAT, seed_sd=ONE_X10[::-1], num_seeds=10),
 )

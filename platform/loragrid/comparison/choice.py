@@ -48,8 +48,6 @@ class Choice:
     default: the method's untuned setting with its own figures; None if the sweep has no figures for it.
     default_fault: what is wrong with the default setting: no trial has finished, or one diverged or was stopped early.
     apart: axis -> value, for the axes by which the user splits the method into several contestants.
-    is_flat: whether at least half of the method's other settings are as good on the evaluation rows, within two
-    standard errors: then the chosen setting is partly the one with the luckiest seeds.
     """
 
     method: str
@@ -62,7 +60,6 @@ class Choice:
     edges: Mapping[str, Scalar]
     edge_sides: Mapping[str, str] = field(default_factory=dict)
     num_settings: int
-    is_flat: bool = False
     default: "Choice | None" = None
     default_fault: str = ""
     apart: Mapping[str, Scalar] = field(default_factory=dict)

@@ -37,8 +37,8 @@ def claims_of(result: MethodComparison, choices: Sequence[Choice], higher_is_bet
     """Every pair of the comparison as a claim, in the order of its tests.
 
     Test rows are held out, but seeds are not: a setting is chosen partly for the luck of its seeds. Over equally many
-    settings this cancels. It does not if the better method tried more than twice as many settings, or if one method is
-    far noisier and its ladder is flat. Such differences are shown only with fresh seeds (`confirm`).
+    settings this cancels. It does not if the better method tried more than twice as many settings; then a difference is
+    shown only with fresh seeds (`confirm`). The luck of a far noisier method is in the tests, see `seed_spread`.
     """
     by_name = {choice.name: choice for choice in choices}
     found = []
@@ -46,7 +46,7 @@ def claims_of(result: MethodComparison, choices: Sequence[Choice], higher_is_bet
         first_leads = (test.difference > 0) == higher_is_better
         names = (test.first, test.second) if first_leads else (test.second, test.first)
         better, worse = by_name[names[0]], by_name[names[1]]
-        mark = _mark(better, worse, result.far_noisier)
+        mark = _mark(better, worse)
         found.append(Claim(better=better.name, worse=worse.name, test=test, mark=mark))
     return tuple(found)
 
@@ -60,12 +60,9 @@ def beaten_by(claims: Sequence[Claim]) -> Mapping[str, tuple[str, ...]]:
     return {name: tuple(names) for name, names in found.items()}
 
 
-def _mark(better: Choice, worse: Choice, far_noisier: Sequence[str]) -> str:
+def _mark(better: Choice, worse: Choice) -> str:
     if better.is_confirmed and worse.is_confirmed:
         return ""
     if better.num_settings > UNEQUAL_BUDGET * worse.num_settings:
         return f"{better.name} tried {better.num_settings} settings and {worse.name} {worse.num_settings}"
-    lucky = [choice.name for choice in (better, worse) if choice.name in far_noisier and choice.is_flat]
-    if lucky:
-        return f"the seeds of {lucky[0]} differ far more than those of others, and its settings are alike"
     return ""

@@ -10,8 +10,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from loragrid.comparison.choice import Choice, Selection, reported_summary, summarize
 from loragrid.comparison.confirmation import confirmed
 from loragrid.comparison.phases import split_phases
@@ -182,7 +180,6 @@ def _choose_one(
     choice = replace(
         _as_choice(best, apart, metric, reported, len(candidates)),
         edges={axis: best.setting.values[axis] for axis in sides},
-        is_flat=_is_flat(best, candidates),
         edge_sides=sides,
         default=_as_choice(default, apart, metric, reported, len(candidates)) if default and default.figures else None,
         default_fault=fault,
@@ -242,22 +239,6 @@ def _as_choice(
         num_settings=num_settings,
         apart=apart,
     )
-
-
-def _is_flat(best: _Candidate, candidates: Sequence[_Candidate]) -> bool:
-    """Whether at least half of the other settings are within two standard errors of the best, by paired seeds.
-
-    Settings that cannot win, and settings without at least two seeds in common with the best, count as worse.
-    """
-    others = [candidate for candidate in candidates if candidate is not best]
-    alike = 0
-    for candidate in others:
-        shared = sorted(best.figures.keys() & candidate.figures.keys())
-        if candidate.fault or len(shared) < 2:
-            continue
-        lead = np.array([candidate.figures[seed] - best.figures[seed] for seed in shared])
-        alike += bool(abs(lead.mean()) <= 2 * lead.std(ddof=1) / math.sqrt(len(shared)))
-    return bool(others) and 2 * alike >= len(others)
 
 
 def _trains_nothing(candidates: Sequence[_Candidate]) -> bool:

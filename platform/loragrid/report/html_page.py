@@ -12,6 +12,7 @@ from loragrid.comparison.captions import heading_of_choices, is_confirmed, trial
 from loragrid.comparison.costs import STEP_TIME, cost_of
 from loragrid.comparison.data_record import data_record_of
 from loragrid.comparison.fingerprint import fingerprint_of
+from loragrid.comparison.phases import split_phases
 from loragrid.comparison.ranking import EVALUATION_LOSS, is_higher_better, metric_words
 from loragrid.comparison.sample_answers import SampleTable, load_samples
 from loragrid.comparison.settings import Setting, mean_figure, settings_of, show_setting, tasks_of
@@ -73,7 +74,8 @@ def load_parts(comparison: Comparison, apart: Collection[str] = ()) -> list[Part
     for label, part in tasks_of(comparison).items():
         verdict = load_verdict(part, apart)
         samples = load_samples(part, verdict.choices)
-        parts.append(Part(label=label, comparison=part, settings=settings_of(part), verdict=verdict, samples=samples))
+        settings = settings_of(split_phases(part)[0])
+        parts.append(Part(label=label, comparison=part, settings=settings, verdict=verdict, samples=samples))
     return parts
 
 
