@@ -251,6 +251,22 @@ def test_a_whole_model_is_a_reference_and_never_taken() -> None:
     assert judge(untagged, scores_of(comparison, noise=0.001)).answer.recommended == "lora"
 
 
+def test_an_undecided_answer_ranks_adapters_below_a_whole_model() -> None:
+    figures: dict[tuple[str, float], Sequence[float]] = {
+        ("full", 1e-3): [2.000, 2.001, 2.002],
+        ("lora", 1e-3): [2.3, 2.5, 2.25],
+        ("dora", 1e-3): [2.4, 2.3, 2.5],
+    }
+    comparison = costed(figures, full=100_000, lora=4000, dora=4100)
+    sentence = judge(comparison, scores_of(comparison, noise=0.001)).sentences[0]
+    assert sentence.startswith("No adapter is shown to be the best. Of the adapters, lora has the lowest test loss")
+    assert "not told apart from it: dora" in sentence or "not told apart from it: full and dora" in sentence
+    near = costed({**figures, ("full", 1e-3): [2.34, 2.36, 2.35], ("dora", 1e-3): [3.4, 3.3, 3.5]}, full=100_000)
+    alone = judge(near, scores_of(near, noise=0.001)).sentences[0]
+    assert "not told apart from full" in alone
+    assert "behind the best (95 %, new seeds and new rows)" in alone
+
+
 def test_a_lead_of_many_settings_against_one_is_no_claim() -> None:
     many = {("lora", 1e-3 * 2**i): [2.3 + 0.1 * i + 0.001 * s for s in range(3)] for i in range(5)}
     few = {("vera", 1e-3): [2.8, 2.802, 2.801]}

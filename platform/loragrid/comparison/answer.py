@@ -76,7 +76,7 @@ def answer_of(contest: Contest) -> Answer:
         sentence = _take(contest, taken, ordered[0], group, bounds[taken])
     elif all(leader in beaten.get(name, ()) for name in adapters if name != leader):
         taken = leader
-        sentence = _take(contest, taken, ordered[0], group, None)
+        sentence = _take(contest, taken, ordered[0], group, bounds[taken])
     else:
         taken = ""
         sentence = _undecided(contest, leader, beaten, bounds[leader])
@@ -110,16 +110,19 @@ def _take(contest: Contest, taken: str, best: str, group: Sequence[str], bound: 
 
 def _undecided(contest: Contest, leader: str, beaten: Mapping[str, Sequence[str]], bound: float | None) -> str:
     choice = next(choice for choice in contest.choices if choice.name == leader)
-    mean = next(estimate.mean for estimate in contest.result.estimates if estimate.name == leader)
+    means = {estimate.name: estimate.mean for estimate in contest.result.estimates}
     most = "highest" if contest.higher_is_better else "lowest"
-    rivals = [name for name in contest.costs if name != leader and leader not in beaten.get(name, ())]
-    behind = [name for name in rivals if name in beaten.get(leader, ())]
-    equal = [name for name in rivals if name not in behind and name in {e.name for e in contest.result.estimates}]
-    kind = "adapter" if any(costs.is_whole_model for costs in contest.costs.values()) else "method"
+    rivals = [name for name in means if name != leader and leader not in beaten.get(name, ())]
+    ahead = [name for name in rivals if name in beaten.get(leader, ())]
+    equal = [name for name in rivals if name not in ahead]
+    has_reference = any(costs.is_whole_model for costs in contest.costs.values())
+    kind, scope = ("adapter", "Of the adapters, ") if has_reference else ("method", "")
     text = (
-        f"No {kind} is shown to be the best. {_named(choice)} has the {most} {metric_words(contest.metric)}, "
-        f"{format_metric(contest.metric, mean)}; not told apart from it: {_listed(equal)}"
+        f"No {kind} is shown to be the best. {scope}{_named(choice)} has the {most} {metric_words(contest.metric)}, "
+        f"{format_metric(contest.metric, means[leader])}; not told apart from it: {_listed(equal)}"
     )
+    if ahead:
+        text += f"; ahead of it: {_listed(ahead)}"
     if bound is not None:
         text += f"; it may be up to {format_size(contest.metric, bound)} behind the best (95 %)"
     return f"{text}. {contest.seeds_needed}"
@@ -135,7 +138,7 @@ def _edge_words(contest: Contest, compared: Sequence[str]) -> str:
 
 
 def _shares(contest: Contest, taken: str, other: str) -> list[str]:
-    """Its parameters and memory as shares of the other's: "with 4 % of its parameters and 56 % of its memory"."""
+    """What it takes of the other's costs: "with 4 % of the parameters and 56 % of the memory of full"."""
     own, theirs = contest.costs[taken], contest.costs[other]
     parts = []
     for cost in ("parameters", "memory"):
