@@ -253,7 +253,7 @@ def test_one_far_noisier_method_among_many_is_a_caveat() -> None:
     values = effects + 1e-3 * np.random.default_rng(14).normal(size=(11, 3, 50))
     found = compare_methods(scores_of(values))
     assert found.far_noisier == ("e",)
-    assert found.caveats[0].startswith("far more spread over seeds than the others: e; false claims are more frequent")
+    assert found.caveats[0].startswith("far more spread over seeds than the others: e; if the runs of such a method")
     assert found.caveats[1].startswith("with three seeds, 11 methods and one that is far noisier")
     assert len(compare_methods(scores_of(values[:9])).caveats) == 1
     assert compare_methods(scores_of(values[:9])).far_noisier == ("e",)

@@ -1,5 +1,6 @@
 """The verdict: what it compares, what it claims and refuses, its answer, and how the terminal shows it."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from rich.console import Console
 
 import loragrid as lg
 from loragrid.cli import main as cli
-from loragrid.comparison.findings import pair_sentence
+from loragrid.comparison.findings import best_mean, pair_sentence
 from loragrid.comparison.item_scores import load_scores
 from loragrid.comparison.metric_text import format_difference, format_p, format_size
 from loragrid.comparison.table import Comparison
@@ -179,7 +180,7 @@ def test_seeds_that_disagree_show_nothing_however_many_rows() -> None:
     assert verdict.claims[0].is_shown is False
     assert "lora is better than vera" in verdict.trained_sentences[0]
     assert verdict.answer.recommended == ""
-    assert "not told apart from it: vera" in verdict.sentences[0]
+    assert "; not told apart from vera; " in verdict.sentences[0]
 
 
 CLEAR: dict[tuple[str, float], Sequence[float]] = {
@@ -209,9 +210,10 @@ def test_the_cheapest_within_the_margin_is_taken() -> None:
     assert verdict.answer.recommended == "lora_plus"
     assert verdict.answer.behind == ("vera",)
     assert verdict.sentences[0].startswith(
-        "Take lora_plus: not told apart from lora, with 40 % of the parameters and 40 % of the memory of lora; at most "
+        "Take lora_plus, the cheapest by parameters: not told apart from lora, with 40 % of the parameters and 40 % of "
+        "the memory of lora; at most "
     )
-    assert verdict.sentences[0].endswith("behind the best (95 %, new seeds and new rows). Behind: vera.")
+    assert verdict.sentences[0].endswith("behind the best (95 %, new seeds and new rows). Behind it: vera.")
 
 
 def test_low_power_never_recommends_a_cheaper_method() -> None:
@@ -232,18 +234,19 @@ def test_the_best_is_taken_where_it_beats_every_other() -> None:
     figures = {("lora", 1e-3): [2.30, 2.32, 2.31], ("vera", 1e-3): [2.6, 2.62, 2.60], ("dora", 1e-3): [2.8, 2.82, 2.83]}
     comparison = costed(figures, lora=5000, vera=10)
     verdict = judge(comparison, scores_of(comparison))
-    assert verdict.sentences[0] == "Take lora: better than every other method."
+    assert verdict.sentences[0] == "Take lora: better than every other compared method."
 
 
 def test_a_whole_model_is_a_reference_and_never_taken() -> None:
     figures = {("full", 1e-3): [2.300, 2.301, 2.302], ("lora", 1e-3): [2.301, 2.302, 2.301], ("vera", 1e-3): [2.9] * 3}
     comparison = costed(figures, full=100_000, lora=4000)
     verdict = judge(comparison, scores_of(comparison, noise=0.001))
-    assert verdict.sentences[0].startswith("Take lora: not told apart from full, with 4 % of the parameters")
+    reason = "which has the lowest test loss of the adapters"
+    assert verdict.sentences[0].startswith(f"Take lora, {reason}: not told apart from full, with 4 % of the parameters")
     ahead = costed({**figures, ("full", 1e-3): [2.0] * 3}, full=100_000, lora=4000)
     far = judge(ahead, scores_of(ahead))
     assert far.answer.recommended == "lora"
-    assert far.sentences[0].endswith("Behind: vera.")
+    assert far.sentences[0].endswith("Behind it: vera.")
     assert "better than every other adapter, and behind full by 0.2995" in far.sentences[0]
     # A record without the tag is recognised by its size.
     untagged = replace(comparison, tags={})
@@ -260,7 +263,7 @@ def test_an_undecided_answer_ranks_adapters_below_a_whole_model() -> None:
     comparison = costed(figures, full=100_000, lora=4000, dora=4100)
     sentence = judge(comparison, scores_of(comparison, noise=0.001)).sentences[0]
     assert sentence.startswith("No adapter is shown to be the best. Of the adapters, lora has the lowest test loss")
-    assert "not told apart from it: dora" in sentence or "not told apart from it: full and dora" in sentence
+    assert "; not told apart from dora;" in sentence or "; not told apart from full and dora;" in sentence
     near = costed({**figures, ("full", 1e-3): [2.34, 2.36, 2.35], ("dora", 1e-3): [3.4, 3.3, 3.5]}, full=100_000)
     alone = judge(near, scores_of(near, noise=0.001)).sentences[0]
     assert "not told apart from full" in alone
@@ -274,7 +277,7 @@ def test_a_lead_of_many_settings_against_one_is_no_claim() -> None:
     (claim,) = verdict.claims
     assert claim.test.is_shown
     assert (claim.is_shown, claim.is_marked) == (False, True)
-    assert any("lora tried 5 settings and vera 1. Fresh seeds decide" in text for text in verdict.sentences)
+    assert any("5 settings against 1 can make such a lead by luck. Fresh" in text for text in verdict.sentences)
     assert verdict.answer.behind == ()
     # The lead of the method with fewer settings is understated by luck, so it stands.
     assert judged({**many, ("vera", 1e-3): [2.0, 2.002, 2.001]}).claims[0].is_shown
@@ -312,6 +315,94 @@ def test_optimism_is_stated_where_reported_seeds_chose() -> None:
     assert f"lora +{own.value:.4f} (2 settings)" in sentence
 
 
+def test_a_lead_that_tuning_can_have_made_recommends_nothing() -> None:
+    """The bound of the lucky method would be 0, because its lead is in it."""
+    many = {("lora", 1e-3 * 2**i): [2.3 + 0.1 * i + 0.001 * s for s in range(3)] for i in range(9)}
+    verdict = judged({**many, ("vera", 1e-3): [2.318, 2.319, 2.317]}, noise=0.001)
+    assert verdict.answer.recommended == "vera", "its bound is too large rather than too small"
+    assert "no confirmed difference to lora" in verdict.sentences[0]
+
+
+def test_the_answer_names_what_it_does_not_claim() -> None:
+    """Better than c, marked; and pairs that the plan leaves out: neither is "better" nor "not told apart"."""
+
+    def ladder(method: str, base: float, num: int) -> dict[tuple[str, float], Sequence[float]]:
+        return {(method, 1e-3 * 2**i): [base + 0.1 * i + 0.001 * seed for seed in range(3)] for i in range(num)}
+
+    marked = judged({**ladder("a", 2.3, 5), **ladder("b", 2.5, 3), **ladder("c", 2.7, 2)})
+    assert "better than every other" not in marked.sentences[0]
+    assert "no confirmed difference to c" in marked.sentences[0]
+    three = {("a", 1e-3): [2.3, 2.31, 2.32], ("b", 1e-3): [2.9, 2.91, 2.92], ("c", 1e-3): [2.6, 2.61, 2.62]}
+    planned = judged(three, sweep_parameters={"verdict.against": "c"})
+    assert "by the plan not tested against b" in planned.sentences[0]
+    assert "not told apart" not in planned.sentences[0]
+    assert any("each method against c, as planned before the run" in text for text in planned.sentences)
+
+
+def test_a_method_without_scores_is_named_in_the_answer() -> None:
+    comparison = comparison_of({("a", 1e-3): [2.3] * 3, ("b", 1e-3): [2.4, 2.41, 2.42], ("c", 1e-3): [2.6, 2.61, 2.62]})
+    scores = scores_of(comparison)
+    verdict = judge(comparison, scores[~scores["trial_id"].str.startswith("a")])
+    assert verdict.sentences[0] == "Take b: better than every other compared method. Not compared: a."
+    assert "a: it has no scores of single test rows; it is not compared" in verdict.warnings
+
+
+def test_an_only_adapter_is_not_recommended_by_default() -> None:
+    comparison = costed({("full", 1e-3): [2.25, 2.41, 2.12], ("lora", 1e-3): [2.3, 2.11, 2.42]}, full=100_000, lora=10)
+    verdict = judge(comparison, scores_of(comparison))
+    assert verdict.answer.recommended == ""
+    assert verdict.sentences[0].startswith("lora is the only adapter that is compared; it has a test loss of 2.")
+    assert trial_to_keep(comparison, verdict).startswith("lora"), "the export suits the answer"
+
+
+def test_scores_that_are_not_finite_are_left_out() -> None:
+    comparison = comparison_of(THREE_SEEDS)
+    scores = scores_of(comparison)
+    scores.loc[scores.index[3], "loss"] = math.inf
+    verdict = judge(comparison, scores)
+    assert verdict.result is not None
+    assert verdict.result.num_rows >= NUM_ROWS - 1
+    own = scores[scores["trial_id"] == "lora-0.001-0"].index[0]
+    scores.loc[own, "loss"] = math.inf
+    assert any("only 59 of 60 test rows" in warning for warning in judge(comparison, scores).warnings)
+
+
+def test_methods_with_other_seeds_are_named() -> None:
+    figures = {("a", 1e-3): [2.3, 2.31, 2.32], ("b", 1e-3): [2.4, 2.41, 2.42]}
+    comparison = comparison_of(figures)
+    comparison.table.loc[comparison.table["method"] == "b", "seed"] += 10
+    verdict = judge(comparison, scores_of(comparison))
+    assert "methods have different seeds, and only common ones count: a 0, 1, 2; b 10, 11, 12" in verdict.warnings
+
+
+def test_confirming_trials_that_failed_leave_the_tuning_seeds() -> None:
+    whole = comparison_of({("lora", 1e-3): [2.3, 2.31, 2.32, 2.3], ("vera", 1e-3): [2.6, 2.61, 2.62, 2.6]})
+    is_fresh = whole.table["seed"] == 3
+    whole.table.loc[is_fresh, "status"] = "FAILED"
+    whole.table.loc[is_fresh, ["test/loss", "eval/final_loss"]] = math.nan
+    ids = whole.table["trial_id"]
+    tags = {key: {PHASE_TAG: "confirm" if fresh else "tune"} for key, fresh in zip(ids, is_fresh, strict=True)}
+    whole = replace(whole, tags=tags)
+    verdict = judge(whole, scores_of(whole))
+    assert verdict.seeds == (0, 1, 2)
+    assert any("no trial with a fresh seed has a test figure yet (--resume" in text for text in verdict.warnings)
+
+
+def test_the_margin_is_that_of_the_best_even_where_more_is_better() -> None:
+    comparison = comparison_of({("a", 1e-3): [0.9, 0.9, 0.9], ("b", 1e-3): [0.1, 0.1, 0.1]})
+    result = judge(comparison, scores_of(comparison)).result
+    assert result is not None
+    means = [estimate.mean for estimate in result.estimates]
+    assert best_mean(result, "test/loss") == min(means)
+    assert best_mean(result, "test/accuracy") == max(means)
+
+
+def test_names_with_markup_are_shown_as_they_are() -> None:
+    text = "\n".join(text_of(judged({("[/]x", 1e-3): [2.3, 2.31, 2.32], ("b[red]", 1e-3): [2.6, 2.61, 2.62]})))
+    assert "against" in text
+    assert text.count("[/]x") >= 3
+
+
 def test_the_planned_pairs_are_read_from_the_record() -> None:
     planned = {"verdict.against": "lora"}
     verdict = judged(THREE_SEEDS, sweep_parameters=planned)
@@ -341,7 +432,7 @@ def test_accuracy_is_higher_better_and_written_in_points() -> None:
     comparison.table["eval/accuracy"] = comparison.table["test/accuracy"]
     verdict = judge(comparison, scores_of(comparison, correct=True))
     assert (verdict.metric, verdict.higher_is_better) == ("test/accuracy", True)
-    assert verdict.sentences[0] == "Take lora: better than every other method."
+    assert verdict.sentences[0] == "Take lora: better than every other compared method."
     assert "points" in pair_sentence(verdict.claims[0], verdict.metric)
     estimate = verdict.estimate("lora")
     assert estimate is not None
@@ -386,9 +477,8 @@ def test_a_best_value_at_a_ladders_end_is_warned_about() -> None:
 
 def test_the_answer_names_methods_best_at_a_ladders_end() -> None:
     rising = {**THREE_SEEDS, ("vera", 1e-4): [2.9, 2.91, 2.92]}
-    assert (
-        judged(rising).sentences[0].endswith("vera was best at the end of a ladder, so a longer one may change this.")
-    )
+    end = "The best value of vera was the last of a ladder, so a longer one may change this."
+    assert judged(rising).sentences[0].endswith(end)
     assert "ladder" not in judged(THREE_SEEDS).sentences[0]
 
 
@@ -419,7 +509,7 @@ def test_several_tasks_have_no_verdict_together() -> None:
 
 def test_the_floor_is_stated_with_what_lowers_it() -> None:
     (sentence,) = [s for s in judged(THREE_SEEDS).sentences if s.startswith("A true difference of")]
-    assert "is found in about four of five such sweeps" in sentence
+    assert "is found in most such sweeps (about four of five)" in sentence
     assert "rows" in sentence
 
 

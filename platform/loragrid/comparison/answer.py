@@ -65,67 +65,111 @@ def answer_of(contest: Contest) -> Answer:
     leader = adapters[0]
     group = tuple(name for name in ordered if name not in beaten)
     behind = tuple(name for name in ordered if name in beaten)
+    # The bound of a method rests on its lead; a lead that tuning can have made bounds nothing.
+    doubtful = {claim.better for claim in contest.claims if claim.is_marked}
     near = [
         name
         for name in adapters
-        if name not in beaten and (bound := bounds[name]) is not None and bound <= contest.margin
+        if name not in beaten
+        and name not in doubtful
+        and (bound := bounds[name]) is not None
+        and bound <= contest.margin
     ]
     if near:
         # Of costs that are not told apart, the better mean decides.
         taken = min(cheapest({name: contest.costs[name].by(contest.cost) for name in near}), key=ordered.index)
-        sentence = _take(contest, taken, ordered[0], group, bounds[taken])
-    elif all(leader in beaten.get(name, ()) for name in adapters if name != leader):
+        sentence = _take(contest, taken, ordered, adapters, bounds[taken])
+    elif len(adapters) > 1 and all(leader in beaten.get(name, ()) for name in adapters if name != leader):
         taken = leader
-        sentence = _take(contest, taken, ordered[0], group, bounds[taken])
+        sentence = _take(contest, taken, ordered, adapters, bounds[taken])
     else:
         taken = ""
-        sentence = _undecided(contest, leader, beaten, bounds[leader])
-    others = [name for name in behind if name != taken]
+        sentence = _undecided(contest, adapters, beaten, bounds[leader])
+    anchor = taken or leader
+    others = [name for name in behind if anchor in beaten[name]]
     # "Better than every other method" has named them already.
-    tail = f" Behind: {_listed(others)}." if others and len(others) < len(ordered) - 1 else ""
-    tail += _edge_words(contest, ordered)
+    tail = f" Behind it: {_listed(others)}." if others and len(others) < len(ordered) - 1 else ""
+    tail += _missing_words(contest, ordered) + _edge_words(contest, ordered)
     return Answer(sentence=sentence + tail, recommended=taken, leader=leader, best_group=group, behind=behind)
 
 
-def _take(contest: Contest, taken: str, best: str, group: Sequence[str], bound: float | None) -> str:
-    choice = next(choice for choice in contest.choices if choice.name == taken)
-    facts = []
-    rivals = [name for name in group if name != taken]
-    if taken in group and rivals:
-        facts.append(f"not told apart from {_listed(rivals)}")
-    elif taken in group:
-        facts.append("better than every other method")
-    else:
-        stronger = [claim for claim in contest.claims if claim.worse == taken and claim.is_shown]
+def _take(contest: Contest, taken: str, ordered: Sequence[str], adapters: Sequence[str], bound: float | None) -> str:
+    """ordered, adapters: the compared methods, and the adapters among them, best mean first."""
+    choice, best = next(choice for choice in contest.choices if choice.name == taken), ordered[0]
+    standing = [f"{words} {_listed(names)}" for words, names in _standing(contest, taken).items() if names]
+    stronger = [claim for claim in contest.claims if claim.worse == taken and claim.is_shown]
+    if stronger:
         words = [f"{claim.better} by {format_size(contest.metric, claim.test.difference)}" for claim in stronger]
-        facts.append(f"better than every other adapter, and behind {_listed(words)}")
-    dear = next((name for name in [best, *rivals] if name != taken and contest.costs[name].is_whole_model), "")
-    if dear or (best != taken and best in group):
-        facts += _shares(contest, taken, dear or best)
-    text = f"Take {_named(choice)}: {', '.join(facts)}"
-    if bound is not None and rivals:
+        facts = [f"better than every other adapter, and behind {_listed(words)}", *standing]
+    else:
+        facts = standing or ["better than every other compared method"]
+    whole = [claim.better for claim in stronger] + [name for name in ordered if contest.costs[name].is_whole_model]
+    if whole or best != taken:
+        facts += _shares(contest, taken, (whole or [best])[0])
+    text = f"Take {_named(choice)}{_reason(contest, taken, best, adapters) if standing else ''}: {', '.join(facts)}"
+    if bound is not None and bound > 0 and not stronger and standing:
         text += f"; at most {format_size(contest.metric, bound)} behind the best (95 %, new seeds and new rows)"
     return f"{text}."
 
 
-def _undecided(contest: Contest, leader: str, beaten: Mapping[str, Sequence[str]], bound: float | None) -> str:
+def _reason(contest: Contest, taken: str, best: str, adapters: Sequence[str]) -> str:
+    """Why this method of several that are not told apart."""
+    most = f"the {'highest' if contest.higher_is_better else 'lowest'} {metric_words(contest.metric)}"
+    if taken == best:
+        return f", which has {most}"
+    if taken == adapters[0]:
+        return f", which has {most} of the adapters"
+    return f", the cheapest by {_COST_WORDS[contest.cost]}"
+
+
+def _undecided(
+    contest: Contest, adapters: Sequence[str], beaten: Mapping[str, Sequence[str]], bound: float | None
+) -> str:
+    """adapters: best mean first; the first leads."""
+    leader = adapters[0]
     choice = next(choice for choice in contest.choices if choice.name == leader)
     means = {estimate.name: estimate.mean for estimate in contest.result.estimates}
     most = "highest" if contest.higher_is_better else "lowest"
-    rivals = [name for name in means if name != leader and leader not in beaten.get(name, ())]
-    ahead = [name for name in rivals if name in beaten.get(leader, ())]
-    equal = [name for name in rivals if name not in ahead]
-    has_reference = any(costs.is_whole_model for costs in contest.costs.values())
-    kind, scope = ("adapter", "Of the adapters, ") if has_reference else ("method", "")
-    text = (
-        f"No {kind} is shown to be the best. {scope}{_named(choice)} has the {most} {metric_words(contest.metric)}, "
-        f"{format_metric(contest.metric, means[leader])}; not told apart from it: {_listed(equal)}"
-    )
-    if ahead:
-        text += f"; ahead of it: {_listed(ahead)}"
-    if bound is not None:
-        text += f"; it may be up to {format_size(contest.metric, bound)} behind the best (95 %)"
-    return f"{text}. {contest.seeds_needed}"
+    figure = f"{metric_words(contest.metric)}, {format_metric(contest.metric, means[leader])}"
+    if len(adapters) == 1:
+        text = f"{_named(choice)} is the only adapter that is compared; it has a {figure.replace(',', ' of', 1)}"
+    elif len(adapters) < len(means):
+        text = f"No adapter is shown to be the best. Of the adapters, {_named(choice)} has the {most} {figure}"
+    else:
+        text = f"No method is shown to be the best. {_named(choice)} has the {most} {figure}"
+    text += "".join(f"; {words} {_listed(names)}" for words, names in _standing(contest, leader).items() if names)
+    if ahead := beaten.get(leader):
+        text += f"; behind {_listed(ahead)}"
+    if bound is not None and bound > 0:
+        text += f"; {leader} may be up to {format_size(contest.metric, bound)} behind the best (95 %)"
+    return f"{text}. {contest.seeds_needed}".rstrip()
+
+
+def _standing(contest: Contest, anchor: str) -> dict[str, list[str]]:
+    """Words -> the methods that the anchor neither is shown to beat nor is shown to be behind, by the reason."""
+    found: dict[str, list[str]] = {
+        "not told apart from": [],
+        "no confirmed difference to": [],
+        "no claim against": [],
+        "by the plan not tested against": [],
+    }
+    for claim in contest.claims:
+        if claim.is_shown or anchor not in (claim.better, claim.worse):
+            continue
+        other = claim.worse if claim.better == anchor else claim.better
+        if claim.test.refusal:
+            words = "no claim against"
+        elif not claim.test.in_family:
+            words = "by the plan not tested against"
+        else:
+            words = "no confirmed difference to" if claim.is_marked else "not told apart from"
+        found[words].append(other)
+    return found
+
+
+def _missing_words(contest: Contest, compared: Sequence[str]) -> str:
+    missing = [choice.name for choice in contest.choices if choice.name not in compared]
+    return f" Not compared: {_listed(missing)}." if missing else ""
 
 
 def _edge_words(contest: Contest, compared: Sequence[str]) -> str:
@@ -133,8 +177,9 @@ def _edge_words(contest: Contest, compared: Sequence[str]) -> str:
     at_edge = [choice.name for choice in contest.choices if choice.edge_sides and choice.name in compared]
     if not at_edge:
         return ""
-    verb = "was" if len(at_edge) == 1 else "were"
-    return f" {_listed(at_edge)} {verb} best at the end of a ladder, so a longer one may change this."
+    values = "value of" if len(at_edge) == 1 else "values of"
+    last = "was the last" if len(at_edge) == 1 else "were the last"
+    return f" The best {values} {_listed(at_edge)} {last} of a ladder, so a longer one may change this."
 
 
 def _shares(contest: Contest, taken: str, other: str) -> list[str]:

@@ -64,5 +64,5 @@ def _mark(better: Choice, worse: Choice) -> str:
     if better.is_confirmed and worse.is_confirmed:
         return ""
     if better.num_settings > UNEQUAL_BUDGET * worse.num_settings:
-        return f"{better.name} tried {better.num_settings} settings and {worse.name} {worse.num_settings}"
+        return f"{better.num_settings} settings against {worse.num_settings} can make such a lead by luck"
     return ""

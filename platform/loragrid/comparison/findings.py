@@ -40,11 +40,12 @@ def missing_basis(ranked: Sequence[Choice], metric: str) -> str:
     return f"No claim about methods: the methods have no scores of the same test rows on the same seeds; {REMEDY}."
 
 
-def refusal_sentence(result: MethodComparison) -> str:
-    """The first sentence of a verdict that claims nothing, with the remedy."""
+def refusal_sentence(result: MethodComparison, *, is_confirmed: bool) -> str:
+    """The first sentence of a verdict that claims nothing, with the remedy. is_confirmed: the seeds are fresh ones."""
     remedy = ""
     if result.num_seeds < MIN_SEEDS:
-        remedy = " Train with three seeds or more (grid.seed: [0, 1, 2])."
+        key = "confirm: {seeds: 3}" if is_confirmed else "grid.seed: [0, 1, 2]"
+        remedy = f" Train with three seeds or more ({key})."
     elif result.effective_groups < MIN_GROUPS:
         remedy = " Set data.num_test to more rows."
     return f"No claim about methods: {result.refusal}.{remedy}"
@@ -75,6 +76,9 @@ def basis_sentences(
         rows += f" in {count_of(result.num_groups, 'group')}"
     fresh = "fresh " if any(choice.is_confirmed for choice in choices) else ""
     correction = f", corrected for {count_of(pairs, 'pair')} (Holm)" if pairs > 1 else ""
+    if pairs < len(result.pairs):
+        planned = [{test.first, test.second} for test in result.pairs if test.in_family]
+        correction += f": each method against {set.intersection(*planned).pop()}, as planned before the run"
     sentences = [
         "A claim is about new seeds and new rows of the same kind, each method at its chosen setting: "
         f"{result.num_seeds} {fresh}seeds, {rows}, one test per pair{correction}."
@@ -115,6 +119,7 @@ def trained_sentences(trained: MethodComparison, metric: str, seeds: Sequence[in
         return [f"Nothing is claimed about these trained models either: {trained.refusal}."]
     shown = [test for test in trained.pairs if test.is_shown]
     which = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(str(seed) for seed in seeds)}"
+    caveats = [f"A caveat: {caveat}." for caveat in trained.caveats]
     head = f"Of these trained models ({which}), on new rows of the same kind:"
     found = []
     for test in shown:
@@ -122,7 +127,7 @@ def trained_sentences(trained: MethodComparison, metric: str, seeds: Sequence[in
         better, worse = (test.first, test.second) if first_leads else (test.second, test.first)
         found.append(f"{better} is better than {worse} by {format_size(metric, test.difference)}")
     words = "; ".join(found) if found else "none is shown to be better than another"
-    return [f"{head} {words}. Other seeds may reverse this: it is no claim about methods."]
+    return [f"{head} {words}. Other seeds may reverse this: it is no claim about methods.", *caveats]
 
 
 def optimism_sentences(optimism: Mapping[str, Optimism | None], metric: str) -> list[str]:
@@ -147,11 +152,11 @@ def seeds_needed_words(result: MethodComparison, metric: str, margin: float) -> 
     number = seeds_to_show(noise, design, margin)
     size = format_size(metric, margin)
     if number is None:
-        more = "more test rows" if more_rows_help(noise, design) else "another design"
-        return f"Differences of {size} would take more than {MOST_SEEDS} seeds: only {more} can show them."
+        more = "; more test rows would help." if more_rows_help(noise, design) else "."
+        return f"To show a difference of {size} (the margin) would take more than {MOST_SEEDS} seeds{more}"
     if number <= result.num_seeds:
         return ""
-    return f"About {number} seeds would decide differences of {size}."
+    return f"To show a difference of {size} (the margin), about {number} seeds are needed."
 
 
 def _floor_sentences(result: MethodComparison, metric: str) -> list[str]:
@@ -159,13 +164,21 @@ def _floor_sentences(result: MethodComparison, metric: str) -> list[str]:
     floor = smallest_difference(noise, design)
     if floor is None or floor == 0:
         return []
-    best = min(abs(estimate.mean) for estimate in result.estimates)
-    share = "" if is_proportion(metric) or best == 0 else f" ({100 * floor / best:.2g} %)"
-    more = "more test rows would lower it" if more_rows_help(noise, design) else "more seeds, not more rows, lower it"
+    best = abs(best_mean(result, metric))
+    share = "" if is_proportion(metric) or floor >= best else f" ({100 * floor / best:.2g} %)"
+    more = (
+        "more test rows or seeds would lower it" if more_rows_help(noise, design) else "more seeds, not rows, lower it"
+    )
     return [
-        f"A true difference of {format_size(metric, floor)}{share} is found in about four of five such sweeps; "
+        f"A true difference of {format_size(metric, floor)}{share} is found in most such sweeps (about four of five); "
         f'"not told apart" says little about smaller ones ({more}).'
     ]
+
+
+def best_mean(result: MethodComparison, metric: str) -> float:
+    """The best method's mean."""
+    means = [estimate.mean for estimate in result.estimates]
+    return max(means) if is_higher_better(metric) else min(means)
 
 
 def _noise(result: MethodComparison) -> Noise:

@@ -180,8 +180,8 @@ def _caveats(scores: MethodScores, means: Means, claims_about: str, far_noisier:
         return tuple(caveats)
     if far_noisier:
         caveats.append(
-            f"far more spread over seeds than the others: {', '.join(far_noisier)}; false claims are more frequent "
-            "than 5 % if its runs now and then end far worse than the rest"
+            f"far more spread over seeds than the others: {', '.join(far_noisier)}; if the runs of such a method now "
+            "and then end far worse than the rest, false claims are more frequent than 5 %"
         )
     if num_seeds == FEWEST_SEEDS and num_methods > MANY_METHODS and far_noisier:
         caveats.append(
@@ -191,7 +191,7 @@ def _caveats(scores: MethodScores, means: Means, claims_about: str, far_noisier:
     if num_seeds == FEWEST_SEEDS and num_methods > 2 and scores.seed_variances is None and not far_noisier:
         caveats.append(
             "three seeds and one setting for each method: if one of them varies far more over seeds than these three "
-            "show, false claims are as frequent as 7 %"
+            "show, false claims are as frequent as 6 %"
         )
     return tuple(caveats)
 

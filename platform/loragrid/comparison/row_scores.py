@@ -40,14 +40,21 @@ def arrange_scores(choices: Sequence[Choice], scores: pd.DataFrame | None, metri
     column = figure.column if figure is not None else {TEST_LOSS: "loss"}.get(metric)
     if scores is None or column is None or column not in scores:
         return ArrangedScores(scores=None, seeds=(), warnings=())
-    scored = set(scores.loc[scores[column].notna(), "trial_id"])
+    finite = np.isfinite(scores[column].to_numpy(dtype=float, na_value=np.nan))
+    scores = scores.assign(**{column: scores[column].where(finite)})
+    scored = set(scores.loc[finite, "trial_id"])
     trials = {
         choice.name: {seed: trial_id for seed, trial_id in choice.reported_trials.items() if trial_id in scored}
         for choice in choices
     }
-    trials = {name: by_seed for name, by_seed in trials.items() if by_seed}
-    trials, warnings = _with_common_seeds(trials)
+    unscored = [name for name, by_seed in trials.items() if not by_seed]
+    trials, warnings = _with_common_seeds({name: by_seed for name, by_seed in trials.items() if by_seed})
+    if trials:
+        warnings += [f"{name}: it has no scores of single test rows; it is not compared" for name in unscored]
     seeds = _common(trials)
+    if len(trials) > 1 and len(seeds) < MIN_SEEDS <= max(map(len, trials.values())):
+        own = [f"{name} {', '.join(map(str, sorted(by_seed)))}" for name, by_seed in trials.items()]
+        warnings.append(f"methods have different seeds, and only common ones count: {'; '.join(own)}")
     if len(trials) < 2 or not seeds:
         return ArrangedScores(scores=None, seeds=seeds, warnings=tuple(warnings))
     wanted = [by_seed[seed] for by_seed in trials.values() for seed in seeds]

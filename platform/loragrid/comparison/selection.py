@@ -63,7 +63,7 @@ def choose(comparison: Comparison, apart: Collection[str] = ()) -> Selection:
     if tasks:
         raise ValueError(f"the sweep varies {', '.join(tasks)}: losses on different tasks; allowed: one at a time")
     metric = ranking_metric(comparison.table)
-    judged = comparison if confirm is None or apart else confirm
+    judged, unconfirmed = _judged_part(comparison, confirm, apart)
     reported = next((key for key in test_metrics() if holds(judged.table, key)), metric)
     contestants: dict[tuple[Any, ...], list[_Candidate]] = {}
     groups = rows_by_setting(comparison)
@@ -88,11 +88,7 @@ def choose(comparison: Comparison, apart: Collection[str] = ()) -> Selection:
             choice = confirmed(choice, confirm, reported)
         warnings += _missing_tests(choice, reported)
         choices.append(choice)
-    if confirm is not None and apart:
-        warnings.append(
-            f"{', '.join(apart)}: the fresh seeds confirmed one setting per method, so contestants are compared on the "
-            "seeds that tuned them"
-        )
+    warnings += unconfirmed
     if reported == metric and any(choice.num_settings > 1 for choice in choices):
         warnings.append(
             "there are no test rows (data.num_test): the settings were chosen on the evaluation rows that are "
@@ -105,6 +101,21 @@ def choose(comparison: Comparison, apart: Collection[str] = ()) -> Selection:
         references=tuple(references),
         warnings=tuple(warnings),
     )
+
+
+def _judged_part(tuned: Comparison, confirm: Comparison | None, apart: Collection[str]) -> tuple[Comparison, list[str]]:
+    """The trials whose figures are compared, and a warning if there are fresh seeds that cannot be used."""
+    if confirm is None:
+        return tuned, []
+    if apart:
+        why = f"{', '.join(apart)}: the fresh seeds confirmed one setting per method, so contestants"
+    elif not any(holds(confirm.table, key) for key in test_metrics()) and any(
+        holds(tuned.table, key) for key in test_metrics()
+    ):
+        why = "no trial with a fresh seed has a test figure yet (--resume continues the sweep), so methods"
+    else:
+        return confirm, []
+    return tuned, [f"{why} are compared on the seeds that tuned them"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,7 +79,7 @@ class Comparison:
 
     def to_json(self, curves: bool = False) -> str:
         """The table as JSON text; a value that was not measured is `null`. curves: include every trial's curves."""
-        trials = [{str(key): plain_value(value) for key, value in row.items()} for row in self.table.to_dict("records")]
+        trials = [{str(key): _json_value(value) for key, value in row.items()} for row in self.table.to_dict("records")]
         if curves:
             for trial in trials:
                 points = self.curves[self.curves["trial_id"] == trial["trial_id"]]
@@ -221,6 +221,12 @@ def _last_value_per_step(history: "Iterable[Metric]") -> list[tuple[int, float]]
     """(Step, value) by rising step. A pack that continues from a checkpoint repeats steps; the later value counts."""
     ordered = sorted(history, key=lambda point: (point.step, point.timestamp))
     return list({int(point.step): float(point.value) for point in ordered}.items())
+
+
+def _json_value(value: Any) -> Any:
+    """A cell as JSON can hold it: an infinite figure becomes None."""
+    plain = plain_value(value)
+    return None if isinstance(plain, float) and not math.isfinite(plain) else plain
 
 
 def plain_value(value: Any) -> Any:

@@ -12,6 +12,7 @@ from loragrid.comparison.claims import Claim, claims_of
 from loragrid.comparison.data_record import data_record_of
 from loragrid.comparison.findings import (
     basis_sentences,
+    best_mean,
     edge_warnings,
     missing_basis,
     optimism_sentences,
@@ -143,11 +144,13 @@ def load_verdict(comparison: Comparison, apart: Collection[str] = ()) -> Verdict
 
 
 def trial_to_keep(comparison: Comparison, verdict: Verdict) -> str:
-    """The trial to export: of the recommended method's chosen setting the one that is best on the evaluation rows.
+    """The trial to export: of the chosen setting of the answer's method, the best on the evaluation rows.
 
-    Without a recommendation, the best of all trials on the evaluation rows. "" if no trial has a figure.
+    The answer's method is the recommended one, otherwise the leading one. If it names none, the best of all trials on
+    the evaluation rows. "" if no trial has a figure.
     """
-    chosen = next((choice for choice in verdict.choices if choice.name == verdict.answer.recommended), None)
+    named = verdict.answer.recommended or verdict.answer.leader
+    chosen = next((choice for choice in verdict.choices if choice.name == named), None)
     if chosen is None:
         return best_trial(comparison)
     own = {*chosen.setting.trial_ids.values(), *chosen.reported_trials.values()}
@@ -187,7 +190,8 @@ def _judged(
         warnings=(*warnings, *result.caveats),
     )
     if result.refusal:
-        answer = Answer(sentence=refusal_sentence(result))
+        fresh = any(choice.is_confirmed for choice in ranked)
+        answer = Answer(sentence=refusal_sentence(result, is_confirmed=fresh))
         return replace(verdict, answer=answer, sentences=(answer.sentence, *references))
     margin = _margin(comparison, result, metric)
     claims = claims_of(result, ranked, selection.higher_is_better)
@@ -219,7 +223,9 @@ def _family(comparison: Comparison, arranged: ArrangedScores) -> tuple[Family, l
         return ALL_PAIRS, []
     if against in arranged.scores.names:
         return Family(kind="against", against=str(against)), []
-    return ALL_PAIRS, [f"verdict.against: {against} is not among the compared methods, so every pair is tested"]
+    split = any(name.startswith(f"{against} ") for name in arranged.scores.names)
+    why = "is split into several contestants" if split else "is not among the compared methods"
+    return ALL_PAIRS, [f"verdict.against: {against} {why}, so every pair is tested"]
 
 
 def _recorded(comparison: Comparison, key: str) -> object:
@@ -234,8 +240,7 @@ def _margin(comparison: Comparison, result: MethodComparison, metric: str) -> fl
         return float(stated)
     if is_proportion(metric):
         return DEFAULT_MARGIN
-    means = [abs(estimate.mean) for estimate in result.estimates]
-    return DEFAULT_MARGIN * min(means)
+    return DEFAULT_MARGIN * abs(best_mean(result, metric))
 
 
 def _best_first(selection: Selection, result: MethodComparison) -> tuple[Choice, ...]:

@@ -214,7 +214,7 @@ def _rows(comparison: Comparison) -> dict[str, object] | None:
 
 def verdict_to_dict(verdict: Verdict) -> dict[str, object]:
     """The verdict as JSON can hold it."""
-    return {
+    content = {
         "metric": verdict.metric,
         "higher_is_better": verdict.higher_is_better,
         "answer": dataclasses.asdict(verdict.answer),
@@ -225,14 +225,15 @@ def verdict_to_dict(verdict: Verdict) -> dict[str, object]:
         "seeds": list(verdict.seeds),
         "choices": [_choice(choice) for choice in verdict.choices],
         "references": [_choice(choice) for choice in verdict.references],
-        "comparison": None if verdict.result is None else finite(dataclasses.asdict(verdict.result)),
+        "comparison": None if verdict.result is None else dataclasses.asdict(verdict.result),
         "claims": [
             {"better": claim.better, "worse": claim.worse, "is_shown": claim.is_shown, "mark": claim.mark}
             for claim in verdict.claims
         ],
-        "trained_models": None if verdict.trained is None else finite(dataclasses.asdict(verdict.trained)),
+        "trained_models": None if verdict.trained is None else dataclasses.asdict(verdict.trained),
         "trained_models_sentences": list(verdict.trained_sentences),
     }
+    return {key: finite(value) for key, value in content.items()}
 
 
 def _choice(choice: Choice) -> dict[str, object]:

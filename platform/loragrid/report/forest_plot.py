@@ -1,6 +1,6 @@
 """Draws the forest plot of a verdict: every method's expected figure, and its difference to one method."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from loragrid.comparison.metric_text import format_metric, format_range
@@ -23,7 +23,7 @@ def forest_plots(verdict: Verdict, styles: "dict[str, MethodStyle]") -> list[Cha
         return []
     charts = [_estimates(verdict, styles)]
     if verdict.answer.recommended or verdict.answer.leader:
-        charts.append(_differences(verdict, styles))
+        charts += _differences(verdict, styles)
     return charts
 
 
@@ -54,30 +54,33 @@ def _estimates(verdict: Verdict, styles: "dict[str, MethodStyle]") -> Chart:
     return draw(f"{words.capitalize()} of every method", described, caption, paint, _inches(len(rows)))
 
 
-def _differences(verdict: Verdict, styles: "dict[str, MethodStyle]") -> Chart:
+def _differences(verdict: Verdict, styles: "dict[str, MethodStyle]") -> list[Chart]:
+    """The tested pairs of the answer's method; nothing if none was tested."""
     anchor = verdict.answer.recommended or verdict.answer.leader
-    rows = []
+    rows, shown = [], set[str]()
     for choice in verdict.choices:
         claim = verdict.claim(anchor, choice.name)
-        if claim is None or claim.test.refusal:
+        if claim is None or claim.test.refusal or not claim.test.in_family:
             continue
         test, side = claim.test, 1 if claim.test.first == choice.name else -1
         low, high = sorted((side * test.low, side * test.high))
         rows.append((choice.name, side * test.difference, low, high))
+        if claim.is_shown:
+            shown.add(choice.name)
     described = "; ".join(f"{name} {mean:+.4g} ({low:+.4g} to {high:+.4g})" for name, mean, low, high in rows)
     better = "right" if verdict.higher_is_better else "left"
 
     def paint(panel: "Axes") -> None:
         panel.axvline(0, color="#555555", linewidth=0.9)
-        _paint_rows(panel, verdict, rows, styles)
+        _paint_rows(panel, verdict, rows, styles, hollow={name for name, *_ in rows} - shown)
         unit = " (percentage points)" if is_proportion(verdict.metric) else ""
         panel.set_xlabel(f"difference to {anchor}{unit}")
 
     caption = (
-        f"Dot: difference of the means. Line: 95 % interval, right for all pairs at once. Further {better} is better. "
-        f"A line that misses 0 shows a difference to {anchor}."
+        "Mark: difference of the means, filled where a difference is shown. Line: 95 % interval, right for all pairs "
+        f"at once. Further {better} is better. Holm's test can show a difference whose line just reaches 0."
     )
-    return draw(f"Against {anchor}", described or "no pair", caption, paint, _inches(len(rows)))
+    return [draw(f"Against {anchor}", described, caption, paint, _inches(len(rows)))] if rows else []
 
 
 def _paint_rows(
@@ -85,13 +88,22 @@ def _paint_rows(
     verdict: Verdict,
     rows: Sequence[tuple[str, float, float, float]],
     styles: "dict[str, MethodStyle]",
+    hollow: Collection[str] = (),
 ) -> None:
-    """One line per row, the first at the top."""
+    """One line per row, the first at the top. hollow: rows whose mark is not filled."""
     places = range(len(rows) - 1, -1, -1)
     for place, (name, mean, low, high) in zip(places, rows, strict=True):
         style = styles[name]
         panel.plot([_scaled(verdict, low), _scaled(verdict, high)], [place, place], color=style.colour, linewidth=1.8)
-        panel.plot([_scaled(verdict, mean)], [place], color=style.colour, marker=style.marker, markersize=6)
+        fill = "white" if name in hollow else style.colour
+        panel.plot(
+            [_scaled(verdict, mean)],
+            [place],
+            color=style.colour,
+            marker=style.marker,
+            markersize=6,
+            markerfacecolor=fill,
+        )
     panel.set_yticks(list(places), [name for name, *_ in rows])
     panel.set_ylim(-0.6, len(rows) - 0.4)
     panel.locator_params(axis="x", nbins=5)

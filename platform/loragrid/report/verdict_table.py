@@ -43,7 +43,7 @@ def place_words(verdict: Verdict, choice: Choice) -> str:
     if not anchor or verdict.estimate(choice.name) is None:
         return MISSING
     if choice.name == anchor:
-        return "recommended" if verdict.answer.recommended else "leading, not shown"
+        return "recommended" if verdict.answer.recommended else "best mean, not shown"
     claim = verdict.claim(anchor, choice.name)
     if claim is None or claim.test.refusal:
         return "no claim"
@@ -60,7 +60,8 @@ def export_line(comparison: Comparison, verdict: Verdict, trial_id: str) -> str:
     metric = ranking_metric(comparison.table)
     row = next(row for row in comparison.table.to_dict("records") if row["trial_id"] == trial_id)
     order = "highest" if is_higher_better(metric) else "lowest"
-    of = f"of {verdict.answer.recommended}, " if verdict.answer.recommended else ""
+    named = verdict.answer.recommended or verdict.answer.leader
+    of = f"of {named}, " if named else ""
     figure = format_metric(metric, row[metric])
     return f"to export: {trial_id} ({of}{order} {metric_words(metric)} of a single trial, {figure})"
 
@@ -83,7 +84,8 @@ def _table(verdict: Verdict, width: int) -> Table:
     if bars:
         table.add_column("", no_wrap=True)
     if has_places:
-        table.add_column("against\n" + (verdict.answer.recommended or verdict.answer.leader), vertical="bottom")
+        anchor = verdict.answer.recommended or verdict.answer.leader
+        table.add_column(Text(f"against\n{anchor}"), overflow="fold", vertical="bottom")
     for index, choice in enumerate(everyone):
         is_reference = index >= len(verdict.choices)
         style = "dim" if is_reference else "bold green" if choice.name == verdict.answer.recommended else "bold"
