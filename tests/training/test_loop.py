@@ -82,7 +82,10 @@ def test_the_loop_equals_torchs_adamw_and_clipping_with_hooks(exact: Setup, name
     model = build_model([trial], exact.base())
     batches = build_batches([trial], exact.rows, torch.device("cpu"))
     named = [pair for stack in model.pack.stacks() for pair in stack.named_parameters()]
-    optimizer = torch.optim.AdamW([{"params": [parameter]} for _, parameter in named], weight_decay=0.1)
+    # Full fine-tuning does not decay norms and biases, as the test of `full` compares with transformers' Trainer.
+    decays = [0.1 if trial.method.is_decayed(parameter_name) else 0.0 for parameter_name, _ in named]
+    groups = [{"params": [parameter], "weight_decay": own} for (_, parameter), own in zip(named, decays, strict=True)]
+    optimizer = torch.optim.AdamW(groups)
     for step in range(STEPS):
         batch = batches.training(step)
         logits = model.base(input_ids=batch.input_ids).logits
