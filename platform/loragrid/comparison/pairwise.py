@@ -12,6 +12,7 @@ import numpy as np
 
 from loragrid.comparison.method_comparison import ALL_PAIRS, Family, MethodComparison, MethodEstimate, PairTest
 from loragrid.comparison.method_scores import Floats, MethodScores
+from loragrid.comparison.noise_floor import MIN_GROUPS, MIN_SEEDS
 from loragrid.comparison.pair_tests import (
     bounds_behind_best,
     differences_of,
@@ -43,8 +44,7 @@ __all__ = [
     "compare_trained_models",
 ]
 
-FEWEST_SEEDS = 3
-FEWEST_GROUPS, FEW_GROUPS = 10, 30
+FEW_GROUPS = 30
 MANY_METHODS = 9
 FAR_NOISIER = 3.0
 
@@ -59,7 +59,7 @@ def compare_methods(scores: MethodScores, family: Family = ALL_PAIRS) -> MethodC
     Raises:
         ValueError: the family is against a method that is not compared.
     """
-    return _compare(scores, family, "methods", FEWEST_SEEDS, _variance_over_seeds_and_rows)
+    return _compare(scores, family, "methods", MIN_SEEDS, _variance_over_seeds_and_rows)
 
 
 def compare_trained_models(scores: MethodScores, family: Family = ALL_PAIRS) -> MethodComparison:
@@ -146,8 +146,8 @@ def _refusal(means: Means, fewest_seeds: int) -> str:
     if num_seeds < fewest_seeds:
         shared = "1 seed" if num_seeds == 1 else f"{num_seeds} seeds"
         return f"the methods share {shared}; a claim about methods needs {fewest_seeds}"
-    if means.effective_groups < FEWEST_GROUPS:
-        return f"the test rows count as {means.effective_groups:.1f} independent groups; a claim needs {FEWEST_GROUPS}"
+    if means.effective_groups < MIN_GROUPS:
+        return f"the test rows count as {means.effective_groups:.1f} independent groups; a claim needs {MIN_GROUPS}"
     return ""
 
 
@@ -183,12 +183,12 @@ def _caveats(scores: MethodScores, means: Means, claims_about: str, far_noisier:
             f"far more spread over seeds than the others: {', '.join(far_noisier)}; if the runs of such a method now "
             "and then end far worse than the rest, false claims are more frequent than 5 %"
         )
-    if num_seeds == FEWEST_SEEDS and num_methods > MANY_METHODS and far_noisier:
+    if num_seeds == MIN_SEEDS and num_methods > MANY_METHODS and far_noisier:
         caveats.append(
             f"with three seeds, {num_methods} methods and one that is far noisier, an interval of one pair alone "
             "covers less than 95 %"
         )
-    if num_seeds == FEWEST_SEEDS and num_methods > 2 and scores.seed_variances is None and not far_noisier:
+    if num_seeds == MIN_SEEDS and num_methods > 2 and scores.seed_variances is None and not far_noisier:
         caveats.append(
             "three seeds and one setting for each method: if one of them varies far more over seeds than these three "
             "show, false claims are as frequent as 6 %"

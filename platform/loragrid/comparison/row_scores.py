@@ -7,13 +7,11 @@ import numpy as np
 import pandas as pd
 
 from loragrid.comparison.choice import Choice
+from loragrid.comparison.noise_floor import MIN_SEEDS
 from loragrid.comparison.pairwise import MethodScores
 from loragrid.comparison.ranking import TEST_LOSS, is_higher_better, is_proportion
 from loragrid.formatting import count_of
 from loragrid.tasks.discovery import figure_of
-
-MIN_SEEDS = 3
-"""A claim about methods needs this many seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)

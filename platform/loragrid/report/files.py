@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from loragrid.comparison.captions import heading_of_choices
 from loragrid.comparison.choice import Choice, SeedSummary
 from loragrid.comparison.data_record import data_record_of
+from loragrid.comparison.findings import pair_sentence
 from loragrid.comparison.selection import check_apart
 from loragrid.comparison.sweep_record import SweepRecord, load_record
 from loragrid.comparison.table import Comparison, load_comparison
@@ -227,7 +228,13 @@ def verdict_to_dict(verdict: Verdict) -> dict[str, object]:
         "references": [_choice(choice) for choice in verdict.references],
         "comparison": None if verdict.result is None else dataclasses.asdict(verdict.result),
         "claims": [
-            {"better": claim.better, "worse": claim.worse, "is_shown": claim.is_shown, "mark": claim.mark}
+            {
+                "better": claim.better,
+                "worse": claim.worse,
+                "is_shown": claim.is_shown,
+                "mark": claim.mark,
+                "sentence": pair_sentence(claim, verdict.metric),
+            }
             for claim in verdict.claims
         ],
         "trained_models": None if verdict.trained is None else dataclasses.asdict(verdict.trained),
