@@ -181,7 +181,7 @@ def _locate(model: ModelConfig) -> _Source:
     except NotOnHubError as error:
         raise ValueError(
             f"model.name: {model.name}: unknown model: not an embedded name ({', '.join(EMBEDDED_MODELS)}), "
-            f"not a local folder, and on the hub: {error}"
+            f"not a local folder ({folder.absolute()}), and on the hub: {error}"
         ) from error
     digest = f"{model.name}@{found.commit}"
     if found.downloaded is not None:
