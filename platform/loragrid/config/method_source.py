@@ -16,6 +16,10 @@ _TYPE_NODES = (ast.BinOp, ast.BitOr, ast.Constant, ast.Load, ast.Name, ast.Subsc
 _PLAIN_DEFAULTS = (ast.Attribute, ast.Constant, ast.Name, ast.Tuple, ast.UnaryOp)
 
 
+_TARGETED = "loragrid_methods.stacks.targeted"
+"""The module whose class declares the hyperparameters of all methods that adapt layers."""
+
+
 class _NotPlainError(Exception):
     """This module cannot read the source; the method must be imported."""
 
@@ -67,7 +71,7 @@ def _inherited(definition: ast.ClassDef, imported: dict[str, tuple[str, str]]) -
         methods = [
             fields
             for module, name in origins
-            if module.startswith("loragrid_methods.") and module.count(".") == 1
+            if module == _TARGETED or (module.startswith("loragrid_methods.") and module.count(".") == 1)
             for class_name, fields in [_read(module.partition(".")[2])]
             if class_name == name
         ]

@@ -1,0 +1,30 @@
+"""A method that adapts linear layers of the base: the settings that select them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loragrid_methods.stacks.contract import Method
+from loragrid_methods.stacks.targets import ALL_LINEAR, LayerShape, Targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetedMethod(Method):
+    """Base of all methods that adapt linear layers; its fields select them, with PEFT's names and meaning."""
+
+    target_modules: str | tuple[str, ...] = ALL_LINEAR
+    layers_to_transform: int | tuple[int, ...] | None = None
+    layers_pattern: str | tuple[str, ...] | None = None
+    exclude_modules: str | tuple[str, ...] | None = None
+
+    @property
+    def targets(self) -> Targets:
+        """The settings that select layers; members that share a stack have equal ones."""
+        return Targets(
+            target_modules=self.target_modules,
+            layers_to_transform=self.layers_to_transform,
+            layers_pattern=self.layers_pattern,
+            exclude_modules=self.exclude_modules,
+        )
+
+    def target_layers(self, layers: Sequence[LayerShape]) -> list[LayerShape]:
+        return self.targets.select(layers)
