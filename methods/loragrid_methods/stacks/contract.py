@@ -99,7 +99,8 @@ class Method(ABC):
     @classmethod
     def defaults(cls) -> dict[str, Any]:
         """Name -> default of every hyperparameter."""
-        return {field.name: field.default for field in fields(cls)}
+        defaults = {field.name: field.default for field in fields(cls)}
+        return {name: defaults[name] for name in cls.field_names()}
 
     def hyperparameters(self) -> dict[str, Any]:
         """Name -> value of every hyperparameter."""

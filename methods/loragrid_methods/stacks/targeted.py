@@ -1,7 +1,7 @@
 """A method that adapts linear layers of the base: the settings that select them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from loragrid_methods.stacks.contract import Method
 from loragrid_methods.stacks.targets import ALL_LINEAR, LayerShape, Targets
@@ -15,6 +15,12 @@ class TargetedMethod(Method):
     layers_to_transform: int | tuple[int, ...] | None = None
     layers_pattern: str | tuple[str, ...] | None = None
     exclude_modules: str | tuple[str, ...] | None = None
+
+    @classmethod
+    def field_names(cls) -> tuple[str, ...]:
+        """The names of the hyperparameters: the method's own first, then those that select layers."""
+        selecting = [field.name for field in fields(TargetedMethod)]
+        return (*(name for name in super().field_names() if name not in selecting), *selecting)
 
     @property
     def targets(self) -> Targets:

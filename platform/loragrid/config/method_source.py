@@ -25,15 +25,17 @@ class _NotPlainError(Exception):
 
 
 def declared_types(method: str) -> dict[str, Any] | None:
-    """Return hyperparameter -> type as the method's file declares them, in the order of declaration.
+    """Return hyperparameter -> type as the method's file declares them, in the order of `Method.field_names`.
 
     Returns None if this module cannot read the file; the caller then imports the method. It can read one class, derived
     from `Method` or from another method's class, with fields of plain types.
     """
     try:
-        return dict(_read(method)[1])
+        types = _read(method)[1]
+        last = [name for name in _read(_TARGETED.partition(".")[2])[1] if name in types]
     except _NotPlainError:
         return None
+    return {name: types[name] for name in (*(name for name in types if name not in last), *last)}
 
 
 @functools.cache
