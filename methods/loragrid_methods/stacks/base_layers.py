@@ -159,7 +159,7 @@ class _Sorting:
         if not self._is_reached(name):
             yield OtherModule(name=name, role="unreached", reason="text never passes through it")
             return
-        bare = {} if is_torchs_own(module) else {own: p for own, p in module.named_parameters(recurse=False)}
+        bare = {} if is_torchs_own(module) else dict(module.named_parameters(recurse=False))
         held = [own for own, parameter in bare.items() if self._is_matrix(f"{name}.{own}", parameter)]
         if not held:
             yield OtherModule(name=name, role="other", reason=f"it is no linear layer ({what})")
@@ -214,7 +214,8 @@ class _Sorting:
 def _shape_of(name: str, layer: nn.Module) -> LayerShape:
     if isinstance(layer, nn.Linear):
         return LayerShape(name=name, in_features=layer.in_features, out_features=layer.out_features)
-    in_features, out_features = layer.weight.shape  # type: ignore[union-attr]
+    assert isinstance(layer.weight, nn.Parameter)
+    in_features, out_features = layer.weight.shape
     return LayerShape(name=name, in_features=in_features, out_features=out_features, transposed=True)
 
 

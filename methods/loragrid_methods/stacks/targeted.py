@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+from loragrid_methods.stacks.base_layers import LayerShape, OtherModule
 from loragrid_methods.stacks.contract import Method
-from loragrid_methods.stacks.targets import ALL_LINEAR, LayerShape, Targets
+from loragrid_methods.stacks.targets import ALL_LINEAR, Targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,3 +35,6 @@ class TargetedMethod(Method):
 
     def target_layers(self, layers: Sequence[LayerShape]) -> list[LayerShape]:
         return self.targets.select(layers)
+
+    def left_out_layers(self, layers: Sequence[LayerShape]) -> list[OtherModule]:
+        return self.targets.left_out(layers)

@@ -71,11 +71,22 @@ class Targets:
             raise ValueError(f"target_modules: {self.target_modules!r} matches no layer; {_endings(layers)}")
         return selected
 
+    def left_out(self, layers: Sequence[LayerShape]) -> list[OtherModule]:
+        """The linear layers that the settings name and that are left out because they get no gradient from text."""
+        others = layers.others if isinstance(layers, BaseLayers) else ()
+        unreached = (other for other in others if other.role == "unreached" and other.is_linear)
+        return [other for other in unreached if self._includes(other.name)]
+
     def _includes(self, name: str) -> bool:
         return self._is_target(name) and self._has_number(name) and not self._is_excluded(name)
 
     def _is_excluded(self, name: str) -> bool:
         return bool(self.exclude_modules) and is_named(self.exclude_modules or (), name)
+
+    def _targets(self, layers: Sequence[LayerShape], others: Sequence[OtherModule]) -> list[str]:
+        """The names of all modules that `target_modules` names, whatever limits it."""
+        names = [*(layer.name for layer in layers), *(other.name for other in others)]
+        return [name for name in names if self._is_target(name)]
 
     def _is_target(self, name: str) -> bool:
         return self.is_all_linear or is_named(self.target_modules, name)
@@ -112,7 +123,7 @@ class Targets:
     def _check_entries(self, layers: Sequence[LayerShape], others: Sequence[OtherModule]) -> None:
         """Refuse an entry of a list that matches nothing, or only modules that get no gradient from text."""
         if isinstance(self.target_modules, str):
-            if self.is_all_linear or any(self._is_target(module.name) for module in (*layers, *others)):
+            if self.is_all_linear or self._targets(layers, others):
                 return
             hint = ""
             if re.fullmatch(r"[\w.,\s-]+", self.target_modules):
@@ -132,7 +143,7 @@ class Targets:
 
     def _check_limits(self, layers: Sequence[LayerShape], others: Sequence[OtherModule]) -> None:
         """Refuse a limit without an effect: an excluded name or a number that no target has."""
-        targets = [module.name for module in (*layers, *others) if self._is_target(module.name)]
+        targets = self._targets(layers, others)
         excluded = self.exclude_modules
         for entry in (excluded,) if isinstance(excluded, str) else (excluded or ()):
             if not any(is_named(entry if isinstance(excluded, str) else [entry], name) for name in targets):

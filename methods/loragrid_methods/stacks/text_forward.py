@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,20 +22,20 @@ from torch.overrides import TorchFunctionMode
 NUM_ROWS, LENGTH = 3, 5
 """The rows and tokens of the pass: two different odd numbers, which tell the axes of a layer's input apart."""
 
-_ABOUT_A_TENSOR = frozenset(
-    "device dtype grad grad_fn is_cpu is_cuda is_leaf is_meta is_quantized is_sparse itemsize layout nbytes ndim "
-    "requires_grad shape dim element_size is_complex is_contiguous is_floating_point numel size stride type type_as"
-    "".split()
-)
+_ABOUT_A_TENSOR = {
+    *("device", "dtype", "element_size", "grad", "grad_fn", "is_complex", "is_contiguous", "is_cpu", "is_cuda"),
+    *("is_floating_point", "is_leaf", "is_meta", "is_quantized", "is_sparse", "itemsize", "layout", "nbytes", "ndim"),
+    *("dim", "numel", "requires_grad", "shape", "size", "stride", "type", "type_as"),
+}
 """Names of a tensor's attributes and methods that say something about it and do not compute with it."""
 
-_VALUE_NEEDED = frozenset({"DataDependentOutputException", "DynamicOutputShapeException"})
+_VALUE_NEEDED = {"DataDependentOutputException", "DynamicOutputShapeException"}
 """Names of the errors by which torch's fake tensors refuse an operation that needs a value."""
 
-_PRODUCTS = frozenset(
-    "addbmm addmm addmv baddbmm bilinear bmm chain_matmul einsum linear matmul mm mv tensordot __matmul__ __rmatmul__ "
-    "_grouped_mm grouped_mm".split()
-)
+_PRODUCTS = {
+    *("addbmm", "addmm", "addmv", "baddbmm", "bilinear", "bmm", "chain_matmul", "einsum", "linear", "matmul", "mm"),
+    *("mv", "tensordot", "__matmul__", "__rmatmul__", "_grouped_mm", "grouped_mm"),
+}
 """Names of torch's functions that multiply matrices."""
 
 
@@ -63,14 +64,14 @@ def follow_text(base: nn.Module, is_linear: Callable[[nn.Module], bool]) -> Text
     """Run a pass of text through a copy of `base`; `is_linear` tells which modules are linear layers.
 
     A base that makes decisions from values (a mixture of experts that loops over the experts that were hit) cannot run
-    without data. Then the pass is tried in a form that such models offer for compilers, and in bfloat16, for which some
-    kernels have no other form; if all fail, the result tells how far the first pass got.
+    without data. Then the pass is tried in the form that transformers offers for compilers; if that fails, too, the
+    result tells how far the first pass got.
 
     A second pass in training mode shows which layers the model bypasses then (Mamba's fused kernels), because the
     exported adapter must work there too.
     """
     found = None
-    for prepare in (_as_it_is, _for_compilers, _in_bfloat16):
+    for prepare in (_as_it_is, _for_compilers):
         attempt = _Pass(base, is_linear, prepare).run(training=False)
         if found is None or not attempt.obstacle:
             found = attempt
@@ -88,17 +89,10 @@ def _as_it_is(copied: nn.Module) -> None:
 def _for_compilers(copied: nn.Module) -> None:
     """Choose the implementations of transformers that run on tensors without data."""
     for module in copied.modules():
-        config = getattr(module, "config", None)
-        if getattr(config, "_experts_implementation", None) is not None:
-            config._experts_implementation = "batched_mm"
-        if getattr(config, "_attn_implementation", None) not in (None, "eager"):
-            config._attn_implementation = "eager"
-
-
-def _in_bfloat16(copied: nn.Module) -> None:
-    for parameter in copied.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(torch.bfloat16)
+        config: Any = getattr(module, "config", None)
+        for key, value in (("_experts_implementation", "batched_mm"), ("_attn_implementation", "eager")):
+            if getattr(config, key, None) is not None:
+                setattr(config, key, value)
 
 
 class _Pass:
@@ -154,7 +148,7 @@ class _Pass:
         return inputs
 
     def _backward(self, copied: nn.Module, outputs: Any) -> None:
-        named = {name: tensor for name, tensor in copied.named_parameters(remove_duplicate=False)}
+        named = dict(copied.named_parameters(remove_duplicate=False))
         trained = {id(tensor): tensor for tensor in named.values() if tensor.requires_grad}
         gradients = torch.autograd.grad(_sum_of(outputs), [*trained.values()], allow_unused=True)
         moved = {key for key, gradient in zip(trained, gradients, strict=True) if gradient is not None}
@@ -179,7 +173,7 @@ class _Watch(TorchFunctionMode):
             module.register_forward_pre_hook(self._enter(name, is_linear(module)), with_kwargs=True)
             module.register_forward_hook(self._leave(name, is_linear(module)))
             if is_linear(module):
-                _report_reads(module, lambda name=name: self._read(name))
+                _report_reads(module, partial(self._read, name))
             elif not is_torchs_own(module):
                 for own, parameter in module.named_parameters(recurse=False):
                     if num_axes(parameter) > 1:
@@ -256,25 +250,26 @@ def _irregular_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
         return "it is called with more than its input"
     x = args[0]
-    in_order = (x.dim() > 2 and x.shape[0] == NUM_ROWS) or (x.dim() == 2 and x.shape[0] in (NUM_ROWS, NUM_ROWS * LENGTH))
+    rows = NUM_ROWS if x.dim() > 2 else NUM_ROWS * LENGTH
+    in_order = x.dim() > 1 and x.shape[0] in (NUM_ROWS, rows)
     return "" if in_order else "its input is not every token of every row, in order"
 
 
 def _report_reads(layer: nn.Module, report: Callable[[], None]) -> None:
     """Call `report` whenever somebody reads the layer's weight; changes the class of this one layer."""
-    own = type(layer)
+    own: Any = type(layer)
 
     def read(self: nn.Module, name: str) -> Any:
         if name == "weight":
             report()
-        return super(watched, self).__getattr__(name)  # type: ignore[misc]
+        return own.__getattr__(self, name)
 
     watched = type(own.__name__, (own,), {"__getattr__": read})
     layer.__class__ = watched
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 @contextmanager

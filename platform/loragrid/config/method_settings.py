@@ -160,9 +160,7 @@ def check_axis_shape(key: str, values: object) -> tuple[AxisValue, ...]:
     checked: list[AxisValue] = []
     for value in values:
         plain = tuple(value) if isinstance(value, list | tuple) else value
-        if isinstance(plain, Mapping) or (
-            isinstance(plain, tuple) and not _is_plain_list(plain)
-        ):
+        if isinstance(plain, Mapping) or (isinstance(plain, tuple) and not _is_plain_list(plain)):
             allowed = "numbers, text, true, false, null, or lists of text or of whole numbers"
             raise ExperimentError([Problem(key=key, value=value, what="cannot be a value of an axis", allowed=allowed)])
         if plain in checked:
