@@ -31,6 +31,8 @@ OTHER_TAGS: dict[str, str] = {
     "loragrid.data.left_out": "rows that were read and not used, as JSON: reason -> number",
     "loragrid.data.made_from": "what the rows depend on, as JSON: digests of data and tokenizer, and the keys that "
     "split them; a sweep on other rows is not resumed",
+    "loragrid.adapted_layers": "number and names of the layers that the trial adapts, and of those that its settings "
+    "name and that training on text cannot change",
     "loragrid.reason": "why a trial failed or was stopped",
     "loragrid.out_of_memory": "set if the trial ran out of memory",
     "loragrid.rung": "the rung of successive halving at which the trial's setting was stopped",
