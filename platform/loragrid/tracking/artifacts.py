@@ -1,6 +1,7 @@
 """Finds what a recorded trial left in MLflow and exports it to a folder, whole or not at all."""
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -104,6 +105,7 @@ def _check_output(client: MlflowClient, run: Run, run_id: str) -> None:
 
 def _download(client: MlflowClient, run: Run, folder: Path) -> Path:
     folder.mkdir()
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         return Path(client.download_artifacts(run.info.run_id, ADAPTER_ARTIFACT, str(folder)))
     except MlflowException as error:

@@ -78,6 +78,7 @@ def export_adapter(request: Request, folder: Path) -> Written:
     recorded, model = output.recorded.record, output.recorded.model
     config = read_json(output.folder / ADAPTER_CONFIG)
     config |= {"base_model_name_or_path": request.base_source, "revision": recorded.commit}
+    template = output.chat_template
     what = f"{config['peft_type']} on {count_of(num_adapted_layers(output.folder), 'layer')}"
     _move_files(output.folder, folder)
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -85,8 +86,8 @@ def export_adapter(request: Request, folder: Path) -> Written:
     has_tokenizer = base is not None and not base.tokenizer_differences
     if base is not None and has_tokenizer:
         copy_companions(model_folder(base.model), folder, tokenizer_only=True)
-        if output.chat_template is not None:
-            set_chat_template(folder, output.chat_template)
+        if template is not None:
+            set_chat_template(folder, template)
     if base is None:
         notices.append(f"without a tokenizer: {request.problem}")
     elif base.that_matter:

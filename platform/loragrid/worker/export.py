@@ -20,6 +20,7 @@ from loragrid.models.base_files import (
     set_chat_template,
 )
 from loragrid.models.loading import load_base, model_folder
+from loragrid.models.quiet import quiet_transformers
 from loragrid.training.step import PackModel
 from loragrid_methods import Method
 from loragrid_methods.stacks.peft_format import layer_tensors, peft_adapter
@@ -44,7 +45,8 @@ def export_member(
         save_file(tensors, folder / ADAPTER_TENSORS, metadata={"format": "pt"})
         (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     elif not model.pack.methods[member].packable:
-        model.base.save_pretrained(folder)
+        with quiet_transformers():
+            model.base.save_pretrained(folder)
         complete_model_folder(folder, None, None)
     else:
         folder.rmdir()
@@ -92,7 +94,8 @@ def export_merged(
     source = model_folder(model)
     base = load_base(model)
     merge_adapter(base, adapter, method)
-    base.save_pretrained(folder)
+    with quiet_transformers():
+        base.save_pretrained(folder)
     complete_model_folder(folder, source, read_json(source / CONFIG), chat_template)
 
 
