@@ -178,9 +178,7 @@ def test_weights_in_shards_are_exported(tiny_llama_dir: Path, chat_jsonl: Path, 
 
 
 @pytest.mark.parametrize("merged", [False, True])
-def test_the_trained_template_is_exported(
-    tiny_llama_dir: Path, chat_jsonl: Path, tmp_path: Path, merged: bool
-) -> None:
+def test_the_trained_template_is_exported(tiny_llama_dir: Path, chat_jsonl: Path, tmp_path: Path, merged: bool) -> None:
     base = base_folder(tiny_llama_dir, tmp_path / "base")
     settings = read_json(base / "tokenizer_config.json")
     (base / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": "old"}))

@@ -286,7 +286,7 @@ def test_an_older_record_compares_what_it_has(place: Any, tmp_path: Path) -> Non
     )
     before = model_digest(recorded.setup.model)
     other_weights(base)
-    with pytest.raises(ValueError, match="weights or config.json") as refused:
+    with pytest.raises(ValueError, match=r"weights or config\.json") as refused:
         export_run("trial", recorded.uri, tmp_path / "out2", merged=True)
     assert before in str(refused.value)
     assert model_digest(recorded.setup.model) in str(refused.value)

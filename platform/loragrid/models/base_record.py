@@ -72,7 +72,7 @@ def record_base(model: ModelConfig) -> BaseRecord:
     )
 
 
-def differences(recorded: BaseRecord, now: BaseRecord) -> list[BaseDifference]:
+def compare(recorded: BaseRecord, now: BaseRecord) -> list[BaseDifference]:
     """How a base differs from the recorded one; empty if it is the same, as far as that is recorded."""
     if not recorded.weights:
         return []

@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from safetensors import SafetensorError
 
 from loragrid.config.local_path import local_path, reason_of
-from loragrid.tracking.exporters import EXPORTERS, Kind, Request, TrialOutput, Written, kind_of
+from loragrid.tracking.exporters import EXPORTERS, Kind, Request, kind_of
 from loragrid.tracking.recorded_base import BaseNotFoundError, FoundBase, RecordedBase, find_base
 from loragrid.tracking.search import search_experiments
 from loragrid.trials.tags import REASON_TAG, TRIAL_TAG
@@ -27,7 +27,7 @@ PROVENANCE = "loragrid.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """What was exported. what: in words. num_bytes: of all files. snippet: three lines of Python that load it.
+    """What was exported. what: in words. snippet: three lines of Python that load it.
 
     notices: what the reader must know, such as a base that is not the recorded one.
     """
@@ -35,9 +35,13 @@ class Export:
     kind: Kind
     folder: Path
     what: str
-    num_bytes: int
     snippet: str
     notices: tuple[str, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of all files."""
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
 
 
 def export_run(
@@ -66,28 +70,18 @@ def export_run(
     folder = _free_folder(folder)
     client = MlflowClient(tracking_uri=tracking_uri)
     run = _find_run(client, run_id, tracking_uri)
-    _check_output(client, run, run_id)
+    kind = kind_of(_stored_names(client, run, run_id), merged=merged)
+    request = _request(run, base, force=force)
+    exporter = EXPORTERS[kind]
+    notices = (*exporter.check(request), *_more_notices(request, kind, merged=merged))
     with _written_beside(folder) as unfinished:
-        stored = _download(client, run, unfinished / "stored")
-        output = TrialOutput(
-            trial_id=run.data.tags.get(TRIAL_TAG, run_id),
-            run_id=run.info.run_id,
-            method=run.data.params["method.name"],
-            folder=stored,
-            recorded=RecordedBase.of(run),
-        )
-        kind = kind_of(output, merged=merged)
-        request = _request(output, base, force=force)
         target = unfinished / "export"
-        written = EXPORTERS[kind](request, target)
-        notices = written.notices + _more_notices(request, kind, merged=merged)
-        written = Written(what=written.what, snippet=_filled(written.snippet, folder), notices=notices)
-        _write_provenance(target, kind, request, written)
+        written = exporter.write(request, _download(client, run, unfinished / "stored"), target)
+        snippet = written.snippet.replace("{folder}", str(folder))
+        export = Export(kind=kind, folder=folder, what=written.what, snippet=snippet, notices=notices)
+        _write_provenance(target, request, export)
         target.rename(folder)
-    num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return Export(
-        kind=kind, folder=folder, what=written.what, num_bytes=num_bytes, snippet=written.snippet, notices=notices
-    )
+    return export
 
 
 def _free_folder(folder: str | Path) -> Path:
@@ -97,10 +91,17 @@ def _free_folder(folder: str | Path) -> Path:
     return path
 
 
-def _check_output(client: MlflowClient, run: Run, run_id: str) -> None:
-    if not client.list_artifacts(run.info.run_id, ADAPTER_ARTIFACT):
+def _stored_names(client: MlflowClient, run: Run, run_id: str) -> list[str]:
+    """The names of the files that the trial left.
+
+    Raises:
+        ValueError: it left none.
+    """
+    names = [Path(file.path).name for file in client.list_artifacts(run.info.run_id, ADAPTER_ARTIFACT)]
+    if not names:
         reason = run.data.tags.get(REASON_TAG, f"its method ({run.data.params.get('method.name')}) leaves none")
         raise ValueError(f"{run_id}: the run has no adapter: {reason}")
+    return names
 
 
 def _download(client: MlflowClient, run: Run, folder: Path) -> Path:
@@ -112,19 +113,28 @@ def _download(client: MlflowClient, run: Run, folder: Path) -> Path:
         raise ValueError(f"{run.info.run_id}: MLflow cannot read the run's files: {reason_of(error)}") from error
 
 
-def _request(output: TrialOutput, base: str | None, *, force: bool) -> Request:
+def _request(run: Run, base: str | None, *, force: bool) -> Request:
+    recorded = RecordedBase.of(run)
     found: FoundBase | None = None
     problem = ""
     try:
-        found = find_base(output.recorded, base)
+        found = find_base(recorded, base)
     except BaseNotFoundError as error:
         problem = str(error)
-    return Request(output=output, base=found, problem=problem, force=force)
+    return Request(
+        trial_id=run.data.tags.get(TRIAL_TAG, run.info.run_id),
+        run_id=run.info.run_id,
+        method=run.data.params["method.name"],
+        recorded=recorded,
+        base=found,
+        problem=problem,
+        force=force,
+    )
 
 
 def _more_notices(request: Request, kind: Kind, *, merged: bool) -> tuple[str, ...]:
     """What all kinds of exports say: what could not be compared, and what differs without consequence."""
-    found, record = [], request.output.recorded.record
+    found, record = [], request.recorded.record
     if kind == "full model" and merged:
         found.append("--merged changes nothing: the method trains the base itself and leaves a whole model")
     if not record.weights:
@@ -136,33 +146,28 @@ def _more_notices(request: Request, kind: Kind, *, merged: bool) -> tuple[str, .
     return tuple(found)
 
 
-def _filled(snippet: str, folder: Path) -> str:
-    return snippet.replace("{folder}", str(folder))
-
-
-def _write_provenance(target: Path, kind: Kind, request: Request, written: Written) -> None:
+def _write_provenance(target: Path, request: Request, export: Export) -> None:
     """Write where the export comes from, for programs and for people."""
-    output, recorded = request.output, request.output.recorded
-    now = request.base.now if request.base is not None else None
+    recorded = request.recorded
     content = {
-        "kind": kind,
-        "trial": output.trial_id,
-        "run": output.run_id,
-        "method": output.method,
+        "kind": export.kind,
+        "trial": request.trial_id,
+        "run": request.run_id,
+        "method": request.method,
         "base": {"name": recorded.model.name, "commit": recorded.record.commit, "dtype": recorded.model.dtype},
         "base_recorded": recorded.record.weights or None,
-        "base_used": now.weights if now is not None else None,
-        "notices": list(written.notices),
+        "base_used": None if request.base is None else request.base.now.weights,
+        "notices": list(export.notices),
     }
     (target / PROVENANCE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    notices = "".join(f"\n> {notice}\n" for notice in written.notices)
-    card = f"""# {output.trial_id}
+    notices = "".join(f"\n> {notice}\n" for notice in export.notices)
+    card = f"""# {request.trial_id}
 
-{kind.capitalize()} ({written.what}) of {output.method} on {recorded.model.name}, exported by LoraGrid.
+{export.kind.capitalize()} ({export.what}) of {request.method} on {recorded.model.name}, exported by LoraGrid.
 Base: {recorded.record.weights or "not recorded"}.
 {notices}
 ```python
-{written.snippet}
+{export.snippet}
 ```
 """
     (target / "README.md").write_text(card, encoding="utf-8")

