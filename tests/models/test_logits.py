@@ -73,9 +73,9 @@ def test_an_impossible_scale_is_refused_by_its_key(value: Any) -> None:
 
 
 def test_layers_before_the_head_are_refused_as_such() -> None:
-    for model_type, settings in (("bert", {"is_decoder": True}), ("modernbert-decoder", {})):
+    for base in (tiny_model("bert", is_decoder=True), tiny_model("modernbert-decoder")):
         with pytest.raises(ValueError, match="changes its last hidden states before its head"):
-            check_logits(tiny_model(model_type, **settings))
+            check_logits(base)
 
 
 def test_a_head_that_scales_its_input_passes_without_a_bias() -> None:

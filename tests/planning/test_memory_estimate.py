@@ -28,6 +28,7 @@ from loragrid.training.step_runner import StepRunner
 from loragrid_methods import Method, get_method, method_names
 from loragrid_methods.stacks.optimizer import MemberAdamW
 from loragrid_methods.stacks.pack import AdapterPack, member_order
+from tests.support.model_families import tiny_model
 from tests.support.small_packs import make_setup
 
 ROWS, LENGTH = 2, 64
@@ -340,3 +341,22 @@ def test_estimated_generation_is_within_15_percent_of_the_gpus_peak(name: str) -
     measured = torch.cuda.max_memory_allocated() - before
     print(f"{name}: estimated {expected.generation:,}, measured {measured:,}")
     assert expected.generation == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "granite"])
+def test_scaled_and_capped_logits_are_estimated_as_they_live(model_type: str) -> None:
+    def of(cpu: bool) -> PreTrainedModel:
+        base = tiny_model(model_type, vocab_size=2000)
+        return base if cpu else base.to(torch.device("meta"))  # type: ignore[arg-type]
+
+    methods = [method("lora", rank=2)]
+    estimate = estimate_memory(of(cpu=False), methods, num_rows=ROWS, length=LENGTH)
+    base = of(cpu=True)
+    use_causal_attention(base, torch.zeros(1, 8, dtype=torch.long))
+    model, rows = pack_of_methods(base, methods), rows_of_tokens(base, 1, ROWS, LENGTH)
+    model.losses(rows)
+    with LiveBytes(block_bytes=BLOCK_BYTES) as live:
+        compute_step(model, rows, model.learning_rates[0], one_worker)
+    assert estimate.activations + estimate.passing == pytest.approx(live.peak, rel=0.05)
+    fused = estimate_memory(of(cpu=False), methods, num_rows=ROWS, length=LENGTH, mode="graph")
+    assert 0 < fused.passing <= estimate.passing
