@@ -68,7 +68,7 @@ def test_a_type_without_a_causal_model_is_refused_even_undeclared(tmp_path: Path
 
 
 def test_a_classifier_that_was_really_saved_is_refused(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    config = transformers.LlamaConfig(**{**SIZES, "vocab_size": len(tiny_tokenizer)}, num_labels=3)
+    config = AutoConfig.for_model("llama", **{**SIZES, "vocab_size": len(tiny_tokenizer), "num_labels": 3})
     transformers.LlamaForSequenceClassification(config).save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="LlamaForSequenceClassification, a sequence classifier"):

@@ -10,6 +10,7 @@ from transformers import AutoConfig, PreTrainedModel
 from loragrid.models.logits import IDENTITY, LogitTransform, check_logits, declared_transform
 from tests.support.model_families import tiny_model
 
+FALCON_H1 = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 16}
 DECLARED: list[tuple[str, dict[str, Any], LogitTransform]] = [
     ("llama", {}, IDENTITY),
     ("gemma2", {"final_logit_softcapping": 30.0}, LogitTransform(cap=30.0)),
@@ -22,6 +23,8 @@ DECLARED: list[tuple[str, dict[str, Any], LogitTransform]] = [
     ("cohere2", {"logit_scale": 2.0}, LogitTransform(scale=2.0)),
     ("granite", {"logits_scaling": 8.0}, LogitTransform(scale=0.125)),
     ("granitemoe", {"logits_scaling": 3.0, "num_local_experts": 4}, LogitTransform(scale=1 / 3)),
+    ("falcon_h1", {"lm_head_multiplier": 0.5, **FALCON_H1}, LogitTransform(scale=0.5)),
+    ("xlstm", {"output_logit_soft_cap": 2.0, "num_heads": 4}, LogitTransform(cap=2.0)),
     ("hyperclovax", {"logits_scaling": 0.5}, LogitTransform(scale=0.5)),
 ]
 
@@ -73,9 +76,9 @@ def test_an_impossible_scale_is_refused_by_its_key(value: Any) -> None:
 
 
 def test_layers_before_the_head_are_refused_as_such() -> None:
-    for model_type, settings in (("bert", {"is_decoder": True}), ("modernbert-decoder", {})):
+    for base in (tiny_model("bert", is_decoder=True), tiny_model("modernbert-decoder")):
         with pytest.raises(ValueError, match="changes its last hidden states before its head"):
-            check_logits(tiny_model(model_type, **settings))
+            check_logits(base)
 
 
 def test_a_head_that_scales_its_input_passes_without_a_bias() -> None:
