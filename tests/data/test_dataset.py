@@ -242,12 +242,12 @@ def test_skipped_rows_are_replaced_until_the_wanted_number_is_reached(load: Load
 
 
 def test_only_as_many_rows_are_tokenized_as_are_wanted(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
+    seen: list[str] = []
     tokenize = RowTokenizer.tokenize
 
-    def counted(self: RowTokenizer, rows: Any, indices: Any) -> Any:
-        seen.extend(indices)
-        return tokenize(self, rows, indices)
+    def counted(self: RowTokenizer, rows: Any) -> Any:
+        seen.extend(row["text"] for row in rows)
+        return tokenize(self, rows)
 
     monkeypatch.setattr(RowTokenizer, "tokenize", counted)
     load([{"text": f"Text {n}"} for n in range(500)], num_train=5, num_eval=3)
@@ -329,7 +329,7 @@ def test_digest_is_the_same_in_every_process(tmp_path: Path, model: ModelConfig,
 def test_second_load_takes_the_stored_tokens(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load(PAIRS, max_length=24)
 
-    def refuse(self: RowTokenizer, rows: object, indices: object) -> None:
+    def refuse(self: RowTokenizer, rows: object) -> None:
         raise AssertionError("tokenized again")
 
     monkeypatch.setattr(RowTokenizer, "tokenize", refuse)
@@ -432,7 +432,7 @@ def test_chat_for_a_tokenizer_without_a_template_is_refused(load: Loader, tokeni
 
 def test_chat_that_the_template_refuses_is_named(load: Loader, tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(ValueError, match=r"rows\.jsonl: row \d: the chat template refuses it: roles must alternate"):
+    with pytest.raises(ValueError, match=r"rows\.jsonl: row \d, column messages: the chat template refuses it: roles must alternate"):
         load([chat("A", "B")] * 4)
 
 

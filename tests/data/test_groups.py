@@ -108,12 +108,11 @@ def test_an_unknown_column_is_refused_with_those_there_are(load: Any, tmp_path: 
 
 
 def test_a_row_without_a_value_is_grouped_by_its_prompt(load: Any) -> None:
-    columns = {"prompt": "prompt", "completion": "completion"}
     row = {"prompt": "A  question", "completion": " yes"}
-    for nothing in ({}, {"user": None}, {"user": ""}):
-        assert group_of(row | nothing, columns, "user") == group_of({"prompt": "A question"}, columns, None)
-    assert group_of(row | {"user": 7}, columns, "user") == group_of(row | {"user": "7"}, columns, "user")
-    assert group_of(row | {"user": 7}, columns, "user") != group_of(row | {"user": 8}, columns, "user")
+    for nothing in (None, ""):
+        assert group_of(row, nothing) == group_of({"prompt": "A question"})
+    assert group_of(row, 7) == group_of(row, "7")
+    assert group_of(row, 7) != group_of(row, 8)
 
 
 def test_groups_are_kept_apart_across_files(load: Any, tmp_path: Path) -> None:
@@ -201,12 +200,12 @@ def test_shared_prompts_and_answers_are_counted(load: Any, tmp_path: Path) -> No
 
 
 def test_only_free_rows_are_tokenized(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: Counter[int] = Counter()
+    seen: Counter[str] = Counter()
     tokenize = RowTokenizer.tokenize
 
-    def counted(self: RowTokenizer, rows: Any, indices: Any) -> Any:
-        seen.update(indices)
-        return tokenize(self, rows, indices)
+    def counted(self: RowTokenizer, rows: Any) -> Any:
+        seen.update(row["prompt"] + row["completion"] for row in rows)
+        return tokenize(self, rows)
 
     monkeypatch.setattr(RowTokenizer, "tokenize", counted)
     load(repeated_prompts(100, 5), num_train=20, num_eval=10, num_test=30)
@@ -225,10 +224,10 @@ def test_groups_survive_the_cache_and_selection(load: Any, monkeypatch: pytest.M
 
 @pytest.mark.heavy
 def test_groups_are_the_same_in_every_process() -> None:
-    script = "from loragrid.data.groups import group_of; print(group_of({'a': 'x'}, {'prompt': 'a'}, None))"
+    script = "from loragrid.data.groups import group_of; print(group_of({'prompt': 'x'}))"
     settings = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONHASHSEED": "7"}
     done = subprocess.run([sys.executable, "-c", script], env=settings, capture_output=True, text=True, check=True)
-    assert int(done.stdout) == group_of({"a": "x"}, {"prompt": "a"}, None)
+    assert int(done.stdout) == group_of({"prompt": "x"})
 
 
 @pytest.mark.heavy

@@ -127,6 +127,25 @@ class DataConfig(Section):
         examples=["all"],
     )
 
+    turns: Annotated[Literal["auto", "all", "last", "separate"], Allowed("auto, all, last, separate")] = Field(
+        default="auto",
+        description="Turns of the assistant that a chat teaches: all, the last, or each as a row of its own "
+        "(separate); auto takes all, or only the last of a chat whose earlier turns the template rewrites.",
+        examples=["separate"],
+    )
+    chat_template: OptionalText = Field(
+        default=None,
+        description="Chat template: the name of one of the tokenizer's templates, or a file with a template; null uses "
+        "the tokenizer's default.",
+        examples=["templates/chatml.jinja", "tool_use"],
+    )
+    on_bad_row: Annotated[Literal["refuse", "skip"], Allowed("refuse, skip")] = Field(
+        default="refuse",
+        description="What happens to a row that is not as its file or its columns promise: the sweep is refused, "
+        "naming the row (refuse), or the row is skipped and counted (skip).",
+        examples=["skip"],
+    )
+
     @model_validator(mode="after")
     def _check_columns_and_eval_rows(self) -> "DataConfig":
         problems = [

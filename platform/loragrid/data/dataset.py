@@ -15,17 +15,18 @@ from torch import Tensor
 from loragrid.config.experiment import DataConfig, ModelConfig
 from loragrid.data.deck import ChosenRow, Source, permutation
 from loragrid.data.held_out_text import held_out_pieces
+from loragrid.data.labelled_tokens import LabelledTokens
 from loragrid.data.labels import IGNORED
 from loragrid.data.overlap import overlap_with_train
 from loragrid.data.splits import SPLITS, choose_rows, open_sources
-from loragrid.data.tokenization import LabelledTokens, tokenizer_digest
+from loragrid.data.tokenizer_digest import tokenizer_digest
 from loragrid.models.cache import cache_folder, cached_folder
 from loragrid.models.loading import max_context
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Changes with the rule by which rows are split and turned into tokens, and with the format of the cache."""
 
 
@@ -82,7 +83,8 @@ class TokenRows:
 class TokenizedData:
     """All rows of an experiment.
 
-    test: has 0 rows if `num_test` is 0. skipped: reason -> number of rows that were read but not used. digest:
+    test: has 0 rows if `num_test` is 0. skipped: reason -> number of rows that were read but not used. notes:
+    name in `ROW_NOTES` -> number of used rows about which it was noticed. digest:
     identifies the tokens and groups of all splits. num_source_rows: number of rows in the train source. overlap: see
     `overlap_with_train`. made_from: what the rows depend on, such as the sources' digests. held_out_text: plain text
     with its own shapes; it is never cached.
@@ -94,6 +96,7 @@ class TokenizedData:
     skipped: dict[str, int]
     digest: str
     num_source_rows: int
+    notes: dict[str, int] = field(default_factory=dict)
     overlap: Mapping[str, int] = field(default_factory=dict)
     made_from: Mapping[str, Any] = field(default_factory=dict)
     held_out_text: TokenRows | None = None
@@ -126,6 +129,7 @@ def load_data(data: DataConfig, model: ModelConfig, tokenizer: "PreTrainedTokeni
         counts = {
             "skipped": dict(sorted(skipped.items())),
             "num_source_rows": sources["train"].rows.num_rows,
+            "notes": dict(Counter(note for rows in splits.values() for row in rows for note in row.tokens.notes)),
             "overlap": overlap_with_train(texts),
         }
         _save(folder, splits, int(tokenizer.pad_token_id), counts)
@@ -158,12 +162,12 @@ def batch_indices(num_rows: int, batch_size: int, seed: int, step: int) -> Tenso
 
 def _made_from(data: DataConfig, sources: Mapping[str, Source], tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     """Everything that the rows depend on, in words that an error message can name."""
-    settings = {"max_length", "num_train", "num_eval", "num_test", "loss_on"}
+    settings = {"max_length", "num_train", "num_eval", "num_test", "loss_on", "turns", "chat_template", "on_bad_row"}
     return {
         "format": FORMAT_VERSION,
         "transformers": importlib.metadata.version("transformers"),
         "sources": {split: source.rows.fingerprint for split, source in sources.items()},
-        "columns": {split: source.tokenizer.columns for split, source in sources.items()},
+        "columns": {split: dict(source.shape.columns) for split, source in sources.items()},
         "group_by": {split: source.group_by for split, source in sources.items()},
         "tokenizer": tokenizer_digest(tokenizer),
         **data.model_dump(mode="json", include=settings),

@@ -10,20 +10,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loragrid.data.bad_rows import BadRow, BadRowError
 from loragrid.data.groups import RowTexts, group_of, texts_of
+from loragrid.data.labelled_tokens import LabelledTokens
+from loragrid.data.shapes import Shape
 from loragrid.data.sources import RowSource
-from loragrid.data.tokenization import LabelledTokens, RowTokenizer
+from loragrid.data.tokenization import RowTokenizer
+from loragrid.trials.skip_reasons import BAD_ROW
 
 MOST_ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Rows, the tokenizer of their kind, and the column of their groups (None: see `group_of`)."""
+    """Rows, their shape, the tokenizer of their kind, and the column of their groups (None: see `group_of`).
+
+    skips_bad_rows: whether a row that is refused is skipped and counted.
+    """
 
     rows: RowSource
+    shape: Shape
     tokenizer: RowTokenizer
     group_by: str | None = None
+    skips_bad_rows: bool = False
+
+    def error_of(self, bad: BadRow, index: int) -> BadRowError:
+        """The error about row number `index`: source, row, column, fault and remedy."""
+        column = "" if bad.column is None else f", column {self.shape.own_name(bad.column)}"
+        remedy = "data.on_bad_row: skip leaves such rows out"
+        return BadRowError(f"{self.rows.title}: {self.rows.place(index)}{column}: {bad.what}; {remedy}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,21 +123,29 @@ class Deck:
     def _usable(self, indices: Sequence[int]) -> list[ChosenRow]:
         """The usable ones of these rows; the others are counted. Only rows of free groups are tokenized."""
         source, free = self.source, []
-        for index, row in zip(indices, source.rows.read(indices), strict=True):
-            group = self._groups[index] if self._are_read else self._group_of(row)
+        for index, read in zip(indices, source.rows.read(indices), strict=True):
+            row = source.shape.canonical(read)
+            group = self._groups[index] if self._are_read else self._group_of(read)
             if group in self._held.groups:
                 self._skipped[self._held.groups[group]] += 1
             else:
                 free.append((index, row, group))
-        tokenized = source.tokenizer.tokenize([row for _, row, _ in free], [index for index, _, _ in free])
         chosen = []
-        for tokens, (_, row, group) in zip(tokenized, free, strict=True):
-            if isinstance(tokens, str):
-                self._skipped[tokens] += 1
-            elif tokens.input_ids in self._held.rows:
-                self._skipped[self._held.rows[tokens.input_ids]] += 1
+        for found, (index, row, group) in zip(
+            source.tokenizer.tokenize([row for _, row, _ in free]), free, strict=True
+        ):
+            if isinstance(found, BadRow):
+                if not source.skips_bad_rows:
+                    raise source.error_of(found, index)
+                self._skipped[BAD_ROW] += 1
+            elif isinstance(found, str):
+                self._skipped[found] += 1
             else:
-                chosen.append(ChosenRow(tokens=tokens, group=group, texts=texts_of(row, source.tokenizer.columns)))
+                for tokens in found:
+                    if tokens.input_ids in self._held.rows:
+                        self._skipped[self._held.rows[tokens.input_ids]] += 1
+                    else:
+                        chosen.append(ChosenRow(tokens=tokens, group=group, texts=texts_of(row)))
         return chosen
 
     def _groups_within(self, share: float, first: set[int]) -> set[int]:
@@ -157,7 +180,8 @@ class Deck:
         return Counter(self._groups)
 
     def _group_of(self, row: Mapping[str, Any]) -> int:
-        return group_of(row, self.source.tokenizer.columns, self.source.group_by)
+        by = self.source.group_by
+        return group_of(self.source.shape.canonical(row), None if by is None else row.get(by))
 
 
 def permutation(num_rows: int, purpose: str) -> Tensor:

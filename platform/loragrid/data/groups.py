@@ -23,31 +23,30 @@ class RowTexts:
     answers: tuple[int, ...]
 
 
-def group_of(row: Mapping[str, Any], columns: Mapping[str, str], group_by: str | None) -> int:
-    """The row's group, a signed number of 64 bits. It depends on nothing but the row.
+def group_of(row: Mapping[str, Any], value: object = None) -> int:
+    """The group of a canonical row, a signed number of 64 bits. It depends on nothing but the row.
 
-    columns: canonical column -> the row's own. group_by: rows with an equal value in this column are one group; rows
-    without a value there, and all rows if it is None, are one group if their prompts are equal (of plain text: their
-    texts; of a chat: everything before the first answer).
+    value: what the row has in the column that names groups; rows with an equal value are one group. Rows without a
+    value are one group if their prompts are equal (of plain text: their texts; of a chat: everything before the first
+    answer).
     """
-    value = None if group_by is None else row.get(group_by)
     if value is None or value == "":
-        return _prompt_of(row, columns)
+        return _prompt_of(row)
     return text_digest(value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str))
 
 
-def texts_of(row: Mapping[str, Any], columns: Mapping[str, str]) -> RowTexts:
-    """The digests of a row's texts."""
-    if "messages" in columns:
-        messages = _messages(row.get(columns["messages"]))
+def texts_of(row: Mapping[str, Any]) -> RowTexts:
+    """The digests of a canonical row's texts."""
+    if "messages" in row:
+        messages = _messages(row["messages"])
         spoken: dict[str, list[int]] = {"user": [], "assistant": []}
         for message in messages:
             if message.get("role") in spoken and str(message.get("content", "")).strip():
                 spoken[message["role"]].append(text_digest(str(message["content"])))
-        return RowTexts(_prompt_of(row, columns), tuple(spoken["user"]), tuple(spoken["assistant"]))
-    if "text" in columns:
-        return RowTexts(None, (), (text_digest(str(row.get(columns["text"]))),))
-    prompt, completion = (text_digest(str(row.get(columns[name]))) for name in ("prompt", "completion"))
+        return RowTexts(_prompt_of(row), tuple(spoken["user"]), tuple(spoken["assistant"]))
+    if "text" in row:
+        return RowTexts(None, (), (text_digest(str(row["text"])),))
+    prompt, completion = (text_digest(str(row.get(name))) for name in ("prompt", "completion"))
     return RowTexts(prompt, (prompt,), (completion,))
 
 
@@ -57,11 +56,11 @@ def text_digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big", signed=True)
 
 
-def _prompt_of(row: Mapping[str, Any], columns: Mapping[str, str]) -> int:
-    if "messages" in columns:
-        opening = _before_first_answer(_messages(row.get(columns["messages"])))
+def _prompt_of(row: Mapping[str, Any]) -> int:
+    if "messages" in row:
+        opening = _before_first_answer(_messages(row["messages"]))
         return text_digest(json.dumps(opening, sort_keys=True, default=str, ensure_ascii=False))
-    return text_digest(str(row.get(columns["text" if "text" in columns else "prompt"])))
+    return text_digest(str(row.get("text" if "text" in row else "prompt")))
 
 
 def _before_first_answer(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ def data_figures(data: TokenizedData) -> dict[str, float]:
         "data/kept_apart_rows": num_apart,
         **{f"data/skipped_{name}": count for name, count in skipped.items()},
         **{f"data/kept_apart_{name}": count for name, count in apart.items()},
+        **{f"data/noted_{name}": count for name, count in data.notes.items()},
         **{f"data/{name}": count for name, count in data.overlap.items()},
         "data/train_tokens": int(data.train.num_tokens.sum()),
         "data/train_labels": data.train.num_labels,

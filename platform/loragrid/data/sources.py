@@ -56,6 +56,10 @@ class RowSource:
         """The beginning of an error message about these rows."""
         return f"{self.key}: {self.name}"
 
+    def place(self, index: int) -> str:
+        """Where row number `index` stands in the source, for an error message."""
+        return f"row {index + 1}"
+
 
 def open_train_rows(data: DataConfig) -> RowSource:
     """Open the rows that `data.name` names."""

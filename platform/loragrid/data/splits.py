@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from loragrid.config.experiment import DataConfig
 from loragrid.data.deck import ChosenRow, Deck, Held, Source
+from loragrid.data.shapes import recognise
 from loragrid.data.sources import (
     RowSource,
-    find_columns,
     find_group_column,
     open_eval_rows,
     open_test_rows,
@@ -39,15 +39,7 @@ def open_sources(data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> dict
         ValueError: rows that cannot be found or read, or wrong columns.
     """
     opened = {"train": open_train_rows(data), "evaluation": open_eval_rows(data), "test": open_test_rows(data)}
-    return {
-        split: Source(
-            rows=rows,
-            tokenizer=_row_tokenizer(rows, data, tokenizer),
-            group_by=find_group_column(rows, data.group_by),
-        )
-        for split, rows in opened.items()
-        if rows is not None
-    }
+    return {split: _source(rows, data, tokenizer) for split, rows in opened.items() if rows is not None}
 
 
 def choose_rows(data: DataConfig, sources: Mapping[str, Source], skipped: Counter[str]) -> dict[str, list[ChosenRow]]:
@@ -85,15 +77,16 @@ def choose_rows(data: DataConfig, sources: Mapping[str, Source], skipped: Counte
     return {"train": train, **splits}
 
 
-def _row_tokenizer(rows: RowSource, data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> RowTokenizer:
+def _source(rows: RowSource, data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> Source:
     if rows.num_rows == 0:
         raise ValueError(f"{rows.title}: has no rows")
-    return RowTokenizer(
-        tokenizer,
-        find_columns(rows, data.columns),
-        max_length=data.max_length,
-        loss_on=data.loss_on,
-        title=rows.title,
+    shape = recognise(rows, data.columns)
+    return Source(
+        rows=rows,
+        shape=shape,
+        tokenizer=RowTokenizer(tokenizer, shape, data, title=rows.title),
+        group_by=find_group_column(rows, data.group_by),
+        skips_bad_rows=data.on_bad_row == "skip",
     )
 
 

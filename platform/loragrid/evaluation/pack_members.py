@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from loragrid.data.dataset import pad_rows
-from loragrid.data.tokenization import LabelledTokens
+from loragrid.data.labelled_tokens import LabelledTokens
 from loragrid.evaluation.generation import Decoding, generate
 from loragrid.evaluation.kept_answers import KeptAnswers
 from loragrid.models.sharding import is_sharded

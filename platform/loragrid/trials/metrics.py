@@ -1,6 +1,7 @@
 """Lists every MLflow metric key of a trial and of a sweep with meaning and unit, and writes the note for MLflow."""
 
 from loragrid.tasks.discovery import task_figures
+from loragrid.trials.row_notes import ROW_NOTES
 from loragrid.trials.skip_reasons import KEPT_APART, UNUSABLE
 
 # The keys are the same for every method, because MLflow's comparison page aligns runs by key.
@@ -90,6 +91,7 @@ _DATA_METRICS: dict[str, str] = {
     "data/kept_apart_rows": "usable rows that belong to no split, because an earlier split has them or their group",
     **{f"data/skipped_{name}": f"rows skipped because: {reason}" for name, reason in UNUSABLE.items()},
     **{f"data/kept_apart_{name}": f"rows kept apart because: {reason}" for name, reason in KEPT_APART.items()},
+    **{f"data/noted_{name}": f"used rows that {what}" for name, what in ROW_NOTES.items()},
     **{
         f"data/{split}_{name}": words.format(rows=_SPLITS[split])
         for split in ("eval", "test")

@@ -8,6 +8,7 @@ UNUSABLE: dict[str, str] = {
     "empty_completion": "empty completion",
     "empty_messages": "empty messages",
     "empty_text": "empty text",
+    "bad_row": "not as its source or its columns promise",
 }
 """Name -> reason for which a row cannot be trained or scored. The other rows may differ from these rows in kind."""
 
@@ -22,6 +23,7 @@ KEPT_APART: dict[str, str] = {
 TOO_LONG = UNUSABLE["too_long"]
 WITHOUT_LABELS = UNUSABLE["without_labels"]
 REWRITTEN = UNUSABLE["rewritten"]
+BAD_ROW = UNUSABLE["bad_row"]
 
 
 def empty(column: str) -> str:
