@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from loragrid.config.experiment import ModelConfig
+from loragrid.models.attention import use_causal_attention
 from loragrid.models.base_files import (
     base_config,
     companion_files,
@@ -87,6 +88,17 @@ def test_configs_differ_from_the_bases_in_their_type_only(family: str, dtype: An
     ids = torch.arange(8).unsqueeze(0)
     with torch.no_grad():
         assert torch.equal(loaded(input_ids=ids).logits, base(input_ids=ids).logits)
+
+
+def test_nothing_of_the_training_attention_is_written(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    base = load_base(ModelConfig(name=str(tiny_llama_dir), dtype="float32"))
+    assert use_causal_attention(base, torch.arange(8).unsqueeze(0)) == ""
+    base.save_pretrained(tmp_path)
+    complete_model_folder(tmp_path, None, None)
+    text = "".join(path.read_text() for path in tmp_path.glob("*.json"))
+    assert "attn_implementation" not in text
+    assert "loragrid" not in text
+    assert "use_cache" not in (tmp_path / "config.json").read_text()
 
 
 def test_a_config_of_another_model_is_not_taken() -> None:
