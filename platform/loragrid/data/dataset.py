@@ -87,7 +87,8 @@ class TokenizedData:
     name in `ROW_NOTES` -> number of used rows about which it was noticed. digest:
     identifies the tokens and groups of all splits. num_source_rows: number of rows in the train source. overlap: see
     `overlap_with_train`. made_from: what the rows depend on, such as the sources' digests. held_out_text: plain text
-    with its own shapes; it is never cached.
+    with its own shapes; it is never cached. chat_template: the text of the template that `data.chat_template` chose,
+    which exports need; None if the rows use the tokenizer's default.
     """
 
     train: TokenRows
@@ -100,6 +101,7 @@ class TokenizedData:
     overlap: Mapping[str, int] = field(default_factory=dict)
     made_from: Mapping[str, Any] = field(default_factory=dict)
     held_out_text: TokenRows | None = None
+    chat_template: str | None = None
 
 
 def load_data(data: DataConfig, model: ModelConfig, tokenizer: "PreTrainedTokenizerBase") -> TokenizedData:

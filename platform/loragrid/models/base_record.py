@@ -53,6 +53,11 @@ class BaseDifference:
         """Whether the tokenizer may be another one."""
         return self.part not in (WEIGHTS, CONFIG)
 
+    @property
+    def concerns_tokenizer_only(self) -> bool:
+        """Whether weights and config are the same."""
+        return self.part not in (WEIGHTS, CONFIG, ANY_PART)
+
 
 def record_base(model: ModelConfig) -> BaseRecord:
     """The record of a base as it is now. The first call for a folder reads its files completely.

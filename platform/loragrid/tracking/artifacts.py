@@ -15,13 +15,13 @@ from mlflow.exceptions import MlflowException
 from safetensors import SafetensorError
 
 from loragrid.config.local_path import local_path, reason_of
-from loragrid.tracking.exporters import EXPORTERS, Kind, Request, kind_of
+from loragrid.tracking.exporters import EXPORTERS, FOLDER, Kind, Request, kind_of
 from loragrid.tracking.recorded_base import BaseNotFoundError, FoundBase, RecordedBase, find_base
 from loragrid.tracking.search import search_experiments
 from loragrid.trials.tags import REASON_TAG, TRIAL_TAG
 
 ADAPTER_ARTIFACT = "adapter"
-PROVENANCE = "loragrid.json"
+PROVENANCE = "provenance.json"
 """The file of an export that says where it comes from."""
 
 
@@ -77,7 +77,7 @@ def export_run(
     with _written_beside(folder) as unfinished:
         target = unfinished / "export"
         written = exporter.write(request, _download(client, run, unfinished / "stored"), target)
-        snippet = written.snippet.replace("{folder}", str(folder))
+        snippet = written.snippet.replace(FOLDER, json.dumps(str(folder)))
         export = Export(kind=kind, folder=folder, what=written.what, snippet=snippet, notices=notices)
         _write_provenance(target, request, export)
         target.rename(folder)

@@ -19,6 +19,7 @@ from loragrid.tracking.recorded_base import FORCE, FoundBase, RecordedBase, refu
 from loragrid.worker.export import ADAPTER_CONFIG, complete_model_folder, export_merged, num_adapted_layers
 from loragrid_methods import get_method
 
+FOLDER = "{folder}"
 Kind = Literal["adapter", "merged model", "full model"]
 
 
@@ -49,7 +50,7 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """What was written, in words, and three lines of Python that load it, with `{folder}` for the folder."""
+    """What was written, in words, and three lines of Python that load it, with `FOLDER` for the folder's text."""
 
     what: str
     snippet: str
@@ -102,13 +103,14 @@ class AdapterExporter:
             if template is not None:
                 set_chat_template(folder, template)
         revision = f', revision="{recorded.record.commit}"' if recorded.record.commit is not None else ""
-        base_arguments = f'"{request.base_source}"{revision}, dtype="{recorded.model.dtype}"{request.code_argument}'
-        tokenizer = '"{folder}"' if has_tokenizer else f'"{request.base_source}"{revision}'
+        source = json.dumps(request.base_source) + revision
+        base_arguments = f'{source}, dtype="{recorded.model.dtype}"{request.code_argument}'
+        tokenizer = FOLDER if has_tokenizer else source
         return Written(
             what=f"{config['peft_type']} on {count_of(num_adapted_layers(folder), 'layer')}",
             snippet="from peft import PeftModel; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
             f"base = AutoModelForCausalLM.from_pretrained({base_arguments})\n"
-            'model = PeftModel.from_pretrained(base, "{folder}"); '
+            f"model = PeftModel.from_pretrained(base, {FOLDER}); "
             f"tokenizer = AutoTokenizer.from_pretrained({tokenizer}{request.code_argument})",
         )
 
@@ -180,8 +182,8 @@ def _whole_model(request: Request) -> Written:
     return Written(
         what=f"weights in {request.recorded.model.dtype}",
         snippet="from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        f'model = AutoModelForCausalLM.from_pretrained("{{folder}}", dtype="auto"{code})\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{{folder}}"{code})',
+        f'model = AutoModelForCausalLM.from_pretrained({FOLDER}, dtype="auto"{code})\n'
+        f"tokenizer = AutoTokenizer.from_pretrained({FOLDER}{code})",
     )
 
 
