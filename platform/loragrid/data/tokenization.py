@@ -107,9 +107,7 @@ class FramedRow:
         self._frame = TextFrame(tokenizer)
         self._unknown, self._unknown_text = tokenizer.unk_token_id, str(tokenizer.unk_token)
 
-    def __call__(
-        self, text: str, decoded: str, prompt: tuple[int, ...], completion: tuple[int, ...]
-    ) -> LabelledTokens:
+    def __call__(self, text: str, decoded: str, prompt: tuple[int, ...], completion: tuple[int, ...]) -> LabelledTokens:
         """The row of a text, with what was noticed about it; the completion is its label.
 
         text: the whole text. decoded: what its tokens decode to. prompt, completion: tokens, without added ones.
@@ -131,7 +129,7 @@ class FramedRow:
             notes.append("special_tokens_read")
         if self._unknown in inside and self._unknown_text not in text:
             notes.append("unknown_characters")
-        elif decoded not in (text, f" {text}"):  # many tokenizers put a blank before every text
+        elif decoded.removeprefix(" ") != text.removeprefix(" "):  # many put a blank before every text
             notes.append("text_altered")
         start = (*self._frame.start, *prompt)
         ids = (*start, *body, *end)
