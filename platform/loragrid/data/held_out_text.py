@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 def held_out_pieces(data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> list[tuple[int, ...]]:
     """The first `num_forgetting` pieces (null: all) of at most `max_length` tokens; empty without a text.
 
-    Every text is cut without overlap. A start token that a text holds itself is not added again. A last piece of one token is left out, because it has no token to predict.
+    Every text is cut without overlap. A start token that a text holds itself is not added again. A last piece of one
+    token is left out, because it has no token to predict.
 
     Raises:
         ValueError: the text cannot be read, or has too few pieces.
