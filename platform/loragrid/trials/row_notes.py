@@ -2,7 +2,10 @@
 
 ROW_NOTES: dict[str, str] = {
     "start_not_doubled": "begin with the tokenizer's start token in their own text; it is not added again",
-    "end_not_doubled": "end with the end token in their own text; it is not added again",
+    "end_not_doubled": "end with an end token in their own text; none is added, and white space behind it is left out",
+    "special_tokens_read": "hold the text of special tokens elsewhere, which is read as these tokens",
+    "unknown_characters": "hold characters for which the tokenizer has only its unknown token",
+    "text_altered": "decode to another text than their own, because the tokenizer normalises text",
     "boundary_moved": "would be cut into other tokens if prompt and completion were tokenized as one text",
     "last_turn_only": "have earlier turns that the chat template renders differently later; only the last is learnt",
     "turns_separated": "are one answered turn of a longer conversation, which was made into one row for each turn",
