@@ -167,6 +167,7 @@ def _made_from(data: DataConfig, sources: Mapping[str, Source], tokenizer: "PreT
         "format": FORMAT_VERSION,
         "transformers": importlib.metadata.version("transformers"),
         "sources": {split: source.rows.fingerprint for split, source in sources.items()},
+        "shapes": {split: source.shape.described for split, source in sources.items()},
         "columns": {split: dict(source.shape.columns) for split, source in sources.items()},
         "group_by": {split: source.group_by for split, source in sources.items()},
         "tokenizer": tokenizer_digest(tokenizer),

@@ -36,7 +36,8 @@ def open_sources(data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> dict
     """Split -> source; a split without its own source takes its rows out of the train source.
 
     Raises:
-        ValueError: rows that cannot be found or read, or wrong columns.
+        ValueError: rows that cannot be found or read, or columns without a known shape.
+        BadRowError: a row is broken, and `data.on_bad_row` does not skip it.
     """
     opened = {"train": open_train_rows(data), "evaluation": open_eval_rows(data), "test": open_test_rows(data)}
     return {split: _source(rows, data, tokenizer) for split, rows in opened.items() if rows is not None}
@@ -80,14 +81,18 @@ def choose_rows(data: DataConfig, sources: Mapping[str, Source], skipped: Counte
 def _source(rows: RowSource, data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> Source:
     if rows.num_rows == 0:
         raise ValueError(f"{rows.title}: has no rows")
-    shape = recognise(rows, data.columns)
-    return Source(
+    shape = recognise(rows, data)
+    source = Source(
         rows=rows,
         shape=shape,
         tokenizer=RowTokenizer(tokenizer, shape, data, title=rows.title),
         group_by=find_group_column(rows, data.group_by),
         skips_bad_rows=data.on_bad_row == "skip",
     )
+    if rows.broken and not source.skips_bad_rows:
+        index = min(rows.broken)
+        raise source.error_of(rows.broken[index], index)
+    return source
 
 
 def _draw(decks: Mapping[str, Deck], split: str, num_wanted: int, skipped: Counter[str]) -> list[ChosenRow]:
