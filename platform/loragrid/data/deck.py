@@ -57,12 +57,6 @@ class Source:
         noticed = self.rows.notes.get(index)
         return tokens if noticed is None else replace(tokens, notes=(*tokens.notes, noticed))
 
-    def error_of(self, bad: BadRow, index: int) -> BadRowError:
-        """The error about row number `index`: source, row, column, fault and remedy."""
-        column = "" if bad.column is None else f", column {self.shape.own_name(bad.column)}"
-        remedy = "mend the row, or set data.on_bad_row: skip, which leaves such rows out and counts them"
-        return BadRowError(f"{self.rows.title}: {self.rows.place(index)}{column}: {bad.what}; {remedy}")
-
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenRow:
@@ -149,7 +143,7 @@ class Deck:
                 num_read += 1
                 if isinstance(outcome, BadRow):
                     if not self.source.skips_bad_rows:
-                        raise self.source.error_of(outcome, index)
+                        raise row_error(self.source.rows, index, outcome, self.source.shape)
                     self._skipped[outcome.reason] += 1
                     continue
                 usable = [part for part in outcome if isinstance(part, ChosenRow)]
@@ -221,6 +215,19 @@ class Deck:
     @cached_property
     def _sizes(self) -> Counter[int]:
         return Counter(self._groups)
+
+
+def row_error(
+    rows: RowSource, index: int, bad: BadRow, shape: Shape | None = None, *, can_skip: bool = True
+) -> BadRowError:
+    """The error about row number `index`: source, place, column, fault and remedy.
+
+    can_skip: whether there are rows that are not broken.
+    """
+    own = bad.column if shape is None or bad.column is None else shape.own_name(bad.column)
+    column = "" if own is None else f", column {own}"
+    remedy = "mend the row, or leave such rows out with data.on_bad_row: skip" if can_skip else "every row is like this"
+    return BadRowError(f"{rows.title}: {rows.place(index)}{column}: {bad.what}; {remedy}")
 
 
 def permutation(num_rows: int, purpose: str) -> Tensor:

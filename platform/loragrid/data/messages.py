@@ -128,7 +128,8 @@ def _message(message: object) -> dict[str, Any] | str:
     if name in CALLS:
         return _call(found)
     if name not in _ROLE_OF:
-        return f"unknown role {shown(found['role'])}; allowed: {', '.join([*_ROLE_OF, *CALLS])}"
+        others = "and their usual other names, such as human and gpt"
+        return f"unknown role {shown(found['role'])}; allowed: {', '.join([*ROLES, *CALLS])}, {others}"
     found["role"] = _ROLE_OF[name]
     older = found.pop("function_call", None)
     if older:

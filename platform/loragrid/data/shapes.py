@@ -79,7 +79,7 @@ def recognise(source: RowSource, data: DataConfig) -> Shape:
         ways = " or ".join(_yaml(example) for example in examples if example)
         raise ValueError(
             f"{source.title}: its rows are read as {shape.name}, without the column {shown_columns([column])}, which "
-            f"{why}; data.columns says what is meant, for example {ways}, or remove the column"
+            f"{why}; name the columns to use, for example data.columns: {ways}, or remove the column"
         )
     if source.group_by is not None:
         unused = tuple(column for column in unused if column != source.group_by)
@@ -152,7 +152,7 @@ def _chosen(source: RowSource, found: Mapping[str, Sequence[Shape]], name: str |
     if not shapes:
         raise ValueError(
             f"{source.title}: has the columns {shown_columns(source.columns)}; {_allowed()}, or a shape of "
-            f"data.shape; data.columns maps other names{_suggested(source.columns)}"
+            f"data.shape; data.columns maps other names{_suggested(source)}"
         )
     return shapes[0]
 
@@ -194,16 +194,21 @@ def _pair(question: str, answer: str) -> Shape:
     return Shape(name=f"{question} and {answer}", columns={"prompt": question, "completion": answer})
 
 
-def _suggested(columns: Sequence[str]) -> str:
+def _suggested(source: RowSource) -> str:
     """What may be meant, as the rest of a sentence: names in other letters, or a file without its first line."""
-    lower = {column.strip().lower(): column for column in columns}
+    lower = {column.strip().lower(): column for column in source.columns}
+    preferred = [lower[name] for name in ("chosen", "preferred_output") if name in lower]
+    if preferred:
+        kind = {"prompt": lower["prompt"], "completion": preferred[0]} if "prompt" in lower else None
+        way = _yaml(kind or {"messages": preferred[0]})
+        return f" (a pair of answers to choose between is not learnt; the better one is with data.columns: {way})"
     names = [{"messages": lower[name]} for name in CHATS if name in lower]
     asked, answered = ([lower[name] for name in known if name in lower] for known in (QUESTIONS, ANSWERS))
     names += [{"prompt": asked[0], "completion": answered[0]}] if asked and answered else []
     names += [{"text": lower["text"]}] if "text" in lower else []
     if names:
         return f" (capital letters count), for example {_yaml(names[0])}"
-    if any(len(column.split()) > 3 for column in columns):
+    if source.name.lower().endswith(".csv"):
         return "; if these are values of a row, the file lacks its first line with the names of the columns"
     return ""
 

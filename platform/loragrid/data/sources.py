@@ -148,7 +148,7 @@ def _read_file(key: str, name: str, formats: dict[str, Callable[[Path], FileRows
 
 
 def _not_local(key: str, name: str, formats: Mapping[str, object]) -> str:
-    return f"{key}: {name}: not a local {_one_of(tuple(formats))} file{remedy_for(Path(name))}"
+    return f"{key}: {name}: not a local {_one_of(tuple(formats))} file{remedy_for(local_path(key, name))}"
 
 
 def _fingerprint(path: Path) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from loragrid.config.experiment import DataConfig
-from loragrid.data.deck import ChosenRow, Deck, Held, Source
+from loragrid.data.deck import ChosenRow, Deck, Held, Source, row_error
 from loragrid.data.shapes import recognise
 from loragrid.data.sources import (
     RowSource,
@@ -81,18 +81,18 @@ def choose_rows(data: DataConfig, sources: Mapping[str, Source], skipped: Counte
 def _source(rows: RowSource, data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> Source:
     if rows.num_rows == 0:
         raise ValueError(f"{rows.title}: has no rows")
+    skips_bad_rows = data.on_bad_row == "skip"
+    if rows.broken and (not skips_bad_rows or len(rows.broken) == rows.num_rows):
+        index = min(rows.broken)
+        raise row_error(rows, index, rows.broken[index], can_skip=len(rows.broken) < rows.num_rows)
     shape = recognise(rows, data)
-    source = Source(
+    return Source(
         rows=rows,
         shape=shape,
         tokenizer=RowTokenizer(tokenizer, shape, data, title=rows.title),
         group_by=find_group_column(rows, data.group_by),
-        skips_bad_rows=data.on_bad_row == "skip",
+        skips_bad_rows=skips_bad_rows,
     )
-    if rows.broken and not source.skips_bad_rows:
-        index = min(rows.broken)
-        raise source.error_of(rows.broken[index], index)
-    return source
 
 
 def _draw(decks: Mapping[str, Deck], split: str, num_wanted: int, skipped: Counter[str]) -> list[ChosenRow]:

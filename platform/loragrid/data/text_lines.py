@@ -32,13 +32,13 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
             line = file.readline(MAX_LINE_BYTES + 1)
             if not line:
                 return
-            if number == 1:
-                _check_encoding(line)
             if len(line) > MAX_LINE_BYTES:
                 raise ValueError(
                     f"line {number} is longer than {MAX_LINE_BYTES // 2**20} MiB; allowed: one row a line, each of at "
                     "most that size (longer text in several rows)"
                 )
+            if number == 1:
+                _check_encoding(line)
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
