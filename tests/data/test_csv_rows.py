@@ -64,7 +64,11 @@ def test_a_file_that_can_be_read_in_two_ways_is_refused(tmp_path: Path, content:
 @pytest.mark.parametrize(
     ("content", "line", "what"),
     [
-        (HEADER + "a,b,c\nd,e\n", 2, "has 3 fields, but line 1 names 2 columns; a field with a comma must be in quotes"),
+        (
+            HEADER + "a,b,c\nd,e\n",
+            2,
+            "has 3 fields, but line 1 names 2 columns; a field with a comma must be in quotes",
+        ),
         (HEADER + "d,e,f\n" * 3, 2, "has 3 fields"),
         (HEADER + "d,e\n\n" + "a,b,c\n", 4, "has 3 fields"),
         (HEADER + '"d\n\nd",e\n' + "a\n", 5, "has 1 field, but line 1 names 2 columns"),

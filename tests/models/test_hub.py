@@ -122,7 +122,8 @@ def test_what_the_hub_does_not_have_is_refused(hub: str, tmp_path: Path) -> None
     )
     answers, chatter = ask(hub, tmp_path, *lines)
     model = "unknown model: not an embedded name (smollm2-135m-instruct), not a local folder, and on the hub: "
-    data = "unknown data: not an embedded name (chitchat), not a local .jsonl, .json, .csv or .parquet file, and on the hub: "
+    files = ".jsonl, .json, .csv or .parquet"
+    data = f"unknown data: not an embedded name (chitchat), not a local {files} file, and on the hub: "
     assert answers == [
         f"model.name: tiny/llama: {model}the hub has no revision v2 of it",
         f"model.name: tiny/absent: {model}the hub has no such model, or your account has no access to it",

@@ -178,11 +178,9 @@ def _completed(shape: Shape, columns: Sequence[str], rows: Sequence[Mapping[str,
 
 
 def _are_chats(values: Sequence[object]) -> bool:
-    """Whether prompts and completions are messages: all that have a value, if they are JSON in text columns."""
+    """Whether prompts and completions are messages: most of those that have a value, so that no bad row decides it."""
     given = [value for value in values if value]
-    return any(isinstance(value, (list, dict)) for value in given) or (
-        bool(given) and all(holds_messages(value) for value in given)
-    )
+    return 2 * sum(holds_messages(value) for value in given) > len(given)
 
 
 def _without(convert: Convert, names: Sequence[str]) -> Convert:

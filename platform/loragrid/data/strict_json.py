@@ -30,7 +30,7 @@ def _parse(decode: Any, *args: Any) -> Any:
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except json.JSONDecodeError as error:  # its line is one of the text, not of a file
-        raise ValueError(f"{error.msg.removesuffix(" at")} at character {error.colno}") from error
+        raise ValueError(f"{error.msg.removesuffix(' at')} at character {error.colno}") from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
