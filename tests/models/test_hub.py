@@ -78,7 +78,8 @@ def test_what_the_hub_does_not_have_is_refused(hub: str, tmp_path: Path) -> None
     answers, chatter = ask(hub, tmp_path, *lines)
     embedded = "unknown model: not an embedded name (smollm2-135m-instruct)"
     here = f"{embedded}, not a local folder ({Path.cwd()}/tiny/"
-    data = "unknown data: not an embedded name (chitchat), not a local .jsonl, .csv or .parquet file, and on the hub: "
+    files = ".jsonl, .json, .csv or .parquet"
+    data = f"unknown data: not an embedded name (chitchat), not a local {files} file, and on the hub: "
     assert answers == [
         f"model.name: tiny/llama: {here}llama), and on the hub: the hub has no revision v2 of it",
         f"model.name: tiny/absent: {here}absent), and on the hub: "

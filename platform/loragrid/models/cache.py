@@ -10,6 +10,7 @@ from typing import TypeVar
 from filelock import FileLock
 
 from loragrid.config.local_path import local_path
+
 Content = TypeVar("Content")
 
 
