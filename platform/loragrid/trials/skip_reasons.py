@@ -7,6 +7,7 @@ UNUSABLE: dict[str, str] = {
     "empty_prompt": "empty prompt",
     "empty_completion": "empty completion",
     "empty_messages": "empty messages",
+    "empty_turns": "chats whose turns of the assistant are empty",
     "empty_text": "empty text",
     "bad_row": "not as its source or its columns promise",
 }
@@ -21,6 +22,7 @@ KEPT_APART: dict[str, str] = {
 """Name -> reason for which a usable row belongs to no split: an earlier split has the row or its group."""
 
 TOO_LONG = UNUSABLE["too_long"]
+EMPTY_TURNS = UNUSABLE["empty_turns"]
 WITHOUT_LABELS = UNUSABLE["without_labels"]
 REWRITTEN = UNUSABLE["rewritten"]
 BAD_ROW = UNUSABLE["bad_row"]
