@@ -94,12 +94,14 @@ def _template_file(chosen: str, names: Sequence[str]) -> str:
 class Opening:
     """What stands between a question and its answer.
 
-    is_given: whether `add_generation_prompt` changes what the template renders. prompt: the generation prompt, up to
+    is_known: whether a trial chat has shown it. is_given: whether `add_generation_prompt` changes what the template
+    renders. prompt: the generation prompt, up to
     characters that it shares with the end of a chat. header: the role header that a template without a generation
     prompt writes before an answer; it is part of the prompt. always: the header that a template writes after every
     chat, asked or not.
     """
 
+    is_known: bool = False
     is_given: bool = False
     prompt: str = ""
     header: str = ""
@@ -169,7 +171,7 @@ class ChatTemplate:
 
     @cached_property
     def opening(self) -> Opening:
-        """Found with a trial chat of one question and one answer; empty if the template refuses it."""
+        """Found with a trial chat of one question and one answer."""
         question, answer = self.trial("user", QUESTION), self.trial("assistant", ANSWER)
         try:
             asked, plain = self.render([question], asks=True), self.render([question])
@@ -180,15 +182,15 @@ class ChatTemplate:
         if not found or QUESTION not in asked:
             return Opening(is_given=asked != plain)
         if asked != plain:
-            return Opening(is_given=True, prompt=asked[len(commonprefix([asked, plain])) :])
-        end = asked.rpartition(QUESTION)[2]
-        added = before.rpartition(QUESTION)[2].removeprefix(end)
-        if before == asked and (shared := _common_suffix(end, after)).strip():
+            return Opening(is_known=True, is_given=True, prompt=asked[len(commonprefix([asked, plain])) :])
+        if before == asked and (shared := _common_suffix(asked.rpartition(QUESTION)[2], after)).strip():
             first = self.token.search(after)
             header = after[first.end() :] if first else shared
-            return Opening(always=header, prompt=header)
+            return Opening(is_known=True, prompt=header, always=header)
+        added = before.removeprefix(asked)
         # Blanks before an answer are written by the model; anything else is the header of its role.
-        return Opening(header=added, prompt=added) if added.strip() and before == asked + added else Opening()
+        header = added if added.strip() else ""
+        return Opening(is_known=True, prompt=header, header=header) if before.startswith(asked) else Opening()
 
     @cached_property
     def needs_parts(self) -> bool:

@@ -138,9 +138,9 @@ class TurnFinder:
     def _check_start(self, between: str, before: Messages, tools: Tools, prompt: str) -> None:
         """Refuse an answer before which stands what may be the header of its role."""
         opening = self.template.opening
-        if not between.strip() or opening.is_given or not before:
+        if not between.strip() or opening.is_known or not before:
             return
-        if opening.header or self.template.render(before, tools) == prompt:
+        if self.template.render(before, tools) == prompt:
             raise ChatRefusedError(
                 f"the chat template writes {between!r} before the answer, but renders no generation prompt: whether the "
                 f"model or the template writes it cannot be told; {OTHER_TEMPLATE}"
@@ -217,6 +217,8 @@ def end_of_turn(after: str, continued: str | None, template: ChatTemplate) -> tu
 def _opening_of_chat(text: str, first: int, template: ChatTemplate) -> str:
     """The prompt of a chat that begins with the assistant: everything up to the end of the generation prompt."""
     prompt = template.opening.prompt
+    if template.opening.is_known and not prompt:  # answers have no header
+        return text[:first].rstrip()
     place = text.rfind(prompt, 0, first) if prompt else -1
     if place < 0:
         raise ChatRefusedError(

@@ -88,7 +88,9 @@ def find_tool_form(messages: Messages, tools: Tools, template: ChatTemplate) -> 
             return form
     if without_arguments:
         return without_arguments[0]
-    raise ChatRefusedError(f"message {number + 1}: {faults[0]}; data.chat_template can name another template")
+    # What the template does not write says more than what it cannot read in one of the forms.
+    fault = next((fault for fault in faults if " does not " in fault), faults[0])
+    raise ChatRefusedError(f"message {number + 1}: {fault}; data.chat_template can name another template")
 
 
 def _is_written(rendered: str) -> bool:

@@ -7,7 +7,7 @@ ROW_NOTES: dict[str, str] = {
     "unknown_characters": "hold characters for which the tokenizer has only its unknown token",
     "text_altered": "decode to another text than their own, because the tokenizer normalises text",
     "boundary_moved": "would be cut into other tokens if prompt and completion were tokenized as one text",
-    "last_turn_only": "have earlier turns that the chat template renders differently later; only the last is learnt",
+    "last_turn_only": "have earlier turns that the chat template does not render as it renders a last one; only the last is learnt",
     "turns_separated": "are one answered turn of a longer conversation, which was made into one row for each turn",
     "end_left_out": "end with messages behind the last learnt turn; they are left out, because no label depends on them",
     "prompt_apart": "are learnt from the prompt of generation, which the chat template changes if an answer follows",
