@@ -23,7 +23,8 @@ class ChatTokenizer:
     Rows with tools use the tokenizer's template `tool_use` if it has one and `data.chat_template` is null.
 
     Raises:
-        ValueError: the tokenizer has no chat template, or not the one that `data.chat_template` names.
+        ValueError: the tokenizer has no chat template, or not the one that `data.chat_template` names, or that one
+            cannot be compiled.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", data: DataConfig, *, title: str) -> None:
@@ -38,6 +39,9 @@ class ChatTokenizer:
             raise ValueError(f"data.turns: {data.turns}: with data.loss_on: all every token is learnt; allowed: auto, all")
         self._data = data
         self._finders = {name: TurnFinder(ChatTemplate(tokenizer, text)) for name, text in texts.items()}
+        for finder in self._finders.values() if data.chat_template else ():
+            if fault := finder.template.syntax_error():
+                raise ValueError(f"data.chat_template: {data.chat_template}: cannot be read: {fault}")
         self._tokens = {name: ChatTokens(tokenizer, finder.template) for name, finder in self._finders.items()}
 
     def tokenize(self, rows: Sequence[Mapping[str, Any]]) -> list[Tokenized]:

@@ -124,12 +124,12 @@ def _read_message(
         raise ChatRefusedError(HALF_CHARACTERS)
     if "function_call" in read:  # OpenAI's older form of one tool call
         read["tool_calls"] = [{"type": "function", "function": read.pop("function_call")}]
-    if read["role"] == "function" and not template.mentions("function"):
+    if read["role"] == "function" and not template.names_role("function"):
         read["role"] = "tool"
-    if read["role"] == "developer" and not template.mentions("developer"):
+    if read["role"] == "developer" and not template.names_role("developer"):
         read["role"] = "system"
         notes.append("developer_as_system")
-    if read["role"] not in ROLES and not template.mentions(read["role"]):
+    if read["role"] not in ROLES and not template.names_role(read["role"]):
         raise ChatRefusedError(
             f"message {number} has the unknown role {shown(read['role'])}; allowed: {', '.join(ROLES)}, and roles that "
             "the chat template names"

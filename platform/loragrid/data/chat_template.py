@@ -109,11 +109,7 @@ class Opening:
 
 
 class ChatTemplate:
-    """Renders chats with one template; it is the only place that does.
-
-    Raises:
-        ValueError: the template cannot be compiled.
-    """
+    """Renders chats with one template; it is the only place that does."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", text: str) -> None:
         self.tokenizer, self.source = tokenizer, text
@@ -129,6 +125,21 @@ class ChatTemplate:
     def mentions(self, word: str) -> bool:
         """Whether the template's source contains a word."""
         return re.search(rf"\b{re.escape(word)}\b", self.source) is not None
+
+    def syntax_error(self) -> str | None:
+        """Why the template cannot be compiled, on one line; None if it can."""
+        from jinja2 import TemplateSyntaxError
+
+        try:
+            self.render([{"role": "user", "content": QUESTION}])
+        except ChatRefusedError as error:
+            cause = error.__cause__
+            return f"line {cause.lineno}: {cause.message}" if isinstance(cause, TemplateSyntaxError) else None
+        return None
+
+    def names_role(self, role: str) -> bool:
+        """Whether the template's source names a role: the word in quotation marks, not as a subscript."""
+        return bool(role) and re.search(rf"(?<![\w\])]\[)['\"]{re.escape(role)}['\"]", self.source) is not None
 
     def render(self, messages: Messages, tools: Tools = None, *, asks: bool = False) -> str:
         """The chat as text; asks: with the generation prompt.
