@@ -1,5 +1,6 @@
 """The tokens that a tokenizer puts before and after a text; each is there once, also if the text holds it itself."""
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,8 @@ if TYPE_CHECKING:
 
 MOST_BLANK_TOKENS = 16
 """So many tokens of white space may be before a start token, or behind an end token, that a text holds itself."""
+
+BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 class TextFrame:
@@ -19,10 +22,10 @@ class TextFrame:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._backend = tokenizer.backend_tokenizer
-        self.start, added = _added_around(tokenizer)
+        self.start, self._behind = _added_around(tokenizer)
         self.special = special_ids(tokenizer)
         eos = tokenizer.eos_token_id
-        self.end = added if eos is None else (int(eos),)
+        self.end = self._behind if eos is None else (int(eos),)
         # A text may end with another end token, such as the end of a turn.
         no_ends = {tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.mask_token_id}
         self._ends = (self.special - no_ends - set(self.start)) | set(self.end)
@@ -47,14 +50,23 @@ class TextFrame:
                 return position + 1 if self._is_blank(ids[position + 1 :]) else None
         return None
 
+    def framed(self, ids: Sequence[int]) -> list[int]:
+        """The tokens of a text with what the tokenizer adds around every text, and nothing twice."""
+        behind = () if self.own_end(ids) is not None else self._behind
+        return [*self.start, *ids[self.own_start(ids) :], *behind]
+
     def _is_blank(self, ids: Sequence[int]) -> bool:
         return not str(self._backend.decode(list(ids), skip_special_tokens=False)).strip()
 
 
 def special_ids(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
-    """The ids of all special tokens: the named ones, and the added tokens that are marked as special."""
-    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return frozenset(added | {int(number) for number in tokenizer.all_special_ids if number is not None})
+    """The ids of all special tokens: the named ones, and the added tokens that are marked as special.
+
+    Tokens of single bytes are none, although some tokenizers mark them: they spell characters without a token.
+    """
+    added = tokenizer.added_tokens_decoder.items()
+    marked = {number for number, token in added if token.special and not BYTE.fullmatch(token.content)}
+    return frozenset(marked | {int(number) for number in tokenizer.all_special_ids if number is not None})
 
 
 def _added_around(tokenizer: "PreTrainedTokenizerBase") -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -34,6 +34,9 @@ class RowTokenizer:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", shape: Shape, data: DataConfig, *, title: str) -> None:
         if not tokenizer.is_fast:
             raise ValueError(f"model.name: {tokenizer.name_or_path}: it has no fast tokenizer, which LoraGrid needs")
+        if dropout := getattr(tokenizer.backend_tokenizer.model, "dropout", None):
+            what = f"its tokenizer cuts the same text otherwise at every call (dropout {dropout:g})"
+            raise ValueError(f"model.name: {tokenizer.name_or_path}: {what}; allowed: dropout null in tokenizer.json")
         self.shape, self._data = shape, data
         self._tokenizer: TokenizesRows
         if "messages" in shape.columns:
@@ -107,9 +110,7 @@ class FramedRow:
         self._frame = TextFrame(tokenizer)
         self._unknown, self._unknown_text = tokenizer.unk_token_id, str(tokenizer.unk_token)
 
-    def __call__(
-        self, text: str, decoded: str, prompt: tuple[int, ...], completion: tuple[int, ...]
-    ) -> LabelledTokens:
+    def __call__(self, text: str, decoded: str, prompt: tuple[int, ...], completion: tuple[int, ...]) -> LabelledTokens:
         """The row of a text, with what was noticed about it; the completion is its label.
 
         text: the whole text. decoded: what its tokens decode to. prompt, completion: tokens, without added ones.
@@ -131,7 +132,7 @@ class FramedRow:
             notes.append("special_tokens_read")
         if self._unknown in inside and self._unknown_text not in text:
             notes.append("unknown_characters")
-        elif decoded not in (text, f" {text}"):  # many tokenizers put a blank before every text
+        elif decoded not in (text, f" {text}", text.removeprefix(" ")):  # many add a blank first, or decode without it
             notes.append("text_altered")
         start = (*self._frame.start, *prompt)
         ids = (*start, *body, *end)

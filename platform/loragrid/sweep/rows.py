@@ -38,6 +38,7 @@ def tokenize(the_plan: Plan, console: Console) -> dict[tuple[ModelConfig, DataCo
             markup=False,
         )
         record = DataRecord.of(data_figures(data), data.skipped)
-        for sentence in (*record.group_sentences(), *record.overlap_sentences()):
+        remarks = [data.remark] if data.remark else []
+        for sentence in (*remarks, *record.group_sentences(), *record.note_sentences(), *record.overlap_sentences()):
             console.print(f"data {trial.data.name}: {sentence}", highlight=False, markup=False, soft_wrap=True)
     return tokenized
