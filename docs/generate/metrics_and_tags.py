@@ -31,6 +31,9 @@ OTHER_TAGS: dict[str, str] = {
     "loragrid.data.left_out": "rows that were read and not used, as JSON: reason -> number",
     "loragrid.data.made_from": "what the rows depend on, as JSON: digests of data and tokenizer, and the keys that "
     "split them; a sweep on other rows is not resumed",
+    "loragrid.model.location": "where the worker found the base: an absolute folder, a hub id, or a package",
+    "loragrid.model.files": "digests of the files of a base in a folder, as JSON; an export compares them",
+    "loragrid.model.config": "the config.json of a base in a folder; a merged export is written with it",
     "loragrid.reason": "why a trial failed or was stopped",
     "loragrid.out_of_memory": "set if the trial ran out of memory",
     "loragrid.rung": "the rung of successive halving at which the trial's setting was stopped",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from loragrid.config.experiment import ModelConfig
 from loragrid.config.local_path import local_path, reason_of
 from loragrid.formatting import count_of
+from loragrid.models.base_files import SMALL_FILES
 from loragrid.models.embedded import EMBEDDED_MODELS, converted_folder, source_sha256
 from loragrid.models.file_hash import remembered_sha256
 from loragrid.models.hub import NotOnHubError, resolve_commit
@@ -130,6 +131,23 @@ def model_digest(model: ModelConfig) -> str:
         if path.name == "config.json" or path.suffix == ".safetensors":
             digest.update(f"{path.name}:{remembered_sha256(path)}\n".encode())
     return f"sha256:{digest.hexdigest()}"
+
+
+def model_folder(model: ModelConfig) -> Path:
+    """The folder with the model's config, tokenizer and other small files; those of a hub model are fetched first.
+
+    Raises:
+        ValueError: the model is not found, or its files cannot be fetched.
+    """
+    source = _locate(model)
+    folder = Path(source.location)
+    if source.digest is None or folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    commit = source.digest.rpartition("@")[2]
+    with _named_failure(model, "its files cannot be fetched"):
+        return Path(snapshot_download(source.location, revision=commit, allow_patterns=list(SMALL_FILES)))
 
 
 def max_context(model: ModelConfig) -> int | None:
