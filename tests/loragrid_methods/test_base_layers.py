@@ -12,7 +12,7 @@ from loragrid_methods.stacks.targets import Targets
 from tests.support import odd_bases
 from tests.support.odd_bases import OddBase
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": 40,
     "hidden_size": 16,
     "intermediate_size": 32,
@@ -20,7 +20,7 @@ SMALL = {
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
 }
-EXPERTS = {"num_local_experts": 4, "num_experts": 4, "n_routed_experts": 4, "moe_intermediate_size": 8}
+EXPERTS: dict[str, Any] = {"num_local_experts": 4, "num_experts": 4, "n_routed_experts": 4, "moe_intermediate_size": 8}
 
 
 def roles(layers: BaseLayers, role: str) -> dict[str, str]:
@@ -130,7 +130,7 @@ def test_a_shared_experts_name_that_also_means_experts_is_refused() -> None:
 
 
 def vision_language_base() -> Any:
-    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.Gemma3Config(
         text_config=SMALL | {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]},
         vision_config=vision | {"image_size": 28, "patch_size": 14},

@@ -41,7 +41,8 @@ CASES: list[dict[str, Any]] = [
 
 
 def peft_config(settings: dict[str, Any]) -> LoraConfig:
-    return LoraConfig(**{key: [*value] if isinstance(value, tuple) else value for key, value in settings.items()})
+    given: dict[str, Any] = {key: [*value] if isinstance(value, tuple) else value for key, value in settings.items()}
+    return LoraConfig(**given)
 
 
 @pytest.mark.parametrize("settings", CASES, ids=str)

@@ -29,6 +29,9 @@ class OddBase(nn.Module):
             x = layer(x)
         return SimpleNamespace(logits=self.head(x))
 
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embedding
+
     def get_output_embeddings(self) -> nn.Linear:
         return self.head
 
