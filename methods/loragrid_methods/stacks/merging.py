@@ -13,6 +13,7 @@ COMMON_SETTINGS = frozenset(
         "peft_type",
         "target_modules",
         "base_model_name_or_path",
+        "revision",
         "task_type",
         "bias",
         "fan_in_fan_out",
