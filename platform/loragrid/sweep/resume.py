@@ -150,14 +150,16 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         "format": "LoraGrid's rule by which rows are split and turned into tokens",
         "sources": "the content of the data",
         "tokenizer": "the tokenizer",
-        "transformers": "the version of transformers",
+        "versions": "the versions of libraries",
+        "code": "LoraGrid's code that turns rows into tokens",
+        "files": "the content of files that the data section names",
     }
     found = [
-        f"{words.get(key, f'data.{key}')} ({before.get(key)} then, {now.get(key)} now)"
-        for key in {**before, **now}
-        if before.get(key) != now.get(key)
+        f"{words.get(key, f'data.{key}')} ({before[key]} then, {now[key]} now)"
+        for key in before
+        if key in now and before[key] != now[key]
     ]
-    return ", ".join(found) or "nothing that is recorded"
+    return ", ".join(found) or "nothing that was recorded then"
 
 
 def mark_diverged_before(store: TrialStore, experiment: Experiment, previous: PreviousSweep) -> None:
