@@ -215,7 +215,7 @@ def test_a_tokenizer_without_a_fast_form_is_exported(tiny_llama_dir: Path, chat_
 
 def test_snippets_work_for_folders_with_quotes(lora: RecordedTrials, tmp_path: Path) -> None:
     for merged in (False, True):
-        snippet = export_run("lora", lora.uri, tmp_path / f'the "best"\\ {merged}', merged=merged).snippet
+        snippet = export_run("lora", lora.uri, tmp_path / f'the "best" é {{x}} {merged}', merged=merged).snippet
         check_answers(run_snippet(snippet))
 
 
