@@ -326,8 +326,13 @@ def test_exported_adapter_and_merged_model_have_the_same_logits(
     trials = json.loads(loragrid("compare", "tiny", *storage, "--json").out)["trials"]
     for trial, given_as in zip(trials, ("trial_id", "run_id"), strict=True):
         adapter, merged = tmp_path / f"{trial['method']}-adapter", tmp_path / f"{trial['method']}-merged"
-        assert loragrid("export", trial[given_as], "--to", adapter, *storage).code == 0
-        assert loragrid("export", trial[given_as], "--to", merged, "--merged", *storage).code == 0
+        for target, more, kind in ((adapter, (), "adapter"), (merged, ("--merged",), "merged model")):
+            done = loragrid("export", trial[given_as], "--to", target, *more, *storage)
+            assert (done.code, done.err) == (0, ""), done
+            first, *snippet = done.out.splitlines()
+            assert first.startswith(f"{kind}  {target}  (")
+            assert first.endswith("iB); to load it:")
+            exec("\n".join(snippet), {})
         base = AutoModelForCausalLM.from_pretrained(keys["model"]["name"])
         ids = AutoTokenizer.from_pretrained(str(merged))("Which door has the harbour?", return_tensors="pt").input_ids
         with torch.no_grad():
