@@ -7,6 +7,6 @@ ROW_NOTES: dict[str, str] = {
     "last_turn_only": "have earlier turns that the chat template renders differently later; only the last is learnt",
     "turns_separated": "are one answered turn of a longer conversation, which was made into one row for each turn",
     "excluded_turns": "have turns of the assistant that the data exclude from the loss (weight: 0 or train: false)",
-    "lines_like_rows": "have a value of several lines that all look like rows of the CSV file: a quote may be missing",
+    "lines_like_rows": "have a value of three or more lines that all look like rows of the CSV file: a quote may be missing",
 }
 """Name -> what is noticed, as the predicate of a sentence whose subject is the rows."""
