@@ -157,7 +157,8 @@ def test_chat_whose_template_rewrites_earlier_turns_is_skipped_and_counted(
     load: Loader, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     tokenizer.chat_template = TEMPLATE_THAT_DROPS_EARLIER_ANSWERS
-    data = load([*(chat(f"Well {n}?", "Yes.") for n in range(4)), chat("Well?", "Yes.", "No."), chat("Oh?", "A", "B")])
+    rows = [*(chat(f"Well {n}?", "Yes.") for n in range(4)), chat("Well?", "Yes.", "No."), chat("Oh?", "A", "B")]
+    data = load(rows, turns="all")
     assert data.skipped == {"earlier turns rewritten by the chat template": 2}
 
 

@@ -8,11 +8,13 @@ from typing import Any
 from loragrid.comparison.settings import tasks_of
 from loragrid.comparison.table import Comparison, plain_value
 from loragrid.formatting import count_of
+from loragrid.trials.row_notes import ROW_NOTES
 from loragrid.trials.skip_reasons import KEPT_APART, TOO_LONG
 from loragrid.trials.tags import LEFT_OUT_TAG, MADE_FROM_TAG
 
 MOST_SKIPPED = 0.05
 """If a larger share of the rows cannot be used, a claim is about the rows that remain."""
+NOTED = "data/noted_"
 SPLITS = {"train": "train", "eval": "evaluation", "test": "test"}
 """Split, as in metric keys -> its name in sentences."""
 
@@ -25,6 +27,7 @@ class DataRecord:
     their share among skipped and used rows. kept_apart: reason -> usable rows that belong to no split. overlap: name of
     a count, such as `test_prompts_in_train` -> rows. train_tokens, train_labels: of one epoch. trained_tokens,
     trained_labels, padding_share: of a whole training, as (lowest, highest) over the trials; None if not recorded.
+    notes: name in `ROW_NOTES` -> used rows about which it was noticed; empty in sweeps that recorded none.
     read_as: split -> the recognised shape of its source's rows, with the columns that are not used.
     """
 
@@ -40,6 +43,7 @@ class DataRecord:
     trained_tokens: tuple[float, float] | None = None
     trained_labels: tuple[float, float] | None = None
     padding_share: tuple[float, float] | None = None
+    notes: Mapping[str, int] = field(default_factory=dict)
     read_as: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -56,8 +60,14 @@ class DataRecord:
         return f"Rows: {sizes}; {low if low == high else f'{low} to {high}'} of the positions are padding."
 
     def sentences(self) -> list[str]:
-        """Plain sentences: what was left out, dependent rows, and what evaluation and test rows share with train."""
-        return [*self.shape_sentences(), *self.left_out_sentences(), *self.group_sentences(), *self.overlap_sentences()]
+        """Plain sentences: as what rows are read, what was left out, dependent rows, notes, and what splits share."""
+        return [
+            *self.shape_sentences(),
+            *self.left_out_sentences(),
+            *self.group_sentences(),
+            *self.note_sentences(),
+            *self.overlap_sentences(),
+        ]
 
     def shape_sentences(self) -> list[str]:
         """As what the rows are read, of each source that is read otherwise than the train rows."""
@@ -90,6 +100,15 @@ class DataRecord:
                 "evaluation or test rows hold the same row or others of its group."
             )
         return found
+
+    def note_sentences(self) -> list[str]:
+        """What was noticed about rows that are used, each with their number."""
+        total = sum(self.rows.values())
+        return [
+            f"Noticed about {self.notes[name]:,} of the {total:,} rows used: they {what}."
+            for name, what in ROW_NOTES.items()
+            if self.notes.get(name)
+        ]
 
     def overlap_sentences(self) -> list[str]:
         """What evaluation and test rows share with train rows, if anything."""
@@ -132,6 +151,9 @@ class DataRecord:
             train_tokens=int(figures["data/train_tokens"]),
             train_labels=int(figures["data/train_labels"]),
             max_length=max_length,
+            notes={
+                key.removeprefix(NOTED): int(value) for key, value in figures.items() if key.startswith(NOTED) and value
+            },
             **trained,
         )
 

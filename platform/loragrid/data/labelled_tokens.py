@@ -19,6 +19,10 @@ class LabelledTokens:
     label_positions: tuple[int, ...]
     notes: tuple[str, ...] = ()
 
+    def noted(self, note: str) -> "LabelledTokens":
+        """The row with another note."""
+        return replace(self, notes=(*self.notes, note))
+
 
 Tokenized = tuple[LabelledTokens, ...] | str | BadRow
 """What becomes of a canonical row: one or more rows of tokens, the reason why it is skipped, or why it is refused."""

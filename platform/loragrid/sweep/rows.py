@@ -38,6 +38,13 @@ def tokenize(the_plan: Plan, console: Console) -> dict[tuple[ModelConfig, DataCo
             markup=False,
         )
         record = DataRecord.of(data_figures(data), data.skipped, read_as=data.made_from["shapes"])
-        for sentence in (*record.shape_sentences(), *record.group_sentences(), *record.overlap_sentences()):
+        remarks = [data.remark] if data.remark else []
+        for sentence in (
+            *remarks,
+            *record.shape_sentences(),
+            *record.group_sentences(),
+            *record.note_sentences(),
+            *record.overlap_sentences(),
+        ):
             console.print(f"data {trial.data.name}: {sentence}", highlight=False, markup=False, soft_wrap=True)
     return tokenized

@@ -7,6 +7,7 @@ UNUSABLE: dict[str, str] = {
     "empty_prompt": "empty prompt",
     "empty_completion": "empty completion",
     "empty_messages": "empty messages",
+    "empty_turns": "chats whose turns of the assistant are empty",
     "empty_text": "empty text",
     "broken_line": "not a row of the file's format",
     "bad_row": "with a value that its column does not allow",
@@ -24,6 +25,7 @@ KEPT_APART: dict[str, str] = {
 """Name -> reason for which a usable row belongs to no split: an earlier split has the row or its group."""
 
 TOO_LONG = UNUSABLE["too_long"]
+EMPTY_TURNS = UNUSABLE["empty_turns"]
 WITHOUT_LABELS = UNUSABLE["without_labels"]
 REWRITTEN = UNUSABLE["rewritten"]
 BROKEN_LINE = UNUSABLE["broken_line"]
