@@ -80,11 +80,17 @@ def test_an_answer_outside_all_generation_blocks_is_refused() -> None:
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ("{{ '<|im_start|>' + m.role + '\n' + m.content + m.content + '<|im_end|>\n' }}", "content of message 4 2 times"),
-        ("{{ '<|im_start|>' + m.role + '\n' + m.content[:2] + '<|im_end|>\n' }}", "leaves out"),
-        ("{{ '<|im_start|>' + m.role + '\n' + m.content | upper + '<|im_end|>\n' }}", "leaves out content of message 4"),
         (
-            "{{ '<|im_start|>' + m.role + '\n' + m.content + (' short' if m.content | length < 9 else '') + '<|im_end|>\n' }}",
+            "{{ '<|im_start|>' + m.role + '\n' + m.content + m.content + '<|im_end|>\n' }}",
+            "content of message 4 2 times",
+        ),
+        ("{{ '<|im_start|>' + m.role + '\n' + m.content[:2] + '<|im_end|>\n' }}", "leaves out"),
+        (
+            "{{ '<|im_start|>' + m.role + '\n' + m.content | upper + '<|im_end|>\n' }}",
+            "leaves out content of message 4",
+        ),
+        (
+            "{{ '<|im_start|>' + m.role + '\n' + m.content + (' short' if m.content | length < 9 else '') }}<|im_end|>",
             "depends on its text",
         ),
         ("{% if m.role != 'assistant' %}" + TURN + "{% endif %}", "leaves out content of message 4"),
@@ -101,7 +107,9 @@ def test_a_question_that_the_template_drops_is_refused() -> None:
 
 
 def test_an_end_is_learnt_once_and_nothing_behind_it() -> None:
-    template = each("{{ '[' + m.role + ']' + m.content + '<|im_end|>' }}", "{% if add_generation_prompt %}[assistant]{% endif %}")
+    template = each(
+        "{{ '[' + m.role + ']' + m.content + '<|im_end|>' }}", "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
     tokenizer = byte_level(chat_template=template + "{{ '' if add_generation_prompt else '<|endoftext|>' }}")
     (row,) = learn(tokenizer, CHAT)
     assert isinstance(row, tuple)
@@ -109,7 +117,10 @@ def test_an_end_is_learnt_once_and_nothing_behind_it() -> None:
 
 
 def test_a_prompt_keeps_its_own_tokens_at_the_edge() -> None:
-    template = each("{{ m.role + ' : ' + m.content + '<|im_end|>' }}", "{% if add_generation_prompt %}{{ 'assistant : ' }}{% endif %}")
+    template = each(
+        "{{ m.role + ' : ' + m.content + '<|im_end|>' }}",
+        "{% if add_generation_prompt %}{{ 'assistant : ' }}{% endif %}",
+    )
     tokenizer = byte_level(chat_template=template)
     chat = messages(("u", "Hi"), ("a", "helpful"))
     (row,) = learn(tokenizer, chat)
@@ -123,7 +134,9 @@ def test_a_prompt_keeps_its_own_tokens_at_the_edge() -> None:
 
 
 def test_several_edges_inside_tokens_are_all_cut() -> None:
-    template = each("{{ m.role + ' : ' + m.content + ' ' }}", "{% if add_generation_prompt %}{{ 'assistant : ' }}{% endif %}")
+    template = each(
+        "{{ m.role + ' : ' + m.content + ' ' }}", "{% if add_generation_prompt %}{{ 'assistant : ' }}{% endif %}"
+    )
     tokenizer = byte_level(chat_template=template)
     (row,) = learn(tokenizer, messages(("u", "Hi"), ("a", "helpful"), ("u", "a"), ("a", "colour")))
     assert isinstance(row, tuple)
@@ -135,7 +148,10 @@ def test_several_edges_inside_tokens_are_all_cut() -> None:
 
 @pytest.mark.parametrize("scheme", ["always", "first", "never"])
 def test_sentencepiece_blanks_stay_out_of_answers(scheme: str) -> None:
-    template = each("{{ '[' + m.role + ']\n' + m.content + eos_token }}", "{% if add_generation_prompt %}{{ '[assistant]\n' }}{% endif %}")
+    template = each(
+        "{{ '[' + m.role + ']\n' + m.content + eos_token }}",
+        "{% if add_generation_prompt %}{{ '[assistant]\n' }}{% endif %}",
+    )
     tokenizer = metaspace(scheme, chat_template=template)
     (row,) = learn(tokenizer, messages(("u", "Hi"), ("a", "def f(x): return x")))
     assert isinstance(row, tuple)
@@ -152,7 +168,9 @@ def trims_offsets(chat_template: str) -> "PreTrainedTokenizerFast":
 
 
 def test_edges_are_found_though_offsets_leave_out_blanks() -> None:
-    template = each("{{ m.role + ': ' + m.content + '<|im_end|>' }}", "{% if add_generation_prompt %}assistant:{% endif %}")
+    template = each(
+        "{{ m.role + ': ' + m.content + '<|im_end|>' }}", "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
     for make in (trims_offsets, lambda text: byte_level(chat_template=text)):
         tokenizer: Any = make(template)
         assert learnt_runs(tokenizer, CHAT) == [[" Blue<|im_end|>", " Red<|im_end|>"]]

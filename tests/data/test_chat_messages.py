@@ -79,7 +79,9 @@ def test_the_older_function_call_is_one_tool_call(qwen: "PreTrainedTokenizerFast
 
 @pytest.mark.parametrize("arguments", ["{q: 1}", "[1]", 5])
 def test_arguments_that_are_no_object_are_refused(qwen: "PreTrainedTokenizerFast", arguments: object) -> None:
-    assert "message 2 calls lookup with" in refusal(qwen, called({"function": {"name": "lookup", "arguments": arguments}}))
+    assert "message 2 calls lookup with" in refusal(
+        qwen, called({"function": {"name": "lookup", "arguments": arguments}})
+    )
 
 
 @pytest.mark.parametrize("call", [{}, "lookup", {"function": {"arguments": "{}"}}, {"function": {"name": ""}}])

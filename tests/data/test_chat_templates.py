@@ -52,9 +52,15 @@ REFUSES_ASSISTANT_FIRST = {"gemma2", "llama2"}
 CALL = [{"id": "abcdefghi", "type": "function", "function": {"name": "lookup", "arguments": {"q": 'say "x"'}}}]
 TOOLS = [{"type": "function", "function": {"name": "lookup", "description": "finds", "parameters": {"type": "object"}}}]
 CALLED: dict[str, list[str]] = {
-    "qwen2.5": ['<tool_call>\n{"name": "lookup", "arguments": {"q": "say \\"x\\""}}\n</tool_call><|im_end|>', "0<|im_end|>"],
+    "qwen2.5": [
+        '<tool_call>\n{"name": "lookup", "arguments": {"q": "say \\"x\\""}}\n</tool_call><|im_end|>',
+        "0<|im_end|>",
+    ],
     "llama3.1": ['{"name": "lookup", "parameters": {"q": "say \\"x\\""}}<|eot_id|>', "0<|eot_id|>"],
-    "mistral_nemo": ['[TOOL_CALLS][{"name": "lookup", "arguments": {"q": "say \\"x\\""}, "id": "abcdefghi"}]</s>', "0</s>"],
+    "mistral_nemo": [
+        '[TOOL_CALLS][{"name": "lookup", "arguments": {"q": "say \\"x\\""}, "id": "abcdefghi"}]</s>',
+        "0</s>",
+    ],
     "deepseek_v3": [
         '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>lookup\n```json\n{"q": "say \\"x\\""}\n```'
         "<｜tool▁call▁end｜><｜tool▁calls▁end｜><｜end▁of▁sentence｜>",

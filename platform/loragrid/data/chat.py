@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from loragrid.config.experiment import DataConfig
 from loragrid.data.bad_rows import BadRow
-from loragrid.data.chat_messages import Chat, read_chat
+from loragrid.data.chat_messages import Chat, read_chat, text_of
+from loragrid.data.chat_rows import LearntChat, learnt_chats
 from loragrid.data.chat_template import ChatRefusedError, ChatTemplate, template_texts
 from loragrid.data.chat_tokens import ChatTokens
-from loragrid.data.chat_turns import LearntChat, TurnFinder, learnt_chats
+from loragrid.data.chat_turns import TurnFinder
 from loragrid.data.labelled_tokens import LabelledTokens, Tokenized
 from loragrid.trials.skip_reasons import EMPTY_TURNS, REWRITTEN, WITHOUT_LABELS, empty
 
@@ -36,7 +37,9 @@ class ChatTokenizer:
                 "completion"
             )
         if data.loss_on == "all" and data.turns not in ("auto", "all"):
-            raise ValueError(f"data.turns: {data.turns}: with data.loss_on: all every token is learnt; allowed: auto, all")
+            raise ValueError(
+                f"data.turns: {data.turns}: with data.loss_on: all every token is learnt; allowed: auto, all"
+            )
         self._data = data
         self._finders = {name: TurnFinder(ChatTemplate(tokenizer, text)) for name, text in texts.items()}
         for finder in self._finders.values() if data.chat_template else ():
@@ -71,6 +74,8 @@ class ChatTokenizer:
                 return [_whole(finder, chat)]
             if not chat.learnt:
                 return EMPTY_TURNS if chat.num_empty else WITHOUT_LABELS
+            if any(finder.template.special_token.search(text_of(message.get("content"))) for message in chat.messages):
+                chat = replace(chat, notes=(*chat.notes, "special_tokens_read"))
             return learnt_chats(finder, chat, self._data.turns) or REWRITTEN
         except ChatRefusedError as error:
             return BadRow(what=str(error), column=error.column)
@@ -79,7 +84,9 @@ class ChatTokenizer:
 def _whole(finder: TurnFinder, chat: Chat) -> LearntChat:
     """The row of a chat of which every token is learnt."""
     if chat.excluded:
-        raise ChatRefusedError("a turn is excluded (weight: 0 or train: false), but data.loss_on: all learns every token")
+        raise ChatRefusedError(
+            "a turn is excluded (weight: 0 or train: false), but data.loss_on: all learns every token"
+        )
     messages = finder.formed(chat)
     text = finder.template.render(messages, chat.tools)
     notes = finder.check_rendered(messages, chat.tools)

@@ -1,4 +1,4 @@
-"""Finds where a chat template writes the parts of a message: it renders the chat with a unique text in place of each."""
+"""Finds where a chat template writes the parts of a message, with a unique text in place of each."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -173,12 +173,22 @@ def left_out(messages: Messages, tools: Tools, template: ChatTemplate) -> LeftOu
         copies.append(copy)
     num_contents = len(wanted)
     marked_tools = [
-        {**tool, "function": {**tool["function"], "name": f"{tool['function']['name']}{marker(tool['function']['name'])}"}}
+        {
+            **tool,
+            "function": {**tool["function"], "name": f"{tool['function']['name']}{marker(tool['function']['name'])}"},
+        }
         for tool in tools or ()
     ]
     rendered = template.prompt(copies, marked_tools or None)
-    missing = [(number < num_contents, words) for number, (found, words) in enumerate(wanted.items()) if found not in rendered]
-    other = {key for message in copies for key, value in message.items() if key not in READ_KEYS and value not in ("", [], {})}
+    missing = [
+        (number < num_contents, words) for number, (found, words) in enumerate(wanted.items()) if found not in rendered
+    ]
+    other = {
+        key
+        for message in copies
+        for key, value in message.items()
+        if key not in READ_KEYS and value not in ("", [], {})
+    }
     keys = [
         key
         for key in sorted(other)

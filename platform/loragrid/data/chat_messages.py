@@ -115,9 +115,7 @@ def _is_learnt(message: Mapping[str, Any], number: int) -> bool:
     return all(wishes.values())
 
 
-def _read_message(
-    message: Mapping[str, Any], number: int, template: ChatTemplate, notes: list[str]
-) -> dict[str, Any]:
+def _read_message(message: Mapping[str, Any], number: int, template: ChatTemplate, notes: list[str]) -> dict[str, Any]:
     # Columnar files store null for keys that only other messages have, but templates test whether a key exists.
     read = {key: value for key, value in message.items() if value is not None and key not in WEIGHT_KEYS}
     if not is_unicode(json.dumps(read, ensure_ascii=False, default=str)):

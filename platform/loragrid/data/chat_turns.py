@@ -8,16 +8,17 @@
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from os.path import commonprefix
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 from loragrid.data.chat_markers import ARGUMENT, LeftOut, MarkedTurn, extent, left_out
 from loragrid.data.chat_messages import Chat, text_of
-from loragrid.data.chat_template import QUESTION, ChatRefusedError, ChatTemplate, Messages, Tools
+from loragrid.data.chat_template import QUESTION, ChatRefusedError, ChatTemplate, Messages, Tools, common_prefix
 from loragrid.data.tool_form import ToolForm, find_tool_form
 
+Kept = TypeVar("Kept")
+MOST_KEPT_STRUCTURES = 4096
 OTHER_TEMPLATE = "data.chat_template can name another template"
 
 
@@ -52,7 +53,7 @@ class TurnFinder:
             return chat.messages
         key = _structure(chat.messages, chat.tools)
         if key not in self._forms:
-            self._forms[key] = find_tool_form(chat.messages, chat.tools, self.template)
+            _keep(self._forms, key, find_tool_form(chat.messages, chat.tools, self.template))
         return self._forms[key].formed_all(chat.messages)
 
     def check_rendered(self, messages: Messages, tools: Tools) -> tuple[str, ...]:
@@ -63,7 +64,11 @@ class TurnFinder:
         """
         key = _structure(messages, tools)
         if key not in self._left_out:
-            self._left_out[key] = left_out(messages, tools, self.template)
+            try:
+                found = left_out(messages, tools, self.template)
+            except ChatRefusedError:  # the chat itself is not refused, only what was appended to its texts
+                found = LeftOut((), (), ())
+            _keep(self._left_out, key, found)
         found = self._left_out[key]
         if found.tools:
             raise ChatRefusedError(
@@ -107,9 +112,7 @@ class TurnFinder:
         if template.has_generation_blocks and not is_apart:
             spans, left = self._inside_blocks(until, tools, (start, last, last + len(ending)), words)
             notes += ["end_outside_block"] if left else []
-        return LearntTurn(
-            text=text, spans=tuple(spans), end=last + len(ending), is_apart=is_apart, notes=tuple(notes)
-        )
+        return LearntTurn(text=text, spans=tuple(spans), end=last + len(ending), is_apart=is_apart, notes=tuple(notes))
 
     def _start_behind(self, text: str, first: int, prompt: str, before: Mapping[str, Any]) -> int:
         """Where in `text` the answer begins, if the text before it differs from the prompt; see `prompt_apart`.
@@ -123,7 +126,7 @@ class TurnFinder:
             lead, opening = text[place + len(question) : first], prompt[asked + len(question) :]
             if lead.startswith(opening):
                 return place + len(question) + len(opening)
-            more = opening[len(commonprefix([lead, opening])) :]
+            more = opening[len(common_prefix(lead, opening)) :]
             if more.strip():
                 raise ChatRefusedError(
                     f"the chat template's generation prompt ends with {more!r}, which the rendered answer lacks: the "
@@ -142,19 +145,18 @@ class TurnFinder:
             return
         if self.template.render(before, tools) == prompt:
             raise ChatRefusedError(
-                f"the chat template writes {between!r} before the answer, but renders no generation prompt: whether the "
-                f"model or the template writes it cannot be told; {OTHER_TEMPLATE}"
+                f"the chat template writes {between!r} before the answer, but renders no generation prompt: whether "
+                f"the model or the template writes it cannot be told; {OTHER_TEMPLATE}"
             )
 
-    def _ending(
-        self, until: Messages, tools: Tools, turn: MarkedTurn, form: ToolForm, after: str
-    ) -> tuple[str, bool]:
+    def _ending(self, until: Messages, tools: Tools, turn: MarkedTurn, form: ToolForm, after: str) -> tuple[str, bool]:
         """What ends a turn, as the beginning of the text `after` its last piece, and whether this is an end token."""
         key = _structure(until, tools)
         found = self._ends.get(key)
         if found is None or not after.startswith(found[0]) or (not found[0] and after):
             messages = [*until[:-1], form.formed(turn.message)]
-            found = self._ends[key] = end_of_turn(after, self._continued(messages, tools, turn), self.template)
+            found = end_of_turn(after, self._continued(messages, tools, turn), self.template)
+            _keep(self._ends, key, found)
         return found
 
     def _continued(self, messages: Messages, tools: Tools, turn: MarkedTurn) -> str | None:
@@ -167,7 +169,9 @@ class TurnFinder:
                 rendered = self.template.render([*messages, follower], tools)
             except ChatRefusedError:
                 continue
-            ends = [rendered.rfind(piece.marker) + len(piece.marker) for piece in turn.pieces if piece.marker in rendered]
+            ends = [
+                rendered.rfind(piece.marker) + len(piece.marker) for piece in turn.pieces if piece.marker in rendered
+            ]
             if ends and QUESTION in rendered[max(ends) :]:
                 return rendered[max(ends) :]
         return None
@@ -197,7 +201,7 @@ def end_of_turn(after: str, continued: str | None, template: ChatTemplate) -> tu
     """
     shared = after
     if continued is not None:
-        shared = commonprefix([after, continued])
+        shared = common_prefix(after, continued)
         # A token that only begins in both is in neither.
         cut = [found.start() for found in template.token.finditer(after) if found.start() < len(shared) < found.end()]
         shared = shared[: cut[0]] if cut else shared
@@ -239,61 +243,18 @@ def _structure(messages: Messages, tools: Tools) -> object:
             message["role"],
             tuple(sorted(key for key, value in message.items() if value not in ("", [], {}))),
             isinstance(message.get("content"), list) and len(message["content"]),
-            tuple(len(_arguments(call)) for call in message.get("tool_calls", ())),
+            tuple(_num_arguments(call) for call in message.get("tool_calls", ())),
         )
         for message in messages
     ), tuple(tool["function"]["name"] for tool in tools or ())
 
 
-def _arguments(call: Mapping[str, Any]) -> Any:
-    return call["function"]["arguments"]
+def _num_arguments(call: Mapping[str, Any]) -> int:
+    arguments = call["function"]["arguments"]
+    return -1 if isinstance(arguments, str) else len(arguments)
 
 
-Mode = Literal["auto", "all", "last", "separate"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearntChat:
-    """A row that a chat becomes: its text, the character ranges that are learnt, and what was noticed."""
-
-    text: str
-    spans: tuple[tuple[int, int], ...]
-    notes: tuple[str, ...]
-
-
-def learnt_chats(finder: TurnFinder, chat: Chat, turns: Mode) -> list[LearntChat] | None:
-    """The rows that a chat becomes; None with `turns="all"` if the template rewrites earlier turns.
-
-    chat: has at least one learnt turn.
-
-    Raises:
-        ChatRefusedError: see `TurnFinder.find`.
-    """
-    messages = finder.formed(chat)
-    last = finder.find(messages, chat.tools, chat.learnt[-1])
-    several = len(chat.learnt) > 1
-    notes = list(chat.notes)
-    if turns == "separate":
-        found = [*(finder.find(messages, chat.tools, number) for number in chat.learnt[:-1]), last]
-        return [_row([turn], turn, [*notes, *(["turns_separated"] if several else [])]) for turn in found]
-    if chat.learnt[-1] < len(messages) - 1:
-        notes.append("end_left_out")
-    if turns == "last" or not several:
-        return [_row([last], last, notes)]
-    try:
-        earlier = [finder.find(messages, chat.tools, number) for number in chat.learnt[:-1]]
-        kept = not last.is_apart and all(
-            not turn.is_apart and last.text.startswith(turn.text[: turn.end]) for turn in earlier
-        )
-    except ChatRefusedError:
-        # An earlier turn can be what a template cannot render as a last one.
-        earlier, kept = [], False
-    if kept:
-        return [_row([*earlier, last], last, notes)]
-    return None if turns == "all" else [_row([last], last, [*notes, "last_turn_only"])]
-
-
-def _row(turns: Sequence[LearntTurn], last: LearntTurn, notes: Sequence[str]) -> LearntChat:
-    spans = tuple(span for turn in turns for span in turn.spans)
-    found = tuple(dict.fromkeys([*notes, *(note for turn in turns for note in turn.notes)]))
-    return LearntChat(text=last.text, spans=spans, notes=found)
+def _keep(kept: dict[object, Kept], key: object, value: Kept) -> None:
+    if len(kept) >= MOST_KEPT_STRUCTURES:
+        kept.clear()
+    kept[key] = value
