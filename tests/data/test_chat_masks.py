@@ -77,6 +77,13 @@ def test_an_answer_outside_all_generation_blocks_is_refused() -> None:
     assert "message 4 stands in none of them" in refusal(byte_level(chat_template=template), CHAT)
 
 
+def test_a_header_is_not_learnt_where_the_generation_prompt_is_missing() -> None:
+    asked = ASKED.replace("add_generation_prompt", "add_generation_prompt and messages[-1].role == 'user'")
+    tokenizer = byte_level(chat_template=each(TURN, asked))
+    chat = messages(("u", "Hi"), ("a", "Blue"), ("t", "0"), ("a", "Red"))
+    assert learnt_runs(tokenizer, chat) == [["Blue<|im_end|>", "Red<|im_end|>"]]
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [

@@ -7,7 +7,6 @@
    next question.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -88,7 +87,8 @@ class TurnFinder:
         text = template.render(until, tools)
         turn = MarkedTurn(messages[number], template)
         form = ToolForm.of(messages[number])
-        marked = template.render([*until[:-1], form.formed(turn.message)], tools)
+        copy = form.formed(turn.message)
+        marked = template.render([*until[:-1], copy], tools)
         # A template can write tool calls without any of their arguments.
         unwritten = [piece for piece in turn.pieces if piece.kind == ARGUMENT]
         if unwritten and any(piece.marker in marked for piece in unwritten):
@@ -96,6 +96,8 @@ class TurnFinder:
         first, last = extent(marked, text, [piece for piece in turn.pieces if piece not in unwritten], words)
         prompt = template.prompt(messages[:number], tools) if number else _opening_of_chat(text, first, template)
         is_apart = not text.startswith(prompt)
+        if not is_apart:
+            prompt += self._unasked_header(text[len(prompt) : first])
         notes = list(self.check_rendered(messages[:number], tools)) if number else []
         notes += ["arguments_not_rendered"] if unwritten else []
         if is_apart:
@@ -105,7 +107,7 @@ class TurnFinder:
             notes.append("prompt_apart")
         start = len(prompt)
         self._check_start(text[start:first], messages[:number], tools, prompt)
-        ending, has_token = self._ending(until, tools, turn, form, text[last:])
+        ending, has_token = self._ending(until, tools, copy, _last_marker(marked, turn), text[last:])
         if not has_token:
             notes.append("turn_not_ended")
         spans = [(start, last + len(ending))]
@@ -138,6 +140,11 @@ class TurnFinder:
             f"{OTHER_TEMPLATE}"
         )
 
+    def _unasked_header(self, between: str) -> str:
+        """What stands between a prompt and an answer up to the generation prompt, if the prompt lacks it here."""
+        header = self.template.opening.prompt
+        return between[: between.rindex(header) + len(header)] if header and header in between else ""
+
     def _check_start(self, between: str, before: Messages, tools: Tools, prompt: str) -> None:
         """Refuse an answer before which stands what may be the header of its role."""
         opening = self.template.opening
@@ -149,18 +156,23 @@ class TurnFinder:
                 f"the model or the template writes it cannot be told; {OTHER_TEMPLATE}"
             )
 
-    def _ending(self, until: Messages, tools: Tools, turn: MarkedTurn, form: ToolForm, after: str) -> tuple[str, bool]:
-        """What ends a turn, as the beginning of the text `after` its last piece, and whether this is an end token."""
+    def _ending(
+        self, until: Messages, tools: Tools, turn: Mapping[str, Any], marker: str, after: str
+    ) -> tuple[str, bool]:
+        """What ends a turn, as the beginning of the text `after` its last piece, and whether it holds an end token.
+
+        turn: the turn with markers, whose last one in the rendered chat is `marker`.
+        """
         key = _structure(until, tools)
         found = self._ends.get(key)
         if found is None or not after.startswith(found[0]) or (not found[0] and after):
-            messages = [*until[:-1], form.formed(turn.message)]
-            found = end_of_turn(after, self._continued(messages, tools, turn), self.template)
+            continued = self._continued([*until[:-1], turn], tools, marker)
+            found = end_of_turn(after, continued, self.template)
             _keep(self._ends, key, found)
         return found
 
-    def _continued(self, messages: Messages, tools: Tools, turn: MarkedTurn) -> str | None:
-        """What stands behind the turn's last piece if the chat goes on; None if the template lets nobody go on."""
+    def _continued(self, messages: Messages, tools: Tools, marker: str) -> str | None:
+        """What stands behind the marker if the chat goes on; None if the template lets nobody go on."""
         followers = [self.template.trial("user", QUESTION)]
         if "tool_calls" in messages[-1]:
             followers = [{**self.template.trial("tool", QUESTION), "name": "tool"}, *followers]
@@ -169,11 +181,9 @@ class TurnFinder:
                 rendered = self.template.render([*messages, follower], tools)
             except ChatRefusedError:
                 continue
-            ends = [
-                rendered.rfind(piece.marker) + len(piece.marker) for piece in turn.pieces if piece.marker in rendered
-            ]
-            if ends and QUESTION in rendered[max(ends) :]:
-                return rendered[max(ends) :]
+            behind = rendered.rpartition(marker)[2] if marker in rendered else ""
+            if QUESTION in behind:
+                return behind
         return None
 
     def _inside_blocks(
@@ -187,7 +197,10 @@ class TurnFinder:
         blocks = self.template.generation_blocks(until, tools)
         parts = [(max(start, begin), min(end, stop)) for begin, stop in blocks if begin < end and stop > start]
         if not parts:
-            raise ChatRefusedError(f"the chat template has generation blocks, but {words} stands in none of them")
+            raise ChatRefusedError(
+                f"the chat template has generation blocks, but {words} stands in none of them (where "
+                f"blocks inside macros stand is unknown); {OTHER_TEMPLATE}"
+            )
         if parts[-1][1] < end:
             return [*parts[:-1], *_joined(parts[-1], (last, end))], end > last
         return parts, False
@@ -211,10 +224,10 @@ def end_of_turn(after: str, continued: str | None, template: ChatTemplate) -> tu
         tokens = tokens[:1]
     if tokens and continued is not None:
         return shared[: tokens[-1].end()], True
-    # The end of a chat has a token of its own, or nothing tells where the turn ends: the first run of tokens.
-    run = re.match(rf"(?:(?!{template.token.pattern}).)*?(?:{template.token.pattern})+", after, re.DOTALL)
-    if run:
-        return run.group(), True
+    # The end of a chat has a token of its own, or nothing tells how the chat goes on.
+    tokens = list(template.token.finditer(after))
+    if tokens:
+        return after[: tokens[0 if template.opening.always else -1].end()], True
     return shared, False
 
 
@@ -230,6 +243,10 @@ def _opening_of_chat(text: str, first: int, template: ChatTemplate) -> str:
             f"template renders no generation prompt; {OTHER_TEMPLATE}"
         )
     return text[: place + len(prompt)]
+
+
+def _last_marker(marked: str, turn: MarkedTurn) -> str:
+    return max((piece.marker for piece in turn.pieces), key=marked.rfind)
 
 
 def _joined(one: tuple[int, int], other: tuple[int, int]) -> list[tuple[int, int]]:
