@@ -31,6 +31,8 @@ OTHER_TAGS: dict[str, str] = {
     "loragrid.data.left_out": "rows that were read and not used, as JSON: reason -> number",
     "loragrid.data.made_from": "what the rows depend on, as JSON: digests of data and tokenizer, and the keys that "
     "split them; a sweep on other rows is not resumed",
+    "loragrid.parameters.found": "the parameters that the experiment leaves open and the rows gave a value (such as "
+    "`training.steps` of a training in epochs), as a JSON list of keys",
     "loragrid.reason": "why a trial failed or was stopped",
     "loragrid.out_of_memory": "set if the trial ran out of memory",
     "loragrid.rung": "the rung of successive halving at which the trial's setting was stopped",

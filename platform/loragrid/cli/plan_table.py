@@ -46,7 +46,7 @@ def render_plan(
     facts = (
         f"{count_of(len(plan.trials), 'trial')} in {count_of(len(plan.packs), 'pack')}; "
         f"{first.model.name} ({first.model.dtype}), {first.data.name}, "
-        f"{count_of(training.steps, 'step')} of {_rows_of_a_step(plan)}"
+        f"{count_of(training.num_steps, 'step')} of {_rows_of_a_step(plan)}"
     )
     if training.micro_batch_size is not None:
         facts += f", on each worker {training.micro_batch_size} at once"
@@ -58,7 +58,7 @@ def render_plan(
     for pack in [pack for phase in plan.phases for pack in phase.largest_packs()]:
         size = count_of(len(pack.trials), "trial")
         lines.append(Text(f"memory on a GPU, {pack.pack_id} ({size}): {_memory(plan.gpu_memory(pack))}"))
-    num_tokens = [trial.training.steps * trial.training.batch_size * trial.data.max_length for trial in plan.trials]
+    num_tokens = [trial.training.num_steps * trial.training.batch_size * trial.data.max_length for trial in plan.trials]
     lines.append(Text(f"tokens: at most {max(num_tokens):,} per trial, {sum(num_tokens):,} in all"))
     if estimate is not None:
         lines += [Text(sentence) for sentence in estimate.sentences()]
@@ -98,7 +98,7 @@ def _confirmation(confirm: Plan) -> str:
     """A sentence: how many trials will train chosen settings again, and with which seeds."""
     seeds = list(dict.fromkeys(trial.seed for trial in confirm.trials))
     settings = count_of(len(confirm.trials) // len(seeds), "chosen setting")
-    num_tokens = sum(t.training.steps * t.training.batch_size * t.data.max_length for t in confirm.trials)
+    num_tokens = sum(t.training.num_steps * t.training.batch_size * t.data.max_length for t in confirm.trials)
     return (
         f"{settings} x {len(seeds)} fresh seeds ({', '.join(map(str, seeds))}) = "
         f"{count_of(len(confirm.trials), 'trial')} more in {count_of(len(confirm.packs), 'pack')}, at most "

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from loragrid.config.experiment import DataConfig, Experiment, ModelConfig
+from loragrid.config.experiment import DataConfig, ModelConfig
 from loragrid.data.dataset import TokenizedData
 from loragrid.data.record import shortened
 from loragrid.formatting import count_of
@@ -15,7 +15,6 @@ from loragrid.sweep.storage import spool_folder
 from loragrid.tracking.previous_run import PreviousSweep, RecordedRows, find_previous, identify
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.sync import sync
-from loragrid.trials.expand import expand
 from loragrid.trials.outcome import DIVERGED
 from loragrid.trials.packing import group_into_packs
 from loragrid.worker.checkpoints import TrialStore
@@ -135,14 +134,14 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return ", ".join(found) or "nothing that is recorded"
 
 
-def mark_diverged_before(store: TrialStore, experiment: Experiment, previous: PreviousSweep) -> None:
+def mark_diverged_before(store: TrialStore, the_plan: Plan, previous: PreviousSweep) -> None:
     """Tell the workers of a resumed sweep which settings diverged in a seed: at a rung these settings are last.
 
-    The earlier run deleted its marks of trials that are not trained again.
+    the_plan: of all trials, ended or not. The earlier run deleted its marks of trials that are not trained again.
     """
     diverged = {trial_id for trial_id, reason in previous.outcome.reasons.items() if reason.startswith(DIVERGED)}
-    if not diverged or experiment.early_stopping is None:
+    if not diverged or the_plan.experiment.early_stopping is None:
         return
-    for trial in expand(experiment):
+    for trial in the_plan.trials:
         if trial.trial_id in diverged:
             store.mark_diverged(trial.setting_id, trial.trial_id)

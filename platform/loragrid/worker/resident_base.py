@@ -118,7 +118,7 @@ class ResidentBase:
             return ModeChoice(mode="eager", reason="no GPU")
         assert self._base is not None
         if self._engine.deterministic:
-            num_steps = trials[0].training.steps
+            num_steps = trials[0].training.num_steps
         obstacle = capture_obstacle((trial.method for trial in trials), shard=self._shard)
         num_tokens = len(trials) * trials[0].training.rows_per_worker(self._num_workers) * length
         composition = _composition(trials)
@@ -134,7 +134,7 @@ class ResidentBase:
     def solo_step_runner(self, trial: Trial, length: int) -> StepRunner:
         """The step runner that measures a trial in a pack of one; nothing is compiled for it."""
         assert self._base is not None
-        choice = self.choose_mode([trial], length, trial.training.steps)
+        choice = self.choose_mode([trial], length, trial.training.num_steps)
         uncompile_layers(self._base)
         return StepRunner(choice if choice.mode == "eager" else replace(choice, mode="graph"))
 
