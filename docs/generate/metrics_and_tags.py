@@ -46,6 +46,7 @@ OTHER_TAGS: dict[str, str] = {
     "loragrid.samples.prompts_at_once": "sample prompts answered at once, where memory allowed fewer",
     "loragrid.checkpoint.damaged": "set if a damaged state was found and the one before it was used",
     "loragrid.engine.reason": "why the engine runs the steps in this mode",
+    "loragrid.engine.attention": "set if the base keeps its own attention on a GPU, with the reason",
     "loragrid.engine.evaluation": "set if steps are captured and evaluation is not, with the reason",
     "loragrid.estimate.source": "what the time estimate of the sweep rests on",
     "loragrid.git.dirty": "`true` if the code had changes that no commit holds",
