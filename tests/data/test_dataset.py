@@ -432,7 +432,9 @@ def test_chat_for_a_tokenizer_without_a_template_is_refused(load: Loader, tokeni
 
 def test_chat_that_the_template_refuses_is_named(load: Loader, tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(ValueError, match=r"rows\.jsonl: row \d, column messages: the chat template refuses it: roles must alternate"):
+    with pytest.raises(
+        ValueError, match=r"rows\.jsonl: row \d, column messages: the chat template refuses it: roles must alternate"
+    ):
         load([chat("A", "B")] * 4)
 
 

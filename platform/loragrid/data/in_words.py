@@ -64,11 +64,13 @@ class DataRecord:
             for split, what in (("train", "to train on"), ("eval", "to evaluate"), ("test", "to test"))
             if (number := self.rows[split]) or split != "test"
         ]
-        skipped = "".join(
-            f"; skipped {count:,}: {reason}" for reason, count in {**self.skipped, **self.kept_apart}.items() if count
-        )
+        reasons = ", ".join(f"{count:,} {self._reason(reason)}" for reason, count in self._left_out().items() if count)
+        skipped = f"; skipped {reasons}" if reasons else ""
         shape = f", read as {self.shape}" if self.shape else ""
         return f"{', '.join(shares)}{shape}{skipped}"
+
+    def _left_out(self) -> dict[str, int]:
+        return {**self.skipped, **self.kept_apart}
 
     def _token_line(self) -> str:
         """The tokens and labels of one epoch, and the share of padding among what is computed."""
@@ -76,11 +78,15 @@ class DataRecord:
         if self.row_length is None or not self.rows["train"]:
             return tokens
         padding = 1 - self.train_tokens / (self.row_length * self.rows["train"])
-        return f"{tokens}; rows are padded to {self.row_length:,} tokens: {_share(padding)} of the positions are padding"
+        return (
+            f"{tokens}; rows are padded to {self.row_length:,} tokens: {_share(padding)} of the positions are padding"
+        )
 
     def note_sentences(self) -> list[str]:
         """What was noticed about rows that are used."""
-        return [f"Used rows that {ROW_NOTES.get(name, name)}: {count:,}." for name, count in self.notes.items() if count]
+        return [
+            f"Used rows that {ROW_NOTES.get(name, name)}: {count:,}." for name, count in self.notes.items() if count
+        ]
 
     def size_sentence(self) -> str:
         """How many rows each split has, and how much of the computed positions is padding."""
@@ -164,7 +170,9 @@ class DataRecord:
             train_labels=int(figures["data/train_labels"]),
             max_length=max_length,
             notes={
-                key.removeprefix(_NOTED): int(value) for key, value in figures.items() if key.startswith(_NOTED) and value
+                key.removeprefix(_NOTED): int(value)
+                for key, value in figures.items()
+                if key.startswith(_NOTED) and value
             },
             **trained,
         )

@@ -41,7 +41,9 @@ def data_figures(data: TokenizedData) -> dict[str, float]:
 def trained_figures(data: TokenizedData, training: TrainingConfig, seed: int) -> dict[str, float]:
     """Metric key -> figure: what all steps of a trial train, and how much of what they compute is padding."""
     rows = data.train
-    trained = batch_indices(len(rows), training.num_steps * training.batch_size, seed, 0)  # all steps are one large batch
+    trained = batch_indices(
+        len(rows), training.num_steps * training.batch_size, seed, 0
+    )  # all steps are one large batch
     num_tokens = int(rows.num_tokens[trained].sum())
     return {
         "data/trained_epochs": len(trained) / len(rows),

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from loragrid.config.experiment import Experiment
 from loragrid.models.loading import check_weights
 from loragrid.planning.plan import Plan, plan
-from loragrid.planning.rows import ReadRows, read_rows
+from loragrid.planning.rows import ReadRows, read_rows, sentences_about
 from loragrid.trials.expand import expand
 
 
@@ -25,13 +25,16 @@ def prepare(
 ) -> tuple[Plan, ReadRows]:
     """The plan and the rows, checked in this order: grid, data and tokenizer, lengths, model, files of the weights.
 
-    tell: receives sentences about the rows. waiting: receives a sentence if reading them takes long.
+    tell: receives sentences about the rows, once nothing is refused. waiting: receives a sentence if reading them takes
+    long.
 
     Raises:
         ValueError: see `dry_run`.
     """
-    rows = read_rows(expand(experiment), tell, waiting)
+    rows = read_rows(expand(experiment), waiting)
     the_plan = plan(experiment, rows.planned)
     for model in dict.fromkeys(trial.model for trial in the_plan.trials):
         check_weights(model)
+    for sentence in sentences_about(rows.planned):
+        tell(sentence)
     return the_plan, rows

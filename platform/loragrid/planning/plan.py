@@ -158,9 +158,7 @@ class Plan:
         }
 
 
-def plan(
-    experiment: Experiment, rows: "Mapping[tuple[ModelConfig, DataConfig], PlannedRows] | None" = None
-) -> Plan:
+def plan(experiment: Experiment, rows: "Mapping[tuple[ModelConfig, DataConfig], PlannedRows] | None" = None) -> Plan:
     """The plan of an experiment; starts nothing, reads no data and loads no weights.
 
     rows: what `read_rows` found; without them, lengths must be in steps, and every row counts as `data.max_length`.
@@ -172,9 +170,7 @@ def plan(
     trials = expand(experiment)
     if rows is not None:
         known = rows
-        trials = complete(
-            trials, lambda trial: known[(trial.model, trial.data)].num_rows, experiment.early_stopping
-        )
+        trials = complete(trials, lambda trial: known[(trial.model, trial.data)].num_rows, experiment.early_stopping)
     found = Plan(
         experiment=experiment,
         trials=tuple(trials),

@@ -23,14 +23,13 @@ def epochs_of(plan: Plan, trial: Trial) -> float:
 
 
 def _part_of_an_epoch(plan: Plan, trial: Trial) -> str:
-    epochs, training = epochs_of(plan, trial), trial.training
-    if epochs >= 1:
+    training, num_rows = trial.training, _num_train(plan, trial)
+    num_trained = training.num_steps * training.batch_size
+    if num_trained >= num_rows:
         return ""
-    num_rows = _num_train(plan, trial)
     return (
-        f"{count_of(training.num_steps, 'step')} of {count_of(training.batch_size, 'row')} are {epochs:.2g} epochs: "
-        f"{num_rows - training.num_steps * training.batch_size:,} of the {num_rows:,} train rows of {trial.data.name} "
-        "are never trained (training.epochs: 1 trains each once)"
+        f"{count_of(training.num_steps, 'step')} of {count_of(training.batch_size, 'row')} train on {num_trained:,} of "
+        f"the {num_rows:,} train rows of {trial.data.name} (training.epochs: 1 trains on each once)"
     )
 
 

@@ -10,7 +10,8 @@ from loragrid.data.dataset import TokenizedData, load_data
 from loragrid.data.in_words import DataRecord
 from loragrid.data.record import data_record
 from loragrid.evaluation.task_scorer import TaskScorer, task_scorer
-from loragrid.models.loading import load_tokenizer
+from loragrid.models.loading import load_config, load_tokenizer
+from loragrid.models.vocabulary import check_vocabulary
 from loragrid.trials.lengths import NumRows
 from loragrid.trials.trial import Trial
 
@@ -48,12 +49,11 @@ class ReadRows:
 
 def read_rows(
     trials: Sequence[Trial],
-    tell: Callable[[str], None] = lambda sentence: None,
     waiting: Callable[[str], None] = lambda sentence: None,
 ) -> ReadRows:
     """The tokenised rows of each pair of model and data set; they are kept, so that the next call is fast.
 
-    tell: receives sentences about the rows, see `DataRecord.lines`. waiting: receives a sentence if it takes long.
+    waiting: receives a sentence if it takes long.
 
     Raises:
         ValueError: the data cannot be read, a token has no embedding, or a trial's task cannot be scored on the rows.
@@ -65,14 +65,25 @@ def read_rows(
         if key in tokenized:
             continue
         what = f"data {trial.data.name}: reading and tokenising its rows for {trial.model.name}"
+        config = load_config(trial.model)  # first, because a tokenizer's loader reads it too, and names it less well
         with said_if_slow(f"{what}; they are kept for later runs", waiting):
-            data = load_data(trial.data, trial.model, load_tokenizer(trial.model))
+            tokenizer = load_tokenizer(trial.model)
+            data = load_data(trial.data, trial.model, tokenizer)
+        check_vocabulary(config, tokenizer, data.id_bounds(), name=trial.model.name)
         # Raises if no worker could score the rows.
         scorer = None if trial.task is None else task_scorer(trial.task, trial.model, data)
         tokenized[key], planned[key] = data, _planned(data, trial.data, scorer)
-        for sentence in planned[key].record.lines():
-            tell(f"data {trial.data.name}: {sentence}")
     return ReadRows(tokenized=tokenized, planned=planned)
+
+
+def sentences_about(planned: Mapping[RowsKey, PlannedRows]) -> list[str]:
+    """What `plan` and `run` tell about the rows of each data set, and of each model if there are several."""
+    several = len({model for model, _ in planned}) > 1
+    found = []
+    for (model, data), rows in planned.items():
+        place = f"data {data.name}{f', {model.name}' if several else ''}: "
+        found += [place + sentence for sentence in rows.record.lines()]
+    return found
 
 
 @contextmanager

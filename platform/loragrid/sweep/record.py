@@ -61,7 +61,9 @@ def open_sweep(sweep: Sweep, whole_plan: Plan) -> None:
     trial_ids = {trial.trial_id for trial in whole_plan.trials}
     tags = {TRIALS_TAG: identify(trial_ids)}
     if previous is None:
-        recorder.start_sweep(sweep.name, sweep_parameters(experiment, whole_plan.trials), {QUESTION_TAG: experiment.question, **tags})
+        recorder.start_sweep(
+            sweep.name, sweep_parameters(experiment, whole_plan.trials), {QUESTION_TAG: experiment.question, **tags}
+        )
         keep_experiment(recorder, experiment)
         store.delete(trial_ids)
     else:

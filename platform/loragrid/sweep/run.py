@@ -1,4 +1,4 @@
-"""Runs an experiment: reads its rows, checks its model, connects to Ray, trains its queues with Tune, records it in MLflow."""
+"""Runs an experiment: reads rows, checks models, connects to Ray, trains queues with Tune, records it in MLflow."""
 
 import re
 from collections.abc import Callable
@@ -102,7 +102,7 @@ def run(
     console = console or Console(quiet=True)
     check_ray_version()
     _check_name(name)
-    whole_plan, rows = prepare(experiment, _teller(console), _waiting(console))
+    whole_plan, rows = prepare(experiment, teller(console), _waiting(console))
     for note in row_notes(whole_plan):
         _notifier(console)(f"note: {note}")
     check_models(whole_plan)
@@ -216,7 +216,9 @@ def _report(sweep: Sweep, console: Console, curves: pd.DataFrame | None = None) 
     )
 
 
-def _teller(console: Console) -> Callable[[str], None]:
+def teller(console: Console) -> Callable[[str], None]:
+    """Prints sentences unchanged on the console."""
+
     def tell(sentence: str) -> None:
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
@@ -225,7 +227,7 @@ def _teller(console: Console) -> Callable[[str], None]:
 
 def _waiting(console: Console) -> Callable[[str], None]:
     """Tells on stderr what is being waited for, unless the caller wants no output."""
-    return (lambda sentence: None) if console.quiet else _teller(Console(stderr=True))
+    return (lambda sentence: None) if console.quiet else teller(Console(stderr=True))
 
 
 def _notifier(console: Console) -> Callable[[str], None]:

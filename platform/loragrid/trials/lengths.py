@@ -3,7 +3,7 @@
 This is the one place at which a length in epochs becomes steps: after the rows are read, before anything is planned.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
@@ -83,7 +83,7 @@ def complete_trial(trial: Trial, rows: NumRows) -> Trial:
     )
 
 
-def _open_numbers(trial: Trial, rows: NumRows) -> Mapping[str, Scalar]:
+def _open_numbers(trial: Trial, rows: NumRows) -> dict[str, Scalar]:
     """The numbers of rows that are null in the experiment, as really used."""
     found: dict[str, Scalar] = {}
     if trial.data.num_train is None:

@@ -1,9 +1,10 @@
 """One grid point: everything that decides a result, and its id."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from loragrid.config.method_settings import Scalar
@@ -38,10 +39,10 @@ class Trial:
     task: TaskConfig | None = None
     phase: Phase = "tune"
     """Not part of the trial's identity, which its seed already tells apart from every trial of the other phase."""
-    found: Mapping[str, Scalar] = field(default_factory=dict, compare=False)
+    found: Mapping[str, Scalar] = dataclasses.field(default_factory=dict, compare=False)
     """Dotted key that the experiment leaves open -> the value that is used, once the rows are known: `training.steps`
     of a training in epochs, `data.num_train` if it is null. They are recorded as the trial's parameters."""
-    written: Mapping[str, Scalar] = field(default_factory=dict, compare=False)
+    written: Mapping[str, Scalar] = dataclasses.field(default_factory=dict, compare=False)
     """Dotted key -> value from which `found` was computed, such as `training.epochs`; recorded too."""
 
     @property

@@ -68,7 +68,7 @@ class ResidentBase:
         self.release()
         base = load_base(trial.model)
         # Before any forward: on a GPU, looking up an id that the embedding lacks ends the process.
-        check_vocabulary(embedding_rows(base), None, _ids_of(data), name=trial.model.name)
+        check_vocabulary(embedding_rows(base), None, data.id_bounds(), name=trial.model.name)
         self._layers = adaptable_layers(base, base.get_output_embeddings())
         length = data.train.input_ids.shape[1]
         if self._shard:
@@ -160,12 +160,6 @@ class ResidentBase:
             self._compiled_for = composition
         compile_layers(model.base)
         return StepRunner(choice, stopwatch)
-
-
-def _ids_of(data: TokenizedData) -> list[int]:
-    """The smallest and the largest token id of all rows, padding included."""
-    splits = [data.train, data.evaluation, data.test, *([data.held_out_text] if data.held_out_text is not None else [])]
-    return [int(bound) for rows in splits if len(rows) for bound in torch.aminmax(rows.input_ids)]
 
 
 def _check_task(base: PreTrainedModel, trial: Trial, data: TokenizedData) -> None:
