@@ -89,6 +89,16 @@ def allow_padding_without_mask(base: PreTrainedModel) -> None:
     object.__setattr__(base.base_model, "warn_if_padding_and_no_attention_mask", lambda *_: None)
 
 
+def fixed_attention(base: PreTrainedModel) -> str:
+    """Why transformers cannot give the base another attention, or "".
+
+    transformers only logs a warning then. Tried with transformers 5.17 to 5.23.
+    """
+    if base._can_set_attn_implementation():
+        return ""
+    return f"{type(base).__name__} has its own attention in transformers, which cannot be replaced"
+
+
 @torch.no_grad()
 def use_causal_attention(base: PreTrainedModel, input_ids: Tensor) -> str:
     """Let `base` use `causal_attention`; return "", or the reason why it keeps its own attention.
@@ -99,6 +109,8 @@ def use_causal_attention(base: PreTrainedModel, input_ids: Tensor) -> str:
     """
     AttentionInterface.register(NAME, causal_attention)
     allow_padding_without_mask(base)
+    if reason := fixed_attention(base):
+        return reason
     before = base.config._attn_implementation
 
     def hidden_states() -> Tensor:

@@ -176,7 +176,10 @@ def _states(base: PreTrainedModel, rows: Tensor, kind: str) -> Tensor:
         raise
     except Exception as error:  # a model that needs other inputs fails anywhere in its code
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{kind} cannot process rows of tokens alone: {reason}; {ALLOWED}") from error
+        raise ValueError(
+            f"{kind} cannot process rows of tokens alone in {base.dtype}: {reason}; {ALLOWED}, some only "
+            "in another model.dtype"
+        ) from error
     return hidden.double()
 
 

@@ -69,6 +69,8 @@ def load_base(model: ModelConfig) -> "PreTrainedModel":
             **_adapter_arguments(source.revision),
             output_loading_info=True,
         )
+    if base._hf_peft_config_loaded:  # found in a place that was not looked at, such as a hub that lists no files
+        raise ValueError(f"model.name: {model.name}: transformers has loaded an adapter into it; name a plain base")
     # transformers fills missing weights with random numbers and only warns.
     if missing := sorted(report["missing_keys"]):
         raise ValueError(

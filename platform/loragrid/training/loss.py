@@ -31,14 +31,19 @@ def score_rows(
     outputs: Tensor, targets: Tensor, weights: Tensor, scale: float = 1.0, cap: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """`ScoreRows` with torch's own kernels, in place where possible."""
-    logits = transformed(_precise(outputs), scale, cap)
+    logits = _precise(outputs)
+    if scale != 1.0 or cap is not None:
+        logits = logits * (scale if cap is None else scale / cap)
+        logits = logits if cap is None else logits.tanh_().mul_(cap)
     losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
     weights = weights.to(losses.dtype)
     scores = logits.softmax(-1)
     scores.scatter_add_(1, targets.clamp(min=0).unsqueeze(1), -torch.ones_like(scores[:, :1]))
     scores.mul_(weights.unsqueeze(1))
-    if (scale, cap) != (1.0, None):
-        scores.mul_(slope(logits, scale, cap))
+    if cap is not None:
+        scores.mul_(logits.div_(cap).square_().neg_().add_(1.0))  # logits are not needed any more
+    if scale != 1.0:
+        scores.mul_(scale)
     return losses * weights, scores.to(outputs.dtype)
 
 

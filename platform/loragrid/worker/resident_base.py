@@ -12,7 +12,7 @@ from loragrid.config.experiment import DataConfig, EngineConfig, ModelConfig
 from loragrid.data.dataset import TokenizedData
 from loragrid.evaluation.generation import NUM_TOKENS_TO_CHECK, check_generation
 from loragrid.models.activation_checkpointing import checkpoint_activations
-from loragrid.models.attention import use_causal_attention
+from loragrid.models.attention import fixed_attention, use_causal_attention
 from loragrid.models.base_checks import check_base, check_rows
 from loragrid.models.loading import load_base
 from loragrid.models.sharding import shard_base, whole_head
@@ -47,7 +47,7 @@ class ResidentBase:
         self.sums: dict[str, Tensor] | None = None
         """Checksums of the base's weights as they were loaded; None if no trial has asked for checks."""
         self._layers: list[LayerShape] = []
-        self._attention_obstacle = ""
+        self._attention_obstacle = self._capture_obstacle = ""
         self._compiled_for: object = None
 
     def has(self, trial: Trial) -> bool:
@@ -83,6 +83,8 @@ class ResidentBase:
         rows = data.evaluation.input_ids[:2].to(self.device)
         with whole_head(base):
             self._attention_obstacle = use_causal_attention(base, rows) if self.device.type == "cuda" else ""
+        # Attention that cannot be replaced may be capturable as it is; if it is not, the step runner records that.
+        self._capture_obstacle = "" if fixed_attention(base) else self._attention_obstacle
         if not self._shard:
             if self.device.type == "cuda" and not self._attention_obstacle:
                 check_rows(base)  # with the attention that has just replaced its own
@@ -134,7 +136,7 @@ class ResidentBase:
             features_per_step=features_of_step(self._layers, num_tokens),
             num_stacks=len(set(composition[1:])),
             is_compiled=self._compiled_for == composition and not self._engine.deterministic,
-            obstacle=obstacle or self._attention_obstacle,
+            obstacle=obstacle or self._capture_obstacle,
         )
         return replace(choice, attention=self._attention_obstacle)
 
