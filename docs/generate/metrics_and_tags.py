@@ -23,6 +23,7 @@ OTHER_TAGS: dict[str, str] = {
     "loragrid.kind": "`sweep` or `trial`",
     "loragrid.sweep": "name of the sweep that the run belongs to",
     "loragrid.trial_id": "identity of the trial, a digest of its settings; the same settings have the same id",
+    "loragrid.trial_id.in_epochs": "of a training in epochs: its identity before the epochs were steps of these rows",
     "loragrid.method": "name of the method",
     "loragrid.label": "name of the method in the comparison, where a block of the file sets `label`",
     "loragrid.phase": "`tune` for a trial of the grid, `confirm` for a chosen setting with a fresh seed",

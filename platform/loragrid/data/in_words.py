@@ -25,7 +25,8 @@ class DataRecord:
     a count, such as `test_prompts_in_train` -> rows. notes: name in `ROW_NOTES` -> used rows. train_tokens,
     train_labels: of one epoch. shape: the recognised shape of the rows; "" if it is not recorded. row_length: the
     positions that are computed for every row, padding included; None if not recorded. trained_tokens, trained_labels,
-    trained_epochs, padding_share: of a whole training, as (lowest, highest) over the trials; None if not recorded.
+    trained_epochs, padding_share: of a whole training, as (lowest, highest) over the trials (of a plan: the padding of
+    one epoch); None if not recorded.
     """
 
     rows: Mapping[str, int]
@@ -75,12 +76,10 @@ class DataRecord:
     def _token_line(self) -> str:
         """The tokens and labels of one epoch, and the share of padding among what is computed."""
         tokens = f"{self.train_tokens:,} tokens to train on in an epoch, {self.train_labels:,} of them labels"
-        if self.row_length is None or not self.rows["train"]:
+        if self.row_length is None or self.padding_share is None:
             return tokens
-        padding = 1 - self.train_tokens / (self.row_length * self.rows["train"])
-        return (
-            f"{tokens}; rows are padded to {self.row_length:,} tokens: {_share(padding)} of the positions are padding"
-        )
+        padding = _share(self.padding_share[0])
+        return f"{tokens}; rows are padded to {self.row_length:,} tokens: {padding} of the positions are padding"
 
     def note_sentences(self) -> list[str]:
         """What was noticed about rows that are used."""

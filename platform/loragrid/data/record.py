@@ -55,12 +55,15 @@ def trained_figures(data: TokenizedData, training: TrainingConfig, seed: int) ->
 
 def data_record(data: TokenizedData, max_length: int) -> DataRecord:
     """What `plan` and `run` tell about the rows before training."""
+    length = data.train.input_ids.shape[1]
+    padding = 1 - int(data.train.num_tokens.sum()) / (length * len(data.train))
     return DataRecord.of(
         data_figures(data),
         data.skipped,
         max_length,
         shape=shape_of(data.made_from),
-        row_length=data.train.input_ids.shape[1],
+        row_length=length,
+        padding_share=(padding, padding),
     )
 
 

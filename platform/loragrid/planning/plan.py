@@ -122,7 +122,7 @@ class Plan:
         found: dict[str, object] = {"name": self.experiment.name, "question": self.experiment.question}
         confirm = None if self.confirm is None else self.confirm._parts_as_dict()
         data = [
-            {"model": model.name, "data": data.name, **rows.record.to_dict()}
+            {"model": model.name, "data": data.name, **rows.record.to_dict(), "lines": rows.record.lines()}
             for (model, data), rows in self.rows.items()
         ]
         return found | {"rows": data} | self._parts_as_dict() | {"confirm_at_most": confirm}

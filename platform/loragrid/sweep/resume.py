@@ -69,14 +69,17 @@ def refuse_other_rows(
 ) -> None:
     """Refuse to continue a sweep whose trials were trained, evaluated or tested on other rows than those of now.
 
-    A trial of the plan must have the rows that it had. Of the other recorded trials, whose settings the experiment no
-    longer names, some must have rows of now: otherwise all trials would be new, on other rows.
+    A trial of the plan must have the rows that it had; so must one in epochs, to which other rows give another id. Of
+    the other recorded trials, whose settings the experiment no longer names, some must have rows of now: otherwise all
+    trials would be new, on other rows.
 
     Raises:
         ValueError: the rows differ; the message names both digests, and what changed as far as it is recorded.
     """
+    in_epochs = {recorded.asked_id: recorded for recorded in previous.rows.values() if recorded.asked_id}
     for trial in the_plan.trials:
-        recorded, data = previous.rows.get(trial.trial_id), tokenized[(trial.model, trial.data)]
+        data = tokenized[(trial.model, trial.data)]
+        recorded = previous.rows.get(trial.trial_id) or in_epochs.get(trial.asked_id)
         if recorded is not None and recorded.digest != data.digest:
             raise ValueError(_other_rows(previous.name, trial.trial_id, recorded, data))
     of_now = {data.digest for data in tokenized.values()}

@@ -79,6 +79,7 @@ def complete_trial(trial: Trial, rows: NumRows) -> Trial:
         trial_id=make_trial_id(*identity),
         training=in_steps,
         found=found,
+        asked_id=trial.trial_id if training.epochs is not None else "",
         written={f"training.{key}": getattr(training, key) for key in open_lengths},
     )
 

@@ -44,6 +44,8 @@ class Trial:
     of a training in epochs, `data.num_train` if it is null. They are recorded as the trial's parameters."""
     written: Mapping[str, Scalar] = dataclasses.field(default_factory=dict, compare=False)
     """Dotted key -> value from which `found` was computed, such as `training.epochs`; recorded too."""
+    asked_id: str = dataclasses.field(default="", compare=False)
+    """The id before the rows were known, if its length is in epochs: other rows would give it another `trial_id`."""
 
     @property
     def run_name(self) -> str:
@@ -58,7 +60,7 @@ class Trial:
     def with_seed(self, seed: int, phase: Phase) -> "Trial":
         """The trial of the same setting with another seed."""
         trial_id = make_trial_id(self.method, seed, self.model, self.data, self.training, self.task)
-        return replace(self, trial_id=trial_id, seed=seed, phase=phase)
+        return replace(self, trial_id=trial_id, seed=seed, phase=phase, asked_id="")
 
     def parameters(self) -> dict[str, Scalar]:
         """Dotted YAML path -> value of everything that defines the trial, flat, as MLflow records it."""
