@@ -23,7 +23,7 @@ class DataRecord:
     rows, groups: split (`train`, `eval`, `test`) -> number. skipped: reason -> rows that cannot be used. skipped_share:
     their share among skipped and used rows. kept_apart: reason -> usable rows that belong to no split. overlap: name of
     a count, such as `test_prompts_in_train` -> rows. notes: name in `ROW_NOTES` -> used rows. train_tokens,
-    train_labels: of one epoch. shape: the recognised shape of the rows; "" if it is not recorded. row_length: the
+    train_labels: of one epoch. read_as: split -> the recognised shape of its source's rows. row_length: the
     positions that are computed for every row, padding included; None if not recorded. trained_tokens, trained_labels,
     trained_epochs, padding_share: of a whole training, as (lowest, highest) over the trials (of a plan: the padding of
     one epoch); None if not recorded.
@@ -38,7 +38,7 @@ class DataRecord:
     train_tokens: int
     train_labels: int
     max_length: int | None = None
-    shape: str = ""
+    read_as: Mapping[str, str] = field(default_factory=dict)
     row_length: int | None = None
     notes: Mapping[str, int] = field(default_factory=dict)
     trained_tokens: tuple[float, float] | None = None
@@ -55,7 +55,7 @@ class DataRecord:
         """What `plan` and `run` print about the rows before anything is trained."""
         partial = [REMAINING] if self.is_partial else []
         told = [*partial, *self.note_sentences(), *self.group_sentences(), *self.overlap_sentences()]
-        return [self._used_line(), self._token_line(), *told]
+        return [self._used_line(), self._token_line(), *self.shape_sentences(), *told]
 
     def _used_line(self) -> str:
         """The rows of each split with their share of all used rows, the skipped rows by reason, and the shape."""
@@ -67,8 +67,7 @@ class DataRecord:
         ]
         reasons = ", ".join(f"{count:,} {self._reason(reason)}" for reason, count in self._left_out().items() if count)
         skipped = f"; skipped {reasons}" if reasons else ""
-        shape = f", read as {self.shape}" if self.shape else ""
-        return f"{', '.join(shares)}{shape}{skipped}"
+        return f"{', '.join(shares)}{skipped}"
 
     def _left_out(self) -> dict[str, int]:
         return {**self.skipped, **self.kept_apart}
@@ -90,19 +89,28 @@ class DataRecord:
     def size_sentence(self) -> str:
         """How many rows each split has, and how much of the computed positions is padding."""
         sizes = ", ".join(f"{self.rows[split]:,} {name}" for split, name in SPLITS.items() if self.rows[split])
-        shape = f", read as {self.shape}" if self.shape else ""
         epochs = f"; trained for {_span(self.trained_epochs, _epochs)}" if self.trained_epochs else ""
         padding = f"; {_span(self.padding_share, _percent)} of the positions are padding" if self.padding_share else ""
-        return f"Rows: {sizes}{shape}{epochs}{padding}."
+        return f"Rows: {sizes}{epochs}{padding}."
 
     def sentences(self) -> list[str]:
         """Plain sentences: what was left out, what was noticed, dependent rows, and what splits share with train."""
         return [
+            *self.shape_sentences(),
             *self.left_out_sentences(),
             *self.note_sentences(),
             *self.group_sentences(),
             *self.overlap_sentences(),
         ]
+
+    def shape_sentences(self) -> list[str]:
+        """As what the rows are read, of each source that is read otherwise than the train rows."""
+        train = self.read_as.get("train")
+        if train is None:
+            return []
+        others = {split: shape for split, shape in self.read_as.items() if shape != train}
+        found = f"The rows are read as {train}."
+        return [found, *(f"The {split} rows are read as {shape}." for split, shape in others.items())]
 
     def left_out_sentences(self) -> list[str]:
         """The rows that cannot be used, with their share and reasons, and what this means for a claim."""
@@ -197,17 +205,3 @@ def _share(share: float) -> str:
 
 def _listed(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def shape_of(made_from: Mapping[str, Any]) -> str:
-    """The recognised shape of the rows in words, such as "prompt and completion"; "" if it is not recorded.
-
-    Sources of different shapes are named with their splits.
-    """
-    shapes = made_from.get("shape", made_from.get("shapes", ""))
-    if isinstance(shapes, str):
-        return shapes
-    different = list(dict.fromkeys(shapes.values()))
-    if len(different) <= 1:
-        return "".join(different)
-    return "; ".join(f"{shape} ({split})" for split, shape in shapes.items())

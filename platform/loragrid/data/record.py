@@ -6,7 +6,7 @@ from typing import Any
 
 from loragrid.config.experiment import TrainingConfig
 from loragrid.data.dataset import TokenizedData, batch_indices
-from loragrid.data.in_words import DataRecord, shape_of
+from loragrid.data.in_words import DataRecord
 from loragrid.data.labels import IGNORED
 from loragrid.trials.skip_reasons import KEPT_APART, UNUSABLE
 from loragrid.trials.tags import DATA_DIGEST_TAG, LEFT_OUT_TAG, MADE_FROM_TAG
@@ -61,7 +61,7 @@ def data_record(data: TokenizedData, max_length: int) -> DataRecord:
         data_figures(data),
         data.skipped,
         max_length,
-        shape=shape_of(data.made_from),
+        read_as=data.made_from.get("shapes", {}),
         row_length=length,
         padding_share=(padding, padding),
     )

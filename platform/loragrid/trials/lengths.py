@@ -46,7 +46,7 @@ def complete(
                 raise ExperimentError([replace(p, what=f"{p.what} ({_length(trial)})") for p in problems])
         if found.trial_id in completed:
             steps, other = found.training.num_steps, completed[found.trial_id]
-            what = f"{_length(trial)} and {_length(other)} are both {steps} steps: {found.trial_id} would run twice"
+            what = f"{_length(other)} and {_length(trial)} are both {steps} steps: {found.trial_id} would run twice"
             raise ExperimentError([Problem(key="training.epochs", what=what, allowed="every trial once")])
         completed[found.trial_id] = found
     return list(completed.values())
