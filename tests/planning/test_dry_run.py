@@ -88,15 +88,13 @@ def test_what_data_show_is_found_as_run_finds_it(
         ("data", {"group_by": "nowhere"}, r"data\.group_by: nowhere"),
         ("data", {"test_name": "missing.jsonl", "num_test": 1}, "there is no such file"),
         ("data", {"forgetting_name": "missing.txt"}, "there is no such file"),
-        ("data", {"loss_on": "all", "num_test": 2}, "the eval.* rows have no prompt to answer"),
+        ("task", {"kind": "exact_match", "max_new_tokens": 500}, r"task\.max_new_tokens: 500: the longest prompt has"),
         ("training", {"steps": None, "epochs": 1, "warmup_steps": 23}, r"training\.warmup_steps: 23: .*22 steps"),
     ],
 )
 def test_what_keys_ask_of_the_data_is_found(
     valid_experiment: Mapping, section: str, keys: Mapping, message: str
 ) -> None:
-    if "prompt to answer" in message:
-        valid_experiment["task"] = {"kind": "exact_match"}
     with pytest.raises(ValueError, match=message):
         lg.plan(with_section(valid_experiment, section, **keys))
 
@@ -110,9 +108,7 @@ def test_a_hub_data_set_without_network_is_refused_like_run(
     monkeypatch.setattr(sources, "resolve_commit", unreachable)
     asked = with_section(valid_experiment, "data", name="nobody/nothing")
     for program in (lg.plan, lg.run):
-        with pytest.raises(
-            ValueError, match=r"^data\.name: nobody/nothing: unknown data: .*the hub cannot be reached"
-        ):
+        with pytest.raises(ValueError, match=r"^data\.name: nobody/nothing: unknown data: .*the hub cannot be reached"):
             program(asked)
 
 
