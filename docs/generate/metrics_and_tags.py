@@ -34,6 +34,11 @@ OTHER_TAGS: dict[str, str] = {
     "split them; a sweep on other rows is not resumed",
     "loragrid.parameters.found": "the parameters that the experiment leaves open and the rows gave a value (such as "
     "`training.steps` of a training in epochs), as a JSON list of keys",
+    "loragrid.adapted_layers": "number and names of the layers that the trial adapts, and of those that its settings "
+    "name and that training on text cannot change",
+    "loragrid.model.location": "where the worker found the base: an absolute folder, a hub id, or a package",
+    "loragrid.model.files": "digests of the files of a base in a folder, as JSON; an export compares them",
+    "loragrid.model.config": "the config.json of a base in a folder; a merged export is written with it",
     "loragrid.reason": "why a trial failed or was stopped",
     "loragrid.out_of_memory": "set if the trial ran out of memory",
     "loragrid.rung": "the rung of successive halving at which the trial's setting was stopped",

@@ -15,6 +15,7 @@ Describe and run:
     method_names                                           the methods that an experiment can name
     plan, Plan                                             what would run on which rows, without running it
     run, SweepResult, SweepInterrupted                     run a sweep; its result; the exception after a signal
+    RayStartError                                          Ray cannot be started, or its cluster cannot be reached
 
 Your own Tune sweep:
     trainable, recording                                   a Tune trainable, and the callback that records its trials
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from loragrid.planning.dry_run import dry_run as plan
     from loragrid.planning.plan import Plan
     from loragrid.report.files import write_report
+    from loragrid.sweep.ray_start import RayStartError
     from loragrid.sweep.run import SweepResult, run
     from loragrid.sweep.signals import SweepInterrupted
     from loragrid.sweep.trainable import recording, trainable
@@ -55,6 +57,7 @@ _ORIGINS = {
     "Experiment": "loragrid.config.experiment:Experiment",
     "ExperimentError": "loragrid.config.experiment:ExperimentError",
     "Plan": "loragrid.planning.plan:Plan",
+    "RayStartError": "loragrid.sweep.ray_start:RayStartError",
     "SweepInterrupted": "loragrid.sweep.signals:SweepInterrupted",
     "SweepResult": "loragrid.sweep.run:SweepResult",
     "Verdict": "loragrid.comparison.verdict:Verdict",
@@ -79,6 +82,7 @@ __all__ = [
     "Experiment",
     "ExperimentError",
     "Plan",
+    "RayStartError",
     "SweepInterrupted",
     "SweepResult",
     "Verdict",

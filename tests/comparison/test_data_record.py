@@ -8,6 +8,7 @@ import pytest
 
 from loragrid.comparison.data_record import DataRecord, data_record_of, data_records_of
 from loragrid.comparison.table import Comparison
+from loragrid.trials.row_notes import ROW_NOTES
 from tests.support.comparisons import made_up_comparison
 
 FIGURES: dict[str, float] = {
@@ -61,6 +62,19 @@ def test_sentences_say_what_was_left_out_and_shared() -> None:
         "Of the 256 test rows, 25 have an answer that is an answer in train and 26 have an answer that is a question "
         "in train.",
     ]
+
+
+def test_what_was_noticed_about_used_rows_is_said() -> None:
+    noted = {"data/noted_boundary_moved": 1200, "data/noted_end_not_doubled": 0, "data/noted_of_a_later_version": 4}
+    record = data_record_of(recorded(FIGURES | noted, {}))
+    assert record is not None
+    assert record.note_sentences() == [
+        f"Noticed about 1,200 of the 6,320 rows used: they {ROW_NOTES['boundary_moved']}."
+    ]
+    assert record.note_sentences()[0] in record.sentences()
+    before = data_record_of(recorded(FIGURES, {}))
+    assert before is not None
+    assert before.note_sentences() == []
 
 
 def test_one_row_has_and_several_have() -> None:

@@ -12,6 +12,7 @@ from loragrid.data.record import common_record, data_figures, data_tags, trained
 from loragrid.models.loading import load_tokenizer
 from loragrid.training.batches import PackBatches
 from loragrid.trials.metrics import summary_metrics, sweep_metrics
+from loragrid.trials.row_notes import ROW_NOTES
 from loragrid.trials.skip_reasons import KEPT_APART, UNUSABLE
 from tests.support.small_packs import Setup, make_setup
 
@@ -54,6 +55,18 @@ def test_every_figure_and_reason_has_a_documented_name(with_skips: TokenizedData
         assert f"data/skipped_{name}" in summary_metrics()
     for name in KEPT_APART:
         assert f"data/kept_apart_{name}" in summary_metrics()
+
+
+def test_notes_are_counted_over_all_splits_and_recorded(tested: Setup, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Question {n}: ", "completion": "yes<|end|>" if n % 2 else "no"} for n in range(12)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = DataConfig(name=str(path), max_length=64, num_eval=3, num_test=3)
+    loaded = load_data(data, tested.model, load_tokenizer(tested.model))
+    assert loaded.notes["end_not_doubled"] == 6
+    assert data_figures(loaded)["data/noted_end_not_doubled"] == 6
+    assert {f"data/noted_{name}" for name in ROW_NOTES} <= summary_metrics().keys()
+    assert loaded.notes.keys() <= ROW_NOTES.keys()
 
 
 def test_a_reason_outside_the_tables_is_an_error(with_skips: TokenizedData) -> None:

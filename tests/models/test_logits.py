@@ -10,6 +10,7 @@ from transformers import AutoConfig, PreTrainedModel
 from loragrid.models.logits import IDENTITY, LogitTransform, check_logits, declared_transform
 from tests.support.model_families import tiny_model
 
+FALCON_H1 = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 16}
 DECLARED: list[tuple[str, dict[str, Any], LogitTransform]] = [
     ("llama", {}, IDENTITY),
     ("gemma2", {"final_logit_softcapping": 30.0}, LogitTransform(cap=30.0)),
@@ -22,6 +23,8 @@ DECLARED: list[tuple[str, dict[str, Any], LogitTransform]] = [
     ("cohere2", {"logit_scale": 2.0}, LogitTransform(scale=2.0)),
     ("granite", {"logits_scaling": 8.0}, LogitTransform(scale=0.125)),
     ("granitemoe", {"logits_scaling": 3.0, "num_local_experts": 4}, LogitTransform(scale=1 / 3)),
+    ("falcon_h1", {"lm_head_multiplier": 0.5, **FALCON_H1}, LogitTransform(scale=0.5)),
+    ("xlstm", {"output_logit_soft_cap": 2.0, "num_heads": 4}, LogitTransform(cap=2.0)),
     ("hyperclovax", {"logits_scaling": 0.5}, LogitTransform(scale=0.5)),
 ]
 

@@ -145,3 +145,17 @@ def test_a_step_has_transformers_loss_and_gradients(model_type: str, settings: d
     assert total.item() == pytest.approx(ours.item(), rel=1e-10)
     assert gradient.abs().max() > 1e-4
     assert (gradient - model.pack.gradient_buffer).abs().max().item() <= 1e-10
+
+
+def test_the_fused_scores_are_traced_as_a_whole_with_scale_and_cap() -> None:
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(12, 50, generator=generator)
+    targets, weights = torch.randint(50, (12,), generator=generator), torch.rand(12, generator=generator)
+    traced = torch.compile(fusible_score_rows, dynamic=False, fullgraph=True, backend="aot_eager")
+    for transform in (LogitTransform(), *TRANSFORMS):
+        for ours, theirs in zip(
+            traced(outputs, targets, weights, transform.scale, transform.cap),
+            score_rows(outputs, targets, weights, transform.scale, transform.cap),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)

@@ -1,5 +1,7 @@
 """The loss on padded rows equals transformers' own loss, row by row, for every family in `FAMILIES`."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -54,3 +56,10 @@ def test_every_familys_loss_is_transformers_own_row_by_row(model_type: str) -> N
             labels[:, :NUM_PROMPT_TOKENS] = IGNORED
             own = base(input_ids=ids, labels=labels, use_cache=False).loss
             assert ours[row].item() == pytest.approx(own.item(), rel=TOLERANCE)
+
+
+def test_the_documented_families_are_those_of_the_list() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how_to" / "models.md").read_text(encoding="utf-8")
+    _, _, rest = page.partition("rows of different lengths:\n")
+    listed, _, _ = rest.partition(".\n")
+    assert listed.replace("\n", " ").split(", ") == sorted(FAMILIES)

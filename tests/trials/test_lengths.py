@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from loragrid.config.experiment import Experiment, ExperimentError, TrainingConfig
+from loragrid.config.experiment import Experiment, ExperimentError, PackConfig, TrainingConfig
 from loragrid.config.sections import ceiling
 from loragrid.trials.expand import expand
 from loragrid.trials.lengths import NumRows, complete
 from loragrid.trials.load import experiment_from_mapping
-from loragrid.trials.packing import PackConfig, group_into_packs
+from loragrid.trials.packing import group_into_packs
 from loragrid.trials.trial import Trial
 
 

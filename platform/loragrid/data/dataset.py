@@ -1,7 +1,6 @@
 """Turns the rows of an experiment into tensors of one static shape, and selects the rows of each step."""
 
 import hashlib
-import importlib.metadata
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,21 +12,19 @@ import torch
 from torch import Tensor
 
 from loragrid.config.experiment import DataConfig, ModelConfig
-from loragrid.data.deck import ChosenRow, Source, permutation
+from loragrid.data.chat_template import template_texts
+from loragrid.data.deck import ChosenRow, permutation
 from loragrid.data.held_out_text import held_out_pieces
 from loragrid.data.labelled_tokens import LabelledTokens
 from loragrid.data.labels import IGNORED
+from loragrid.data.made_from import made_from
 from loragrid.data.overlap import overlap_with_train
 from loragrid.data.splits import SPLITS, choose_rows, open_sources
-from loragrid.data.tokenizer_digest import tokenizer_digest
-from loragrid.models.cache import cache_folder, cached_folder
+from loragrid.models.cache import DamagedError, cache_folder, read_cached
 from loragrid.models.loading import max_context
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-FORMAT_VERSION = 4
-"""Changes with the rule by which rows are split and turned into tokens, and with the format of the cache."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,9 @@ class TokenizedData:
     name in `ROW_NOTES` -> number of used rows about which it was noticed. digest:
     identifies the tokens and groups of all splits. num_source_rows: number of rows in the train source. overlap: see
     `overlap_with_train`. made_from: what the rows depend on, such as the sources' digests. held_out_text: plain text
-    with its own shapes; it is never cached.
+    with its own shapes; it is never cached. chat_template: the text of the template that `data.chat_template` chose,
+    which exports need; None if the rows use the tokenizer's default. remark: what happened while the rows were loaded
+    and a user should know.
     """
 
     train: TokenRows
@@ -100,6 +99,14 @@ class TokenizedData:
     overlap: Mapping[str, int] = field(default_factory=dict)
     made_from: Mapping[str, Any] = field(default_factory=dict)
     held_out_text: TokenRows | None = None
+    chat_template: str | None = None
+    remark: str = ""
+
+    @property
+    def largest_token(self) -> int:
+        """The largest token id of all rows, padding included: the embedding needs at least one row more."""
+        rows = (self.train, self.evaluation, self.test, self.held_out_text)
+        return max(int(part.input_ids.max()) for part in rows if part is not None and part.input_ids.numel())
 
     def id_bounds(self) -> list[int]:
         """The smallest and the largest token id of each split and of the held-out text, padding included."""
@@ -123,8 +130,8 @@ def load_data(data: DataConfig, model: ModelConfig, tokenizer: "PreTrainedTokeni
             f"data.max_length: {data.max_length}: longer than the context of {model.name}; allowed: at most {context}"
         )
     sources = open_sources(data, tokenizer)
-    made_from = _made_from(data, sources, tokenizer)
-    name = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:32]
+    parts = made_from(data, sources, tokenizer)
+    name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     def fill(folder: Path) -> None:
         skipped: Counter[str] = Counter()
@@ -140,9 +147,14 @@ def load_data(data: DataConfig, model: ModelConfig, tokenizer: "PreTrainedTokeni
         _save(folder, splits, int(tokenizer.pad_token_id), counts)
 
     pieces = [LabelledTokens(piece, tuple(range(len(piece) - 1))) for piece in held_out_pieces(data, tokenizer)]
+    folder = cache_folder() / "tokens" / name
+    loaded, damage = read_cached(folder, fill, _load)
+    remark = f"the rows stored in {folder} were damaged ({damage}); they are tokenised and stored again"
     return replace(
-        _load(cached_folder(cache_folder() / "tokens" / name, fill)),
-        made_from=made_from,
+        loaded,
+        remark=remark if damage else "",
+        made_from=parts,
+        chat_template=None if data.chat_template is None else template_texts(tokenizer, data.chat_template)["default"],
         held_out_text=pad_rows(pieces, int(tokenizer.pad_token_id or 0)) if pieces else None,
     )
 
@@ -165,20 +177,6 @@ def batch_indices(num_rows: int, batch_size: int, seed: int, step: int) -> Tenso
     return torch.cat(parts)
 
 
-def _made_from(data: DataConfig, sources: Mapping[str, Source], tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
-    """Everything that the rows depend on, in words that an error message can name."""
-    settings = {"max_length", "num_train", "num_eval", "num_test", "loss_on", "turns", "chat_template", "on_bad_row"}
-    return {
-        "format": FORMAT_VERSION,
-        "transformers": importlib.metadata.version("transformers"),
-        "sources": {split: source.rows.fingerprint for split, source in sources.items()},
-        "columns": {split: dict(source.shape.columns) for split, source in sources.items()},
-        "group_by": {split: source.group_by for split, source in sources.items()},
-        "tokenizer": tokenizer_digest(tokenizer),
-        **data.model_dump(mode="json", include=settings),
-    }
-
-
 def _save(
     folder: Path, splits: Mapping[str, Sequence[ChosenRow]], pad_token_id: int, counts: Mapping[str, object]
 ) -> None:
@@ -186,17 +184,34 @@ def _save(
     from safetensors.torch import save_file
 
     all_rows = [row.tokens for rows in splits.values() for row in rows]
-    tensors = {}
+    padded = {
+        split: pad_rows(
+            [row.tokens for row in rows],
+            pad_token_id,
+            groups=torch.tensor([row.group for row in rows], dtype=torch.int64),
+            shaped_by=all_rows,
+        )
+        for split, rows in splits.items()
+    }
+    tensors = {
+        f"{split}.{name}": tensor if name == "groups" else tensor.to(torch.int32)
+        for split, rows in padded.items()
+        for name, tensor in vars(rows).items()
+    }
+    save_file(tensors, folder / "rows.safetensors")
+    summary = {**counts, "digest": _digest(padded)}
+    content = json.dumps(summary)
+    stored = {"summary": content, "sha256": hashlib.sha256(content.encode()).hexdigest()}
+    (folder / "summary.json").write_text(json.dumps(stored), encoding="utf-8")
+
+
+def _digest(splits: Mapping[str, TokenRows]) -> str:
+    """Identifies the tensors of all splits."""
     digest = hashlib.sha256()
     for split, rows in splits.items():
-        groups = torch.tensor([row.group for row in rows], dtype=torch.int64)
-        padded = pad_rows([row.tokens for row in rows], pad_token_id, groups=groups, shaped_by=all_rows)
-        for name, tensor in sorted(vars(padded).items()):
+        for name, tensor in sorted(vars(rows).items()):
             digest.update(f"{split}.{name} {tuple(tensor.shape)}\n".encode() + tensor.numpy().tobytes())
-            tensors[f"{split}.{name}"] = tensor if name == "groups" else tensor.to(torch.int32)
-    save_file(tensors, folder / "rows.safetensors")
-    summary = {**counts, "digest": f"sha256:{digest.hexdigest()}"}
-    (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    return f"sha256:{digest.hexdigest()}"
 
 
 def pad_rows(
@@ -227,12 +242,23 @@ def pad_rows(
 
 
 def _load(folder: Path) -> TokenizedData:
+    """The rows that `_save` wrote; raises DamagedError if they are not as it wrote them."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    tensors = load_file(folder / "rows.safetensors")
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    splits = {
-        split: TokenRows(*(tensors[f"{split}.{part.name}"].to(torch.int64) for part in fields(TokenRows)))
-        for split in SPLITS
-    }
-    return TokenizedData(train=splits["train"], evaluation=splits["evaluation"], test=splits["test"], **summary)
+    try:
+        tensors = load_file(folder / "rows.safetensors")
+        stored = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        is_whole = stored["sha256"] == hashlib.sha256(stored["summary"].encode()).hexdigest()
+        splits = {
+            split: TokenRows(*(tensors[f"{split}.{part.name}"].to(torch.int64) for part in fields(TokenRows)))
+            for split in SPLITS
+        }
+        found = TokenizedData(
+            train=splits["train"], evaluation=splits["evaluation"], test=splits["test"], **json.loads(stored["summary"])
+        )
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{type(error).__name__}: {error}") from error
+    if not is_whole or found.digest != _digest(splits):
+        raise DamagedError("their digest is another than when they were written")
+    return found

@@ -54,7 +54,7 @@ class DataRecord:
     def lines(self) -> list[str]:
         """What `plan` and `run` print about the rows before anything is trained."""
         partial = [REMAINING] if self.is_partial else []
-        told = [*partial, *self.note_sentences(), *self.group_sentences(), *self.overlap_sentences()]
+        told = [*partial, *self.group_sentences(), *self.note_sentences(), *self.overlap_sentences()]
         return [self._used_line(), self._token_line(), *self.shape_sentences(), *told]
 
     def _used_line(self) -> str:
@@ -81,9 +81,12 @@ class DataRecord:
         return f"{tokens}; rows are padded to {self.row_length:,} tokens: {padding} of the positions are padding"
 
     def note_sentences(self) -> list[str]:
-        """What was noticed about rows that are used."""
+        """What was noticed about rows that are used, each with their number."""
+        total = sum(self.rows.values())
         return [
-            f"Used rows that {ROW_NOTES.get(name, name)}: {count:,}." for name, count in self.notes.items() if count
+            f"Noticed about {self.notes[name]:,} of the {total:,} rows used: they {what}."
+            for name, what in ROW_NOTES.items()
+            if self.notes.get(name)
         ]
 
     def size_sentence(self) -> str:
@@ -98,8 +101,8 @@ class DataRecord:
         return [
             *self.shape_sentences(),
             *self.left_out_sentences(),
-            *self.note_sentences(),
             *self.group_sentences(),
+            *self.note_sentences(),
             *self.overlap_sentences(),
         ]
 

@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 from loragrid.config.experiment import DataConfig
 from loragrid.data.bad_rows import BadRow
+from loragrid.data.boundary import Boundary, JoinedPair
 from loragrid.data.chat import ChatTokenizer
-from loragrid.data.labelled_tokens import LabelledTokens, Tokenized, TokenizesRows, usable
+from loragrid.data.labelled_tokens import LabelledTokens, Tokenized, TokenizesRows, Usable, usable
 from loragrid.data.shapes import Shape
+from loragrid.data.text_frame import TextFrame
 from loragrid.data.values import text_fault
 from loragrid.trials.skip_reasons import empty
 
@@ -19,10 +21,11 @@ class RowTokenizer:
     """Tokenizes the canonical rows of a source.
 
     messages: see `ChatTokenizer`.
-    prompt, completion: tokenized separately and joined, so generation starts from exactly the prompt's tokens. The end
-    token is appended. Labels are the completion.
+    prompt, completion: the prompt by itself, so that generation starts from exactly its tokens; then the completion's
+    tokens behind it (see `boundary`). The end token is appended. Labels are the completion.
     text: the end token is appended. Labels are all tokens.
     With `data.loss_on: all` all tokens are labels in every kind.
+    A start or an end token that a text holds itself is not added again.
 
     Raises:
         ValueError: the tokenizer cannot tokenize rows of this kind; the message begins with `title`.
@@ -31,6 +34,9 @@ class RowTokenizer:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", shape: Shape, data: DataConfig, *, title: str) -> None:
         if not tokenizer.is_fast:
             raise ValueError(f"model.name: {tokenizer.name_or_path}: it has no fast tokenizer, which LoraGrid needs")
+        if dropout := getattr(tokenizer.backend_tokenizer.model, "dropout", None):
+            what = f"its tokenizer cuts the same text otherwise at every call (dropout {dropout:g})"
+            raise ValueError(f"model.name: {tokenizer.name_or_path}: {what}; allowed: dropout null in tokenizer.json")
         self.shape, self._data = shape, data
         self._tokenizer: TokenizesRows
         if "messages" in shape.columns:
@@ -40,8 +46,8 @@ class RowTokenizer:
         else:
             self._tokenizer = PairTokenizer(tokenizer)
 
-    def tokenize(self, rows: Sequence[Mapping[str, Any]]) -> list[Tokenized]:
-        """What becomes of each canonical row: rows of tokens, the reason why it is skipped, or why it is refused."""
+    def tokenize(self, rows: Sequence[Mapping[str, Any]]) -> list[Usable]:
+        """What becomes of each canonical row: rows of tokens, reasons why they are skipped, or why it is refused."""
         if not rows:
             return []
         tokenized = self._tokenizer.tokenize(rows)
@@ -52,61 +58,86 @@ class TextTokenizer:
     """Tokenizes plain text: the end token is appended, and all tokens are labels."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        self.tokenizer, self._ends = tokenizer, EndToken(tokenizer)
+        self._boundary, self._framed = Boundary(tokenizer), FramedRow(tokenizer)
 
     def tokenize(self, rows: Sequence[Mapping[str, Any]]) -> list[Tokenized]:
         """As `TokenizesRows`."""
         faults = [text_fault(row.get("text")) for row in rows]
         texts = ["" if fault else row.get("text") or "" for row, fault in zip(rows, faults, strict=True)]
+        ids = self._boundary.tokens(texts)
         tokenized: list[Tokenized] = []
-        for text, fault, ids in zip(texts, faults, self.tokenizer(texts)["input_ids"], strict=True):
+        for text, fault, own, decoded in zip(texts, faults, ids, self._boundary.decoded(ids), strict=True):
             if fault:
                 tokenized.append(BadRow(what=fault, column="text"))
+            elif not own:
+                tokenized.append(empty("text"))
             else:
-                tokenized.append((_labelled(self._ends.ended(ids), 1),) if text else empty("text"))
+                tokenized.append((self._framed(text, decoded, (), own),))
         return tokenized
 
 
 class PairTokenizer:
-    """Tokenizes prompt and completion separately and joins them; the completion and its end token are labels."""
+    """Tokenizes a prompt, and the completion behind it; the completion and its end token are labels."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        self.tokenizer, self._ends = tokenizer, EndToken(tokenizer)
+        self._boundary, self._framed = Boundary(tokenizer), FramedRow(tokenizer)
 
     def tokenize(self, rows: Sequence[Mapping[str, Any]]) -> list[Tokenized]:
         """As `TokenizesRows`."""
         pairs = [(row.get("prompt"), row.get("completion")) for row in rows]
         faults = [_pair_fault(prompt, completion) for prompt, completion in pairs]
         texts = [("", "") if fault else (p or "", c or "") for (p, c), fault in zip(pairs, faults, strict=True)]
-        heads = self.tokenizer([prompt for prompt, _ in texts])["input_ids"]
-        tails = self.tokenizer([completion for _, completion in texts], add_special_tokens=False)["input_ids"]
-        tokenized: list[Tokenized] = []
-        for (prompt, completion), fault, head, tail in zip(pairs, faults, heads, tails, strict=True):
-            if fault:
-                tokenized.append(fault)
-            elif prompt is None or not completion:
-                tokenized.append(empty("prompt" if prompt is None else "completion"))
-            else:
-                start = self._ends.without(head)
-                tokenized.append((_labelled([*start, *self._ends.ended(tail)], len(start)),))
-        return tokenized
+        joined = self._boundary.join([prompt for prompt, _ in texts], [completion for _, completion in texts])
+        return [
+            fault or (empty("prompt") if prompt is None else self._row(text, pair))
+            for (prompt, _), text, fault, pair in zip(pairs, texts, faults, joined, strict=True)
+        ]
+
+    def _row(self, text: tuple[str, str], pair: JoinedPair) -> Tokenized:
+        if pair.completion is None:
+            what = "no tokens of it continue the prompt's tokens, because the tokenizer reads both as one word"
+            return BadRow(what=f"{what}; a blank or a line break between the two parts them", column="completion")
+        if not pair.completion:
+            return empty("completion")
+        row = self._framed("".join(text), pair.decoded, pair.prompt, pair.completion)
+        return (row.noted("boundary_moved"),) if pair.moved else (row,)
 
 
-class EndToken:
-    """The tokenizer's end token, which stands once at the end of a row, and not between prompt and completion."""
+class FramedRow:
+    """Makes rows of tokens: start tokens, prompt, completion, end token."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        self.id = tokenizer.eos_token_id
-        # Some tokenizers end every text with the end token.
-        self.ends_every_text = self.id is not None and tokenizer("a")["input_ids"][-1] == self.id
+        self._frame = TextFrame(tokenizer)
+        self._unknown, self._unknown_text = tokenizer.unk_token_id, str(tokenizer.unk_token)
 
-    def ended(self, ids: Sequence[int]) -> list[int]:
-        """The tokens with the end token at their end."""
-        return list(ids) if self.id is None or (ids and ids[-1] == self.id) else [*ids, int(self.id)]
+    def __call__(self, text: str, decoded: str, prompt: tuple[int, ...], completion: tuple[int, ...]) -> LabelledTokens:
+        """The row of a text, with what was noticed about it; the completion is its label.
 
-    def without(self, ids: Sequence[int]) -> Sequence[int]:
-        """The tokens without an end token that the tokenizer added."""
-        return ids[:-1] if self.ends_every_text else ids
+        text: the whole text. decoded: what its tokens decode to. prompt, completion: tokens, without added ones.
+        """
+        notes = []
+        num_started = self._frame.own_start((*prompt, *completion))
+        if num_started:
+            notes.append("start_not_doubled")
+            completion = completion[max(0, num_started - len(prompt)) :]
+            prompt = prompt[num_started:]
+        num_ended = self._frame.own_end(completion)
+        if num_ended is not None and self._frame.end:
+            notes.append("end_not_doubled")
+            body, end = completion[: num_ended - 1], completion[num_ended - 1 : num_ended]
+        else:
+            body, end = completion, self._frame.end
+        inside = {*prompt, *body}
+        if not inside.isdisjoint(self._frame.special - {self._unknown}):
+            notes.append("special_tokens_read")
+        if self._unknown in inside and self._unknown_text not in text:
+            notes.append("unknown_characters")
+        elif decoded not in (text, f" {text}", text.removeprefix(" ")):  # many add a blank first, or decode without it
+            notes.append("text_altered")
+        start = (*self._frame.start, *prompt)
+        ids = (*start, *body, *end)
+        # Nothing predicts token 0.
+        return LabelledTokens(ids, tuple(range(max(len(start) - 1, 0), len(ids) - 1)), tuple(notes))
 
 
 def _pair_fault(prompt: object, completion: object) -> BadRow | None:
@@ -114,8 +145,3 @@ def _pair_fault(prompt: object, completion: object) -> BadRow | None:
         if fault := text_fault(value):
             return BadRow(what=fault, column=column)
     return None
-
-
-def _labelled(ids: Sequence[int], first: int) -> LabelledTokens:
-    """A row whose labels are the tokens from index `first` on, without token 0, which nothing predicts."""
-    return LabelledTokens(tuple(ids), tuple(range(max(first - 1, 0), len(ids) - 1)))

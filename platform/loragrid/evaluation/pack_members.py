@@ -59,16 +59,20 @@ class PackMembers:
             self.keep.share(self.sum_over_workers)
         return dict(zip(columns, values, strict=True))
 
-    def losses(self, questions: Sequence[Question], completions: Sequence[Sequence[int]]) -> Tensor:
+    def losses(self, questions: Sequence[Question], completions: Sequence[Sequence[Sequence[int]]]) -> Tensor:
         """As `Members`."""
-        pairs = [(question.prompt, tuple(tokens)) for question in questions for tokens in completions]
+        pairs = [
+            (question.prompt, tuple(tokens))
+            for question, own in zip(questions, completions, strict=True)
+            for tokens in own
+        ]
         rows = [
             LabelledTokens((*prompt, *answer), tuple(range(len(prompt) - 1, len(prompt) + len(answer) - 1)))
             for prompt, answer in pairs
         ]
         padded = pad_rows(rows, self.pad_token_id)
         losses = score_row_by_row(self.model, self.batches, padded, self.sum_over_workers, frozen=self.frozen)
-        return losses.view(len(losses), len(questions), len(completions))
+        return losses.view(len(losses), len(questions), -1)
 
     def _own_scores(
         self,

@@ -13,6 +13,7 @@ from loragrid.config.local_path import local_path, reason_of
 from loragrid.formatting import count_of
 from loragrid.models.adapter_files import check_hub_repository, check_no_adapter
 from loragrid.models.architecture import check_architecture
+from loragrid.models.base_files import SMALL_FILES
 from loragrid.models.embedded import EMBEDDED_MODELS, converted_folder, source_sha256
 from loragrid.models.file_hash import remembered_sha256
 from loragrid.models.hub import NotOnHubError, resolve_commit
@@ -169,6 +170,23 @@ def model_digest(model: ModelConfig) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+def model_folder(model: ModelConfig) -> Path:
+    """The folder with the model's config, tokenizer and other small files; those of a hub model are fetched first.
+
+    Raises:
+        ValueError: the model is not found, or its files cannot be fetched.
+    """
+    source = _locate(model)
+    folder = Path(source.location)
+    if source.digest is None or folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    commit = source.digest.rpartition("@")[2]
+    with _named_failure(model, "its files cannot be fetched"):
+        return Path(snapshot_download(source.location, revision=commit, allow_patterns=list(SMALL_FILES)))
+
+
 def max_context(model: ModelConfig) -> int | None:
     """The most tokens that the model processes at once; None if its config sets no limit."""
     config = _load_config(model, _locate(model)).get_text_config()
@@ -223,7 +241,7 @@ def _locate(model: ModelConfig) -> _Source:
     except NotOnHubError as error:
         raise ValueError(
             f"model.name: {model.name}: unknown model: not an embedded name ({', '.join(EMBEDDED_MODELS)}), "
-            f"not a local folder, and on the hub: {error}"
+            f"not a local folder ({folder.absolute()}), and on the hub: {error}"
         ) from error
     digest = f"{model.name}@{found.commit}"
     check_hub_repository(model.name, found, model.revision)

@@ -37,6 +37,8 @@ class PlannedRows:
     scored_length: int
     longest_prompt: int = 0
     num_prompts: int = 0
+    remark: str = ""
+    """What happened while the rows were loaded; see `TokenizedData.remark`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,8 @@ def sentences_about(planned: Mapping[RowsKey, PlannedRows]) -> list[str]:
     found = []
     for (model, data), rows in planned.items():
         place = f"data {data.name}{f', {model.name}' if several else ''}: "
-        found += [place + sentence for sentence in rows.record.lines()]
+        remarks = [rows.remark] if rows.remark else []
+        found += [place + sentence for sentence in (*remarks, *rows.record.lines())]
     return found
 
 
@@ -113,4 +116,5 @@ def _planned(data: TokenizedData, config: DataConfig, scorer: TaskScorer | None)
         scored_length=max(scored),
         longest_prompt=0 if scorer is None else scorer.longest_prompt,
         num_prompts=0 if scorer is None else scorer.num_questions,
+        remark=data.remark,
     )

@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from loragrid.config.experiment import DataConfig, ModelConfig
+from loragrid.config.local_path import local_path
 from loragrid.data.dataset import TokenizedData
 from loragrid.formatting import count_of
 from loragrid.planning.placement import Placement
@@ -46,7 +46,7 @@ def _may_have_timings(plan: Plan) -> bool:
     """Whether earlier timings may exist: MLflow or the storage is elsewhere, or the storage folder exists."""
     experiment = plan.experiment
     elsewhere = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "://" in experiment.storage.path
-    return bool(elsewhere) or Path(experiment.storage.path).expanduser().is_dir()
+    return bool(elsewhere) or local_path("storage.path", experiment.storage.path, to_be_written=True).is_dir()
 
 
 def too_large(plan: Plan, memory_bytes: int) -> list[str]:

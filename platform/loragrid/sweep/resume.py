@@ -10,6 +10,7 @@ from loragrid.config.experiment import DataConfig, ModelConfig
 from loragrid.data.dataset import TokenizedData
 from loragrid.data.record import shortened
 from loragrid.formatting import count_of
+from loragrid.models.base_record import compare, record_base
 from loragrid.planning.plan import Plan
 from loragrid.sweep.storage import spool_folder
 from loragrid.tracking.previous_run import PreviousSweep, RecordedRows, find_previous, identify
@@ -88,6 +89,30 @@ def refuse_other_rows(
         raise ValueError(_other_rows(previous.name, trial_id, recorded, next(iter(tokenized.values()))))
 
 
+def refuse_other_bases(previous: PreviousSweep, the_plan: Plan) -> None:
+    """Refuse to continue a sweep whose trials were trained on other weights, or another config, than those of now.
+
+    The tokenizer is not compared here: what it does to the rows is (`refuse_other_rows`).
+
+    Raises:
+        ValueError: a base of the plan differs from the recorded one; the message says how.
+    """
+    for model in dict.fromkeys(trial.model for trial in the_plan.trials):
+        recorded = {trial_id: base for trial_id, base in previous.bases.items() if base.model == model}
+        now = record_base(model) if recorded else None
+        for trial_id, base in recorded.items():
+            assert now is not None
+            changed = [part.text for part in compare(base.record, now) if not part.concerns_tokenizer_only]
+            if changed:
+                commit = base.record.commit
+                same = f"model.revision: {commit} in a new sweep" if commit else "the base of that sweep put back"
+                raise ValueError(
+                    f"--resume: {previous.name}: its trial {trial_id} was trained on another base than {model.name} "
+                    f"now is, and trials on different bases cannot be compared; these differ: {'; '.join(changed)}; "
+                    f"allowed: a new sweep (no --resume), or {same}"
+                )
+
+
 def remaining_plan(the_plan: Plan, previous: PreviousSweep, num_places: int = 1) -> Plan:
     """The plan without the trials that have ended.
 
@@ -127,14 +152,16 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         "format": "LoraGrid's rule by which rows are split and turned into tokens",
         "sources": "the content of the data",
         "tokenizer": "the tokenizer",
-        "transformers": "the version of transformers",
+        "versions": "the versions of libraries",
+        "code": "LoraGrid's code that turns rows into tokens",
+        "files": "the content of files that the data section names",
     }
     found = [
-        f"{words.get(key, f'data.{key}')} ({before.get(key)} then, {now.get(key)} now)"
-        for key in {**before, **now}
-        if before.get(key) != now.get(key)
+        f"{words.get(key, f'data.{key}')} ({before[key]} then, {now[key]} now)"
+        for key in before
+        if key in now and before[key] != now[key]
     ]
-    return ", ".join(found) or "nothing that is recorded"
+    return ", ".join(found) or "nothing that was recorded then"
 
 
 def mark_diverged_before(store: TrialStore, the_plan: Plan, previous: PreviousSweep) -> None:

@@ -89,6 +89,13 @@ class Rows(Protocol):
     def text(self, tokens: Sequence[int]) -> str:
         """The decoded tokens, without special tokens."""
 
+    def completions(self, question: Question, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """The tokens of each text as this question's completion.
+
+        They are what training would make of it: with the blanks around it and the end that the row's own completion
+        has, and cut as behind the row's prompt. The row's own text gives the row's own reference.
+        """
+
 
 class Members(Protocol):
     """M members of a pack, or the bare base (M = 1), answering N questions. All workers get the same results."""
@@ -105,8 +112,8 @@ class Members(Protocol):
         score: question number, text -> a value for each of `columns`. Returns column -> values (M, N) float64.
         """
 
-    def losses(self, questions: Sequence[Question], completions: Sequence[Sequence[int]]) -> "Tensor":
-        """Cross-entropy (nats) of K completions after each prompt, summed over the completion's tokens: (M, N, K)."""
+    def losses(self, questions: Sequence[Question], completions: Sequence[Sequence[Sequence[int]]]) -> "Tensor":
+        """Cross-entropy (nats) of each question's own K completions, summed over their tokens: (M, N, K)."""
 
 
 class Scorer(ABC):

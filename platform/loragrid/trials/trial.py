@@ -15,10 +15,13 @@ from loragrid_methods import Method
 
 DIGEST_LENGTH = 8
 ADDED_KEYS: dict[str, tuple[str, ...]] = {
-    "data": ("group_by", "turns", "chat_template", "on_bad_row"),
+    "data": ("group_by", "shape", "turns", "chat_template", "on_bad_row"),
     "training": ("epochs", "warmup_ratio"),
 }
 """Section -> keys that are part of a trial's id only if they differ from their default: ids are older than they are."""
+
+ADDED_METHOD_KEYS = ("layers_to_transform", "layers_pattern", "exclude_modules")
+"""Hyperparameters that are part of a trial's id and of its record only if they are set, for the same reason."""
 
 Phase = Literal["tune", "confirm"]
 """`tune`: a trial of the grid, which helps to choose a setting. `confirm`: a chosen setting with a fresh seed."""
@@ -87,7 +90,7 @@ def _identify(
     task: TaskConfig | None,
 ) -> str:
     content: dict[str, Any] = {
-        "method": {"name": method.name, **method.hyperparameters()},
+        "method": {"name": method.name, **_set_hyperparameters(method)},
         "seed": seed,
         "model": model.model_dump(),
         "data": data.model_dump(exclude=_at_default("data", data)),
@@ -105,12 +108,17 @@ def _at_default(name: str, section: Section) -> set[str]:
     return {key for key in ADDED_KEYS[name] if getattr(section, key) == defaults[key].default}
 
 
+def _set_hyperparameters(method: Method) -> dict[str, Any]:
+    values = method.hyperparameters()
+    return {key: value for key, value in values.items() if value is not None or key not in ADDED_METHOD_KEYS}
+
+
 def _parameters(
     method: Method, seed: int, model: ModelConfig, data: DataConfig, training: TrainingConfig, task: TaskConfig | None
 ) -> dict[str, Scalar]:
     parameters: dict[str, Scalar] = {"method.name": method.name}
-    for field, value in method.hyperparameters().items():
-        parameters[f"method.{field}"] = ",".join(value) if isinstance(value, tuple) else value
+    for field, value in _set_hyperparameters(method).items():
+        parameters[f"method.{field}"] = ",".join(map(str, value)) if isinstance(value, tuple) else value
     parameters["seed"] = seed
     for section, config in (("model", model), ("data", data), ("training", training)):
         for field, value in config.model_dump().items():

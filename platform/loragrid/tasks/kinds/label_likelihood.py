@@ -1,6 +1,5 @@
 """label_likelihood: a row is answered with the likeliest of a few completions (labels), without generation."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -76,28 +75,32 @@ class LabelLikelihoodScorer(Scorer):
     def __init__(self, task: LabelLikelihood, rows: Rows) -> None:
         self._task, self._rows = task, rows
         self._labels = self._find_labels()
-        self.answer_tokens = max(len(tokens) for tokens in self._labels.values())
+        self._completions = {
+            split: [rows.completions(question, self._labels) for question in questions]
+            for split, questions in rows.questions.items()
+        }
+        self.answer_tokens = max(
+            len(tokens) for of_split in self._completions.values() for of_row in of_split for tokens in of_row
+        )
 
     def score(self, members: Members, split: str) -> "Mapping[str, Tensor]":
         """As `Scorer`: the column `correct` holds 1 where the likeliest label is the row's, otherwise 0."""
-        questions, labels = self._rows.questions[split], list(self._labels)
-        losses = members.losses(questions, list(self._labels.values()))
+        questions, completions = self._rows.questions[split], self._completions[split]
+        losses = members.losses(questions, completions)
         if self._task.likelihood == "per_token":
-            losses = losses / losses.new_tensor([len(tokens) for tokens in self._labels.values()])
+            losses = losses / losses.new_tensor([[len(tokens) for tokens in of_row] for of_row in completions])
         predicted = losses.argmin(-1)
-        own = predicted.new_tensor([labels.index(self._label_of(question)) for question in questions])
+        own = predicted.new_tensor([self._labels.index(self._label_of(question)) for question in questions])
         return {"correct": (predicted == own).double()}
 
     def _label_of(self, question: Question) -> str:
         return self._rows.text(question.reference).strip()
 
-    def _find_labels(self) -> dict[str, tuple[int, ...]]:
-        """Label -> tokens of its most frequent spelling, with the end token; as in `task.labels`, or all, sorted."""
+    def _find_labels(self) -> list[str]:
+        """The labels in the order of `task.labels`, or all, sorted."""
         scored = self._rows.questions
-        spellings: dict[str, Counter[tuple[int, ...]]] = {}
-        for question in (*self._rows.train_questions(), *scored["eval"], *scored["test"]):
-            spellings.setdefault(self._label_of(question), Counter())[question.reference] += 1
-        found = {label: spellings[label].most_common(1)[0][0] for label in sorted(spellings)}
+        questions = (*self._rows.train_questions(), *scored["eval"], *scored["test"])
+        found = sorted({self._label_of(question) for question in questions})
         if self._task.labels is not None:
             return self._wanted([label.strip() for label in self._task.labels], found)
         if not 2 <= len(found) <= MAX_LABELS:
@@ -106,16 +109,16 @@ class LabelLikelihoodScorer(Scorer):
             raise ValueError(f"task.kind: {self._task.kind}: {what}; allowed: {allowed}")
         return found
 
-    def _wanted(self, wanted: Sequence[str], found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    def _wanted(self, wanted: list[str], found: Sequence[str]) -> list[str]:
         if unknown := [label for label in wanted if label not in found]:
-            shown = _shown(list(found))
+            shown = _shown(found)
             raise ValueError(f"task.labels: {unknown[0]!r}: no row has this completion; allowed: {shown}")
         for split, questions in self._rows.questions.items():
             for question in questions:
                 if (label := self._label_of(question)) not in wanted:
                     what = f"the completion {label!r} of a row among the {split} rows is none of the labels"
                     raise ValueError(f"task.labels: {what}; allowed: a list of all completions, or null")
-        return {label: found[label] for label in wanted}
+        return wanted
 
 
 def _shown(labels: Sequence[str]) -> str:
