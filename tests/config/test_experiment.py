@@ -118,7 +118,12 @@ def test_importing_the_configuration_loads_neither_torch_nor_ray() -> None:
         ("methods=[]", "methods", "[]", "allowed: a list of at least one method"),
         ("methods=[3]", "methods.0", "3", "allowed: a method's name"),
         ("methods.lora.rnak=3", "methods.0.rnak", "3", "did you mean 'rank'"),
-        ("methods.lora.lr_ratio=3", "methods.0.lr_ratio", "3", "unknown setting of lora; allowed: rank, alpha"),
+        (
+            "methods.lora.lr_ratio=3",
+            "methods.0.lr_ratio",
+            "3",
+            "unknown setting of lora, here a method's key lr_ratio (of the method lora_plus); allowed: rank",
+        ),
         ("methods.lora.steps=3", "methods.0.steps", "3", "unknown setting of lora"),
         ("methods.lora.modules_to_save=[lm_head]", "methods.0.modules_to_save", '["lm_head"]', "the method full"),
         ("methods.lora.trainable_token_indices=[3]", "methods.0.trainable_token_indices", "[3]", "the method full"),
