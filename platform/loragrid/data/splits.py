@@ -36,7 +36,8 @@ def open_sources(data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> dict
     """Split -> source; a split without its own source takes its rows out of the train source.
 
     Raises:
-        ValueError: rows that cannot be found or read, or columns without a known shape, or a key about chats for other rows.
+        ValueError: rows that cannot be found or read, columns without a known shape, or a key about chats for other
+            rows.
         BadRowError: a row is broken, and `data.on_bad_row` does not skip it.
     """
     opened = {"train": open_train_rows(data), "evaluation": open_eval_rows(data), "test": open_test_rows(data)}
