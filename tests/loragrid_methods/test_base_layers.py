@@ -130,10 +130,15 @@ def test_a_shared_experts_name_that_also_means_experts_is_refused() -> None:
 
 
 def vision_language_base() -> Any:
-    vision: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     config = transformers.Gemma3Config(
         text_config=SMALL | {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]},
-        vision_config=vision | {"image_size": 28, "patch_size": 14},
+        vision_config=vision | {"num_attention_heads": 2, "image_size": 28, "patch_size": 14},
         mm_tokens_per_image=4,
         image_token_index=5,
         boi_token_index=6,
