@@ -162,12 +162,11 @@ def test_every_name_of_the_assistant_is_learnt(recognised: Recognised, role: str
 @pytest.mark.parametrize(
     ("message", "what"),
     [
-        ({"role": "wizard", "content": "a"}, "message 2: unknown role 'wizard'; allowed: system, developer, user"),
         ({"role": 3, "content": "a"}, "message 2: role 3: not text"),
         ({"role": "user", "from": "gpt", "content": "a"}, "has role 'user' and from 'gpt'; keep one"),
         ({"content": "a"}, "not a message, which has a role"),
         ("hi", "message 2: 'hi': not a message"),
-        ({"role": "assistant", "content": "a", "loss": 0}, "the key loss says what is learnt"),
+        ({"role": "assistant", "content": "a", "loss_mask": 0}, "the key loss_mask says what is learnt"),
         ({"role": "user", "content": "a", "images": ["x.png"]}, "the key images holds what is not text"),
         ({"from": "function_call", "value": "f(1)"}, "role function_call: 'f(1)': not JSON"),
         ({"from": "function_call", "value": '{"arguments": {}}'}, "not a call, which has a name and arguments"),
