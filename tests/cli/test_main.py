@@ -150,7 +150,24 @@ def test_more_workers_than_the_machine_holds_are_refused(write: Callable[..., Pa
 @pytest.mark.heavy
 def test_an_address_where_no_cluster_answers_is_named(write: Callable[..., Path], tmp_path: Path) -> None:
     done = run_command("run", write(), "--address", "127.0.0.1:1")
-    check_refused(done, "--address 127.0.0.1:1")
+    assert done.code == 3, done
+    (line,) = done.err.strip().splitlines()
+    assert line.startswith(
+        "error: no Ray cluster could be reached (--address 127.0.0.1:1, tried twice): Connection ref"
+    )
+
+
+@pytest.mark.heavy
+def test_a_ray_that_cannot_start_has_its_own_exit_code(write: Callable[..., Path], tmp_path: Path) -> None:
+    no_folder = tmp_path / "file"
+    no_folder.touch()
+    done = run_command("run", write(), RAY_TMPDIR=str(no_folder))
+    assert done.code == 3, done
+    (line,) = done.err.strip().splitlines()
+    assert line.startswith(
+        "error: Ray could not be started on this machine (no --address, tried twice): Not a directory"
+    )
+    assert line.endswith("to mend it: set RAY_TMPDIR to an existing folder that can be written and has room")
 
 
 @pytest.mark.parametrize("command", [["compare", "tiny"], ["export", "lora-1", "--to", "out"], ["ui"]])
@@ -309,8 +326,13 @@ def test_exported_adapter_and_merged_model_have_the_same_logits(
     trials = json.loads(loragrid("compare", "tiny", *storage, "--json").out)["trials"]
     for trial, given_as in zip(trials, ("trial_id", "run_id"), strict=True):
         adapter, merged = tmp_path / f"{trial['method']}-adapter", tmp_path / f"{trial['method']}-merged"
-        assert loragrid("export", trial[given_as], "--to", adapter, *storage).code == 0
-        assert loragrid("export", trial[given_as], "--to", merged, "--merged", *storage).code == 0
+        for target, more, kind in ((adapter, (), "adapter"), (merged, ("--merged",), "merged model")):
+            done = loragrid("export", trial[given_as], "--to", target, *more, *storage)
+            assert (done.code, done.err) == (0, ""), done
+            first, *snippet = done.out.splitlines()
+            assert first.startswith(f"{kind}  {target}  (")
+            assert first.endswith("iB); to load it:")
+            exec("\n".join(snippet), {})
         base = AutoModelForCausalLM.from_pretrained(keys["model"]["name"])
         ids = AutoTokenizer.from_pretrained(str(merged))("Which door has the harbour?", return_tensors="pt").input_ids
         with torch.no_grad():

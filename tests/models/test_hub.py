@@ -6,70 +6,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+from tests.support.fake_hub import COMMIT, FakeHub, serving
+
 README = b"---\nlicense: mit\n---\n"
 ROWS = b"".join(json.dumps({"text": f"row {number}"}).encode() + b"\n" for number in range(8))
 NOTHING_THERE = "http://127.0.0.1:9"
 
 
-class HubHandler(BaseHTTPRequestHandler):
-    """The part of the hub's protocol that its clients use, for a model tiny/llama and data tiny/chat at `v1`."""
-
-    repositories: dict[str, dict[str, bytes]]
-
-    def do_GET(self) -> None:
-        parts = self.path.split("?")[0].strip("/").split("/")
-        of_api = parts[0] == "api"
-        parts = parts[1:] if of_api else parts
-        kind, *parts = parts if parts[0] in ("models", "datasets") else ["models", *parts]
-        files = self.repositories.get("/".join([kind, *parts[:2]]))
-        if files is None:
-            self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-        elif parts[2:3] in (["revision"], ["resolve"], ["tree"]) and parts[3] not in ("v1", COMMIT):
-            self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-        elif of_api and parts[2:3] in ([], ["revision"]):
-            self.answer(200, json.dumps({"id": "/".join(parts[:2]), "sha": COMMIT, "siblings": []}).encode())
-        elif of_api and parts[2:3] == ["tree"] and not parts[4:]:
-            listed = [{"type": "file", "path": name, "size": len(files[name]), "oid": COMMIT} for name in files]
-            self.answer(200, json.dumps(listed).encode())
-        elif parts[2:3] == ["resolve"] and parts[-1] in files:
-            self.answer(200, files[parts[-1]], {"ETag": f'"{parts[-1]}"', "X-Repo-Commit": COMMIT})
-        else:
-            self.answer(404, b"{}", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
-
-    do_HEAD = do_GET
-
-    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Keep the test's output free of requests."""
-
-
 @pytest.fixture
 def hub(tiny_llama_dir: Path) -> Iterator[str]:
-    repositories = {
-        "models/tiny/llama": {path.name: path.read_bytes() for path in tiny_llama_dir.iterdir()},
-        "datasets/tiny/chat": {"README.md": README, "train.jsonl": ROWS},
-    }
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (HubHandler,), {"repositories": repositories}))
-    thread = Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    """A hub with a model tiny/llama and data tiny/chat, both at `v1`."""
+    llama = {path.name: path.read_bytes() for path in tiny_llama_dir.iterdir()}
+    chat = {"README.md": README, "train.jsonl": ROWS}
+    repositories = {"models/tiny/llama": {COMMIT: llama}, "datasets/tiny/chat": {COMMIT: chat}}
+    with serving(FakeHub(repositories)) as served:
+        yield served.address
 
 
 ASK_HUB = """
@@ -121,11 +76,14 @@ def test_what_the_hub_does_not_have_is_refused(hub: str, tmp_path: Path) -> None
         "data tiny/chat v1 absent",
     )
     answers, chatter = ask(hub, tmp_path, *lines)
-    model = "unknown model: not an embedded name (smollm2-135m-instruct), not a local folder, and on the hub: "
-    data = "unknown data: not an embedded name (chitchat), not a local .jsonl, .csv or .parquet file, and on the hub: "
+    embedded = "unknown model: not an embedded name (smollm2-135m-instruct)"
+    here = f"{embedded}, not a local folder ({Path.cwd()}/tiny/"
+    files = ".jsonl, .json, .csv or .parquet"
+    data = f"unknown data: not an embedded name (chitchat), not a local {files} file, and on the hub: "
     assert answers == [
-        f"model.name: tiny/llama: {model}the hub has no revision v2 of it",
-        f"model.name: tiny/absent: {model}the hub has no such model, or your account has no access to it",
+        f"model.name: tiny/llama: {here}llama), and on the hub: the hub has no revision v2 of it",
+        f"model.name: tiny/absent: {here}absent), and on the hub: "
+        "the hub has no such model, or your account has no access to it",
         f"data.name: tiny/chat: {data}the hub has no revision v2 of it",
         f"data.name: tiny/absent: {data}the hub has no such dataset, or your account has no access to it",
         "data.name: tiny/chat, split absent: cannot be loaded: Unknown split \"absent\". Should be one of ['train'].",

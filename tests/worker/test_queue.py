@@ -124,7 +124,7 @@ def test_seconds_of_halved_packs_are_no_timing(setup: Setup, monkeypatch: pytest
     setup = replace(setup, rows=replace(setup.rows, test=setup.rows.evaluation))
     halved = [setup.trial("lora", seed=seed, measure_steps=0, report_every=1) for seed in range(2)]
     whole = [setup.trial("vera", seed=seed, measure_steps=0) for seed in range(2)]
-    seen = queue(setup, [halved, whole], describe=lambda trial, rows: {})
+    seen = queue(setup, [halved, whole], describe=lambda trial, rows, just_loaded: {})
     assert [seen.tags(trial)["loragrid.pack.shape"] for trial in halved] == ["halved"] * 2
     assert {seen.tags(trial)["loragrid.pack.shape"] for trial in whole} == {pack_shape(whole, EngineConfig())}
 

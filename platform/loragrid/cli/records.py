@@ -19,7 +19,8 @@ from loragrid.cli.options import (
     store_in,
     terminal,
 )
-from loragrid.formatting import count_of
+from loragrid.config.local_path import local_path
+from loragrid.formatting import count_of, format_bytes
 
 
 def compare(
@@ -54,7 +55,7 @@ def compare(
     if strict:
         refuse_mixed(fingerprint_of(comparison))
     if plot is not None:
-        plot_loss_curves(comparison, plot)
+        plot_loss_curves(comparison, local_path("--plot", str(plot), to_be_written=True))
     if as_csv:
         typer.echo(comparison.to_csv(), nl=False)
     elif as_json:
@@ -108,14 +109,25 @@ def export(
     run_id: Annotated[str, typer.Argument(help="A trial's MLflow run id, or its trial id.", show_default=False)],
     to: Annotated[Path, typer.Option("--to", help="The folder to write. It must not exist yet.", show_default=False)],
     merged: Annotated[bool, typer.Option("--merged", help="Write the whole model with the adapter merged in.")] = False,
+    base: Annotated[
+        str | None, typer.Option(help="The folder or hub id of the base. Default: where the trial's worker found it.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Export although the base differs from the recorded one, and say so.")
+    ] = False,
     storage: Storage = DEFAULT_STORAGE,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Write a trial's adapter in PEFT's format, or the merged model."""
+    """Write a trial's result as a folder that loads without LoraGrid: an adapter in PEFT's format, or a whole model."""
     from loragrid.tracking.artifacts import export_run
 
-    export_run(run_id, store_in(storage, tracking_uri), to, merged=merged)
-    say(terminal(), f"{'merged model' if merged else 'adapter'}  {to}")
+    to = local_path("--to", str(to), to_be_written=True)
+    export = export_run(run_id, store_in(storage, tracking_uri), to, merged=merged, base=base, force=force)
+    console = terminal()
+    for notice in export.notices:
+        say(console, f"note: {notice}", "yellow")
+    say(console, f"{export.kind}  {export.folder}  ({export.what}; {format_bytes(export.num_bytes)}); to load it:")
+    say(console, export.snippet)
 
 
 def ui(

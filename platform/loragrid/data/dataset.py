@@ -14,6 +14,7 @@ from torch import Tensor
 from loragrid.config.experiment import DataConfig, ModelConfig
 from loragrid.data.deck import ChosenRow, permutation
 from loragrid.data.held_out_text import held_out_pieces
+from loragrid.data.chat_template import template_texts
 from loragrid.data.labelled_tokens import LabelledTokens
 from loragrid.data.labels import IGNORED
 from loragrid.data.made_from import made_from
@@ -83,7 +84,9 @@ class TokenizedData:
     name in `ROW_NOTES` -> number of used rows about which it was noticed. digest:
     identifies the tokens and groups of all splits. num_source_rows: number of rows in the train source. overlap: see
     `overlap_with_train`. made_from: what the rows depend on, such as the sources' digests. held_out_text: plain text
-    with its own shapes; it is never cached. remark: what happened while the rows were loaded and a user should know.
+    with its own shapes; it is never cached. chat_template: the text of the template that `data.chat_template` chose,
+    which exports need; None if the rows use the tokenizer's default. remark: what happened while the rows were loaded
+    and a user should know.
     """
 
     train: TokenRows
@@ -96,6 +99,7 @@ class TokenizedData:
     overlap: Mapping[str, int] = field(default_factory=dict)
     made_from: Mapping[str, Any] = field(default_factory=dict)
     held_out_text: TokenRows | None = None
+    chat_template: str | None = None
     remark: str = ""
 
     @property
@@ -145,6 +149,7 @@ def load_data(data: DataConfig, model: ModelConfig, tokenizer: "PreTrainedTokeni
         loaded,
         remark=remark if damage else "",
         made_from=parts,
+        chat_template=None if data.chat_template is None else template_texts(tokenizer, data.chat_template)["default"],
         held_out_text=pad_rows(pieces, int(tokenizer.pad_token_id or 0)) if pieces else None,
     )
 

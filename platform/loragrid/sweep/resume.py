@@ -10,6 +10,7 @@ from loragrid.config.experiment import DataConfig, Experiment, ModelConfig
 from loragrid.data.dataset import TokenizedData
 from loragrid.data.record import shortened
 from loragrid.formatting import count_of
+from loragrid.models.base_record import compare, record_base
 from loragrid.planning.plan import Plan
 from loragrid.sweep.storage import spool_folder
 from loragrid.tracking.previous_run import PreviousSweep, RecordedRows, find_previous, identify
@@ -84,6 +85,30 @@ def refuse_other_rows(
     if previous.rows and not any(recorded.digest in of_now for recorded in previous.rows.values()):
         trial_id, recorded = next(iter(previous.rows.items()))
         raise ValueError(_other_rows(previous.name, trial_id, recorded, next(iter(tokenized.values()))))
+
+
+def refuse_other_bases(previous: PreviousSweep, the_plan: Plan) -> None:
+    """Refuse to continue a sweep whose trials were trained on other weights, or another config, than those of now.
+
+    The tokenizer is not compared here: what it does to the rows is (`refuse_other_rows`).
+
+    Raises:
+        ValueError: a base of the plan differs from the recorded one; the message says how.
+    """
+    for model in dict.fromkeys(trial.model for trial in the_plan.trials):
+        recorded = {trial_id: base for trial_id, base in previous.bases.items() if base.model == model}
+        now = record_base(model) if recorded else None
+        for trial_id, base in recorded.items():
+            assert now is not None
+            changed = [part.text for part in compare(base.record, now) if not part.concerns_tokenizer_only]
+            if changed:
+                commit = base.record.commit
+                same = f"model.revision: {commit} in a new sweep" if commit else "the base of that sweep put back"
+                raise ValueError(
+                    f"--resume: {previous.name}: its trial {trial_id} was trained on another base than {model.name} "
+                    f"now is, and trials on different bases cannot be compared; these differ: {'; '.join(changed)}; "
+                    f"allowed: a new sweep (no --resume), or {same}"
+                )
 
 
 def remaining_plan(the_plan: Plan, previous: PreviousSweep, num_places: int = 1) -> Plan:

@@ -30,7 +30,7 @@ from loragrid.sweep.confirmation import (
 from loragrid.sweep.progress import SweepProgress
 from loragrid.sweep.ray_internals import check_ray_version
 from loragrid.sweep.record import Sweep, open_recorder, open_sweep, record_estimate, record_rows
-from loragrid.sweep.resume import previous_sweep, refuse_other_rows, remaining_plan, report_previous
+from loragrid.sweep.resume import previous_sweep, refuse_other_bases, refuse_other_rows, remaining_plan, report_previous
 from loragrid.sweep.rows import tokenize
 from loragrid.sweep.storage import check_nodes_share, local_folder, spool_folder, trial_store
 from loragrid.sweep.timing_history import known_timings, recorded_start
@@ -96,6 +96,7 @@ def run(
 
     Raises:
         ValueError: the request cannot be carried out; nothing was started.
+        RayStartError: Ray cannot be started, or the cluster cannot be reached; nothing was started.
         SweepInterrupted: SIGINT or SIGTERM was received; trials that were open are recorded as KILLED.
     """
     console = console or Console(quiet=True)
@@ -108,6 +109,7 @@ def run(
     sweep = _find_sweep(whole_plan, name, resume, console)
     if sweep.previous:
         refuse_other_rows(sweep.previous, whole_plan, tokenized)
+        refuse_other_bases(sweep.previous, whole_plan)
         check_fresh(whole_plan, sweep.previous.chosen)
         if not remaining_plan(whole_plan, sweep.previous).trials:
             before = planned_before(sweep, whole_plan)

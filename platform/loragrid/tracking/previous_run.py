@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from loragrid.tracking.mlflow_internals import quiet_store
+from loragrid.tracking.recorded_base import RecordedBase
 from loragrid.tracking.search import search_runs
 from loragrid.trials.confirm import Chosen
 from loragrid.trials.outcome import INVARIANT_VIOLATED, SweepOutcome
@@ -22,6 +23,7 @@ from loragrid.trials.tags import (
     REASON_TAG,
     SWEEP_TAG,
     TRIAL_TAG,
+    WEIGHTS_TAG,
 )
 
 TRIALS_TAG = "loragrid.trials"
@@ -58,7 +60,8 @@ class PreviousSweep:
 
     outcome: the trials that need no further training. begun: the other trials that have a run.
     trials: identifies the planned trials, see `identify`. num_resumed: how often the sweep was resumed. rows: trial id
-    -> its rows, for trials that a worker has started. chosen: the settings that it confirms, if they are recorded.
+    -> its rows, and bases: -> its base, for trials that a worker has started. chosen: the settings that it confirms,
+    if they are recorded.
     """
 
     name: str
@@ -69,6 +72,7 @@ class PreviousSweep:
     begun: Mapping[str, PreviousTrial]
     chosen: Chosen = field(default_factory=Chosen)
     rows: Mapping[str, RecordedRows] = field(default_factory=dict)
+    bases: Mapping[str, RecordedBase] = field(default_factory=dict)
 
 
 def identify(trial_ids: Iterable[str]) -> str:
@@ -92,12 +96,14 @@ def find_previous(
         parent = next((run for run in sweeps if sweep in (None, _name(run), run.info.run_name)), None)
         if parent is None:
             return None
-        outcome, begun, rows = SweepOutcome(), {}, {}
+        outcome, begun, rows, bases = SweepOutcome(), {}, {}, {}
         for run in search_runs(client, experiment.experiment_id, f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'"):
             trial_id, reason = run.data.tags[TRIAL_TAG], run.data.tags.get(REASON_TAG, "")
             if DATA_DIGEST_TAG in run.data.tags:
                 made_from = json.loads(run.data.tags.get(MADE_FROM_TAG, "{}"))
                 rows[trial_id] = RecordedRows(digest=run.data.tags[DATA_DIGEST_TAG], made_from=made_from)
+            if WEIGHTS_TAG in run.data.tags and "model.name" in run.data.params:
+                bases[trial_id] = RecordedBase.of(run)
             ended = SweepOutcome(statuses={trial_id: run.info.status}, reasons={trial_id: reason} if reason else {})
             if ended.is_final(trial_id):
                 outcome.statuses |= ended.statuses
@@ -114,6 +120,7 @@ def find_previous(
             begun=begun,
             chosen=Chosen.from_text(tags.get(CONFIRM_CHOICE_TAG, "")),
             rows=rows,
+            bases=bases,
         )
 
 

@@ -11,6 +11,9 @@ OUT_OF_MEMORY_TAG = "loragrid.out_of_memory"
 WRITES_BASE_TAG = "loragrid.writes_base"
 """Marks a trial whose method trains the base itself: its result is a whole model, not an adapter."""
 
+ADAPTED_LAYERS_TAG = "loragrid.adapted_layers"
+"""The number and the names of the layers that a trial adapts, and those that it leaves out, as a sentence."""
+
 SPLIT_TAG = "loragrid.pack.split"
 """Why a trial's pack was halved."""
 
@@ -25,6 +28,15 @@ PHASE_TAG = "loragrid.phase"
 
 CONFIRM_CHOICE_TAG = "loragrid.confirm.choice"
 """Of a sweep: the settings that were chosen to be trained again, and the fresh seeds, see `trials/confirm.Chosen`."""
+
+WEIGHTS_TAG = "loragrid.model.weights"
+"""Identifies a trial's base: a digest of its weights and config, or its commit on the hub."""
+MODEL_LOCATION_TAG = "loragrid.model.location"
+"""Where the worker found the base: an absolute folder, a hub id, or the package of an embedded model."""
+MODEL_FILES_TAG = "loragrid.model.files"
+"""Digests of the files of a base in a folder, as JSON: file -> digest."""
+MODEL_CONFIG_TAG = "loragrid.model.config"
+"""The config of a base in a folder, as JSON."""
 
 DATA_DIGEST_TAG = "loragrid.data.digest"
 """Identifies the tokens, labels and groups of all rows of a trial."""

@@ -83,7 +83,10 @@ class TrialStore:
         """
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name) / output
-            write(folder)
+            try:
+                write(folder)
+            except SafetensorError as error:  # of a full disk, among others
+                raise OSError(f"the {output} could not be written: {error}") from error
             files = [file for file in sorted(folder.rglob("*")) if file.is_file()] if folder.exists() else []
             for file in files:
                 self._storage.upload(file, f"{trial_id}/{output}/{file.relative_to(folder).as_posix()}")

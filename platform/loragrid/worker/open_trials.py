@@ -169,15 +169,21 @@ class OpenTrials:
                 self.end(pack, {trial.trial_id: failure.end()}, failure.tags(), pack_goes_on=True)
 
     def export(
-        self, model: PackModel, member: int, trial: Trial, scores: RowScores | None, samples: MemberAnswers | None
+        self,
+        model: PackModel,
+        member: int,
+        trial: Trial,
+        scores: RowScores | None,
+        samples: MemberAnswers | None,
+        chat_template: str | None = None,
     ) -> TrialEnd:
         """Write a finished trial's adapter, scores on the test rows and sample answers into the store.
 
-        Returns its end.
+        chat_template: see `export_member`. Returns its end.
         """
 
         def write() -> None:
-            adapter = partial(export_member, model, member, trial.model.name)
+            adapter = partial(export_member, model, member, trial.model.name, chat_template=chat_template)
             self._store.save_output(trial.trial_id, "adapter", adapter)
             if scores is not None:
                 self._store.save_output(trial.trial_id, "scores", partial(scores.write, "test"))

@@ -19,7 +19,8 @@ class PackInputs:
     """Provides rows, base, task scorer and sample prompts of a pack, and keeps what later packs use again.
 
     `rows_of`: returns the rows of a model and data configuration. `describe`: returns the tags of a trial's worker,
-    base and rows, for worker 0's reports; None: no tags. `samples`: which sample prompts are answered; None: none.
+    base and rows, for worker 0's reports, and is told whether the base has just been loaded; None: no tags.
+    `samples`: which sample prompts are answered; None: none.
     """
 
     def __init__(
@@ -28,7 +29,7 @@ class PackInputs:
         resident: ResidentBase,
         reporter: Reporter,
         stopwatch: Stopwatch,
-        describe: Callable[[Trial, TokenizedData], Mapping[str, str]] | None,
+        describe: Callable[[Trial, TokenizedData, bool], Mapping[str, str]] | None,
         samples: SamplesConfig | None = None,
     ) -> None:
         self._rows_of, self._resident, self._describe = rows_of, resident, describe
@@ -55,7 +56,7 @@ class PackInputs:
         first, rows = pack.trials[0], self.rows(pack)
         if self._resident.has(first):
             base = self._resident.load(first, rows)
-            self._describe_inputs(first, rows)
+            self._describe_inputs(first, rows, just_loaded=False)
             return base
         try:
             with self._stopwatch.phase("setup"):
@@ -63,7 +64,7 @@ class PackInputs:
                 base = self._resident.load(first, rows)
                 if self._describe is not None:
                     self._reporter.phase(pack, "identifying the base's weights")
-                    self._describe_inputs(first, rows)
+                    self._describe_inputs(first, rows, just_loaded=True)
                 return base
         finally:
             self._reporter.count_seconds(pack)
@@ -89,6 +90,6 @@ class PackInputs:
             self._samples[key] = SampleAnswers(prompts)
         return self._samples[key]
 
-    def _describe_inputs(self, trial: Trial, rows: TokenizedData) -> None:
+    def _describe_inputs(self, trial: Trial, rows: TokenizedData, *, just_loaded: bool) -> None:
         if self._describe is not None:
-            self._reporter.environment = self._describe(trial, rows)
+            self._reporter.environment = self._describe(trial, rows, just_loaded)

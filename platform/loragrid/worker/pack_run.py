@@ -29,7 +29,8 @@ NUM_REPORTS = 50
 class AttachedPack:
     """A pack's trials as members of `model`, with the objects that train, score and check them.
 
-    checks: None if the experiment asks for none. estimate: the pack's expected peak memory on a GPU.
+    checks: None if the experiment asks for none. estimate: the pack's expected peak memory on a GPU. chat_template: the
+    one that the rows were rendered with, if the experiment chose it.
     """
 
     pack: Pack
@@ -39,6 +40,7 @@ class AttachedPack:
     scoring: PackScoring
     checks: InvariantChecks | None
     estimate: MemoryEstimate | None
+    chat_template: str | None = None
 
     def tags(self) -> Mapping[str, str]:
         """How the pack is run and scored, as MLflow tags."""
@@ -130,7 +132,9 @@ class PackRun:
                 own = scores[member] if scores is not None else None
                 answers = samples[member] if samples is not None else None
                 with self.stopwatch.phase("checkpoint"):
-                    ended[trial.trial_id] = self.trials.export(self.attached.model, member, trial, own, answers)
+                    ended[trial.trial_id] = self.trials.export(
+                        self.attached.model, member, trial, own, answers, self.attached.chat_template
+                    )
                 if own is not None:
                     figures[trial.trial_id] |= own.figures("test")
             else:

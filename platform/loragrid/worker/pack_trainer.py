@@ -136,6 +136,7 @@ class PackTrainer:
             ),
             checks=None if training.check_every == 0 else InvariantChecks(model, self.resident.sums, sums),
             estimate=estimate,
+            chat_template=data.chat_template,
         )
 
     def _shape_of(self, pack: Pack) -> str:

@@ -42,7 +42,7 @@ def build_worker(
     engine: EngineConfig | None = None,
     early_stopping: EarlyStoppingConfig | None = None,
     shard: bool = False,
-    describe: Callable[[Trial, TokenizedData], Mapping[str, str]] | None = None,
+    describe: Callable[[Trial, TokenizedData, bool], Mapping[str, str]] | None = None,
     samples: SamplesConfig | None = None,
 ) -> QueueWorker:
     """One worker of `group`, with nothing loaded.

@@ -1,15 +1,24 @@
 """A worker's tags about itself and its inputs, which the driver of a cluster, on another machine, cannot know."""
 
+import json
 import platform
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
+from loragrid.config.experiment import ModelConfig
 from loragrid.data.dataset import TokenizedData
 from loragrid.data.record import data_tags
-from loragrid.models.loading import model_digest
-from loragrid.trials.tags import DATA_DIGEST_TAG, DEVICE_TAG
+from loragrid.models.base_record import BaseRecord, record_base
+from loragrid.trials.tags import (
+    DATA_DIGEST_TAG,
+    DEVICE_TAG,
+    MODEL_CONFIG_TAG,
+    MODEL_FILES_TAG,
+    MODEL_LOCATION_TAG,
+    WEIGHTS_TAG,
+)
 from loragrid.trials.trial import Trial
 from loragrid.worker.environment import environment_tags
 
@@ -20,12 +29,21 @@ class WorkerEnvironment:
     def __init__(self, device: torch.device, num_workers: int, *, shard: bool = False) -> None:
         workers = {"loragrid.workers": f"{num_workers} × {'a share of the base' if shard else 'the whole base'}"}
         self._own = {**environment_tags(), **arithmetic_tags(device), **workers}
+        self._base: tuple[ModelConfig, BaseRecord] | None = None
 
-    def __call__(self, trial: Trial, data: TokenizedData) -> dict[str, str]:
-        """Tags of the worker, the trial's base and its rows. The first call for a base reads its files completely."""
+    def __call__(self, trial: Trial, data: TokenizedData, just_loaded: bool = True) -> dict[str, str]:
+        """Tags of the worker, the trial's base and its rows.
+
+        just_loaded: whether the base has just been loaded; its files are then read completely. Otherwise the tags are
+        those of the base in memory, even if its files have changed since.
+        """
+        if just_loaded or self._base is None or self._base[0] != trial.model:
+            self._base = (trial.model, record_base(trial.model))
+        base = self._base[1]
         return {
             **self._own,
-            **input_tags(model_digest(trial.model), data.digest),
+            **input_tags(base.weights, data.digest),
+            **location_tags(base),
             **data_tags(data),
             "loragrid.model.dtype": trial.model.dtype,
         }
@@ -34,7 +52,17 @@ class WorkerEnvironment:
 def input_tags(weights: str, rows: str) -> dict[str, str]:
     """Tags that identify a base (`model_digest`: a hash, or a commit on the hub) and the rows."""
     revision = {} if weights.startswith("sha256:") else {"loragrid.model.revision": weights.rpartition("@")[2]}
-    return {"loragrid.model.weights": weights, DATA_DIGEST_TAG: rows, **revision}
+    return {WEIGHTS_TAG: weights, DATA_DIGEST_TAG: rows, **revision}
+
+
+def location_tags(base: BaseRecord) -> dict[str, str]:
+    """Tags that tell an export where the base was and what its files held."""
+    tags = {MODEL_LOCATION_TAG: base.location}
+    if base.files:
+        tags[MODEL_FILES_TAG] = json.dumps(base.files, sort_keys=True)
+    if base.config:
+        tags[MODEL_CONFIG_TAG] = json.dumps(base.config, sort_keys=True)
+    return tags
 
 
 def arithmetic_tags(device: torch.device) -> dict[str, str]:

@@ -1,0 +1,297 @@
+"""Finds what a turn of the assistant teaches: the text that the model would write after the prompt, with its end.
+
+1. The prompt is what the template renders for the messages before the turn, with the generation prompt.
+2. The chat up to the turn is rendered once as it is and once with markers in place of the turn's texts. The two must be
+   equal apart from the markers, which shows where the answer is.
+3. The turn ends with the end token that the template writes behind the answer both at the end of a chat and before the
+   next question.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from os.path import commonprefix
+from typing import Any, Literal
+
+from loragrid.data.chat_markers import ARGUMENT, LeftOut, MarkedTurn, extent, left_out
+from loragrid.data.chat_messages import Chat, text_of
+from loragrid.data.chat_template import QUESTION, ChatRefusedError, ChatTemplate, Messages, Tools
+from loragrid.data.tool_form import ToolForm, find_tool_form
+
+OTHER_TEMPLATE = "data.chat_template can name another template"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearntTurn:
+    """A rendered chat up to a turn, and what the turn teaches.
+
+    text: prompt, answer and what the template writes behind it. spans: the character ranges that are learnt, in their
+    order. end: where the answer with its end ends. is_apart: whether the template renders the prompt differently when
+    an answer follows. notes: names in `ROW_NOTES`.
+    """
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    end: int
+    is_apart: bool
+    notes: tuple[str, ...]
+
+
+@dataclass
+class TurnFinder:
+    """Finds what turns teach, with one template. What depends on a chat's structure alone is found once."""
+
+    template: ChatTemplate
+    _left_out: dict[object, LeftOut] = field(default_factory=dict)
+    _ends: dict[object, tuple[str, bool]] = field(default_factory=dict)
+    _forms: dict[object, ToolForm] = field(default_factory=dict)
+
+    def formed(self, chat: Chat) -> list[dict[str, Any]]:
+        """The messages with tool calls in the form that the template reads."""
+        if not any("tool_calls" in message for message in chat.messages):
+            return chat.messages
+        key = _structure(chat.messages, chat.tools)
+        if key not in self._forms:
+            self._forms[key] = find_tool_form(chat.messages, chat.tools, self.template)
+        return self._forms[key].formed_all(chat.messages)
+
+    def check_rendered(self, messages: Messages, tools: Tools) -> tuple[str, ...]:
+        """The notes about what the template does not render of a prompt.
+
+        Raises:
+            ChatRefusedError: it leaves out a message or a tool.
+        """
+        key = _structure(messages, tools)
+        if key not in self._left_out:
+            self._left_out[key] = left_out(messages, tools, self.template)
+        found = self._left_out[key]
+        if found.tools:
+            raise ChatRefusedError(
+                f"the chat template does not render the tool {found.tools[0]}; {OTHER_TEMPLATE}", column="tools"
+            )
+        if found.contents:
+            raise ChatRefusedError(f"the chat template leaves out {found.contents[0]}; {OTHER_TEMPLATE}")
+        return ("keys_not_rendered",) if found.keys else ()
+
+    def find(self, messages: Messages, tools: Tools, number: int) -> LearntTurn:
+        """What message `number`, counted from 0, teaches.
+
+        Raises:
+            ChatRefusedError: it cannot be told for certain, or the template refuses the chat.
+        """
+        template, until, words = self.template, messages[: number + 1], f"message {number + 1}"
+        text = template.render(until, tools)
+        turn = MarkedTurn(messages[number], template)
+        form = ToolForm.of(messages[number])
+        marked = template.render([*until[:-1], form.formed(turn.message)], tools)
+        # A template can write tool calls without any of their arguments.
+        unwritten = [piece for piece in turn.pieces if piece.kind == ARGUMENT]
+        if unwritten and any(piece.marker in marked for piece in unwritten):
+            unwritten = []
+        first, last = extent(marked, text, [piece for piece in turn.pieces if piece not in unwritten], words)
+        prompt = template.prompt(messages[:number], tools) if number else _opening_of_chat(text, first, template)
+        is_apart = not text.startswith(prompt)
+        notes = list(self.check_rendered(messages[:number], tools)) if number else []
+        notes += ["arguments_not_rendered"] if unwritten else []
+        if is_apart:
+            start = self._start_behind(text, first, prompt, messages[number - 1])
+            text, shift = prompt + text[start:], len(prompt) - start
+            first, last = first + shift, last + shift
+            notes.append("prompt_apart")
+        start = len(prompt)
+        self._check_start(text[start:first], messages[:number], tools, prompt)
+        ending, has_token = self._ending(until, tools, turn, form, text[last:])
+        if not has_token:
+            notes.append("turn_not_ended")
+        spans = [(start, last + len(ending))]
+        if template.has_generation_blocks and not is_apart:
+            spans, left = self._inside_blocks(until, tools, (start, last, last + len(ending)), words)
+            notes += ["end_outside_block"] if left else []
+        return LearntTurn(text=text, spans=tuple(spans), end=last + len(ending), is_apart=is_apart, notes=tuple(notes))
+
+    def _start_behind(self, text: str, first: int, prompt: str, before: Mapping[str, Any]) -> int:
+        """Where in `text` the answer begins, if the text before it differs from the prompt; see `prompt_apart`.
+
+        Raises:
+            ChatRefusedError: the prompt does not lead to this answer.
+        """
+        question = text_of(before.get("content")).strip()
+        place, asked = text.rfind(question, 0, first), prompt.rfind(question)
+        if question and place >= 0 and asked >= 0:
+            lead, opening = text[place + len(question) : first], prompt[asked + len(question) :]
+            if lead.startswith(opening):
+                return place + len(question) + len(opening)
+            more = opening[len(commonprefix([lead, opening])) :]
+            if more.strip():
+                raise ChatRefusedError(
+                    f"the chat template's generation prompt ends with {more!r}, which the rendered answer lacks: the "
+                    "model would learn to answer another prompt than it gets; give every answer this part "
+                    f"(such as its reasoning), or {OTHER_TEMPLATE}"
+                )
+        raise ChatRefusedError(
+            "the chat template renders the messages before the answer differently when it is followed by the answer; "
+            f"{OTHER_TEMPLATE}"
+        )
+
+    def _check_start(self, between: str, before: Messages, tools: Tools, prompt: str) -> None:
+        """Refuse an answer before which stands what may be the header of its role."""
+        opening = self.template.opening
+        if not between.strip() or opening.is_known or not before:
+            return
+        if self.template.render(before, tools) == prompt:
+            raise ChatRefusedError(
+                f"the chat template writes {between!r} before the answer, but renders no generation prompt: whether the "
+                f"model or the template writes it cannot be told; {OTHER_TEMPLATE}"
+            )
+
+    def _ending(self, until: Messages, tools: Tools, turn: MarkedTurn, form: ToolForm, after: str) -> tuple[str, bool]:
+        """What ends a turn, as the beginning of the text `after` its last piece, and whether this is an end token."""
+        key = _structure(until, tools)
+        found = self._ends.get(key)
+        if found is None or not after.startswith(found[0]) or (not found[0] and after):
+            messages = [*until[:-1], form.formed(turn.message)]
+            found = self._ends[key] = end_of_turn(after, self._continued(messages, tools, turn), self.template)
+        return found
+
+    def _continued(self, messages: Messages, tools: Tools, turn: MarkedTurn) -> str | None:
+        """What stands behind the turn's last piece if the chat goes on; None if the template lets nobody go on."""
+        followers = [self.template.trial("user", QUESTION)]
+        if "tool_calls" in messages[-1]:
+            followers = [{**self.template.trial("tool", QUESTION), "name": "tool"}, *followers]
+        for follower in followers:
+            try:
+                rendered = self.template.render([*messages, follower], tools)
+            except ChatRefusedError:
+                continue
+            ends = [
+                rendered.rfind(piece.marker) + len(piece.marker) for piece in turn.pieces if piece.marker in rendered
+            ]
+            if ends and QUESTION in rendered[max(ends) :]:
+                return rendered[max(ends) :]
+        return None
+
+    def _inside_blocks(
+        self, until: Messages, tools: Tools, turn: tuple[int, int, int], words: str
+    ) -> tuple[list[tuple[int, int]], bool]:
+        """The parts of a turn inside the template's generation blocks, with its end; whether the end is outside them.
+
+        turn: where the turn starts, where its last piece ends, where its end ends.
+        """
+        start, last, end = turn
+        blocks = self.template.generation_blocks(until, tools)
+        parts = [(max(start, begin), min(end, stop)) for begin, stop in blocks if begin < end and stop > start]
+        if not parts:
+            raise ChatRefusedError(f"the chat template has generation blocks, but {words} stands in none of them")
+        if parts[-1][1] < end:
+            return [*parts[:-1], *_joined(parts[-1], (last, end))], end > last
+        return parts, False
+
+
+def end_of_turn(after: str, continued: str | None, template: ChatTemplate) -> tuple[str, bool]:
+    """What ends a turn, and whether it holds an end token.
+
+    after: what stands behind the turn's last piece at the end of a chat. continued: what stands there if the chat goes
+    on; None if that is not known. White space behind the end token is not learnt: nobody generates it.
+    """
+    shared = after
+    if continued is not None:
+        shared = commonprefix([after, continued])
+        # A token that only begins in both is in neither.
+        cut = [found.start() for found in template.token.finditer(after) if found.start() < len(shared) < found.end()]
+        shared = shared[: cut[0]] if cut else shared
+    shared = shared.removesuffix(template.opening.always)
+    tokens = list(template.token.finditer(shared))
+    if template.opening.always:
+        tokens = tokens[:1]
+    if tokens and continued is not None:
+        return shared[: tokens[-1].end()], True
+    # The end of a chat has a token of its own, or nothing tells where the turn ends: the first run of tokens.
+    run = re.match(rf"(?:(?!{template.token.pattern}).)*?(?:{template.token.pattern})+", after, re.DOTALL)
+    if run:
+        return run.group(), True
+    return shared, False
+
+
+def _opening_of_chat(text: str, first: int, template: ChatTemplate) -> str:
+    """The prompt of a chat that begins with the assistant: everything up to the end of the generation prompt."""
+    prompt = template.opening.prompt
+    if template.opening.is_known and not prompt:  # answers have no header
+        return text[:first].rstrip()
+    place = text.rfind(prompt, 0, first) if prompt else -1
+    if place < 0:
+        raise ChatRefusedError(
+            "the chat begins with the assistant, and where its first answer begins cannot be told, because the chat "
+            f"template renders no generation prompt; {OTHER_TEMPLATE}"
+        )
+    return text[: place + len(prompt)]
+
+
+def _joined(one: tuple[int, int], other: tuple[int, int]) -> list[tuple[int, int]]:
+    return [(one[0], other[1])] if one[1] >= other[0] else [one, other]
+
+
+def _structure(messages: Messages, tools: Tools) -> object:
+    """What a template's treatment of a chat depends on, apart from its texts."""
+    return tuple(
+        (
+            message["role"],
+            tuple(sorted(key for key, value in message.items() if value not in ("", [], {}))),
+            isinstance(message.get("content"), list) and len(message["content"]),
+            tuple(len(_arguments(call)) for call in message.get("tool_calls", ())),
+        )
+        for message in messages
+    ), tuple(tool["function"]["name"] for tool in tools or ())
+
+
+def _arguments(call: Mapping[str, Any]) -> Any:
+    return call["function"]["arguments"]
+
+
+Mode = Literal["auto", "all", "last", "separate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearntChat:
+    """A row that a chat becomes: its text, the character ranges that are learnt, and what was noticed."""
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    notes: tuple[str, ...]
+
+
+def learnt_chats(finder: TurnFinder, chat: Chat, turns: Mode) -> list[LearntChat] | None:
+    """The rows that a chat becomes; None with `turns="all"` if the template rewrites earlier turns.
+
+    chat: has at least one learnt turn.
+
+    Raises:
+        ChatRefusedError: see `TurnFinder.find`.
+    """
+    messages = finder.formed(chat)
+    last = finder.find(messages, chat.tools, chat.learnt[-1])
+    several = len(chat.learnt) > 1
+    notes = list(chat.notes)
+    if turns == "separate":
+        found = [*(finder.find(messages, chat.tools, number) for number in chat.learnt[:-1]), last]
+        return [_row([turn], turn, [*notes, *(["turns_separated"] if several else [])]) for turn in found]
+    if chat.learnt[-1] < len(messages) - 1:
+        notes.append("end_left_out")
+    if turns == "last" or not several:
+        return [_row([last], last, notes)]
+    try:
+        earlier = [finder.find(messages, chat.tools, number) for number in chat.learnt[:-1]]
+        kept = not last.is_apart and all(
+            not turn.is_apart and last.text.startswith(turn.text[: turn.end]) for turn in earlier
+        )
+    except ChatRefusedError:
+        # An earlier turn can be what a template cannot render as a last one.
+        earlier, kept = [], False
+    if kept:
+        return [_row([*earlier, last], last, notes)]
+    return None if turns == "all" else [_row([last], last, [*notes, "last_turn_only"])]
+
+
+def _row(turns: Sequence[LearntTurn], last: LearntTurn, notes: Sequence[str]) -> LearntChat:
+    spans = tuple(span for turn in turns for span in turn.spans)
+    found = tuple(dict.fromkeys([*notes, *(note for turn in turns for note in turn.notes)]))
+    return LearntChat(text=last.text, spans=spans, notes=found)
