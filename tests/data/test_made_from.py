@@ -145,6 +145,7 @@ OTHER_VALUES: dict[str, Any] = {
     "loss_on": "all",
     "turns": "last",
     "on_bad_row": "skip",
+    "shape": "messages",
 }
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from loragrid.config.experiment import DataConfig, ModelConfig
+from loragrid.data.chat_template import template_texts
 from loragrid.data.deck import ChosenRow, permutation
 from loragrid.data.held_out_text import held_out_pieces
-from loragrid.data.chat_template import template_texts
 from loragrid.data.labelled_tokens import LabelledTokens
 from loragrid.data.labels import IGNORED
 from loragrid.data.made_from import made_from
