@@ -19,6 +19,7 @@ EXIT_CODES = """
 | 0 | every trial finished |
 | 1 | a trial failed (the others ran and are recorded), or MLflow does not have the whole record yet |
 | 2 | the request was wrong; nothing was started |
+| 3 | Ray could not be started, or its cluster could not be reached; nothing was trained |
 | 130 | interrupted with Ctrl-C |
 | 143 | ended by SIGTERM |
 """

@@ -20,6 +20,20 @@ names the file, the key, the value and what is allowed.
 
 Each example below is a part of an experiment file. `--set KEY=VALUE` changes a key on the command line, with the
 dotted name that this page uses: `--set training.steps=50`.
+
+## How values are read
+
+A file, and each value of `--set`, is read as YAML 1.2 (core schema), and no value has two meanings:
+
+* `true` and `false` are the only switches, and `null` or `~` is the only way to write no value. `yes`, `no`, `on` and
+  `off` are text. A key without a value is refused.
+* `10`, `010`, `0xA` and `0o12` are the whole number ten. `10.0` and `1e1` are not whole numbers; `1e-3`, `.5` and `1.`
+  are numbers. `1_000`, `1:30`, `0b11` and dates are text, and a key that takes a number refuses them.
+* A text that looks like a number, `true` or `null` must be in quotes: `revision: "0123456"`.
+* In a path, `~` is the home folder, and a relative path starts at the folder in which the command runs. Nothing else is
+  replaced: `$HOME`, `%TEMP%`, `C:\\data` and `file:///data` are refused.
+* Repeated keys, aliases, merge keys (`<<`), tags such as `!!python`, and numbers too large or too small for 64 bits are
+  refused with their line.
 """
 
 METHOD_KEYS = f"""

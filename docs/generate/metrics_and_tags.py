@@ -31,6 +31,8 @@ OTHER_TAGS: dict[str, str] = {
     "loragrid.data.left_out": "rows that were read and not used, as JSON: reason -> number",
     "loragrid.data.made_from": "what the rows depend on, as JSON: digests of data and tokenizer, and the keys that "
     "split them; a sweep on other rows is not resumed",
+    "loragrid.adapted_layers": "number and names of the layers that the trial adapts, and of those that its settings "
+    "name and that training on text cannot change",
     "loragrid.model.location": "where the worker found the base: an absolute folder, a hub id, or a package",
     "loragrid.model.files": "digests of the files of a base in a folder, as JSON; an export compares them",
     "loragrid.model.config": "the config.json of a base in a folder; a merged export is written with it",
@@ -47,6 +49,7 @@ OTHER_TAGS: dict[str, str] = {
     "loragrid.samples.prompts_at_once": "sample prompts answered at once, where memory allowed fewer",
     "loragrid.checkpoint.damaged": "set if a damaged state was found and the one before it was used",
     "loragrid.engine.reason": "why the engine runs the steps in this mode",
+    "loragrid.engine.attention": "set if the base keeps its own attention on a GPU, with the reason",
     "loragrid.engine.evaluation": "set if steps are captured and evaluation is not, with the reason",
     "loragrid.estimate.source": "what the time estimate of the sweep rests on",
     "loragrid.git.dirty": "`true` if the code had changes that no commit holds",

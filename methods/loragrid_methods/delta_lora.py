@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from loragrid_methods.stacks.adapter_stack import AdapterStack, per_member
-from loragrid_methods.stacks.contract import Card, Method, ParameterCount, require
+from loragrid_methods.stacks.contract import Card, ParameterCount, require
 from loragrid_methods.stacks.draws import draw_lora_A
 from loragrid_methods.stacks.low_rank import FixedPair, LowRankTerm
 from loragrid_methods.stacks.low_rank_stack import LowRankStack, rank_class
 from loragrid_methods.stacks.merging import lora_of_two_pairs, merge_lora, scaled_pairs
-from loragrid_methods.stacks.targets import ALL_LINEAR, LayerShape, select_layers
+from loragrid_methods.stacks.targeted import TargetedMethod
+from loragrid_methods.stacks.targets import LayerShape
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeltaLoRA(Method):
+class DeltaLoRA(TargetedMethod):
     """W_{t+1} = W_t + lambda s (B_{t+1} A_{t+1} - B_t A_t) for every step t > K; A and B train as in LoRA.
 
     `delta_scale` is the paper's lambda, `start_step` its K.
@@ -48,7 +49,6 @@ class DeltaLoRA(Method):
     alpha: float = 16.0
     delta_scale: float = 2.0
     start_step: int = 500
-    target_modules: str | tuple[str, ...] = ALL_LINEAR
 
     def __post_init__(self) -> None:
         require(self.rank >= 1, self.name, "rank", self.rank, "a whole number of at least 1")
@@ -71,10 +71,7 @@ class DeltaLoRA(Method):
         require(self.snapshot_step < steps, self.name, "start_step", self.start_step, allowed)
 
     def stack_key(self) -> Hashable:
-        return ("delta_lora", rank_class(self.rank), self.target_modules)
-
-    def target_layers(self, layers: Sequence[LayerShape]) -> list[LayerShape]:
-        return select_layers(self.target_modules, layers)
+        return ("delta_lora", rank_class(self.rank), self.targets)
 
     @classmethod
     def build_stacks(
@@ -88,7 +85,7 @@ class DeltaLoRA(Method):
         return ParameterCount(trainable=count, stored=2 * count, working=3 * len(targets))
 
     def peft_config(self) -> dict[str, Any]:
-        return lora_of_two_pairs(self.rank, self.target_modules)
+        return lora_of_two_pairs(self.rank)
 
     @classmethod
     def merge(cls, weight: Tensor, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:

@@ -13,16 +13,17 @@ from torch import Tensor, nn
 
 from loragrid_methods.stacks.adapter_stack import AdapterStack, per_member
 from loragrid_methods.stacks.base_weight import BaseWeight, base_weight
-from loragrid_methods.stacks.contract import Card, Method, ParameterCount, require
+from loragrid_methods.stacks.contract import Card, ParameterCount, require
 from loragrid_methods.stacks.draws import draw_lora_A
 from loragrid_methods.stacks.low_rank import LowRankTerm, low_rank_update, times_vectors, updated_row_norms
 from loragrid_methods.stacks.low_rank_stack import rank_class
 from loragrid_methods.stacks.merging import merge_lora
-from loragrid_methods.stacks.targets import ALL_LINEAR, LayerShape, select_layers
+from loragrid_methods.stacks.targeted import TargetedMethod
+from loragrid_methods.stacks.targets import LayerShape
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoRA(Method):
+class DoRA(TargetedMethod):
     """y = x [ m (W0 + s B A) / ||W0 + s B A|| ]^T; the norm is that of each row (output feature), m (d_out) trains."""
 
     card: ClassVar[Card] = Card(
@@ -48,7 +49,6 @@ class DoRA(Method):
     rank: int = 8
     alpha: float = 16.0
     rslora: bool = False
-    target_modules: str | tuple[str, ...] = ALL_LINEAR
 
     def __post_init__(self) -> None:
         require(self.rank >= 1, self.name, "rank", self.rank, "a whole number of at least 1")
@@ -60,10 +60,7 @@ class DoRA(Method):
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     def stack_key(self) -> Hashable:
-        return ("dora", rank_class(self.rank), self.target_modules)
-
-    def target_layers(self, layers: Sequence[LayerShape]) -> list[LayerShape]:
-        return select_layers(self.target_modules, layers)
+        return ("dora", rank_class(self.rank), self.targets)
 
     @classmethod
     def build_stacks(
@@ -88,7 +85,6 @@ class DoRA(Method):
             "lora_dropout": 0.0,
             "use_rslora": self.rslora,
             "use_dora": True,
-            "target_modules": self.target_modules,
         }
 
     @classmethod

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from loragrid_methods.stacks.adapter_stack import AdapterStack, per_member
-from loragrid_methods.stacks.contract import Card, Method, ParameterCount, require
+from loragrid_methods.stacks.contract import Card, ParameterCount, require
 from loragrid_methods.stacks.draws import MemberDropout, draw_lora_A
 from loragrid_methods.stacks.low_rank import LowRankTerm
 from loragrid_methods.stacks.low_rank_stack import LowRankStack, rank_class
 from loragrid_methods.stacks.merging import merge_lora
-from loragrid_methods.stacks.targets import ALL_LINEAR, LayerShape, select_layers
+from loragrid_methods.stacks.targeted import TargetedMethod
+from loragrid_methods.stacks.targets import LayerShape
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRA(Method):
+class LoRA(TargetedMethod):
     """y = x W0^T + s (drop(x) A^T) B^T with s = alpha / rank, or alpha / sqrt(rank) with `rslora`."""
 
     card: ClassVar[Card] = Card(
@@ -44,7 +45,6 @@ class LoRA(Method):
     alpha: float = 16.0
     dropout: float = 0.0
     rslora: bool = False
-    target_modules: str | tuple[str, ...] = ALL_LINEAR
 
     def __post_init__(self) -> None:
         require(self.rank >= 1, self.name, "rank", self.rank, "a whole number of at least 1")
@@ -60,10 +60,7 @@ class LoRA(Method):
         return f"{self.name}.dropout: the host draws new masks at every step" if self.dropout else ""
 
     def stack_key(self) -> Hashable:
-        return ("lora", rank_class(self.rank), self.dropout, self.target_modules)
-
-    def target_layers(self, layers: Sequence[LayerShape]) -> list[LayerShape]:
-        return select_layers(self.target_modules, layers)
+        return ("lora", rank_class(self.rank), self.dropout, self.targets)
 
     @classmethod
     def build_stacks(
@@ -83,7 +80,6 @@ class LoRA(Method):
             "lora_alpha": self.alpha,
             "lora_dropout": self.dropout,
             "use_rslora": self.rslora,
-            "target_modules": self.target_modules,
         }
 
     @classmethod

@@ -32,7 +32,7 @@ class LoRAFA(LoRA):
     trained: ClassVar[tuple[str, ...]] = ("lora_B",)
 
     def stack_key(self) -> Hashable:
-        return ("lora_fa", rank_class(self.rank), self.dropout, self.target_modules)
+        return ("lora_fa", rank_class(self.rank), self.dropout, self.targets)
 
     @classmethod
     def build_stacks(

@@ -35,7 +35,7 @@ class LoRAFAProjected(LoRAFA):
     )
 
     def stack_key(self) -> Hashable:
-        return ("lora_fa_projected", rank_class(self.rank), self.dropout, self.target_modules)
+        return ("lora_fa_projected", rank_class(self.rank), self.dropout, self.targets)
 
     @classmethod
     def build_stacks(

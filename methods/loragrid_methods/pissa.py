@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from loragrid_methods.stacks.adapter_stack import AdapterStack, per_member
 from loragrid_methods.stacks.base_weight import BaseWeight, base_weight
-from loragrid_methods.stacks.contract import Card, Method, ParameterCount, require
+from loragrid_methods.stacks.contract import Card, ParameterCount, require
 from loragrid_methods.stacks.low_rank import FixedPair, LowRankTerm
 from loragrid_methods.stacks.low_rank_stack import LowRankStack, rank_class
 from loragrid_methods.stacks.merging import lora_of_two_pairs, merge_lora, scaled_pairs
-from loragrid_methods.stacks.targets import ALL_LINEAR, LayerShape, select_layers
+from loragrid_methods.stacks.targeted import TargetedMethod
+from loragrid_methods.stacks.targets import LayerShape
 
 
 @dataclass(frozen=True, kw_only=True)
-class PiSSA(Method):
+class PiSSA(TargetedMethod):
     """y = x W0^T + s x (B A - B0 A0)^T; A and B start at A0 and B0, with s B0 A0 the best rank-r part of W0."""
 
     card: ClassVar[Card] = Card(
@@ -47,7 +48,6 @@ class PiSSA(Method):
 
     rank: int = 8
     alpha: float = 16.0
-    target_modules: str | tuple[str, ...] = ALL_LINEAR
 
     def __post_init__(self) -> None:
         require(self.rank >= 1, self.name, "rank", self.rank, "a whole number of at least 1")
@@ -59,15 +59,15 @@ class PiSSA(Method):
         return self.alpha / self.rank
 
     def stack_key(self) -> Hashable:
-        return ("pissa", rank_class(self.rank), self.target_modules)
+        return ("pissa", rank_class(self.rank), self.targets)
 
     def target_layers(self, layers: Sequence[LayerShape]) -> list[LayerShape]:
-        """The layers that `target_modules` selects.
+        """The layers that the settings select.
 
         Raises:
             ValueError: nothing matches, or a layer has fewer singular values than `rank`.
         """
-        targets = select_layers(self.target_modules, layers)
+        targets = super().target_layers(layers)
         for layer in targets:
             most = min(layer.in_features, layer.out_features)
             allowed = f"1 to {most}: {layer.name} has no more singular values"
@@ -89,7 +89,7 @@ class PiSSA(Method):
         return ParameterCount(trainable=count, stored=2 * count, working=len(targets))
 
     def peft_config(self) -> dict[str, Any]:
-        return lora_of_two_pairs(self.rank, self.target_modules)
+        return lora_of_two_pairs(self.rank)
 
     @classmethod
     def merge(cls, weight: Tensor, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:

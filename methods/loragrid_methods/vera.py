@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from loragrid_methods.stacks.adapter_stack import AdapterStack
-from loragrid_methods.stacks.contract import Card, Method, ParameterCount, require
+from loragrid_methods.stacks.contract import Card, ParameterCount, require
 from loragrid_methods.stacks.low_rank import LowRankTerm
 from loragrid_methods.stacks.low_rank_stack import LowRankStack
 from loragrid_methods.stacks.merging import check_adapter
-from loragrid_methods.stacks.targets import ALL_LINEAR, LayerShape, select_layers
+from loragrid_methods.stacks.targeted import TargetedMethod
+from loragrid_methods.stacks.targets import LayerShape
 
 
 @dataclass(frozen=True, kw_only=True)
-class VeRA(Method):
+class VeRA(TargetedMethod):
     """y = x W0^T + b * [(d * (x A^T)) B^T]; d (rank) and b (d_out) train, A and B are shared by all layers."""
 
     card: ClassVar[Card] = Card(
@@ -41,7 +42,6 @@ class VeRA(Method):
     rank: int = 256
     d_initial: float = 0.1
     projection_seed: int = 0
-    target_modules: str | tuple[str, ...] = ALL_LINEAR
 
     def __post_init__(self) -> None:
         require(self.rank >= 1, self.name, "rank", self.rank, "a whole number of at least 1")
@@ -49,10 +49,7 @@ class VeRA(Method):
         require(self.projection_seed >= 0, self.name, "projection_seed", self.projection_seed, "0 or more")
 
     def stack_key(self) -> Hashable:
-        return ("vera", self.rank, self.projection_seed, self.target_modules)
-
-    def target_layers(self, layers: Sequence[LayerShape]) -> list[LayerShape]:
-        return select_layers(self.target_modules, layers)
+        return ("vera", self.rank, self.projection_seed, self.targets)
 
     @classmethod
     def build_stacks(
@@ -77,7 +74,6 @@ class VeRA(Method):
             "projection_prng_key": self.projection_seed,
             "save_projection": True,
             "vera_dropout": 0.0,
-            "target_modules": self.target_modules,
         }
 
     @classmethod

@@ -15,6 +15,7 @@ Describe and run:
     method_names                                           the methods that an experiment can name
     plan, Plan                                             what would run, without running it
     run, SweepResult, SweepInterrupted                     run a sweep; its result; the exception after a signal
+    RayStartError                                          Ray cannot be started, or its cluster cannot be reached
 
 Your own Tune sweep:
     trainable, recording                                   a Tune trainable, and the callback that records its trials
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from loragrid.config.experiment import Experiment, ExperimentError
     from loragrid.planning.plan import Plan, plan
     from loragrid.report.files import write_report
+    from loragrid.sweep.ray_start import RayStartError
     from loragrid.sweep.run import SweepResult, run
     from loragrid.sweep.signals import SweepInterrupted
     from loragrid.sweep.trainable import recording, trainable
@@ -54,6 +56,7 @@ _ORIGINS = {
     "Experiment": "loragrid.config.experiment:Experiment",
     "ExperimentError": "loragrid.config.experiment:ExperimentError",
     "Plan": "loragrid.planning.plan:Plan",
+    "RayStartError": "loragrid.sweep.ray_start:RayStartError",
     "SweepInterrupted": "loragrid.sweep.signals:SweepInterrupted",
     "SweepResult": "loragrid.sweep.run:SweepResult",
     "Verdict": "loragrid.comparison.verdict:Verdict",
@@ -78,6 +81,7 @@ __all__ = [
     "Experiment",
     "ExperimentError",
     "Plan",
+    "RayStartError",
     "SweepInterrupted",
     "SweepResult",
     "Verdict",

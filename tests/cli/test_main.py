@@ -150,7 +150,24 @@ def test_more_workers_than_the_machine_holds_are_refused(write: Callable[..., Pa
 @pytest.mark.heavy
 def test_an_address_where_no_cluster_answers_is_named(write: Callable[..., Path], tmp_path: Path) -> None:
     done = run_command("run", write(), "--address", "127.0.0.1:1")
-    check_refused(done, "--address 127.0.0.1:1")
+    assert done.code == 3, done
+    (line,) = done.err.strip().splitlines()
+    assert line.startswith(
+        "error: no Ray cluster could be reached (--address 127.0.0.1:1, tried twice): Connection ref"
+    )
+
+
+@pytest.mark.heavy
+def test_a_ray_that_cannot_start_has_its_own_exit_code(write: Callable[..., Path], tmp_path: Path) -> None:
+    no_folder = tmp_path / "file"
+    no_folder.touch()
+    done = run_command("run", write(), RAY_TMPDIR=str(no_folder))
+    assert done.code == 3, done
+    (line,) = done.err.strip().splitlines()
+    assert line.startswith(
+        "error: Ray could not be started on this machine (no --address, tried twice): Not a directory"
+    )
+    assert line.endswith("to mend it: set RAY_TMPDIR to an existing folder that can be written and has room")
 
 
 @pytest.mark.parametrize("command", [["compare", "tiny"], ["export", "lora-1", "--to", "out"], ["ui"]])

@@ -50,7 +50,8 @@ def test_fields_of_another_methods_file_are_inherited(folder: Path) -> None:
     imports = "from loragrid_methods.lora import LoRA, LoRAStack\n"
     types = declared_types(write(folder, "scaled_one", *lines, imports=imports))
     assert types is not None
-    assert list(types) == ["rank", "alpha", "dropout", "rslora", "target_modules", "scale"]
+    targets = ["target_modules", "layers_to_transform", "layers_pattern", "exclude_modules"]
+    assert list(types) == ["rank", "alpha", "dropout", "rslora", "scale", *targets]
     assert types["rank"] is float
 
 

@@ -373,16 +373,16 @@ def test_unfinished_cache_folder_is_never_seen(tmp_path: Path) -> None:
         (
             [{"prompt": "a", "completion": "b", "text": "c"}],
             {},
-            r"prompt\+completion or as text; choose with data\.col",
+            r"prompt and completion .* or text \(text\); choose one, for example data\.shape: prompt_completion",
         ),
-        ([{"text": 42}], {}, r"rows\.jsonl: row 1, column text: 42: not text"),
-        ([{"messages": "hello"}], {}, r"row 1, column messages: 'hello': not a list of messages"),
+        ([{"text": 42}], {}, r"rows\.jsonl: line 1, column text: 42: not text"),
+        ([{"messages": "hello"}], {}, r"line 1, column messages: 'hello': not a list of messages"),
         (
-            [{"messages": [{"from": "human"}]}],
+            [{"messages": [{"role": "user"}]}],
             {},
-            r"\{'from': 'human'\}: not a message, which has a role and a content",
+            r"\{'role': 'user'\}: not a message, which has a role and a content",
         ),
-        ([["a"]], {}, r"rows\.jsonl: line 1 is not a JSON object"),
+        ([["a"]], {}, r"rows\.jsonl: line 1: an array, not a JSON object"),
         (PAIRS, {"max_length": 129}, r"data\.max_length: 129: longer than the context of .*; allowed: at most 128"),
         (PAIRS, {"max_length": 2}, r"none of its 12 rows can be used \(skipped: 12 longer than max_length\)"),
         (PAIRS, {"num_eval": 13}, r"data\.num_eval: 13: .*rows\.jsonl has only 12 rows"),
@@ -392,7 +392,11 @@ def test_unfinished_cache_folder_is_never_seen(tmp_path: Path) -> None:
         (PAIRS, {"split": "test"}, r"data\.split: test: .*rows\.jsonl is not on the hub"),
         (PAIRS, {"eval_split": "test"}, r"data\.eval_split: test: .*rows\.jsonl is not on the hub"),
         (PAIRS, {"eval_name": "absent.jsonl"}, r"data\.eval_name: absent\.jsonl: there is no such file in /"),
-        (PAIRS, {"eval_name": "some/hub-id"}, r"data\.eval_name: some/hub-id: not a local \.jsonl, \.csv or \.parquet"),
+        (
+            PAIRS,
+            {"eval_name": "some/hub-id"},
+            r"data\.eval_name: some/hub-id: not a local \.jsonl, \.json, \.csv or \.parquet",
+        ),
     ],
 )
 def test_bad_rows_and_settings_are_refused_with_key_and_reason(
@@ -405,7 +409,7 @@ def test_bad_rows_and_settings_are_refused_with_key_and_reason(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("broken.jsonl", b'{"text": "a"}\n{"text": \n', r"data\.name: .*broken\.jsonl: line 2 is not JSON"),
+        ("broken.jsonl", b'{"text": "a"}\n{"text": \n', r"data\.name: .*broken\.jsonl: line 2: not JSON"),
         ("latin.jsonl", b'{"text": "\xe9"}\n', r"data\.name: .*latin\.jsonl: .*utf-8"),
         ("empty.csv", b"", r"data\.name: .*empty\.csv: has no rows"),
         ("head.csv", b"text\n", r"data\.name: .*head\.csv: has no rows"),
@@ -434,7 +438,7 @@ def test_chat_for_a_tokenizer_without_a_template_is_refused(load: Loader, tokeni
 def test_chat_that_the_template_refuses_is_named(load: Loader, tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(
-        ValueError, match=r"rows\.jsonl: row \d, column messages: the chat template refuses it: roles must alternate"
+        ValueError, match=r"rows\.jsonl: line \d, column messages: the chat template refuses it: roles must alternate"
     ):
         load([chat("A", "B")] * 4)
 

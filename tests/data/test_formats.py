@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from loragrid.config.experiment import DataConfig, ModelConfig
 from loragrid.data import formats
 from loragrid.data.dataset import load_data
-from loragrid.data.formats import FORMATS, FileRows
+from loragrid.data.file_rows import FileRows
+from loragrid.data.formats import FORMATS
 from loragrid.models.loading import load_tokenizer
 
 PAIRS = [{"prompt": f"Is {number} even?", "completion": "no" if number % 2 else "yes"} for number in range(20)]
@@ -52,7 +53,7 @@ def test_one_entry_of_the_table_adds_a_format(
         {"name": "chitchat", "eval_name": rows},
         {"name": "chitchat", "forgetting_name": text},
     ):
-        with pytest.raises(ValueError, match=r"\.tsv: .*\.jsonl, \.csv or \.parquet"):
+        with pytest.raises(ValueError, match=r"\.tsv: .*\.jsonl, \.json, \.csv or \.parquet"):
             load_data(DataConfig.model_validate(keys | wrong), model, tokenizer)
     monkeypatch.setitem(FORMATS, ".tsv", read_tsv)
     found = load_data(
@@ -69,7 +70,7 @@ def test_one_entry_of_the_table_adds_a_format(
     assert found.held_out_text is not None
     unknown = tmp_path / "rows.xyz"
     unknown.write_text("x", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"rows\.xyz: cannot be read; .*\.jsonl, \.csv, \.parquet or \.tsv"):
+    with pytest.raises(ValueError, match=r"rows\.xyz: cannot be read; .*\.jsonl, \.json, \.csv, \.parquet or \.tsv"):
         load_data(DataConfig(name=str(unknown), max_length=60), model, tokenizer)
 
 

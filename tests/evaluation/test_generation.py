@@ -11,6 +11,7 @@ import torch
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
+    DynamicCache,
     MambaConfig,
     MambaForCausalLM,
     PreTrainedModel,
@@ -19,15 +20,17 @@ from transformers import (
 )
 
 from loragrid.config.experiment import EngineConfig
-from loragrid.evaluation.generation import Decoding, check_generation, generate
+from loragrid.evaluation.generation import Decoding, check_generation, generate, next_tokens
 from loragrid.models.activation_checkpointing import checkpoint_activations
 from loragrid.models.attention import NAME, use_causal_attention
+from loragrid.models.logits import LogitTransform
 from loragrid.tasks.kinds.exact_match import ExactMatch
 from loragrid.training.assembly import build_model
 from loragrid.training.step import PackModel, one_worker
 from loragrid.worker.export import export_member, merge_adapter
 from loragrid.worker.resident_base import ResidentBase
 from loragrid_methods import get_method, method_names
+from tests.support.model_families import VOCABULARY, tiny_model
 from tests.support.small_packs import Setup, make_setup, mixed_trials
 
 NUM_NEW = 24
@@ -281,3 +284,28 @@ def test_sampled_tokens_are_as_frequent_as_they_are_likely() -> None:
     likely = (logits[0] / 2.0).softmax(-1)
     assert torch.allclose(kept.double()[[1, 2]], likely[[1, 2]] / likely[[1, 2]].sum(), atol=0.01)
     assert kept[[0, 3]].sum() == 0
+
+
+def test_sampling_is_from_the_scaled_and_capped_logits() -> None:
+    from loragrid.evaluation.generation import _choose
+
+    outputs = torch.tensor([[0.0, 4.0, 8.0, -4.0]], dtype=torch.float64).repeat(40_000, 1)
+    draws = torch.rand(40_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    transform = LogitTransform(scale=0.5, cap=1.5)
+    found = _choose(outputs, decoding(temperature=2.0), draws, transform).bincount(minlength=4) / 40_000
+    expected = (1.5 * torch.tanh(outputs[0] * 0.5 / 1.5) / 2.0).softmax(-1)
+    assert torch.allclose(found.double(), expected, atol=0.01)
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "granite", "cohere"])
+def test_the_next_token_is_drawn_from_the_models_own_logits(model_type: str) -> None:
+    from loragrid.evaluation.generation import _choose
+
+    base = tiny_model(model_type)
+    ids = torch.randint(VOCABULARY, (200, 4), generator=torch.Generator().manual_seed(0))
+    draws = torch.rand(200, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    cache = DynamicCache(config=base.config.get_text_config())
+    positions = torch.arange(4).repeat(200, 1)
+    sampling = decoding(temperature=0.1)
+    ours = next_tokens(base, ids, torch.ones_like(ids), positions, cache, sampling, draws)
+    assert torch.equal(ours, _choose(base(input_ids=ids, use_cache=False).logits[:, -1], sampling, draws))

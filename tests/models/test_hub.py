@@ -76,11 +76,14 @@ def test_what_the_hub_does_not_have_is_refused(hub: str, tmp_path: Path) -> None
         "data tiny/chat v1 absent",
     )
     answers, chatter = ask(hub, tmp_path, *lines)
-    model = "unknown model: not an embedded name (smollm2-135m-instruct), not a local folder, and on the hub: "
-    data = "unknown data: not an embedded name (chitchat), not a local .jsonl, .csv or .parquet file, and on the hub: "
+    embedded = "unknown model: not an embedded name (smollm2-135m-instruct)"
+    here = f"{embedded}, not a local folder ({Path.cwd()}/tiny/"
+    files = ".jsonl, .json, .csv or .parquet"
+    data = f"unknown data: not an embedded name (chitchat), not a local {files} file, and on the hub: "
     assert answers == [
-        f"model.name: tiny/llama: {model}the hub has no revision v2 of it",
-        f"model.name: tiny/absent: {model}the hub has no such model, or your account has no access to it",
+        f"model.name: tiny/llama: {here}llama), and on the hub: the hub has no revision v2 of it",
+        f"model.name: tiny/absent: {here}absent), and on the hub: "
+        "the hub has no such model, or your account has no access to it",
         f"data.name: tiny/chat: {data}the hub has no revision v2 of it",
         f"data.name: tiny/absent: {data}the hub has no such dataset, or your account has no access to it",
         "data.name: tiny/chat, split absent: cannot be loaded: Unknown split \"absent\". Should be one of ['train'].",

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from loragrid.training.step_runner import StepRunner
 from loragrid_methods import Method, get_method, method_names
 from loragrid_methods.stacks.optimizer import MemberAdamW
 from loragrid_methods.stacks.pack import AdapterPack, member_order
+from tests.support.model_families import tiny_model
 from tests.support.small_packs import make_setup
 
 ROWS, LENGTH = 2, 64
@@ -340,3 +342,25 @@ def test_estimated_generation_is_within_15_percent_of_the_gpus_peak(name: str) -
     measured = torch.cuda.max_memory_allocated() - before
     print(f"{name}: estimated {expected.generation:,}, measured {measured:,}")
     assert expected.generation == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "plain"), [("gemma2", {"final_logit_softcapping": None}), ("granite", {"logits_scaling": 1.0})]
+)
+def test_scaled_and_capped_logits_cost_what_is_estimated(model_type: str, plain: dict[str, Any]) -> None:
+    methods = [method("lora", rank=2)]
+
+    def estimated_and_live(settings: dict[str, Any], mode: Mode = "eager") -> tuple[int, float]:
+        base = tiny_model(model_type, vocab_size=2000, **settings)
+        model, rows = pack_of_methods(base, methods), rows_of_tokens(base, 1, ROWS, LENGTH)
+        with LiveBytes(block_bytes=BLOCK_BYTES) as live:
+            compute_step(model, rows, model.learning_rates[0], one_worker)
+        meta = tiny_model(model_type, vocab_size=2000, **settings).to(torch.device("meta"))  # type: ignore[arg-type]
+        estimate = estimate_memory(meta, methods, num_rows=ROWS, length=LENGTH, mode=mode)
+        return estimate.activations + estimate.passing, live.peak
+
+    (with_it, live), (without, live_without) = estimated_and_live({}), estimated_and_live(plain)
+    assert with_it - without == pytest.approx(live - live_without, rel=0.01)
+    assert live > live_without
+    # Fused kernels keep no tensor for it.
+    assert estimated_and_live({}, "graph")[0] == estimated_and_live(plain, "graph")[0]

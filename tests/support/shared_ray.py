@@ -10,10 +10,17 @@ class SharedRay:
         self._runs = False
 
     def start(self) -> str:
-        """Start Ray, if it is not running, with this process as its driver; returns its address."""
+        """Start Ray, if it is not running, with this process as its driver; returns its address.
+
+        Raises:
+            RuntimeError: the process is connected to the cluster of another fixture, whose faults would hit the caller.
+        """
         import ray
 
-        if not ray.is_initialized():
+        if ray.is_initialized():
+            if not self._runs:
+                raise RuntimeError("this process is connected to another cluster; request the shared Ray before it")
+        else:
             ray.init(address="local", num_cpus=2, num_gpus=0, log_to_driver=False, logging_level=logging.ERROR)
             self._runs = True
         return str(ray.get_runtime_context().gcs_address)

@@ -1,9 +1,11 @@
 """One undisturbed sweep, with which all fault tests compare their disturbed sweeps."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tests.support.shared_ray import SharedRay
 
@@ -23,8 +25,12 @@ def undisturbed(
     """The store of a sweep to which nothing happened."""
     import loragrid as lg
     from tests.support.sweep_processes import experiment
+    from tests.support.sweep_results import assert_succeeded
 
     shared_ray.start()
     store = tmp_path_factory.mktemp("undisturbed")
-    assert lg.run(experiment(faults_settings, store)).succeeded
+    terminal = io.StringIO()
+    assert_succeeded(
+        lg.run(experiment(faults_settings, store), console=Console(file=terminal, width=200)), terminal.getvalue()
+    )
     return store

@@ -19,6 +19,7 @@ import loragrid as lg
 from tests.support.mounts import can_mount
 from tests.support.shared_ray import SharedRay
 from tests.support.sweep_processes import STEPS, curves, experiment, sqlite_uri
+from tests.support.sweep_results import assert_succeeded
 
 pytestmark = [
     pytest.mark.end_to_end,
@@ -69,8 +70,11 @@ class Node:
 
 
 @pytest.fixture(scope="module")
-def cluster(shared_ray: SharedRay, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Node]]:
-    """Two nodes beside a head that trains nothing; this process is connected."""
+def cluster(undisturbed: Path, shared_ray: SharedRay, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Node]]:
+    """Two nodes beside a head that trains nothing; this process is connected.
+
+    It needs `undisturbed` only so that the undisturbed sweep runs before this cluster starts, on the shared Ray.
+    """
     import ray
     from ray.cluster_utils import Cluster
 
@@ -142,5 +146,5 @@ def test_a_lost_node_changes_no_bit_of_the_sweep(
         console=Console(file=terminal, width=200),
     )
     assert terminal.lost == 1
-    assert result.succeeded, result.to_pandas()["reason"].tolist()
+    assert_succeeded(result, terminal.getvalue())
     assert curves(result.tracking_uri, result.name) == curves(sqlite_uri(undisturbed))

@@ -24,6 +24,7 @@ from tests.support.sweep_processes import (
     wait_for_states,
     write,
 )
+from tests.support.sweep_results import assert_succeeded
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.xdist_group("faults")]
 
@@ -46,7 +47,7 @@ def test_sigterm_among_the_trials_that_confirm_changes_no_bit(faults_settings: d
     calm, store = tmp_path / "calm", tmp_path / "store"
     settings = faults_settings | CONFIRMED | {"data": faults_settings["data"] | {"num_test": 10}}
     whole = lg.run(experiment(settings, calm))
-    assert whole.succeeded, whole.outcome.reasons
+    assert_succeeded(whole)
     assert phases(calm) == sorted(
         [
             *(("lora", "0", "tune") for _ in range(2)),
@@ -73,10 +74,10 @@ def test_sigterm_among_the_trials_that_confirm_changes_no_bit(faults_settings: d
     assert statuses(store) == ["FINISHED"] * 3 + ["KILLED"] * 6
 
     resumed = lg.run(experiment(settings, store), resume=True)
-    assert resumed.succeeded
+    assert_succeeded(resumed)
     assert {trial.trial_id for trial in resumed.plan.trials} == {trial.trial_id for trial in whole.plan.trials}
     assert_undisturbed(store, calm)
     assert not (store / "trials" / "faults-1").exists(), "nothing is kept of a sweep that is done"
     again = lg.run(experiment(settings, store), resume=True)
-    assert again.succeeded
+    assert_succeeded(again)
     assert again.plan.trials == resumed.plan.trials

@@ -36,6 +36,7 @@ from tests.support.sweep_processes import (
     wait_for_states,
     write,
 )
+from tests.support.sweep_results import assert_succeeded
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.xdist_group("faults")]
 
@@ -82,7 +83,7 @@ def test_any_killed_process_of_a_queue_changes_no_bit(
     terminal = Strikes(ONE_AFTER_THE_OTHER)
     result = lg.run(experiment(faults_settings, tmp_path), console=Console(file=terminal, width=200))
     assert terminal.struck == [name for _, name in ONE_AFTER_THE_OTHER], terminal.getvalue()
-    assert result.succeeded
+    assert_succeeded(result, terminal.getvalue())
     assert_undisturbed(tmp_path, undisturbed)
     assert not (tmp_path / "trials" / "faults-1").exists(), "nothing is kept of a sweep that is done"
 
@@ -113,7 +114,7 @@ def test_losing_either_of_two_workers_changes_no_bit(
     faults_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calm, struck = tmp_path / "calm", tmp_path / "struck"
-    assert lg.run(experiment(faults_settings, calm, **ONE_PACK_ON_TWO_WORKERS)).succeeded
+    assert_succeeded(lg.run(experiment(faults_settings, calm, **ONE_PACK_ON_TWO_WORKERS)))
     monkeypatch.setattr("loragrid.sweep.progress.PLAIN_LINE_SECONDS", 0.0)  # a line for every step
     terminal = StrikesEachWorker()
     result = lg.run(
@@ -122,7 +123,7 @@ def test_losing_either_of_two_workers_changes_no_bit(
     first, second = terminal.steps
     assert CHECKPOINT_EVERY < first < second < STEPS
     assert terminal.getvalue().count("pack-000: going on") == 2, "from the states, and not from the start"
-    assert result.succeeded
+    assert_succeeded(result, terminal.getvalue())
     assert_undisturbed(struck, calm)
 
 

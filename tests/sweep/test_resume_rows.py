@@ -18,6 +18,7 @@ from loragrid.sweep.rows import tokenize
 from loragrid.tracking.previous_run import PreviousSweep, RecordedRows
 from loragrid.trials.outcome import SweepOutcome
 from loragrid.trials.tags import DATA_DIGEST_TAG, MADE_FROM_TAG
+from tests.support.sweep_results import assert_succeeded
 
 ROWS = [{"prompt": f"Question {n}:", "completion": f" answer {n}", "topic": n % 8} for n in range(40)]
 
@@ -77,7 +78,7 @@ def with_data(settings: dict[str, Any], **keys: Any) -> dict[str, Any]:
 
 def test_a_sweep_on_unchanged_rows_is_resumed(settings: dict[str, Any]) -> None:
     record(settings)
-    assert lg.run(lg.Experiment(**settings), resume=True).succeeded
+    assert_succeeded(lg.run(lg.Experiment(**settings), resume=True))
 
 
 def test_a_changed_file_is_refused_with_both_digests(settings: dict[str, Any], tmp_path: Path) -> None:

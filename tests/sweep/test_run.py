@@ -27,6 +27,7 @@ from loragrid.data.dataset import load_data
 from loragrid.data.record import data_figures, data_tags, trained_figures
 from loragrid.models.loading import load_base, load_tokenizer
 from loragrid.trials.tags import METHOD_TAG, PARENT_TAG, TRIAL_TAG
+from tests.support.sweep_results import assert_succeeded
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.usefixtures("ray_of_two_cpus")]
 
@@ -124,7 +125,7 @@ def free_cpus() -> Iterator[float]:
 
 
 def test_every_trial_finishes_and_the_clusters_resources_are_free_again(packed: lg.SweepResult) -> None:
-    assert packed.succeeded
+    assert_succeeded(packed)
     assert packed.name == "packed-1"
     assert set(packed.outcome.statuses) == {trial.trial_id for trial in packed.plan.trials}
     assert any(free == 2.0 for free in free_cpus())
@@ -362,7 +363,7 @@ def test_packs_of_one_have_the_same_curves_and_pass_rungs(packed: lg.SweepResult
         **settings | {"pack": {"max_members": 1}},
     )
     alone = lg.run(experiment)
-    assert alone.succeeded
+    assert_succeeded(alone)
     assert [len(pack.trials) for pack in alone.plan.packs] == [1] * 5
     trainers = Path(settings["storage"]["path"]) / "ray" / "alone-1"
     names = {folder.name for folder in [*trainers.glob("queue-*"), *trainers.glob("pack-*")]}
@@ -389,7 +390,7 @@ def test_two_workers_give_the_curves_of_one(packed: lg.SweepResult, settings: di
     name = f"two-workers-{strategy}"
     deterministic = {"engine": {"deterministic": strategy == "replicate"}}  # which changes nothing on a CPU
     two = lg.run(lg.Experiment(name=name, methods=FIVE_METHODS, **settings | {"workers": workers} | deterministic))
-    assert two.succeeded
+    assert_succeeded(two)
     said = {tags["loragrid.deterministic"] for tags in two.comparison().tags.values()}
     assert said == {str(strategy == "replicate").lower()}
     held, (whole,) = (

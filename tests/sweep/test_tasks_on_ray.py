@@ -8,6 +8,7 @@ import pytest
 
 import loragrid as lg
 from tests.support.sums_task import EXACT, NUM_TEST, STEPS, sums
+from tests.support.sweep_results import assert_succeeded
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.usefixtures("ray_of_two_cpus")]
 
@@ -39,8 +40,8 @@ def test_two_workers_generate_the_answers_of_one(settings: dict[str, Any]) -> No
         lg.run(lg.Experiment(name=f"task-{number}", workers={"num_workers": number, "cpus_per_worker": 1}, **settings))
         for number in (1, 2)
     )
-    assert one.succeeded
-    assert two.succeeded
+    assert_succeeded(one)
+    assert_succeeded(two)
     table, shared = one.comparison().table.set_index("method"), two.comparison().table.set_index("method")
     for key in ("eval/accuracy", "test/accuracy", "test/loss", "forgetting/base_loss", "forgetting/loss"):
         assert table[key].tolist() == pytest.approx(shared[key].tolist(), rel=1e-9), key

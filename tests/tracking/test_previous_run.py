@@ -13,6 +13,7 @@ from loragrid.tracking.previous_run import find_previous
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.store_uri import default_tracking_uri
 from loragrid.trials.outcome import INVARIANT_VIOLATED
+from tests.support.sweep_results import assert_succeeded
 
 
 def test_a_renamed_sweep_is_found_by_its_first_name(tmp_path: Path) -> None:
@@ -42,7 +43,7 @@ def test_resume_ends_sweeps_whose_driver_died_after_the_last_trial(
     assert recorder.deliver()
     recorder._outbox.spool.close()  # as the system does if the program is killed
     result = lg.run(experiment, resume=True)
-    assert result.succeeded
+    assert_succeeded(result)
     assert MlflowClient(tracking_uri=result.tracking_uri).get_run(run_id).info.status == "FINISHED"
     assert not Path(store.uri).exists(), "nothing is kept of a sweep that is done"
 

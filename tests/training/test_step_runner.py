@@ -72,3 +72,9 @@ def test_a_capture_without_memory_fails_the_pack(setup: Setup, stub: type[StubSt
     stub.error = torch.OutOfMemoryError
     with pytest.raises(torch.OutOfMemoryError):
         run_pack(setup, mixed_trials(setup), compute=StepRunner(ModeChoice(mode="graph", reason="test")))
+
+
+def test_why_a_base_keeps_its_own_attention_is_a_tag() -> None:
+    runner = StepRunner(ModeChoice(mode="eager", reason="engine.mode", attention="it has attention sinks"))
+    assert runner.tags()["loragrid.engine.attention"] == "it has attention sinks"
+    assert "loragrid.engine.attention" not in StepRunner(ModeChoice(mode="eager", reason="no GPU")).tags()

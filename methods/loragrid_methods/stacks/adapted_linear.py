@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,18 @@ class AdaptedLinear(nn.Module):
             cursor = placement.start + placement.stack.num_members
         if cursor < num_members:
             self.segments.append((num_members - cursor, None))
+
+    def __getattr__(self, name: str) -> Any:
+        """What only the frozen layer has, because models ask a layer for its width or for the type of its weight.
+
+        A layer whose weight a model computes with is not adapted, see `base_layers.adaptable_layers`.
+        """
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(self.base_layer, name)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.base_layer(x)

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 
 from loragrid_methods.stacks.adapter_stack import AdapterStack
-from loragrid_methods.stacks.targets import LayerShape
+from loragrid_methods.stacks.base_layers import LayerShape, OtherModule
 
 __all__ = ["Card", "LayerShape", "Method", "ParameterCount"]
 
@@ -99,7 +99,8 @@ class Method(ABC):
     @classmethod
     def defaults(cls) -> dict[str, Any]:
         """Name -> default of every hyperparameter."""
-        return {field.name: field.default for field in fields(cls)}
+        defaults = {field.name: field.default for field in fields(cls)}
+        return {name: defaults[name] for name in cls.field_names()}
 
     def hyperparameters(self) -> dict[str, Any]:
         """Name -> value of every hyperparameter."""
@@ -111,6 +112,10 @@ class Method(ABC):
 
     def target_layers(self, layers: Sequence[LayerShape]) -> list[LayerShape]:
         """The layers that this method adapts, selected from all adaptable `layers`; none by default."""
+        return []
+
+    def left_out_layers(self, layers: Sequence[LayerShape]) -> list[OtherModule]:
+        """The linear layers that the method's settings name and that get no gradient from text; none by default."""
         return []
 
     @classmethod

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from loragrid_methods.stacks.adapted_linear import AdaptedLinear, PlacedStack
 from loragrid_methods.stacks.adapter_stack import AdapterStack, DrawClock
+from loragrid_methods.stacks.base_layers import BaseLayers, adaptable_layers
 from loragrid_methods.stacks.contract import Method
 from loragrid_methods.stacks.optimizer import ParameterBlock
-from loragrid_methods.stacks.targets import LayerShape, adaptable_layers
 
 
 def member_order(methods: Sequence[Method]) -> list[int]:
@@ -39,7 +39,7 @@ class AdapterPack:
         self.base = base
         self.methods = [method for method, _ in members]
         self.seeds = [seed for _, seed in members]
-        self.layers: list[LayerShape] = adaptable_layers(base, output_layer)
+        self.layers: BaseLayers = adaptable_layers(base, output_layer)
         self.clock = DrawClock()
         if len(members) > 1:
             for method in self.methods:

@@ -1,12 +1,14 @@
 """PEFT's adapter format: exports one member of a pack, and splits an adapter file by layers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from loragrid_methods.stacks.base_layers import BaseLayers, LayerShape
 from loragrid_methods.stacks.pack import AdapterPack
+from loragrid_methods.stacks.peft_names import shortest_names
 
 PREFIX, SHARED_PREFIX = "base_model.model.", "base_model."
 # The PEFT release whose file format is written; PEFT reads files without a version as older ones.
@@ -36,9 +38,8 @@ def peft_adapter(pack: AdapterPack, member: int, base_name: str) -> tuple[dict[s
     targets = method.target_layers(pack.layers)
     missing = {layer.name for layer in targets} - stacks.keys()
     assert not missing, f"the export of {method.name} lacks {sorted(missing)}"
-    target_modules = config["target_modules"]
     config |= {
-        "target_modules": list(target_modules) if isinstance(target_modules, tuple) else target_modules,
+        "target_modules": _exactly(targets, pack.layers),
         "base_model_name_or_path": base_name,
         "task_type": "CAUSAL_LM",
         "bias": "none",
@@ -50,6 +51,13 @@ def peft_adapter(pack: AdapterPack, member: int, base_name: str) -> tuple[dict[s
     return config, {
         key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()
     }
+
+
+def _exactly(targets: Sequence[LayerShape], layers: BaseLayers) -> str | list[str]:
+    """`target_modules` that PEFT resolves to exactly these layers, whatever selected them."""
+    chosen = [layer.name for layer in targets]
+    others = {module.name for module in (*layers, *layers.others)} - {*chosen}
+    return shortest_names(chosen, others)
 
 
 def layer_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -10,6 +10,9 @@ from rich.console import Console
 
 from loragrid.cli.options import ExperimentFile, Overrides, escaped, print_verdict, say, terminal
 
+ENVIRONMENT = 3
+"""The exit code if Ray cannot be started or reached."""
+
 
 def run(
     file: ExperimentFile,
@@ -35,6 +38,7 @@ def run(
     from loragrid.comparison.table import load_comparison
     from loragrid.report.loss_curves import has_losses, plot_loss_curves
     from loragrid.report.terminal import render_table
+    from loragrid.sweep.ray_start import RayStartError
     from loragrid.sweep.run import run as run_sweep
     from loragrid.sweep.signals import SweepInterrupted
     from loragrid.sweep.storage import local_folder
@@ -45,6 +49,9 @@ def run(
         console.print(f"[bold]{escaped(experiment.question)}[/]", highlight=False)
     try:
         result = run_sweep(experiment, address=address, name=name, resume=resume, console=console)
+    except RayStartError as error:
+        say(Console(stderr=True), f"error: {error}", "red")
+        raise typer.Exit(ENVIRONMENT) from None
     except SweepInterrupted as interruption:
         again = shlex.join([*words, "--name", interruption.sweep, "--resume"])
         say(console, f"interrupted; to continue: {again}", "yellow")

@@ -4,6 +4,7 @@ Exit codes:
     0    success
     1    a trial failed (the others are recorded), or MLflow does not have the whole record yet
     2    the request was wrong: an unknown option, a refused experiment, a store that does not exist
+    3    the environment failed: Ray could not be started, or its cluster could not be reached; nothing was trained
     130  interrupted (SIGINT)
     143  ended by SIGTERM
 """
@@ -22,7 +23,7 @@ from loragrid.cli.options import escaped, terminal
 app = typer.Typer(
     help="Compare LoRA, LoRA-FA, VeRA, Delta-LoRA and LoRA+ on your model and your data.",
     epilog="Exit codes: 0 success; 1 a trial failed, or MLflow does not have the whole record yet; 2 the request was "
-    "wrong; 130 interrupted; 143 ended by SIGTERM.",
+    "wrong; 3 Ray could not be started or reached; 130 interrupted; 143 ended by SIGTERM.",
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     add_completion=False,

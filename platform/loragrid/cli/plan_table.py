@@ -9,6 +9,7 @@ from rich.text import Text
 
 from loragrid.comparison.axes import varying_axes
 from loragrid.formatting import count_of
+from loragrid.planning.adapted_layers import adapted_sentences
 from loragrid.planning.early_stopping import early_stopping_notes, early_stopping_sentences
 from loragrid.planning.memory_estimate import MemoryEstimate
 from loragrid.planning.plan import Plan
@@ -55,6 +56,7 @@ def render_plan(
         choice = plan.gpu_engine(pack)
         engines.setdefault(f"{choice.mode} ({choice.reason})", []).append(pack.pack_id)
     lines = [Text(f"steps on a GPU, {_first_and_last(packs)}: {engine}") for engine, packs in engines.items()]
+    lines += [Text(sentence) for sentence in adapted_sentences(plan.trials)]
     for pack in [pack for phase in plan.phases for pack in phase.largest_packs()]:
         size = count_of(len(pack.trials), "trial")
         lines.append(Text(f"memory on a GPU, {pack.pack_id} ({size}): {_memory(plan.gpu_memory(pack))}"))

@@ -19,6 +19,7 @@ from loragrid.cli.options import (
     store_in,
     terminal,
 )
+from loragrid.config.local_path import local_path
 from loragrid.formatting import count_of, format_bytes
 
 
@@ -54,7 +55,7 @@ def compare(
     if strict:
         refuse_mixed(fingerprint_of(comparison))
     if plot is not None:
-        plot_loss_curves(comparison, plot)
+        plot_loss_curves(comparison, local_path("--plot", str(plot), to_be_written=True))
     if as_csv:
         typer.echo(comparison.to_csv(), nl=False)
     elif as_json:
@@ -120,6 +121,7 @@ def export(
     """Write a trial's result as a folder that loads without LoraGrid: an adapter in PEFT's format, or a whole model."""
     from loragrid.tracking.artifacts import export_run
 
+    to = local_path("--to", str(to), to_be_written=True)
     export = export_run(run_id, store_in(storage, tracking_uri), to, merged=merged, base=base, force=force)
     console = terminal()
     for notice in export.notices:

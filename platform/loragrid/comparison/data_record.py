@@ -10,7 +10,7 @@ from loragrid.comparison.table import Comparison, plain_value
 from loragrid.formatting import count_of
 from loragrid.trials.row_notes import ROW_NOTES
 from loragrid.trials.skip_reasons import KEPT_APART, TOO_LONG
-from loragrid.trials.tags import LEFT_OUT_TAG
+from loragrid.trials.tags import LEFT_OUT_TAG, MADE_FROM_TAG
 
 MOST_SKIPPED = 0.05
 """If a larger share of the rows cannot be used, a claim is about the rows that remain."""
@@ -28,6 +28,7 @@ class DataRecord:
     a count, such as `test_prompts_in_train` -> rows. train_tokens, train_labels: of one epoch. trained_tokens,
     trained_labels, padding_share: of a whole training, as (lowest, highest) over the trials; None if not recorded.
     notes: name in `ROW_NOTES` -> used rows about which it was noticed; empty in sweeps that recorded none.
+    read_as: split -> the recognised shape of its source's rows, with the columns that are not used.
     """
 
     rows: Mapping[str, int]
@@ -43,6 +44,7 @@ class DataRecord:
     trained_labels: tuple[float, float] | None = None
     padding_share: tuple[float, float] | None = None
     notes: Mapping[str, int] = field(default_factory=dict)
+    read_as: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_partial(self) -> bool:
@@ -58,13 +60,23 @@ class DataRecord:
         return f"Rows: {sizes}; {low if low == high else f'{low} to {high}'} of the positions are padding."
 
     def sentences(self) -> list[str]:
-        """Plain sentences: what was left out, dependent rows, notes, and what splits share."""
+        """Plain sentences: as what rows are read, what was left out, dependent rows, notes, and what splits share."""
         return [
+            *self.shape_sentences(),
             *self.left_out_sentences(),
             *self.group_sentences(),
             *self.note_sentences(),
             *self.overlap_sentences(),
         ]
+
+    def shape_sentences(self) -> list[str]:
+        """As what the rows are read, of each source that is read otherwise than the train rows."""
+        train = self.read_as.get("train")
+        if train is None:
+            return []
+        others = {split: shape for split, shape in self.read_as.items() if shape != train}
+        found = f"The rows are read as {train}."
+        return [found, *(f"The {split} rows are read as {shape}." for split, shape in others.items())]
 
     def left_out_sentences(self) -> list[str]:
         """The rows that cannot be used, with their share and reasons, and what this means for a claim."""
@@ -179,6 +191,7 @@ def _record_of(comparison: Comparison) -> DataRecord | None:
         {key: value for key, value in values.items() if value is not None},
         json.loads(tags.get(LEFT_OUT_TAG, "{}")),
         int(length) if length else None,
+        read_as=json.loads(tags.get(MADE_FROM_TAG, "{}")).get("shapes", {}),
         **trained,
     )
 

@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 
 from loragrid.config.experiment import Experiment
+from loragrid.config.method_settings import AXIS_SECTIONS
+from loragrid.config.yaml_core import CoreDumper
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.store_uri import MAX_PARAMETER_LENGTH
 
@@ -53,13 +55,24 @@ def _parse(text: str) -> Any:
         return text
 
 
+def _required_keys() -> set[str]:
+    """The keys of a trial's sections that every file must have."""
+    return {
+        f"{section}.{key}"
+        for section, config in AXIS_SECTIONS.items()
+        for key, field in config.model_fields.items()
+        if field.is_required()
+    }
+
+
 def _to_yaml(mapping: Mapping[str, Any]) -> str:
-    axes = mapping.get("grid") or {}
+    axes = (mapping.get("grid") or {}).keys() - _required_keys()
     written = {
-        # A key that is an axis of the grid is left out of its section, because a file with both is refused.
+        # An axis of the grid is left out of its section: a default there need not be among the values of the axis, and
+        # is then refused. A required key stays, because the file had it, and so it is among them.
         section: {key: item for key, item in value.items() if f"{section}.{key}" not in axes}
         if isinstance(value, dict)
         else value
         for section, value in mapping.items()
     }
-    return yaml.safe_dump(written, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(written, Dumper=CoreDumper, sort_keys=False, allow_unicode=True, width=100)

@@ -167,4 +167,4 @@ def _default_value(method: str, path: str) -> tuple[bool, Scalar]:
     value = loragrid_methods.get_method(method).defaults().get(name, dataclasses.MISSING)
     if value is dataclasses.MISSING:
         return False, None
-    return True, ",".join(value) if isinstance(value, tuple) else value
+    return True, ",".join(map(str, value)) if isinstance(value, tuple) else value

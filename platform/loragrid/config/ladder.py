@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from loragrid.schema.errors import ExperimentError, Problem, unknown
+from loragrid.schema.errors import ExperimentError, Problem, show_value, unknown, what_is_wrong
 
 MAX_POINTS = 100
 SIGNIFICANT_DIGITS = 4
@@ -48,6 +48,9 @@ def ladder_values(key: str, ladder: Mapping[object, object]) -> list[int | float
     ends, points = ladder.get("ladder"), ladder.get("points")
     if not (isinstance(ends, list | tuple) and len(ends) == 2 and all(_is_positive(end) for end in ends)):
         what = "a ladder goes from one number above 0 to another"
+        if isinstance(ends, list | tuple):
+            texts = {end: what_is_wrong(end, "a number") for end in ends if isinstance(end, str)}
+            what += "".join(f"; {show_value(text)} {mistake}" for text, mistake in texts.items())
         raise ExperimentError([Problem(key=f"{key}.ladder", value=ends, what=what, allowed=EXAMPLE)])
     low, high = ends
     if not low < high:

@@ -28,8 +28,24 @@ MAX_TRIALS = 10_000
 """Larger grids are refused as mistakes: six axes of ten values are a million trials."""
 
 Scalar = str | int | float | bool | None
-AxisValue = Scalar | tuple[str, ...]
-"""One value of an axis; the tuple is for lists of names such as `target_modules`."""
+AxisValue = Scalar | tuple[str, ...] | tuple[int, ...]
+"""One value of an axis; the tuples are for lists such as `target_modules` and `layers_to_transform`."""
+
+UNSUPPORTED_SETTINGS = {
+    "modules_to_save": (
+        "LoraGrid does not train copies of whole modules, because the members of a pack share one base",
+        "adapters on linear layers (target_modules); to train embeddings and head as well, the method full",
+    ),
+    "trainable_token_indices": (
+        "LoraGrid does not train rows of the embedding, because the members of a pack share one base",
+        "tokens that the model knows already; to train the embeddings of new tokens, the method full",
+    ),
+    "target_parameters": (
+        "LoraGrid adapts linear layers, and no bare weights such as stacked experts",
+        "names of linear layers in target_modules",
+    ),
+}
+"""PEFT's settings that no method has: setting -> (why not, what is allowed instead)."""
 
 AxisValues = Annotated[tuple[Any, ...], InstanceOf(), PlainSerializer(as_written)]
 """The values of an axis in an experiment; a ladder also keeps its written form."""
@@ -53,7 +69,8 @@ def hyperparameter_types(method: str) -> dict[str, Any]:
         return declared
     method_class = loragrid_methods.get_method(method)
     hints = get_type_hints(method_class)
-    return {field.name: hints[field.name] for field in dataclasses.fields(method_class) if field.init}
+    given = {field.name for field in dataclasses.fields(method_class) if field.init}
+    return {name: hints[name] for name in method_class.field_names() if name in given}
 
 
 def sharding_obstacle(method: str) -> str:
@@ -108,7 +125,7 @@ def describe_type(value_type: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(describe_type(part) for part in get_args(value_type))
     if origin is tuple:
-        return "a list of text"
+        return "a list of whole numbers" if int in get_args(value_type) else "a list of text"
     words = {
         int: f"a whole number of at most {MAX_SEED}",
         float: "a number",
@@ -143,16 +160,18 @@ def check_axis_shape(key: str, values: object) -> tuple[AxisValue, ...]:
     checked: list[AxisValue] = []
     for value in values:
         plain = tuple(value) if isinstance(value, list | tuple) else value
-        if isinstance(plain, Mapping) or (
-            isinstance(plain, tuple) and not all(isinstance(part, str) for part in plain)
-        ):
-            allowed = "numbers, text, true, false, null, or lists of text"
+        if isinstance(plain, Mapping) or (isinstance(plain, tuple) and not _is_plain_list(plain)):
+            allowed = "numbers, text, true, false, null, or lists of text or of whole numbers"
             raise ExperimentError([Problem(key=key, value=value, what="cannot be a value of an axis", allowed=allowed)])
         if plain in checked:
             what = f"the value {show_value(value)} occurs twice"
             raise ExperimentError([Problem(key=key, value=values, what=what, allowed="every value once")])
         checked.append(plain)
     return tuple(checked)
+
+
+def _is_plain_list(parts: tuple[Any, ...]) -> bool:
+    return all(isinstance(part, str) for part in parts) or all(type(part) is int for part in parts)
 
 
 def check_method_block(block: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,6 +252,9 @@ def check_method_axis(
 
 def check_setting(method: str, known: Mapping[str, Any], key: str, value: object) -> Any:
     """The value of one key of a method's block; `known` is `setting_types(method)`."""
+    if key in UNSUPPORTED_SETTINGS and key not in known:
+        what, allowed = UNSUPPORTED_SETTINGS[key]
+        raise ExperimentError([Problem(key=key, value=value, what=what, allowed=allowed)])
     if key not in known:
         raise ExperimentError([unknown(f"setting of {method}", key, [*known, "label"], key=key, value=value)])
     return check_value(known[key], key, value)

@@ -16,20 +16,26 @@ _TYPE_NODES = (ast.BinOp, ast.BitOr, ast.Constant, ast.Load, ast.Name, ast.Subsc
 _PLAIN_DEFAULTS = (ast.Attribute, ast.Constant, ast.Name, ast.Tuple, ast.UnaryOp)
 
 
+_TARGETED = "loragrid_methods.stacks.targeted"
+"""The module whose class declares the hyperparameters of all methods that adapt layers."""
+
+
 class _NotPlainError(Exception):
     """This module cannot read the source; the method must be imported."""
 
 
 def declared_types(method: str) -> dict[str, Any] | None:
-    """Return hyperparameter -> type as the method's file declares them, in the order of declaration.
+    """Return hyperparameter -> type as the method's file declares them, in the order of `Method.field_names`.
 
     Returns None if this module cannot read the file; the caller then imports the method. It can read one class, derived
     from `Method` or from another method's class, with fields of plain types.
     """
     try:
-        return dict(_read(method)[1])
+        types = _read(method)[1]
+        last = [name for name in _read(_TARGETED.partition(".")[2])[1] if name in types]
     except _NotPlainError:
         return None
+    return {name: types[name] for name in (*(name for name in types if name not in last), *last)}
 
 
 @functools.cache
@@ -67,7 +73,7 @@ def _inherited(definition: ast.ClassDef, imported: dict[str, tuple[str, str]]) -
         methods = [
             fields
             for module, name in origins
-            if module.startswith("loragrid_methods.") and module.count(".") == 1
+            if module == _TARGETED or (module.startswith("loragrid_methods.") and module.count(".") == 1)
             for class_name, fields in [_read(module.partition(".")[2])]
             if class_name == name
         ]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from loragrid.config.yaml_core import text_after_value
 from loragrid.config.yaml_reader import parse_yaml
 from loragrid.schema.errors import ExperimentError, Problem, show_value
 
@@ -21,7 +22,7 @@ def apply_override(mapping: Mapping[str, Any], override: str) -> tuple[dict[str,
     key = key.strip()
     if not equals or not all(key.split(".")):
         raise ExperimentError([Problem(key=override, what="is not an override", allowed="key.path=value")], SOURCE)
-    value = parse_yaml(text, f"{SOURCE} {key}")
+    value = _read(key, text)
     try:
         keys = _keys_in_file(mapping, key)
         changed = dict(mapping)
@@ -31,6 +32,18 @@ def apply_override(mapping: Mapping[str, Any], override: str) -> tuple[dict[str,
         what = error.problems[0].what
         raise ExperimentError([Problem(key=key, value=value, what=what)], SOURCE) from None
     return changed, keys
+
+
+def _read(key: str, text: str) -> Any:
+    """The value of an override; nothing of its text may be lost."""
+    value = parse_yaml(text, f"{SOURCE} {key}")
+    rest = text_after_value(text)
+    if rest:
+        what = f"{rest!r} would be dropped as a comment: put the value in quotes if it belongs to it"
+        raise ExperimentError([Problem(key=key, what=what)], SOURCE)
+    if value is None and text.strip() not in ("null", "Null", "NULL", "~"):
+        raise ExperimentError([Problem(key=key, what="has no value", allowed="a value, or null")], SOURCE)
+    return value
 
 
 def _keys_in_file(mapping: Mapping[str, Any], key: str) -> list[str]:

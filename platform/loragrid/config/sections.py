@@ -55,7 +55,7 @@ class DataConfig(Section):
     """The rows that train, evaluate and test every trial; no row and no group is in two of the three splits."""
 
     name: Text = Field(
-        description="Source of the rows: an embedded name, a local .jsonl, .csv or .parquet file, or a hub id.",
+        description="Source of the rows: an embedded name, a local .jsonl, .json, .csv or .parquet file, or a hub id.",
         examples=["chitchat", "my_rows.jsonl", "openai/gsm8k"],
     )
     revision: Revision = Field(
@@ -102,6 +102,16 @@ class DataConfig(Section):
         default={},
         description="Canonical column (prompt, completion, messages, text) -> name of the column in the data.",
         examples=[{"prompt": "question", "completion": "answer"}],
+    )
+    shape: Annotated[
+        Literal["messages", "prompt_completion", "alpaca", "alpaca_chat", "text"] | None,
+        Allowed("messages, prompt_completion, alpaca, alpaca_chat, text, or null"),
+    ] = Field(
+        default=None,
+        description="Shape of the rows: chats of OpenAI or ShareGPT (messages), question and answer under any of their "
+        "names (prompt_completion), instruction and output in the prompt of Stanford Alpaca (alpaca) or as a chat "
+        "(alpaca_chat), plain text; null recognises the shape if only one fits.",
+        examples=["alpaca_chat"],
     )
     group_by: OptionalText = Field(
         default=None,
@@ -158,6 +168,9 @@ class DataConfig(Section):
             for key in self.columns
             if key not in CANONICAL_COLUMNS
         ]
+        if self.shape is not None and self.columns:
+            what = "the columns already say how rows are read"
+            problems.append(Problem(key="shape", value=self.shape, what=what, allowed="one of shape and columns"))
         for rows in ("eval", "test"):
             name, split = getattr(self, f"{rows}_name"), getattr(self, f"{rows}_split")
             if name is not None and split is not None:

@@ -2,16 +2,20 @@
 
 from dataclasses import dataclass
 
+from loragrid.trials.skip_reasons import BAD_ROW
+
 
 @dataclass(frozen=True, kw_only=True)
 class BadRow:
-    """What a tokenizer returns in place of a row that it refuses. Its reader knows the file and the row's place.
+    """What a reader, a shape or a tokenizer returns in place of a row that it refuses; the deck knows its place.
 
-    what: the fault, as the end of a sentence. column: the canonical column that holds it; None: the whole row.
+    what: the fault, as the end of a sentence. column: the canonical or own column that holds it; None: the whole row.
+    reason: the words under which skipped rows of this kind are counted.
     """
 
     what: str
     column: str | None = None
+    reason: str = BAD_ROW
 
 
 class BadRowError(ValueError):

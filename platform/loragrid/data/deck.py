@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from loragrid.data.bad_rows import BadRow, BadRowError
-from loragrid.data.groups import RowTexts, group_of, texts_of
+from loragrid.data.conversions import Canonical
+from loragrid.data.groups import RowTexts, group_of, text_digest, texts_of
 from loragrid.data.labelled_tokens import LabelledTokens
 from loragrid.data.shapes import Shape
 from loragrid.data.sources import RowSource
 from loragrid.data.tokenization import RowTokenizer
-from loragrid.trials.skip_reasons import BAD_ROW
+from loragrid.trials.skip_reasons import SURPLUS_TURNS
 
 MOST_ROWS_AT_ONCE = 4096
 
@@ -34,11 +35,27 @@ class Source:
     group_by: str | None = None
     skips_bad_rows: bool = False
 
-    def error_of(self, bad: BadRow, index: int) -> BadRowError:
-        """The error about row number `index`: source, row, column, fault and remedy."""
-        column = "" if bad.column is None else f", column {self.shape.own_name(bad.column)}"
-        remedy = "data.on_bad_row: skip leaves such rows out"
-        return BadRowError(f"{self.rows.title}: {self.rows.place(index)}{column}: {bad.what}; {remedy}")
+    def canonical(self, read: Mapping[str, Any] | BadRow) -> Canonical:
+        """The canonical row of a row as it was read, why it is refused, or the reason why it is skipped."""
+        return read if isinstance(read, BadRow) else self.shape.canonical(read)
+
+    def group_of(self, read: Mapping[str, Any] | BadRow, index: int, row: Canonical | None = None) -> int:
+        """The group of row number `index`, as it was read; a row that cannot be used is a group of its own.
+
+        row: the canonical row, if it is known.
+        """
+        value = None if self.group_by is None or isinstance(read, BadRow) else read.get(self.group_by)
+        if value is not None and value != "":
+            return group_of({}, value)
+        canonical = self.canonical(read) if row is None else row
+        if isinstance(canonical, (str, BadRow)):
+            return text_digest(f"row {index} of {self.rows.fingerprint}")
+        return group_of(canonical)
+
+    def with_notes(self, tokens: LabelledTokens, index: int) -> LabelledTokens:
+        """The tokens of row number `index` with what its reader noticed about it."""
+        noticed = self.rows.notes.get(index)
+        return tokens if noticed is None else replace(tokens, notes=(*tokens.notes, noticed))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,44 +126,64 @@ class Deck:
             )
 
     def _first_usable(self, order: Sequence[int], num_wanted: int | None) -> tuple[list[ChosenRow], int]:
-        """The first `num_wanted` (None: all) usable rows in `order`, and the number of rows read for them."""
+        """The first `num_wanted` (None: all) usable rows in `order`, and the number of rows read for them.
+
+        One row of the source can become several rows; those beyond `num_wanted` are dropped and counted, because their
+        group belongs to the split.
+        """
         taken: list[ChosenRow] = []
         num_read = 0
         while num_read < len(order) and (num_wanted is None or len(taken) < num_wanted):
             # Read no more rows than are missing: otherwise usable rows would be read and not taken.
             num_missing = MOST_ROWS_AT_ONCE if num_wanted is None else num_wanted - len(taken)
             indices = order[num_read : num_read + min(num_missing, MOST_ROWS_AT_ONCE)]
-            taken += self._usable(indices)
-            num_read += len(indices)
+            for index, outcome in zip(indices, self._read(indices), strict=True):
+                if num_wanted is not None and len(taken) >= num_wanted:
+                    break
+                num_read += 1
+                if isinstance(outcome, BadRow):
+                    if not self.source.skips_bad_rows:
+                        raise row_error(self.source.rows, index, outcome, self.source.shape)
+                    self._skipped[outcome.reason] += 1
+                    continue
+                usable = [part for part in outcome if isinstance(part, ChosenRow)]
+                room = len(usable) if num_wanted is None else num_wanted - len(taken)
+                taken += usable[:room]
+                self._skipped.update(part for part in outcome if isinstance(part, str))
+                self._skipped.update([SURPLUS_TURNS] * len(usable[room:]))
         return taken, num_read
 
-    def _usable(self, indices: Sequence[int]) -> list[ChosenRow]:
-        """The usable ones of these rows; the others are counted. Only rows of free groups are tokenized."""
-        source, free = self.source, []
+    def _read(self, indices: Sequence[int]) -> list[list[ChosenRow | str] | BadRow]:
+        """Of each row what can be used of it and the reasons for the rest. Only rows of free groups are tokenized."""
+        source = self.source
+        outcomes: dict[int, list[ChosenRow | str] | BadRow] = {}
+        free: list[tuple[int, dict[str, Any], int]] = []
         for index, read in zip(indices, source.rows.read(indices), strict=True):
-            row = source.shape.canonical(read)
-            group = self._groups[index] if self._are_read else self._group_of(read)
+            row = source.canonical(read)
+            if isinstance(row, (str, BadRow)):
+                outcomes[index] = [row] if isinstance(row, str) else row
+                continue
+            group = self._groups[index] if self._are_read else source.group_of(read, index, row)
             if group in self._held.groups:
-                self._skipped[self._held.groups[group]] += 1
+                outcomes[index] = [self._held.groups[group]]
             else:
                 free.append((index, row, group))
-        chosen = []
-        for found, (index, row, group) in zip(
-            source.tokenizer.tokenize([row for _, row, _ in free]), free, strict=True
-        ):
+        tokenized = source.tokenizer.tokenize([row for _, row, _ in free])
+        for found, (index, row, group) in zip(tokenized, free, strict=True):
             if isinstance(found, BadRow):
-                if not source.skips_bad_rows:
-                    raise source.error_of(found, index)
-                self._skipped[BAD_ROW] += 1
-            elif isinstance(found, str):
-                self._skipped[found] += 1
+                outcomes[index] = found
             else:
-                for tokens in found:
-                    if tokens.input_ids in self._held.rows:
-                        self._skipped[self._held.rows[tokens.input_ids]] += 1
-                    else:
-                        chosen.append(ChosenRow(tokens=tokens, group=group, texts=texts_of(row)))
-        return chosen
+                outcomes[index] = [self._chosen(part, index, group, row) for part in found]
+        return [outcomes[index] for index in indices]
+
+    def _chosen(self, tokens: LabelledTokens | str, index: int, group: int, row: Mapping[str, Any]) -> ChosenRow | str:
+        """The row of a split, or the reason why the tokens are not used."""
+        if isinstance(tokens, str):
+            return tokens
+        held = self._held.rows.get(tokens.input_ids)
+        if held is not None:
+            return held
+        return ChosenRow(tokens=self.source.with_notes(tokens, index), group=group, texts=texts_of(row))
 
     def _groups_within(self, share: float, first: set[int]) -> set[int]:
         """Groups in the deck's order, as long as they and `first` hold at most `share` of the source's rows.
@@ -164,11 +201,11 @@ class Deck:
     @cached_property
     def _groups(self) -> list[int]:
         """The group of every row of the source, by its number."""
-        every = range(self.source.rows.num_rows)
+        source, every = self.source, range(self.source.rows.num_rows)
         return [
-            self._group_of(row)
+            source.group_of(row, index)
             for start in every[::MOST_ROWS_AT_ONCE]
-            for row in self.source.rows.read(every[start : start + MOST_ROWS_AT_ONCE])
+            for index, row in enumerate(source.rows.read(every[start : start + MOST_ROWS_AT_ONCE]), start)
         ]
 
     @property
@@ -179,9 +216,18 @@ class Deck:
     def _sizes(self) -> Counter[int]:
         return Counter(self._groups)
 
-    def _group_of(self, row: Mapping[str, Any]) -> int:
-        by = self.source.group_by
-        return group_of(self.source.shape.canonical(row), None if by is None else row.get(by))
+
+def row_error(
+    rows: RowSource, index: int, bad: BadRow, shape: Shape | None = None, *, can_skip: bool = True
+) -> BadRowError:
+    """The error about row number `index`: source, place, column, fault and remedy.
+
+    can_skip: whether there are rows that are not broken.
+    """
+    own = bad.column if shape is None or bad.column is None else shape.own_name(bad.column)
+    column = "" if own is None else f", column {own}"
+    remedy = "mend the row, or leave such rows out with data.on_bad_row: skip" if can_skip else "every row is like this"
+    return BadRowError(f"{rows.title}: {rows.place(index)}{column}: {bad.what}; {remedy}")
 
 
 def permutation(num_rows: int, purpose: str) -> Tensor:

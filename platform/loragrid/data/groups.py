@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from loragrid.data.messages import text_of
+
 NO_ANSWER_YET = ("system", "developer", "assistant")
 """Roles that ask nothing; an assistant's turn answers somebody only after a message of another role."""
 
@@ -38,11 +40,11 @@ def group_of(row: Mapping[str, Any], value: object = None) -> int:
 def texts_of(row: Mapping[str, Any]) -> RowTexts:
     """The digests of a canonical row's texts."""
     if "messages" in row:
-        messages = _messages(row["messages"])
         spoken: dict[str, list[int]] = {"user": [], "assistant": []}
-        for message in messages:
-            if message.get("role") in spoken and str(message.get("content", "")).strip():
-                spoken[message["role"]].append(text_digest(str(message["content"])))
+        for message in _messages(row["messages"]):
+            said = _said(message)
+            if message.get("role") in spoken and said.strip():
+                spoken[message["role"]].append(text_digest(said))
         return RowTexts(_prompt_of(row), tuple(spoken["user"]), tuple(spoken["assistant"]))
     if "text" in row:
         return RowTexts(None, (), (text_digest(str(row["text"])),))
@@ -57,27 +59,40 @@ def text_digest(text: str) -> int:
 
 
 def _prompt_of(row: Mapping[str, Any]) -> int:
-    if "messages" in row:
-        opening = _before_first_answer(_messages(row["messages"]))
-        return text_digest(json.dumps(opening, sort_keys=True, default=str, ensure_ascii=False))
-    return text_digest(str(row.get("text" if "text" in row else "prompt")))
+    if "messages" not in row:
+        return text_digest(str(row.get("text" if "text" in row else "prompt")))
+    opening = _before_first_answer(_messages(row["messages"]))
+    if len(opening) == 1 and opening[0]["role"] == "user" and not row.get("tools"):
+        # A chat that begins with a question, and a pair with this prompt, ask the same.
+        return text_digest(opening[0]["said"])
+    shown = [opening, row["tools"]] if row.get("tools") else opening
+    return text_digest(json.dumps(shown, sort_keys=True, default=str, ensure_ascii=False))
 
 
-def _before_first_answer(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The messages before the first answer to somebody; all of them if there is none.
+def _before_first_answer(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Who said what before the first answer to somebody; all messages if there is none.
 
     Every answer of a chat is learnt, given what is before it. Two chats that share any of these beginnings also share
-    the first of them.
+    the first of them. Keys that say nothing, such as ids and weights, make no difference.
     """
     asked = False
-    opening: list[dict[str, Any]] = []
+    opening: list[dict[str, str]] = []
     for message in messages:
-        if asked and message.get("role") == "assistant":
+        role = str(message.get("role"))
+        if asked and role == "assistant":
             break
-        asked = asked or message.get("role") not in NO_ANSWER_YET
-        content = message.get("content")
-        opening.append({**message, "content": " ".join(content.split()) if isinstance(content, str) else content})
+        asked = asked or role not in NO_ANSWER_YET
+        opening.append({"role": role, "said": " ".join(_said(message).split())})
     return opening
+
+
+def _said(message: Mapping[str, Any]) -> str:
+    """The text of a message and its calls of tools."""
+    calls = [
+        call.get("function", call) if isinstance(call, Mapping) else call for call in message.get("tool_calls", ())
+    ]
+    said = text_of(message.get("content"))
+    return said + json.dumps(calls, sort_keys=True, default=str, ensure_ascii=False) if calls else said
 
 
 def _messages(value: object) -> list[dict[str, Any]]:

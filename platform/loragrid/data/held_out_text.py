@@ -3,8 +3,10 @@
 from typing import TYPE_CHECKING
 
 from loragrid.config.experiment import DataConfig
+from loragrid.data.bad_rows import BadRow, BadRowError
 from loragrid.data.sources import RowSource, open_held_out_text
 from loragrid.data.text_frame import TextFrame
+from loragrid.data.values import text_fault
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +46,8 @@ def held_out_pieces(data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> l
 
 def _text(source: RowSource, number: int) -> str:
     (row,) = source.read([number])
-    text = row.get("text")
-    if text is not None and not isinstance(text, str):
-        raise ValueError(f"{source.title}: row {number + 1}, column text: not text")
-    return text or ""
+    fault = row if isinstance(row, BadRow) else text_fault(row.get("text"))
+    if fault is not None or isinstance(row, BadRow):
+        what = fault.what if isinstance(fault, BadRow) else f"column text: {fault}"
+        raise BadRowError(f"{source.title}: {source.place(number)}: {what}; held-out text is read whole: mend the row")
+    return row.get("text") or ""

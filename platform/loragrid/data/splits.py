@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from loragrid.config.experiment import DataConfig
-from loragrid.data.deck import ChosenRow, Deck, Held, Source
+from loragrid.data.deck import ChosenRow, Deck, Held, Source, row_error
 from loragrid.data.shapes import recognise
 from loragrid.data.sources import (
     RowSource,
@@ -36,7 +36,9 @@ def open_sources(data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> dict
     """Split -> source; a split without its own source takes its rows out of the train source.
 
     Raises:
-        ValueError: rows that cannot be found or read, wrong columns, or a key about chats for other rows.
+        ValueError: rows that cannot be found or read, columns without a known shape, or a key about chats for other
+            rows.
+        BadRowError: a row is broken, and `data.on_bad_row` does not skip it.
     """
     opened = {"train": open_train_rows(data), "evaluation": open_eval_rows(data), "test": open_test_rows(data)}
     sources = {split: _source(rows, data, tokenizer) for split, rows in opened.items() if rows is not None}
@@ -90,13 +92,17 @@ def choose_rows(data: DataConfig, sources: Mapping[str, Source], skipped: Counte
 def _source(rows: RowSource, data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> Source:
     if rows.num_rows == 0:
         raise ValueError(f"{rows.title}: has no rows")
-    shape = recognise(rows, data.columns)
+    skips_bad_rows = data.on_bad_row == "skip"
+    if rows.broken and (not skips_bad_rows or len(rows.broken) == rows.num_rows):
+        index = min(rows.broken)
+        raise row_error(rows, index, rows.broken[index], can_skip=len(rows.broken) < rows.num_rows)
+    shape = recognise(rows, data)
     return Source(
         rows=rows,
         shape=shape,
         tokenizer=RowTokenizer(tokenizer, shape, data, title=rows.title),
         group_by=find_group_column(rows, data.group_by),
-        skips_bad_rows=data.on_bad_row == "skip",
+        skips_bad_rows=skips_bad_rows,
     )
 
 

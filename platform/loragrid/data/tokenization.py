@@ -7,7 +7,7 @@ from loragrid.config.experiment import DataConfig
 from loragrid.data.bad_rows import BadRow
 from loragrid.data.boundary import Boundary, JoinedPair
 from loragrid.data.chat import ChatTokenizer
-from loragrid.data.labelled_tokens import LabelledTokens, Tokenized, TokenizesRows, usable
+from loragrid.data.labelled_tokens import LabelledTokens, Tokenized, TokenizesRows, Usable, usable
 from loragrid.data.shapes import Shape
 from loragrid.data.text_frame import TextFrame
 from loragrid.data.values import text_fault
@@ -46,8 +46,8 @@ class RowTokenizer:
         else:
             self._tokenizer = PairTokenizer(tokenizer)
 
-    def tokenize(self, rows: Sequence[Mapping[str, Any]]) -> list[Tokenized]:
-        """What becomes of each canonical row: rows of tokens, the reason why it is skipped, or why it is refused."""
+    def tokenize(self, rows: Sequence[Mapping[str, Any]]) -> list[Usable]:
+        """What becomes of each canonical row: rows of tokens, reasons why they are skipped, or why it is refused."""
         if not rows:
             return []
         tokenized = self._tokenizer.tokenize(rows)

@@ -10,10 +10,13 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from loragrid.models.attention import TOLERANCES, masked_attention
+from loragrid.models.logits import IDENTITY, LogitTransform, logit_transform
 from loragrid.models.sharding import whole_head
 from loragrid.training.step import PackModel, SumOverWorkers
 
 NUM_PADDING_TO_CHECK = 5
+NUM_TOKENS_TO_CHECK = 16
+"""The tokens of a row with which `check_generation` is called: few enough for a large base on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +101,8 @@ def next_tokens(
         input_ids=input_ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
     ).last_hidden_state[:, -1]
     with whole_head(base) as head:
-        logits = torch.nn.functional.linear(hidden, head.weight, head.bias)
-    return _choose(logits, decoding, draws)
+        outputs = torch.nn.functional.linear(hidden, head.weight, head.bias)
+    return _choose(outputs, decoding, draws, logit_transform(base))
 
 
 @torch.no_grad()
@@ -164,18 +167,17 @@ def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.devic
     return input_ids.to(device), mask.to(device)
 
 
-def _choose(logits: Tensor, decoding: Decoding, draws: Tensor | None) -> Tensor:
-    """The next token of each row: logits (B, V), draws (B,) from 0 to 1 -> (B,)."""
+def _choose(outputs: Tensor, decoding: Decoding, draws: Tensor | None, transform: LogitTransform = IDENTITY) -> Tensor:
+    """The next token of each row: the head's outputs (B, V), draws (B,) from 0 to 1 -> (B,)."""
     if draws is None or decoding.temperature is None:
-        return logits.argmax(-1)
-    probabilities, tokens = (
-        (logits.double() / decoding.temperature).softmax(-1).sort(stable=True, dim=-1, descending=True)
-    )
+        return outputs.argmax(-1)  # a scale above 0 and a cap keep the order, and large logits never tie at the cap
+    logits = transform.apply(outputs.double()) / decoding.temperature
+    probabilities, tokens = logits.softmax(-1).sort(stable=True, dim=-1, descending=True)
     below = probabilities.cumsum(-1) - probabilities
     kept = probabilities.masked_fill(below >= decoding.top_p, 0.0)
     total = kept.cumsum(-1)
     place = (total <= draws.unsqueeze(1) * total[:, -1:]).sum(-1, keepdim=True)
-    chosen: Tensor = tokens.gather(1, place.clamp(max=logits.shape[-1] - 1)).squeeze(1)
+    chosen: Tensor = tokens.gather(1, place.clamp(max=outputs.shape[-1] - 1)).squeeze(1)
     return chosen
 
 

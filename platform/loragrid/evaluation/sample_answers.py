@@ -9,12 +9,11 @@ import torch
 
 from loragrid.config.experiment import ModelConfig, SamplesConfig, TaskConfig
 from loragrid.data.dataset import TokenizedData
-from loragrid.evaluation.generation import Decoding, check_generation, generate
+from loragrid.evaluation.generation import NUM_TOKENS_TO_CHECK, Decoding, check_generation, generate
 from loragrid.evaluation.questions import TokenizedQuestions
 from loragrid.models.loading import load_tokenizer, max_context
 from loragrid.models.sharding import is_sharded
 from loragrid.tasks.contract import Generation, Question
-from loragrid.training.assembly import NUM_TOKENS_TO_CHECK
 from loragrid.training.batches import PackBatches
 from loragrid.training.chunks import Chunks
 from loragrid.training.evaluate import score_in_chunks

@@ -9,6 +9,8 @@ from typing import TypeVar
 
 from filelock import FileLock
 
+from loragrid.config.local_path import local_path
+
 Content = TypeVar("Content")
 
 
@@ -18,7 +20,8 @@ class DamagedError(ValueError):
 
 def cache_folder() -> Path:
     """The folder named by `LORAGRID_CACHE`, else `~/.cache/loragrid`; it may not exist yet."""
-    return Path(os.environ.get("LORAGRID_CACHE") or "~/.cache/loragrid").expanduser()
+    text = os.environ.get("LORAGRID_CACHE") or "~/.cache/loragrid"
+    return local_path("LORAGRID_CACHE", text, to_be_written=True)
 
 
 def cached_folder(folder: Path, fill: Callable[[Path], None]) -> Path:

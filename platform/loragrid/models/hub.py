@@ -9,10 +9,14 @@ ANSWER_TIMEOUT_SECONDS = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class HubCommit:
-    """One commit of one hub repository; `downloaded` is its local folder if the hub cannot be reached."""
+    """One commit of one hub repository; `downloaded` is its local folder if the hub cannot be reached.
+
+    files: the names of its files, empty if the hub does not list them.
+    """
 
     commit: str
     downloaded: Path | None
+    files: frozenset[str] = frozenset()
 
 
 class NotOnHubError(ValueError):
@@ -53,7 +57,8 @@ def resolve_commit(name: str, revision: str | None, kind: Literal["model", "data
         return HubCommit(commit=downloaded.name, downloaded=downloaded)
     if info.sha is None:
         raise NotOnHubError("the hub reports no commit for it")
-    return HubCommit(commit=info.sha, downloaded=None)
+    files = frozenset(file.rfilename for file in getattr(info, "siblings", None) or ())
+    return HubCommit(commit=info.sha, downloaded=None, files=files)
 
 
 def _first_line(error: Exception) -> str:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from loragrid.config.experiment import ModelConfig
 from loragrid.config.local_path import local_path, reason_of
 from loragrid.formatting import count_of
+from loragrid.models.adapter_files import check_hub_repository, check_no_adapter
+from loragrid.models.architecture import check_architecture
 from loragrid.models.base_files import SMALL_FILES
 from loragrid.models.embedded import EMBEDDED_MODELS, converted_folder, source_sha256
 from loragrid.models.file_hash import remembered_sha256
@@ -19,8 +21,13 @@ from loragrid.models.quiet import quiet_transformers
 from loragrid.models.versions import version_of
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
+"""The keys of a config that limit the tokens of a row, the customary one first (MPT has `max_seq_len`)."""
+LONGEST_CONTEXT = 10**9
+"""A larger limit is none: configs say so with numbers such as 10^30."""
 MAX_JSON_BYTES = 256 * 2**20
 """The largest tokenizers have 40 MiB; a much larger file is something else and would fill the memory."""
 
@@ -63,6 +70,8 @@ def load_base(model: ModelConfig) -> "PreTrainedModel":
             **_adapter_arguments(source.revision),
             output_loading_info=True,
         )
+    if base._hf_peft_config_loaded:  # found in a place that was not looked at, such as a hub that lists no files
+        raise ValueError(f"model.name: {model.name}: transformers has loaded an adapter into it; name a plain base")
     # transformers fills missing weights with random numbers and only warns.
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
@@ -102,11 +111,39 @@ def check_weights(model: ModelConfig) -> None:
         with _named_failure(model, f"its weights cannot be loaded: {index.name}"):
             wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     # Compared with the names in the folder, because an index could point anywhere.
+    if not wanted:
+        raise ValueError(
+            f"model.name: {model.name}: its weights cannot be loaded: it has neither {single.name} nor {index.name}, "
+            f"only {min(present)}"
+        )
     if absent := sorted(wanted - present):
         raise ValueError(f"model.name: {model.name}: its weights cannot be loaded: it holds no file {absent[0]!r}")
     for name in sorted(wanted):
         with _named_failure(model, f"its weights cannot be loaded: {name}"), safe_open(folder / name, framework="pt"):
             pass
+
+
+def stored_weights(model: ModelConfig) -> Iterator[tuple[str, "Tensor"]]:
+    """Each tensor of the model's files with its name, read one by one; none of a model that is only on the hub."""
+    folder = Path(_locate(model).location)
+    if not folder.is_dir():
+        return
+    from safetensors import safe_open
+
+    for path in sorted(folder.glob("model*.safetensors")):
+        with _named_failure(model, f"its weights cannot be loaded: {path.name}"), safe_open(path, "pt") as file:
+            names, read = list(file.keys()), file.get_tensor
+            for name in names:
+                yield name, read(name)
+
+
+def load_config(model: ModelConfig) -> "PretrainedConfig":
+    """The model's config.
+
+    Raises:
+        ValueError: it cannot be read, or describes a quantised checkpoint or something else than a causal model.
+    """
+    return _load_config(model, _locate(model))
 
 
 def load_meta_model(model: ModelConfig) -> "PreTrainedModel":
@@ -153,8 +190,12 @@ def model_folder(model: ModelConfig) -> Path:
 def max_context(model: ModelConfig) -> int | None:
     """The most tokens that the model processes at once; None if its config sets no limit."""
     config = _load_config(model, _locate(model)).get_text_config()
-    limit = getattr(config, "max_position_embeddings", None)
-    return None if limit is None else int(limit)
+    for key in CONTEXT_KEYS:
+        limit = getattr(config, key, None)
+        # XLNet says -1 for "no limit", and others 0 or a number that no row can reach.
+        if isinstance(limit, int | float) and not isinstance(limit, bool) and 0 < limit < LONGEST_CONTEXT:
+            return int(limit)
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +228,7 @@ def _locate(model: ModelConfig) -> _Source:
         converted = converted_folder(model.name, embedded)
         return _Source(location=str(converted), digest=f"sha256:{source_sha256(converted)}")
     if folder.is_dir():
+        check_no_adapter(model.name, folder)
         if not (folder / "config.json").is_file():
             raise ValueError(f"model.name: {model.name}: this folder holds no config.json, so it is not a saved model")
         for file in folder.glob("*.json"):
@@ -199,9 +241,10 @@ def _locate(model: ModelConfig) -> _Source:
     except NotOnHubError as error:
         raise ValueError(
             f"model.name: {model.name}: unknown model: not an embedded name ({', '.join(EMBEDDED_MODELS)}), "
-            f"not a local folder, and on the hub: {error}"
+            f"not a local folder ({folder.absolute()}), and on the hub: {error}"
         ) from error
     digest = f"{model.name}@{found.commit}"
+    check_hub_repository(model.name, found, model.revision)
     if found.downloaded is not None:
         # Loading from the folder keeps the loaders from asking the unreachable hub for every optional file.
         return _Source(location=str(found.downloaded), digest=digest)
@@ -216,6 +259,7 @@ def _load_config(model: ModelConfig, source: _Source) -> "PretrainedConfig":
         config: PretrainedConfig = AutoConfig.from_pretrained(**source.arguments(model))
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(f"model.name: {model.name}: the checkpoint is quantised; only plain weights are read")
+    check_architecture(model.name, config, trust_remote_code=model.trust_remote_code)
     return config
 
 

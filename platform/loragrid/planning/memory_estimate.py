@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicLayer
 
 from loragrid.evaluation.generation import Decoding, next_tokens
 from loragrid.models.activation_checkpointing import checkpoint_activations
-from loragrid.models.attention import allow_padding_without_mask, causal_attention
+from loragrid.models.attention import allow_padding_without_mask, plain_causal_attention
 from loragrid.models.sharding import gathered_bytes, share_bytes
 from loragrid.models.versions import version_of
 from loragrid.training.loss import score_rows
@@ -264,8 +264,10 @@ def _model_of_shapes(base: PreTrainedModel, methods: Sequence[Method], mode: Mod
     )
 
 
-def _fused_scores_of_shapes(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(weights), torch.empty_like(logits)
+def _fused_scores_of_shapes(
+    outputs: Tensor, targets: Tensor, weights: Tensor, scale: float = 1.0, cap: float | None = None
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(weights), torch.empty_like(outputs)
 
 
 def _bytes_of(tensors: Sequence[Tensor]) -> int:
@@ -279,7 +281,7 @@ def _attention_of_shapes(
 ) -> tuple[Tensor, None]:
     """Call the GPU's kernel by name, because on the meta device torch would choose one that keeps more memory."""
     if query.dtype not in (torch.bfloat16, torch.float16):
-        return causal_attention(module, query, key, value, attention_mask, **settings)
+        return plain_causal_attention(module, query, key, value, attention_mask, **settings)
     y = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, True, scale=settings.get("scaling"))
     return y[0].transpose(1, 2).contiguous(), None
 

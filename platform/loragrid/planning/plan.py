@@ -12,8 +12,8 @@ from loragrid.training.step_mode import ModeChoice, capture_obstacle, choose_mod
 from loragrid.trials.confirm import confirm_trials, fresh_seeds
 from loragrid.trials.expand import expand
 from loragrid.trials.trial import Trial
-from loragrid_methods import LayerShape, ParameterCount
-from loragrid_methods.stacks.targets import adaptable_layers
+from loragrid_methods import ParameterCount
+from loragrid_methods.stacks.base_layers import BaseLayers, adaptable_layers
 
 if TYPE_CHECKING:
     from loragrid.planning.memory_estimate import MemoryEstimate
@@ -24,7 +24,7 @@ from loragrid.trials.packing import Pack, group_into_packs, sharing_key
 class BaseShape:
     """The shape of a base, known from its configuration without its weights."""
 
-    layers: tuple[LayerShape, ...]
+    layers: BaseLayers
     num_parameters: int
 
 
@@ -223,6 +223,6 @@ def base_shape(model: ModelConfig) -> BaseShape:
     """The adaptable layers and the size of the base, from its configuration."""
     base = load_meta_model(model)
     return BaseShape(
-        layers=tuple(adaptable_layers(base, base.get_output_embeddings())),
+        layers=adaptable_layers(base, base.get_output_embeddings()),
         num_parameters=sum(parameter.numel() for parameter in base.parameters()),
     )

@@ -22,7 +22,7 @@ from loragrid.comparison.selection import check_apart
 from loragrid.comparison.sweep_record import SweepRecord, load_record
 from loragrid.comparison.table import Comparison, load_comparison
 from loragrid.comparison.verdict import Verdict
-from loragrid.config.local_path import reason_of
+from loragrid.config.local_path import local_path, reason_of
 from loragrid.formatting import count_of
 from loragrid.report.choice_tables import choice_table, pairs_table
 from loragrid.report.html_page import Part, load_parts, render_page
@@ -67,7 +67,7 @@ def write_report(
         ValueError: there is no such format or axis, `out` cannot be written, or the sweep lacks figures that the format
             requires.
     """
-    out = Path(out).expanduser()
+    out = local_path("--out", str(out), to_be_written=True)
     form = format_of(out, report_format)
     check_apart(comparison, apart)
     record, parts = load_record(comparison), load_parts(comparison, apart)

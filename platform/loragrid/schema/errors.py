@@ -2,6 +2,8 @@
 
 import difflib
 import json
+import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -16,6 +18,14 @@ MISSING = object()
 """Marks the value of a missing key."""
 
 MAX_SHOWN_CHARACTERS = 80
+
+# Texts that YAML 1.1 reads as true, false or numbers. YAML 1.2 does not.
+_SWITCHES = dict.fromkeys(("yes", "on", "y", "true"), "true") | dict.fromkeys(("no", "off", "n", "false"), "false")
+_YAML_1_1_NUMBER = re.compile(
+    r"[-+]?(?:[0-9]+(?::[0-5]?[0-9])+(?:\.[0-9]*)?|0b[01_]+|0x_*[0-9a-fA-F_]+|(?=.*_)[0-9][0-9_]*(?:\.[0-9_]*)?)"
+)
+_WITH_UNDERSCORES = re.compile(r"[-+]?[0-9_.]+")
+_WITH_COMMA = re.compile(r"[-+]?[0-9]+(?:,[0-9]+)+(?:\.[0-9]*)?")
 MAX_SHOWN_PROBLEMS = 40
 
 
@@ -135,19 +145,32 @@ def what_is_wrong(value: object, allowed: str) -> str:
     """Why a value is refused; recognises common mistakes."""
     if isinstance(value, list | tuple) and "list" not in allowed:
         return "a list is an axis only inside a grid: block"
-    if isinstance(value, str) and "number" in allowed and _is_number(value):
-        return "is text, not a number: leave out the quotes"
+    if isinstance(value, bool) and "number" in allowed and "true" not in allowed:
+        return "is true or false, not a number"
+    if isinstance(value, str) and "number" in allowed and (mistake := _mistaken_number(value)):
+        return mistake
+    if isinstance(value, str) and "true" in allowed and (switch := _SWITCHES.get(value.lower())):
+        return f"is text, and YAML 1.2 has only true and false: write {switch}, without quotes"
+    if isinstance(value, float) and "whole number" in allowed and math.isfinite(value):
+        return f"is not a whole number: write {int(value)}" if value.is_integer() else "is not a whole number"
     if allowed.startswith("text") and isinstance(value, int | float | date):
         return "is not text: put it in quotes"
     return "is not allowed"
 
 
-def _is_number(text: str) -> bool:
+def _mistaken_number(text: str) -> str:
+    """Why a text that looks like a number is none, and how to write the number; empty for other texts."""
+    text = text.strip()
+    if _YAML_1_1_NUMBER.fullmatch(text):
+        advice = f": write {text.replace('_', '')}" if _WITH_UNDERSCORES.fullmatch(text) else ""
+        return f"is text, because such numbers exist only in YAML 1.1 and this is YAML 1.2{advice}"
+    if _WITH_COMMA.fullmatch(text):
+        return "is text, because a number has no comma: write a point, or leave the comma out"
     try:
         float(text)
     except ValueError:
-        return False
-    return True
+        return ""
+    return "is text, not a number: leave out the quotes"
 
 
 def _dotted(loc: tuple[int | str, ...]) -> str:

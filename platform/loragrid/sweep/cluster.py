@@ -1,9 +1,5 @@
 """Connects to a Ray cluster, or starts one if none is named, and checks that it can hold a pack's workers."""
 
-import logging
-import os
-import re
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,9 +11,7 @@ from loragrid.config.experiment import Experiment
 from loragrid.formatting import count_of
 from loragrid.planning.placement import Node, Placement
 from loragrid.planning.plan import Plan
-
-CONNECT_SECONDS = 10.0
-_HOST_AND_PORT = re.compile(r"[^:/]+:\d{1,5}")
+from loragrid.sweep.ray_start import goal_of, start_ray
 
 
 @contextmanager
@@ -25,22 +19,16 @@ def connected_to_ray(address: str | None) -> Iterator[bool]:
     """Connect this process to Ray inside the `with` block; yield whether the cluster was started only for it.
 
     Raises:
-        ValueError: no cluster answers at the address.
+        ValueError: the address is empty.
+        RayStartError: Ray cannot be started, or no cluster answers at the address.
     """
     if ray.is_initialized():
         yield False
         return
-    address = address or os.environ.get("RAY_ADDRESS")
+    goal = goal_of(address)
+    start_ray(goal)
     try:
-        if address and _HOST_AND_PORT.fullmatch(address):
-            # Fail within seconds, because Ray itself would retry for ten minutes.
-            host, _, port = address.rpartition(":")
-            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, OverflowError) as error:
-        raise ValueError(f"--address {address}: no Ray cluster answers there ({error})") from error
-    try:
-        yield address is None
+        yield goal.is_local
     finally:
         ray.shutdown()
 

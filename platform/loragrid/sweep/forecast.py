@@ -1,11 +1,11 @@
 """Predicts the time of a sweep on this machine from earlier timings, and from a calibration if requested."""
 
 import os
-from pathlib import Path
 
 import torch
 from rich.console import Console
 
+from loragrid.config.local_path import local_path
 from loragrid.formatting import count_of
 from loragrid.planning.placement import Placement
 from loragrid.planning.plan import Plan
@@ -37,7 +37,7 @@ def _may_have_timings(plan: Plan) -> bool:
     """Whether earlier timings may exist: MLflow or the storage is elsewhere, or the storage folder exists."""
     experiment = plan.experiment
     elsewhere = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "://" in experiment.storage.path
-    return bool(elsewhere) or Path(experiment.storage.path).expanduser().is_dir()
+    return bool(elsewhere) or local_path("storage.path", experiment.storage.path, to_be_written=True).is_dir()
 
 
 def too_large(plan: Plan, memory_bytes: int) -> list[str]:

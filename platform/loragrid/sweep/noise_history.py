@@ -3,10 +3,10 @@
 import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from loragrid.comparison.noise_floor import Noise
+from loragrid.config.local_path import local_path
 from loragrid.trials.metrics import (
     NOISE_GROUPS,
     NOISE_LEVEL,
@@ -86,7 +86,7 @@ def recorded_noise(trial: "Trial", storage: str, tracking_uri: str | None) -> Re
     MLflow is not imported if the store does not exist. storage, tracking_uri: as the experiment file has them.
     """
     elsewhere = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "://" in storage
-    if not elsewhere and not Path(storage).expanduser().is_dir():
+    if not elsewhere and not local_path("storage.path", storage, to_be_written=True).is_dir():
         return None
     from loragrid.tracking.store_uri import default_tracking_uri, sqlite_path
 

@@ -38,6 +38,26 @@ _ENDED_FOR_MEMORY = "due to the node running low on memory"
 _MEMORY_USED = re.compile(r"was ([\d.]+ ?GB)(?: used)? / ([\d.]+ ?GB)")
 
 
+ASK_HEAD = """
+import sys
+from ray._private.services import canonicalize_bootstrap_address
+from ray._raylet import GcsClient
+try:
+    address = canonicalize_bootstrap_address(sys.argv[1])
+    if address is None:
+        raise ConnectionError("Could not find any running Ray on this machine")
+    GcsClient(address=address)
+except Exception as error:
+    print(" ".join(str(error).split()))
+    sys.exit(1)
+"""
+"""A program that asks whether the head of a cluster answers at an address.
+
+Reason: `ray.init` waits for minutes for a head that does not answer, and then Ray's C++ code ends the whole process.
+The command `ray health-check` does the same as this program, but Ray calls it no public interface either.
+"""
+
+
 def check_ray_version(version: str | None = None) -> None:
     """Refuse a Ray that this file was not tried with. `version`: the installed one by default.
 

@@ -37,8 +37,14 @@ def tokenize(the_plan: Plan, console: Console) -> dict[tuple[ModelConfig, DataCo
             highlight=False,
             markup=False,
         )
-        record = DataRecord.of(data_figures(data), data.skipped)
+        record = DataRecord.of(data_figures(data), data.skipped, read_as=data.made_from["shapes"])
         remarks = [data.remark] if data.remark else []
-        for sentence in (*remarks, *record.group_sentences(), *record.note_sentences(), *record.overlap_sentences()):
+        for sentence in (
+            *remarks,
+            *record.shape_sentences(),
+            *record.group_sentences(),
+            *record.note_sentences(),
+            *record.overlap_sentences(),
+        ):
             console.print(f"data {trial.data.name}: {sentence}", highlight=False, markup=False, soft_wrap=True)
     return tokenized

@@ -96,6 +96,7 @@ def run(
 
     Raises:
         ValueError: the request cannot be carried out; nothing was started.
+        RayStartError: Ray cannot be started, or the cluster cannot be reached; nothing was started.
         SweepInterrupted: SIGINT or SIGTERM was received; trials that were open are recorded as KILLED.
     """
     console = console or Console(quiet=True)

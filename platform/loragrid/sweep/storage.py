@@ -10,7 +10,7 @@ from pyarrow import fs
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from loragrid.config.experiment import Experiment
-from loragrid.config.local_path import local_path, reason_of
+from loragrid.config.local_path import local_path, reason_of, refuse_unexpanded
 from loragrid.models.cache import cache_folder
 from loragrid.tracking.spool import SPOOL_FOLDER
 from loragrid.worker.checkpoints import TrialStore
@@ -26,7 +26,8 @@ def storage_uri(experiment: Experiment) -> str:
     """
     path = experiment.storage.path
     if "://" not in path:
-        return str(local_path("storage.path", path).resolve())
+        return str(local_path("storage.path", path, to_be_written=True).resolve())
+    refuse_unexpanded("storage.path", path)
     try:
         fs.FileSystem.from_uri(path)
     except (OSError, ValueError) as error:  # pyarrow's own errors are of these kinds

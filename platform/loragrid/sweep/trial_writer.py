@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from loragrid.comparison.fingerprint import changes_on_the_way
+from loragrid.planning.adapted_layers import AdaptedLayers
 from loragrid.planning.plan import count_parameters
 from loragrid.tracking.convergence import Convergence
 from loragrid.tracking.previous_run import PreviousTrial
 from loragrid.tracking.recorder import Recorder
 from loragrid.trials.outcome import TrialEnd
+from loragrid.trials.tags import ADAPTED_LAYERS_TAG
 from loragrid.trials.trial import Trial
 from loragrid.worker.checkpoints import OUTPUTS, TrialStore
 
@@ -30,9 +32,11 @@ class TrialWriter:
         self._worker_tags: dict[str, str] = {}  # compared with those of later workers, whose hardware may differ
 
     def open(self, tags: Mapping[str, str]) -> None:
-        """Start the run with the trial's parameters and its exact parameter counts."""
+        """Start the run with the trial's parameters, its exact parameter counts and the layers it adapts."""
         trial_id = self.trial.trial_id
-        self._recorder.start_trial(trial_id, self.trial.parameters(), tags, name=self.trial.run_name)
+        layers = AdaptedLayers.of(self.trial)
+        adapted = {ADAPTED_LAYERS_TAG: layers.sentence()} if layers.names else {}
+        self._recorder.start_trial(trial_id, self.trial.parameters(), {**tags, **adapted}, name=self.trial.run_name)
         counts = count_parameters(self.trial)
         self._recorder.log_summary(
             trial_id,
@@ -40,7 +44,8 @@ class TrialWriter:
                 "parameters/trainable": counts.trainable,
                 "parameters/stored": counts.stored,
                 "parameters/shared": counts.shared,
-            },
+            }
+            | ({"parameters/adapted_layers": len(layers.names)} if layers.names else {}),
         )
 
     def resume(self, tags: Mapping[str, str], previous: PreviousTrial) -> None:

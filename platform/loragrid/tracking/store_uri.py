@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from loragrid.config.local_path import local_path
+from loragrid.config.local_path import local_path, refuse_unexpanded
 
 Scalar = str | int | float | bool | None
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
@@ -32,6 +32,8 @@ def default_tracking_uri(storage_path: str, configured: str | None) -> str:
                 "allowed: an http(s):// server or a database such as sqlite:////absolute/path/mlflow.db"
             )
         path = sqlite_path(uri)
+        if path is not None:
+            _refuse_shell_path(origin, uri)
         if uri.startswith("sqlite:") and (
             path is None or path.name == ":memory:" or local_path(origin, str(path)).is_dir()
         ):
@@ -43,13 +45,22 @@ def default_tracking_uri(storage_path: str, configured: str | None) -> str:
             f"storage.path: {storage_path!r} is remote and cannot hold MLflow's SQLite file; "
             "set tracking.uri to a server (http://...) or to a local sqlite:////absolute/path/mlflow.db"
         )
-    folder = local_path("storage.path", storage_path).resolve()
+    folder = local_path("storage.path", storage_path, to_be_written=True).resolve()
     if {"?", "%"} & set(str(folder)):
         raise ValueError(
             f"storage.path: {str(folder)!r}: MLflow's SQLite file would land elsewhere, because ? and % have a meaning "
             "of their own in its URI; allowed: a folder without them, or tracking.uri set"
         )
     return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def _refuse_shell_path(origin: str, uri: str) -> None:
+    """Refuse what MLflow would take for the name of a folder: a variable, or `~`."""
+    refuse_unexpanded(origin, uri)
+    file = uri.removeprefix("sqlite:///")
+    if file.lstrip("/").startswith("~"):
+        home = local_path(origin, file.lstrip("/"))
+        raise ValueError(f"{origin}: {uri}: ~ is not replaced in a URI; allowed: sqlite:///{home}")
 
 
 def tracking_origin(configured: str | None) -> str:
@@ -91,7 +102,9 @@ def artifact_location(artifact_root: str | None, store: Path | None) -> str | No
     It is `artifact_root` if given, else the folder `artifacts` beside an SQLite file (`store`). None: MLflow decides.
     """
     if artifact_root is not None:
-        return artifact_root if "://" in artifact_root else Path(artifact_root).expanduser().resolve().as_uri()
+        if "://" in artifact_root:
+            return artifact_root
+        return local_path("artifact_root", artifact_root, to_be_written=True).resolve().as_uri()
     # MLflow's default is `./mlruns`, which depends on the working directory.
     return (store.parent / "artifacts").as_uri() if store is not None else None
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from loragrid.config.local_path import local_path
 from loragrid.tracking.delivery import deliver_all
 from loragrid.tracking.mlflow_experiment import MlflowExperiment
 from loragrid.tracking.spool import SPOOL_FOLDER, Spool, read_head, spools_in
@@ -15,7 +16,7 @@ def sync_storage(storage: str | Path) -> dict[str, int]:
     Raises:
         ValueError: there is no such folder, a sweep is still running, or MLflow does not accept the record.
     """
-    folder = Path(storage).expanduser()
+    folder = local_path("--storage", str(storage))
     if not folder.is_dir():
         raise ValueError(f"--storage {storage}: no such folder; allowed: the `storage.path` of a sweep that was run")
     return sync(folder.resolve() / SPOOL_FOLDER)

@@ -13,9 +13,6 @@ from loragrid.trials.trial import Trial
 from loragrid_methods.stacks.optimizer import MemberAdamW
 from loragrid_methods.stacks.pack import AdapterPack
 
-NUM_TOKENS_TO_CHECK = 16
-"""Enough to detect logits that are not the head's output, and few enough for a large base on a CPU."""
-
 
 def build_model(trials: Sequence[Trial], base: PreTrainedModel) -> PackModel:
     """The trials of a pack as members on `base`, in the order given (planning has put equal methods side by side).
@@ -80,24 +77,6 @@ def build_batches(
         num_workers=num_workers,
         device=device,
     )
-
-
-@torch.no_grad()
-def check_logits(base: PreTrainedModel, batches: PackBatches) -> None:
-    """Check that head(hidden states) equals the model's own logits.
-
-    Raises:
-        ValueError: the model changes its logits after the head (soft-capping, scaling); the chunked loss would miss it.
-    """
-    rows = (batches.evaluation(1) or [batches.training(0)])[0].input_ids
-    ids = rows[:1, :NUM_TOKENS_TO_CHECK]
-    own = base(input_ids=ids, use_cache=False).logits
-    hidden = base.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    if not torch.equal(base.get_output_embeddings()(hidden), own):
-        raise ValueError(
-            f"model.name: {base.name_or_path!r} ({type(base).__name__}) changes its logits after the head "
-            "(soft-capping or scaling); LoraGrid's loss does not support that"
-        )
 
 
 def _vector(values: Sequence[float], device: torch.device) -> torch.Tensor:

@@ -17,11 +17,14 @@ from loragrid.training.activation_bytes import ActivationBytes
 from loragrid.training.step import PackModel, SumOverWorkers, one_worker
 from loragrid.training.trainable_set import base_trains, base_weights, set_differences
 from loragrid.trials.outcome import INVARIANT_VIOLATED
-from loragrid_methods.stacks.optimizer import ParameterBlock
 
 WORD_BYTES = 8
 STEPS_UNTIL_ALL_MOVE = 2
-"""Steps after which every trained tensor has had a gradient: in the first step LoRA's A has none, because B = 0."""
+"""Steps after which every trained tensor has had a gradient: in the first step LoRA's A has none, because B = 0.
+
+A layer behind a frozen weight of zero (a block that was added to a trained model) gets its first gradient one step
+after the layer in front of it, so single layers are looked at one step later.
+"""
 
 SMALLEST_TELLING_RATE = 1e-12
 """Below this learning rate, a missing gradient is no violation, because gradients may underflow to zero."""
@@ -66,6 +69,15 @@ class _Frozen:
     members: range | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Still:
+    """A trained tensor, its members, and the mask (m,) of those that never had a gradient in it."""
+
+    what: str
+    members: range
+    mask: Tensor
+
+
 class InvariantChecks:
     """Records the state of a pack at its start; `check` compares with it.
 
@@ -106,7 +118,7 @@ class InvariantChecks:
         changed = (now != self._sums).double() if same_number else torch.ones_like(self._sums, dtype=torch.float64)
         still = [*self._unmoved()]
         flag = torch.full((1,), float(wrong_graph is not None), dtype=torch.float64, device=changed.device)
-        found = torch.cat([changed, *[unmoved.double() for _, unmoved in still], flag])
+        found = torch.cat([changed, *[each.mask.double() for each in still], flag])
         self._sum_over_workers(found)
         *flags, graph_flag = [value != 0 for value in found.tolist()]  # the only wait for the device
         if graph_flag or (not same_number and any(flags)):
@@ -114,18 +126,18 @@ class InvariantChecks:
             raise InvariantError(f"{INVARIANT_VIOLATED}: {reason}")
         if not any(flags):
             return {}
-        labels = self._labels(base, [block for block, _ in still])
+        labels = self._labels(base, still)
         return self._by_member([label for label, is_wrong in zip(labels, flags, strict=True) if is_wrong])
 
-    def _labels(self, base: Iterable[str], still: Iterable[ParameterBlock]) -> list[tuple[str, int | None]]:
+    def _labels(self, base: Iterable[str], still: Iterable[_Still]) -> list[tuple[str, int | None]]:
         """The reason for each compared value, and its member (None: all members), in order."""
         labels: list[tuple[str, int | None]] = [(f"the frozen weight {name!r} has changed", None) for name in base]
         for frozen in self._frozen():
             what = f"the frozen tensor {frozen.name!r} has changed"
             labels += [(what, member) for member in (frozen.members or [None])]
-        for block in still:
-            what = f"{block.name!r} should train but never had a gradient"
-            labels += [(what, member) for member in range(block.members.start, block.members.stop)]
+        for each in still:
+            what = f"{each.what} should train but never had a gradient"
+            labels += [(what, member) for member in each.members]
         return labels
 
     def _by_member(self, violated: Sequence[tuple[str, int | None]]) -> dict[int, str]:
@@ -167,14 +179,25 @@ class InvariantChecks:
         for frozen in self._frozen():
             yield bit_sums(frozen.tensor, len(frozen.members) if frozen.members else 1)
 
-    def _unmoved(self) -> Iterator[tuple[ParameterBlock, Tensor]]:
-        """Yield every block of trained parameters with a mask (m,) of its members that never had a gradient in it."""
+    def _unmoved(self) -> Iterator[_Still]:
+        """Yield every trained tensor that should have moved, with a mask of the members in which it never has.
+
+        A tensor name comes first as a whole, over all layers, then layer by layer.
+        """
         model = self._model
-        if model.completed - self._first < STEPS_UNTIL_ALL_MOVE:
+        steps = model.completed - self._first
+        if steps < STEPS_UNTIL_ALL_MOVE:
             return
         trains = model.active & self._telling
         for block, moment in zip(model.optimizer.blocks, model.optimizer.first_moments, strict=True):
-            yield block, trains[block.members] & ~moment.any(1)
+            members, active = range(block.members.start, block.members.stop), trains[block.members]
+            moved = {layer: view.flatten(1).any(1) for layer, view in block.views(moment).items()}
+            anywhere = torch.stack([*moved.values()]).any(0)
+            yield _Still(what=repr(block.name), members=members, mask=active & ~anywhere)
+            if steps > STEPS_UNTIL_ALL_MOVE and len(moved) > 1:
+                for layer, here in moved.items():
+                    what = repr(f"{layer}.{block.name}")
+                    yield _Still(what=what, members=members, mask=active & anywhere & ~here)
 
 
 def _local(weight: Tensor) -> Tensor:

@@ -8,44 +8,61 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loragrid.data.labels import IGNORED
+from loragrid.models.logits import IDENTITY, LogitTransform, slope, transformed
 
 CHUNK_ROWS = 2048
 """Rows of logits at a time: enough for an efficient product, few enough to keep float32 logits small."""
 
 
 class ScoreRows(Protocol):
-    """From logits to losses and their gradient.
+    """From a head's outputs to losses and their gradient.
 
-    logits (N, V), targets (N,) with -100 for rows without a label, weights (N,) with 0 for these rows -> (weighted
-    cross-entropy of each row (N,) in float32 or better, the gradient of its sum with respect to the logits (N, V) in
-    their dtype).
+    outputs (N, V), targets (N,) with -100 for rows without a label, weights (N,) with 0 for these rows -> (weighted
+    cross-entropy of each row (N,) in float32 or better, the gradient of its sum with respect to the outputs (N, V) in
+    their dtype). scale, cap: the model's `LogitTransform`, from outputs to logits, computed in float32 or better.
     """
 
-    def __call__(self, logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]: ...
+    def __call__(
+        self, outputs: Tensor, targets: Tensor, weights: Tensor, scale: float = 1.0, cap: float | None = None
+    ) -> tuple[Tensor, Tensor]: ...
 
 
-def score_rows(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def score_rows(
+    outputs: Tensor, targets: Tensor, weights: Tensor, scale: float = 1.0, cap: float | None = None
+) -> tuple[Tensor, Tensor]:
     """`ScoreRows` with torch's own kernels, in place where possible."""
-    losses = _row_losses(logits, targets)
+    logits = _precise(outputs)
+    if scale != 1.0 or cap is not None:
+        logits = logits * (scale if cap is None else scale / cap)
+        logits = logits if cap is None else logits.tanh_().mul_(cap)
+    losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
     weights = weights.to(losses.dtype)
-    scores = logits.to(losses.dtype).softmax(-1)
+    scores = logits.softmax(-1)
     scores.scatter_add_(1, targets.clamp(min=0).unsqueeze(1), -torch.ones_like(scores[:, :1]))
     scores.mul_(weights.unsqueeze(1))
-    return losses * weights, scores.to(logits.dtype)
+    if cap is not None:
+        scores.mul_(logits.div_(cap).square_().neg_().add_(1.0))  # logits are not needed any more
+    if scale != 1.0:
+        scores.mul_(scale)
+    return losses * weights, scores.to(outputs.dtype)
 
 
-def fusible_score_rows(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """`ScoreRows` for a compiler: two passes over the logits, and no float32 tensor of their size."""
-    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+def fusible_score_rows(
+    outputs: Tensor, targets: Tensor, weights: Tensor, scale: float = 1.0, cap: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """`ScoreRows` for a compiler: two passes over the outputs, and no float32 tensor of their size."""
+    precise = transformed(_precise(outputs), scale, cap)
     weights = weights.to(precise.dtype)
     labels = targets.clamp(min=0).unsqueeze(1)
     largest = precise.amax(1, keepdim=True)
     total = (precise - largest).exp().sum(1, keepdim=True)
     losses = (total.log() + largest - precise.gather(1, labels)).squeeze(1)
-    is_label = torch.arange(logits.shape[1], device=logits.device) == labels
+    is_label = torch.arange(outputs.shape[1], device=outputs.device) == labels
     softmax = (precise - largest).exp() / total
     gradient = torch.where(is_label, softmax - 1.0, softmax) * weights.unsqueeze(1)
-    return losses * weights, gradient.to(logits.dtype)
+    if (scale, cap) != (1.0, None):
+        gradient = gradient * slope(precise, scale, cap)
+    return losses * weights, gradient.to(outputs.dtype)
 
 
 def labelled_hidden_states(hidden: Tensor, label_positions: Tensor) -> Tensor:
@@ -59,21 +76,30 @@ def labelled_hidden_states(hidden: Tensor, label_positions: Tensor) -> Tensor:
 
 
 def member_losses(
-    hidden: Tensor, targets: Tensor, num_labels: Tensor, head: nn.Linear, score: ScoreRows = score_rows
+    hidden: Tensor,
+    targets: Tensor,
+    num_labels: Tensor,
+    head: nn.Linear,
+    score: ScoreRows = score_rows,
+    logits: LogitTransform = IDENTITY,
 ) -> Tensor:
     """Every member's summed cross-entropy over its labels, divided by its `num_labels`: (M,) float32 or better.
 
     hidden (M * R, C, d), targets (M * R, C) with -100 for no label, num_labels (M,). The caller passes the number of
-    labels in the *whole* step; the workers' shares then add up to the mean.
+    labels in the *whole* step; the workers' shares then add up to the mean. logits: what the model does to its head's
+    outputs.
     """
     num_members = len(num_labels)
     flat, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     weights = (1.0 / num_labels.clamp(min=1)).repeat_interleave(len(flat_targets) // num_members)
     weights = weights.masked_fill(flat_targets == IGNORED, 0.0)
     if head.weight.requires_grad:
-        losses = torch.cat([_row_losses(logits, rows) for logits, rows in _chunks(flat, flat_targets, head)])
+        chunks = _chunks(flat, flat_targets, head)
+        losses = torch.cat([_row_losses(outputs, rows, logits) for outputs, rows in chunks])
         return (losses * weights).view(num_members, -1).sum(1)
-    summed: Tensor = _FrozenHeadLoss.apply(flat, flat_targets, weights, head, num_members, score)  # type: ignore[no-untyped-call]
+    summed: Tensor = _FrozenHeadLoss.apply(  # type: ignore[no-untyped-call]
+        flat, flat_targets, weights, head, num_members, score, logits
+    )
     return summed
 
 
@@ -92,17 +118,18 @@ class _FrozenHeadLoss(torch.autograd.Function):
         head: nn.Linear,
         num_members: int,
         score: ScoreRows,
+        transform: LogitTransform,
     ) -> Tensor:
         needs_gradient = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if needs_gradient else None
         losses, start = [], 0
-        for logits, rows in _chunks(hidden, targets, head):
+        for outputs, rows in _chunks(hidden, targets, head):
             chunk_weights = weights[start : start + len(rows)]
             if gradient is None:
-                chunk_losses = _row_losses(logits, rows)
+                chunk_losses = _row_losses(outputs, rows, transform)
                 losses.append(chunk_losses * chunk_weights.to(chunk_losses.dtype))
             else:
-                chunk_losses, scores = score(logits, rows, chunk_weights)
+                chunk_losses, scores = _score(score, outputs, rows, chunk_weights, transform)
                 losses.append(chunk_losses)
                 gradient[start : start + len(rows)] = scores @ head.weight
             start += len(rows)
@@ -116,7 +143,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
         (gradient,) = ctx.saved_tensors
         rows_per_member = len(gradient) // len(g)
         factors = g.repeat_interleave(rows_per_member).unsqueeze(1)
-        return gradient * factors.to(gradient.dtype), None, None, None, None, None
+        return gradient * factors.to(gradient.dtype), None, None, None, None, None, None
 
 
 def _chunks(hidden: Tensor, targets: Tensor, head: nn.Linear) -> Iterator[tuple[Tensor, Tensor]]:
@@ -124,7 +151,19 @@ def _chunks(hidden: Tensor, targets: Tensor, head: nn.Linear) -> Iterator[tuple[
         yield F.linear(hidden[start : start + CHUNK_ROWS], head.weight, head.bias), targets[start : start + CHUNK_ROWS]
 
 
-def _row_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of each row in float32 or better, 0 for no label: logits (N, V), targets (N,) -> (N,)."""
-    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(precise, targets, ignore_index=IGNORED, reduction="none")
+def _score(
+    score: ScoreRows, outputs: Tensor, targets: Tensor, weights: Tensor, transform: LogitTransform
+) -> tuple[Tensor, Tensor]:
+    if transform.is_identity:
+        return score(outputs, targets, weights)
+    return score(outputs, targets, weights, transform.scale, transform.cap)
+
+
+def _row_losses(outputs: Tensor, targets: Tensor, transform: LogitTransform) -> Tensor:
+    """Cross-entropy of each row in float32 or better, 0 for no label: a head's outputs (N, V), targets (N,) -> (N,)."""
+    logits = transform.apply(_precise(outputs))
+    return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+
+
+def _precise(outputs: Tensor) -> Tensor:
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))

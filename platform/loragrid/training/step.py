@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from loragrid.models.logits import logit_transform
 from loragrid.models.sharding import whole_head
 from loragrid.training.loss import ScoreRows, labelled_hidden_states, member_losses, score_rows
 from loragrid_methods.stacks.optimizer import MemberAdamW
@@ -120,7 +121,8 @@ class PackModel:
     def score(self, hidden: Tensor, batch: Batch, head: nn.Linear) -> Tensor:
         """From the base's last hidden states (M * R, L, d) to the members' mean losses (M,)."""
         labelled = labelled_hidden_states(hidden, batch.label_positions)
-        return member_losses(labelled, batch.label_targets, batch.num_labels, head, self.score_rows)
+        logits = logit_transform(self.base)
+        return member_losses(labelled, batch.label_targets, batch.num_labels, head, self.score_rows, logits)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -26,10 +26,14 @@ SAVED_MORE_PER_STACK = 0.15
 
 @dataclass(frozen=True, kw_only=True)
 class ModeChoice:
-    """The mode in which a pack's steps run, and the reason."""
+    """The mode in which a pack's steps run, and the reason.
+
+    attention: why the base keeps its own attention; "" if it does not, or without a GPU, where it always does.
+    """
 
     mode: Mode
     reason: str
+    attention: str = ""
 
 
 def choose_mode(

@@ -1,5 +1,7 @@
 """Runs the steps of a pack in one of three modes: kernel by kernel, as CUDA graphs, or compiled and then as graphs."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -52,6 +54,8 @@ class StepRunner:
     def tags(self) -> dict[str, str]:
         """How the steps are run, as MLflow tags."""
         tags = {MODE_TAG: self.choice.mode, f"{MODE_TAG}.reason": self.choice.reason}
+        if self.choice.attention:
+            tags[f"{MODE_TAG}.attention"] = self.choice.attention
         if self._evaluation is not None and self._evaluation.obstacle:
             tags[f"{MODE_TAG}.evaluation"] = f"eager: {self._evaluation.obstacle}"
         return tags
@@ -84,7 +88,7 @@ class StepRunner:
         except RuntimeError as error:
             recover_from_failed_capture()
             reason = f"the step could not be captured: {str(error).splitlines()[0]}"
-            self.choice = ModeChoice(mode="eager", reason=reason)
+            self.choice = replace(self.choice, mode="eager", reason=reason)
             return None
         self._evaluation = CapturedEvaluation(captured.gradients, self._stopwatch)
         model.evaluate_batch = self._evaluation

@@ -30,6 +30,7 @@ _COST_METRICS: dict[str, str] = {
     "parameters/trainable": "number of values that the optimizer changes",
     "parameters/stored": "number of values in the adapter's file",
     "parameters/shared": "number of values that are frozen and shared by all layers (VeRA's projections)",
+    "parameters/adapted_layers": "number of layers that the method adapts",
     "memory/base_bytes": "bytes of the base's weights (of a sharded base one worker's share) and buffers; exact",
     "memory/adapter_bytes": "bytes of the method's own tensors, trained or frozen: LoRA-FA's A, VeRA's projections "
     "once, Delta-LoRA's reference, full fine-tuning's float32 copy of a base in another type; exact, measured solo",

@@ -9,7 +9,9 @@ UNUSABLE: dict[str, str] = {
     "empty_messages": "empty messages",
     "empty_turns": "chats whose turns of the assistant are empty",
     "empty_text": "empty text",
-    "bad_row": "not as its source or its columns promise",
+    "broken_line": "not a row of the file's format",
+    "bad_row": "with a value that its column does not allow",
+    "excluded": "excluded by the data (weight: 0 or train: false)",
 }
 """Name -> reason for which a row cannot be trained or scored. The other rows may differ from these rows in kind."""
 
@@ -18,6 +20,7 @@ KEPT_APART: dict[str, str] = {
     "same_as_test": "same as a test row",
     "in_eval_group": "in the group of an eval row",
     "in_test_group": "in the group of a test row",
+    "surplus_turns": "further turns of a chat of which the split needed only some",
 }
 """Name -> reason for which a usable row belongs to no split: an earlier split has the row or its group."""
 
@@ -25,7 +28,10 @@ TOO_LONG = UNUSABLE["too_long"]
 EMPTY_TURNS = UNUSABLE["empty_turns"]
 WITHOUT_LABELS = UNUSABLE["without_labels"]
 REWRITTEN = UNUSABLE["rewritten"]
+BROKEN_LINE = UNUSABLE["broken_line"]
 BAD_ROW = UNUSABLE["bad_row"]
+EXCLUDED = UNUSABLE["excluded"]
+SURPLUS_TURNS = KEPT_APART["surplus_turns"]
 
 
 def empty(column: str) -> str:

@@ -11,6 +11,9 @@ OUT_OF_MEMORY_TAG = "loragrid.out_of_memory"
 WRITES_BASE_TAG = "loragrid.writes_base"
 """Marks a trial whose method trains the base itself: its result is a whole model, not an adapter."""
 
+ADAPTED_LAYERS_TAG = "loragrid.adapted_layers"
+"""The number and the names of the layers that a trial adapts, and those that it leaves out, as a sentence."""
+
 SPLIT_TAG = "loragrid.pack.split"
 """Why a trial's pack was halved."""
 

@@ -16,6 +16,9 @@ DIGEST_LENGTH = 8
 ADDED_DATA_KEYS = ("group_by",)
 """Keys of `data` that are part of a trial's id only if they are set, because ids are older than they are."""
 
+ADDED_METHOD_KEYS = ("layers_to_transform", "layers_pattern", "exclude_modules")
+"""Hyperparameters that are part of a trial's id and of its record only if they are set, for the same reason."""
+
 Phase = Literal["tune", "confirm"]
 """`tune`: a trial of the grid, which helps to choose a setting. `confirm`: a chosen setting with a fresh seed."""
 
@@ -75,7 +78,7 @@ def _identify(
     task: TaskConfig | None,
 ) -> str:
     content: dict[str, Any] = {
-        "method": {"name": method.name, **method.hyperparameters()},
+        "method": {"name": method.name, **_set_hyperparameters(method)},
         "seed": seed,
         "model": model.model_dump(),
         "data": data.model_dump(exclude={key for key in ADDED_DATA_KEYS if getattr(data, key) is None}),
@@ -87,12 +90,17 @@ def _identify(
     return f"{method.name}-{digest}"
 
 
+def _set_hyperparameters(method: Method) -> dict[str, Any]:
+    values = method.hyperparameters()
+    return {key: value for key, value in values.items() if value is not None or key not in ADDED_METHOD_KEYS}
+
+
 def _parameters(
     method: Method, seed: int, model: ModelConfig, data: DataConfig, training: TrainingConfig, task: TaskConfig | None
 ) -> dict[str, Scalar]:
     parameters: dict[str, Scalar] = {"method.name": method.name}
-    for field, value in method.hyperparameters().items():
-        parameters[f"method.{field}"] = ",".join(value) if isinstance(value, tuple) else value
+    for field, value in _set_hyperparameters(method).items():
+        parameters[f"method.{field}"] = ",".join(map(str, value)) if isinstance(value, tuple) else value
     parameters["seed"] = seed
     for section, config in (("model", model), ("data", data), ("training", training)):
         for field, value in config.model_dump().items():

@@ -10,13 +10,14 @@ from transformers import PreTrainedModel
 
 from loragrid.config.experiment import DataConfig, EngineConfig, ModelConfig
 from loragrid.data.dataset import TokenizedData
-from loragrid.evaluation.generation import check_generation
+from loragrid.evaluation.generation import NUM_TOKENS_TO_CHECK, check_generation
 from loragrid.models.activation_checkpointing import checkpoint_activations
-from loragrid.models.attention import use_causal_attention
+from loragrid.models.attention import fixed_attention, use_causal_attention
+from loragrid.models.base_checks import check_base, check_rows
 from loragrid.models.loading import load_base
 from loragrid.models.sharding import shard_base, whole_head
+from loragrid.models.vocabulary import check_vocabulary, embedding_rows
 from loragrid.planning.timing import pack_shape
-from loragrid.training.assembly import NUM_TOKENS_TO_CHECK, build_batches, check_logits
 from loragrid.training.compilation import compile_layers, fuse_pieces, uncompile_layers
 from loragrid.training.invariants import base_sums
 from loragrid.training.meters import Stopwatch
@@ -46,7 +47,7 @@ class ResidentBase:
         self.sums: dict[str, Tensor] | None = None
         """Checksums of the base's weights as they were loaded; None if no trial has asked for checks."""
         self._layers: list[LayerShape] = []
-        self._attention_obstacle = ""
+        self._attention_obstacle = self._capture_obstacle = ""
         self._compiled_for: object = None
 
     def has(self, trial: Trial) -> bool:
@@ -57,7 +58,7 @@ class ResidentBase:
         """The trial's base on the device.
 
         Raises:
-            ValueError: it cannot be loaded, changes its logits in a way that the loss would miss, or must answer
+            ValueError: it cannot be loaded, lacks an id of the rows, would train wrongly (`check_base`), or must answer
                 prompts and cannot process padded ones.
         """
         if self._base is not None and self.has(trial):
@@ -66,20 +67,27 @@ class ResidentBase:
             return self._base
         self.release()
         base = load_base(trial.model)
+        # Before any forward: on a GPU, looking up an id that the embedding lacks ends the process.
+        check_vocabulary(embedding_rows(base), None, _ids_of(data), name=trial.model.name)
         self._layers = adaptable_layers(base, base.get_output_embeddings())
+        length = data.train.input_ids.shape[1]
         if self._shard:
-            # Checked while the base is whole. The batches are those of a single worker, so all check the same row.
-            check_logits(base, build_batches([trial], data, base.device))
+            # Checked while the base is whole. All workers check the same rows.
+            check_base(base, length=length)
             _check_task(base, trial, data)
             shard_base(base, self.device)
         else:
             base.to(self.device)  # type: ignore[arg-type]  # transformers narrows torch's own signature
+            check_base(base, length=length)
         # This also helps eager steps: no mask is built, and no key or value is repeated.
         rows = data.evaluation.input_ids[:2].to(self.device)
         with whole_head(base):
             self._attention_obstacle = use_causal_attention(base, rows) if self.device.type == "cuda" else ""
+        # Attention that cannot be replaced may be capturable as it is; if it is not, the step runner records that.
+        self._capture_obstacle = "" if fixed_attention(base) else self._attention_obstacle
         if not self._shard:
-            check_logits(base, build_batches([trial], data, self.device, num_workers=self._num_workers))
+            if self.device.type == "cuda" and not self._attention_obstacle:
+                check_rows(base)  # with the attention that has just replaced its own
             _check_task(base, trial, data)
         checkpoint_activations(base, trial.training.activation_checkpointing)
         self._base, self._loaded = base, (trial.model, trial.data)
@@ -122,14 +130,15 @@ class ResidentBase:
         obstacle = capture_obstacle((trial.method for trial in trials), shard=self._shard)
         num_tokens = len(trials) * trials[0].training.rows_per_worker(self._num_workers) * length
         composition = _composition(trials)
-        return choose_mode(
+        choice = choose_mode(
             self._engine.mode,
             num_steps=num_steps,
             features_per_step=features_of_step(self._layers, num_tokens),
             num_stacks=len(set(composition[1:])),
             is_compiled=self._compiled_for == composition and not self._engine.deterministic,
-            obstacle=obstacle or self._attention_obstacle,
+            obstacle=obstacle or self._capture_obstacle,
         )
+        return replace(choice, attention=self._attention_obstacle)
 
     def solo_step_runner(self, trial: Trial, length: int) -> StepRunner:
         """The step runner that measures a trial in a pack of one; nothing is compiled for it."""
@@ -153,6 +162,12 @@ class ResidentBase:
             self._compiled_for = composition
         compile_layers(model.base)
         return StepRunner(choice, stopwatch)
+
+
+def _ids_of(data: TokenizedData) -> list[int]:
+    """The smallest and the largest token id of all rows, padding included."""
+    splits = [data.train, data.evaluation, data.test, *([data.held_out_text] if data.held_out_text is not None else [])]
+    return [int(bound) for rows in splits if len(rows) for bound in torch.aminmax(rows.input_ids)]
 
 
 def _check_task(base: PreTrainedModel, trial: Trial, data: TokenizedData) -> None:
