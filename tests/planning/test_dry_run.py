@@ -61,7 +61,7 @@ def own_rows(valid_experiment: Mapping, tmp_path: Path) -> Path:
         (without, "there is no such file"),
         (emptied, "has no rows"),
         (renamed_column, "promt"),
-        (broken_line, "line 97 is not JSON"),
+        (broken_line, "line 97"),
         (long_rows, "longer than max_length"),
     ],
 )
