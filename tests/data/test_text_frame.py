@@ -1,12 +1,15 @@
 """Start and end tokens are there once, whether the tokenizer adds them, LoraGrid does, or the text holds them."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from loragrid.config.experiment import DataConfig
+from loragrid.data.held_out_text import held_out_pieces
 from loragrid.data.labelled_tokens import LabelledTokens
 from loragrid.data.shapes import Shape
 from loragrid.data.text_frame import TextFrame, special_ids
@@ -164,6 +167,15 @@ def test_several_tokens_before_a_text_are_added_once() -> None:
     wanted = row_of(tokenizer, text="Name").input_ids
     assert row_of(tokenizer, text="<s>Name").input_ids == wanted
     assert row_of(tokenizer, text="<s><|im_start|>Name").input_ids == wanted
+
+
+@pytest.mark.parametrize("text", ["Name", "<s>Name", "\n<s>Name", "<s>Name</s>", "Name</s>\n"])
+def test_held_out_text_starts_and_ends_once(text: str, tmp_path: Path) -> None:
+    (tmp_path / "held_out.jsonl").write_text(json.dumps({"text": text}) + "\n", encoding="utf-8")
+    data = DataConfig(name="rows.jsonl", forgetting_name=str(tmp_path / "held_out.jsonl"))
+    (piece,) = held_out_pieces(data, xlm_roberta())
+    special = [token for token in piece if token in special_ids(xlm_roberta())]
+    assert xlm_roberta().convert_ids_to_tokens(special) == ["<s>", "</s>"]
 
 
 def test_left_over_padding_and_truncation_change_nothing() -> None:
