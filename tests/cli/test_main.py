@@ -317,7 +317,7 @@ def test_a_run_leaves_its_report_and_its_experiment_file(
 @pytest.mark.smoke
 @pytest.mark.end_to_end
 def test_exported_adapter_and_merged_model_have_the_same_logits(
-    finished: Done, loragrid: Command, keys: dict[str, Any], tmp_path: Path
+    finished: Done, loragrid: Command, keys: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     peft = pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -333,6 +333,7 @@ def test_exported_adapter_and_merged_model_have_the_same_logits(
             assert first.startswith(f"{kind}  {target}  (")
             assert first.endswith("iB); to load it:")
             exec("\n".join(snippet), {})
+            capsys.readouterr()  # what transformers prints while the snippet loads the model
         base = AutoModelForCausalLM.from_pretrained(keys["model"]["name"])
         ids = AutoTokenizer.from_pretrained(str(merged))("Which door has the harbour?", return_tensors="pt").input_ids
         with torch.no_grad():

@@ -97,6 +97,14 @@ def test_a_fault_of_the_file_is_refused_even_with_skip(load: Any, name: str, lin
         load(lines, name, on_bad_row="skip")
 
 
+def test_a_chat_with_an_unknown_role_is_refused_with_its_line(load: Any) -> None:
+    answer = {"role": "GPT", "content": "b"}
+    good = [json.dumps({"messages": [{"role": "Human", "content": str(number)}, answer]}) for number in range(6)]
+    bad = json.dumps({"messages": [{"role": "user", "content": "c"}, answer, {"role": "wizard", "content": "c"}]})
+    with pytest.raises(BadRowError, match=r"line 5, column messages: message 3 has the unknown role 'wizard'; allowed"):
+        load([*good[:4], bad, *good[4:]])
+
+
 def test_rows_that_exclude_themselves_are_counted(load: Any) -> None:
     lines = [json.dumps(row | {"weight": int(number != 3)}) for number, row in enumerate(PAIRS)]
     data = load(lines)

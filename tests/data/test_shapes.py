@@ -98,7 +98,8 @@ def test_share_gpt_becomes_messages(recognised: Recognised) -> None:
     turns = [("system", "s"), ("human", "q"), ("function_call", '{"name": "f", "arguments": {"a": 1}}')]
     turns += [("observation", "3"), ("gpt", "a")]
     conversation = [{"from": role, "value": text, "weight": None} for role, text in turns]
-    shape, (row,) = recognised([{"conversations": conversation, "id": 1, "tools": json.dumps(TOOLS)}])
+    given: dict[str, Any] = {"conversations": conversation, "id": 1, "tools": json.dumps(TOOLS)}
+    shape, (row,) = recognised([given])
     assert shape.described == "ShareGPT (conversations, tools); not used: id"
     assert isinstance(row, dict)
     assert row["tools"] == TOOLS
@@ -109,8 +110,7 @@ def test_share_gpt_becomes_messages(recognised: Recognised) -> None:
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_tools_go_to_the_rows_that_have_them(recognised: Recognised, suffix: str) -> None:
-    rows = [{"messages": CHAT, "tools": TOOLS}, {"messages": CHAT, "tools": None}, {"messages": CHAT, "tools": []}]
-    _, found = recognised(rows, suffix)
+    _, found = recognised([{"messages": CHAT, "tools": tools} for tools in (TOOLS, None, [])], suffix)
     assert found == [{"messages": CHAT, "tools": TOOLS}, {"messages": CHAT}, {"messages": CHAT}]
     assert fault(recognised([{"messages": CHAT, "tools": "lookup"}])[1][0]) == (
         "tools: 'lookup': not a list of tools, each an object"
@@ -162,12 +162,11 @@ def test_every_name_of_the_assistant_is_learnt(recognised: Recognised, role: str
 @pytest.mark.parametrize(
     ("message", "what"),
     [
-        ({"role": "wizard", "content": "a"}, "message 2: unknown role 'wizard'; allowed: system, developer, user"),
         ({"role": 3, "content": "a"}, "message 2: role 3: not text"),
         ({"role": "user", "from": "gpt", "content": "a"}, "has role 'user' and from 'gpt'; keep one"),
         ({"content": "a"}, "not a message, which has a role"),
         ("hi", "message 2: 'hi': not a message"),
-        ({"role": "assistant", "content": "a", "loss": 0}, "the key loss says what is learnt"),
+        ({"role": "assistant", "content": "a", "loss_mask": 0}, "the key loss_mask says what is learnt"),
         ({"role": "user", "content": "a", "images": ["x.png"]}, "the key images holds what is not text"),
         ({"from": "function_call", "value": "f(1)"}, "role function_call: 'f(1)': not JSON"),
         ({"from": "function_call", "value": '{"arguments": {}}'}, "not a call, which has a name and arguments"),

@@ -1,20 +1,21 @@
 """A sweep is resumed only on the rows that its trials had."""
 
+import importlib.metadata
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 import loragrid as lg
 from loragrid.data.dataset import TokenizedData
+from loragrid.data.made_from import FORMAT_VERSION
 from loragrid.data.record import data_tags
 from loragrid.planning.plan import Plan, plan
+from loragrid.planning.rows import read_rows
 from loragrid.sweep.record import open_recorder
 from loragrid.sweep.resume import refuse_other_rows
-from loragrid.sweep.rows import tokenize
 from loragrid.tracking.previous_run import PreviousSweep, RecordedRows
 from loragrid.trials.outcome import SweepOutcome
 from loragrid.trials.tags import DATA_DIGEST_TAG, MADE_FROM_TAG
@@ -37,7 +38,7 @@ def write(folder: Path, rows: list[dict[str, Any]]) -> str:
 
 
 def rows_of(the_plan: Plan) -> dict[Any, TokenizedData]:
-    return dict(tokenize(the_plan, Console(quiet=True)))
+    return dict(read_rows(the_plan.trials).tokenized)
 
 
 def record(settings: dict[str, Any]) -> None:
@@ -118,7 +119,12 @@ def test_keys_that_change_no_row_are_no_reason(settings: dict[str, Any]) -> None
 def test_rows_of_other_versions_are_refused_with_the_reason(settings: dict[str, Any]) -> None:
     previous = as_recorded(settings)
     for made_from, reason in (
-        ({"format": 2}, r"LoraGrid's rule by which rows are split .*\(2 then, 3 now\)"),
+        ({"format": 2}, rf"LoraGrid's rule by which rows are split .*\(2 then, {FORMAT_VERSION} now\)"),
+        (
+            {"format": FORMAT_VERSION, "versions": {"tokenizers": "0.1", "torch": importlib.metadata.version("torch")}},
+            r"what changed: the versions of libraries \(tokenizers 0\.1 then, \S+ now\); allowed",
+        ),
+        ({"format": FORMAT_VERSION, "transformers": "4.57"}, "what changed: nothing that was recorded then; allowed"),
         ({}, "the sweep is older than groups of rows"),
     ):
         rows = {trial: RecordedRows(digest="sha256:0", made_from=made_from) for trial in previous.rows}

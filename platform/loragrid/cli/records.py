@@ -119,10 +119,11 @@ def export(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Write a trial's result as a folder that loads without LoraGrid: an adapter in PEFT's format, or a whole model."""
+    store = store_in(storage, tracking_uri)  # before the slow import
     from loragrid.tracking.artifacts import export_run
 
     to = local_path("--to", str(to), to_be_written=True)
-    export = export_run(run_id, store_in(storage, tracking_uri), to, merged=merged, base=base, force=force)
+    export = export_run(run_id, store, to, merged=merged, base=base, force=force)
     console = terminal()
     for notice in export.notices:
         say(console, f"note: {notice}", "yellow")

@@ -108,6 +108,11 @@ class TokenizedData:
         rows = (self.train, self.evaluation, self.test, self.held_out_text)
         return max(int(part.input_ids.max()) for part in rows if part is not None and part.input_ids.numel())
 
+    def id_bounds(self) -> list[int]:
+        """The smallest and the largest token id of each split and of the held-out text, padding included."""
+        parts = (self.train, self.evaluation, self.test, *([self.held_out_text] if self.held_out_text else []))
+        return [int(bound) for rows in parts if len(rows) for bound in torch.aminmax(rows.input_ids)]
+
 
 def load_data(data: DataConfig, model: ModelConfig, tokenizer: "PreTrainedTokenizerBase") -> TokenizedData:
     """Tokenize the rows, or load them from the cache of an earlier call with the same rows, settings and tokenizer.

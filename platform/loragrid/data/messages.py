@@ -13,14 +13,17 @@ ROLES: dict[str, tuple[str, ...]] = {
     "developer": (),
     "user": ("human", "prompter"),
     "assistant": ("gpt", "chatgpt", "bot", "chatbot", "bard", "bing", "model", "ai"),
-    "tool": ("observation", "function", "function_response", "tool_response", "ipython"),
+    "tool": ("observation", "function_response", "tool_response", "ipython"),
+    "function": (),
 }
-"""Role -> other names for it in public data sets; upper and lower case are the same."""
+"""Role -> other names for it in public data sets; upper and lower case are the same. Other roles stay as they are: the
+tokenizer knows whether the chat template has them."""
 CALLS = ("function_call", "tool_call")
 """Roles of a message whose text is the assistant's call of a tool, as JSON."""
 
 _ROLE_OF = {name: role for role, others in ROLES.items() for name in (role, *others)}
-_LEARNING_KEYS = ("loss", "loss_weight", "mask", "masked", "loss_mask", "train_on_turn", "train_detail", "trainable")
+_LEARNING_KEYS = ("loss_weight", "mask", "masked", "loss_mask", "train_on_turn", "trainable")
+"""Keys of other tools that say what is learnt; `ChatTokenizer` reads others, such as weight and train."""
 _MEDIA_KEYS = ("image", "images", "audio", "audios", "video", "videos", "file", "files")
 
 
@@ -127,10 +130,7 @@ def _message(message: object) -> dict[str, Any] | str:
     name = found["role"].strip().lower()
     if name in CALLS:
         return _call(found)
-    if name not in _ROLE_OF:
-        others = "and their usual other names, such as human and gpt"
-        return f"unknown role {shown(found['role'])}; allowed: {', '.join([*ROLES, *CALLS])}, {others}"
-    found["role"] = _ROLE_OF[name]
+    found["role"] = _ROLE_OF.get(name, found["role"])
     older = found.pop("function_call", None)
     if older:
         if "tool_calls" in found or not isinstance(older, Mapping):

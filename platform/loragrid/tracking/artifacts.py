@@ -85,7 +85,7 @@ def export_run(
 
 
 def _free_folder(folder: str | Path) -> Path:
-    path = local_path("--to", str(folder))
+    path = local_path("--to", str(folder), to_be_written=True)
     if path.exists() or path.is_symlink():
         raise ValueError(f"--to {folder}: exists already; allowed: a folder that does not exist")
     return path

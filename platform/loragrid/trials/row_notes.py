@@ -20,6 +20,6 @@ ROW_NOTES: dict[str, str] = {
     "tools_wrapped": "have bare functions as tools, which the chat template gets as {type: function, function: ...}",
     "nulls_left_out": "have null values in tools or in arguments of tool calls, which are left out",
     "excluded_turns": "have turns of the assistant that the data exclude from the loss (weight: 0 or train: false)",
-    "lines_like_rows": "have a value of several lines that all look like rows of the CSV file: a quote may be missing",
+    "lines_like_rows": "have a value of several lines that all look like rows of the file: a quote may be missing",
 }
 """Name -> what is noticed, as the predicate of a sentence whose subject is the rows."""
