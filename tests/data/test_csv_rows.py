@@ -74,10 +74,11 @@ def test_a_file_that_can_be_read_in_two_ways_is_refused(tmp_path: Path, content:
         (HEADER + '"d\n\nd",e\n' + "a\n", 5, "has 1 field, but line 1 names 2 columns"),
         (HEADER + "a,b,\n", 2, "it ends with a comma"),
         (HEADER + "# a comment\n", 2, "has 1 field"),
+        (HEADER + "a,b\n\ufeff" + HEADER + "c,d\n", 3, "repeats line 1"),
         ("text\nSo, this is it\n", 2, "has 2 fields, but line 1 names 1 column"),
     ],
 )
-def test_a_row_with_other_fields_than_the_header_is_bad(tmp_path: Path, content: str, line: int, what: str) -> None:
+def test_a_line_that_is_no_row_of_the_header_is_bad(tmp_path: Path, content: str, line: int, what: str) -> None:
     rows = read(tmp_path, content)
     number, bad = next(iter(rows.broken.items()))
     assert rows.place(number) == f"line {line}"

@@ -209,7 +209,7 @@ def test_what_templates_read_is_kept(recognised: Recognised) -> None:
         (PAIR | {"tools": TOOLS}, r"without the column tools, which is read of rows with messages only"),
         ({"question": "a", "response": "b", "system_prompt": "c"}, r"without the column system_prompt"),
         ({"messages": CHAT, "images": ["x"]}, r"without the column images, which holds what is not text"),
-        ({"messages": CHAT, "functions": TOOLS}, r"without the column functions, which is for the chat template"),
+        ({"messages": CHAT, "functions": TOOLS}, r"without the column functions, which is meant for the chat template"),
         (PAIR | {"split": "test"}, r"without the column split, which says to which split"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, r"not learnt; .*\{prompt: prompt, completion: chosen\}"),
         ({"Question": "a", "Answer": "b"}, r"capital letters count.*\{prompt: Question, completion: Answer\}"),
@@ -234,6 +234,16 @@ def test_the_choice_of_the_user_is_obeyed(recognised: Recognised) -> None:
         recognised([row], shape="messages")
     with pytest.raises(ValueError, match=r"shape: .text.: the columns already say how rows are read"):
         recognised([row], shape="text", columns={"text": "text"})
+
+
+def test_system_and_tools_may_have_other_names(recognised: Recognised) -> None:
+    row = {"chat": CHAT, "functions": TOOLS, "persona": "Be brief.", "tools": "none"}
+    columns = {"messages": "chat", "tools": "functions", "system": "persona"}
+    shape, (found,) = recognised([row], columns=columns)
+    assert found == {"messages": [{"role": "system", "content": "Be brief."}, *CHAT], "tools": TOOLS}
+    assert shape.unused == ("tools",)
+    with pytest.raises(ValueError, match=r"data\.columns: text, tools: belong to different kinds of row"):
+        recognised([row], columns={"text": "chat", "tools": "functions"})
 
 
 def test_a_file_without_its_first_line_is_told_so(recognised: Recognised) -> None:

@@ -26,7 +26,7 @@ from loragrid.schema.fields import (
     Unit,
 )
 
-CANONICAL_COLUMNS = ("prompt", "completion", "messages", "text")
+CANONICAL_COLUMNS = ("prompt", "completion", "messages", "system", "tools", "text")
 
 
 class ModelConfig(Section):
@@ -102,7 +102,8 @@ class DataConfig(Section):
         dict[str, Text], Allowed(f"a mapping from {', '.join(CANONICAL_COLUMNS)} to the data's column names")
     ] = Field(
         default={},
-        description="Canonical column (prompt, completion, messages, text) -> name of the column in the data.",
+        description="Canonical column (prompt, completion; messages, system, tools; text) -> name of the column in the "
+        "data.",
         examples=[{"prompt": "question", "completion": "answer"}],
     )
     shape: Annotated[

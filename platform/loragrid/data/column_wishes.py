@@ -6,8 +6,8 @@ _PREFERENCES = "holds one of two answers to choose between, and LoraGrid learns 
 _MEDIA = "holds what is not text, and LoraGrid trains on text"
 _LABEL = "may hold what is to be learnt, or say which rows are good"
 _CONTEXT = "belongs to the prompt"
-_MODEL_INPUT = "is for the chat template of rows with messages"
-_OF_CHATS = "is read of rows with messages only"
+_MODEL_INPUT = "is meant for the chat template (data.columns maps tools and system of rows with messages)"
+_OF_CHATS = "is read of rows with messages only (write the rows as messages to use it)"
 
 WISHES: Mapping[str, str] = {
     **dict.fromkeys(("chosen", "rejected", "preferred_output", "non_preferred_output"), _PREFERENCES),

@@ -42,7 +42,7 @@ def read_csv(path: Path) -> FileRows:
             continue
         if looks_like_rows:
             notes[len(rows)] = LINES_LIKE_ROWS
-        rows.append(dict(zip(columns, fields, strict=True)) if len(fields) == len(columns) else _bad(fields, columns))
+        rows.append(_row(fields, columns, header))
         lines.append(line)
     return FileRows.of(rows, columns=columns, lines=lines, notes=notes)
 
@@ -109,7 +109,11 @@ def _columns(header: list[str]) -> list[str]:
     return [name or INDEX_COLUMN for name in header]
 
 
-def _bad(fields: list[str], columns: list[str]) -> BadRow:
+def _row(fields: list[str], columns: list[str], header: list[str]) -> dict[str, Any] | BadRow:
+    if len(fields) == len(columns):
+        if [fields[0].removeprefix("\ufeff"), *fields[1:]] == header:
+            return BadRow(what="repeats line 1, as if a second file began here", reason=BROKEN_LINE)
+        return dict(zip(columns, fields, strict=True))
     what = f"has {count_of(len(fields), 'field')}, but line 1 names {count_of(len(columns), 'column')}"
     if len(fields) > len(columns):
         last = "; it ends with a comma" if not fields[-1] else ""

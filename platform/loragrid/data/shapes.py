@@ -22,6 +22,8 @@ from loragrid.data.sources import RowSource, shown_columns
 
 ROW_KINDS = (("messages",), ("prompt", "completion"), ("text",))
 """The canonical columns of each kind of row; a data set is read as exactly one kind."""
+OF_CHATS = ("system", "tools")
+"""Canonical columns that a chat may have beside its messages."""
 CHATS = ("messages", "conversations", "conversation")
 QUESTIONS = ("prompt", "question", "instruction", "query", "problem", "input")
 ANSWERS = ("completion", "answer", "response", "output", "solution")
@@ -93,10 +95,10 @@ def _first_rows(source: RowSource) -> list[dict[str, Any]]:
 
 def _mapped(source: RowSource, columns: Mapping[str, str]) -> Shape:
     """The shape that `data.columns` names."""
-    kinds = [kind for kind in ROW_KINDS if set(columns) <= set(kind)]
+    kinds = [kind for kind in ROW_KINDS if set(columns) <= {*kind, *(OF_CHATS if kind == ROW_KINDS[0] else ())}]
     if not kinds:
         raise ValueError(f"data.columns: {', '.join(columns)}: belong to different kinds of row; {_allowed()}")
-    found = {canonical: columns.get(canonical, canonical) for canonical in kinds[0]}
+    found = {canonical: canonical for canonical in kinds[0]} | dict(columns)
     for canonical, column in found.items():
         if column not in source.columns:
             raise ValueError(
@@ -168,8 +170,9 @@ def _completed(shape: Shape, columns: Sequence[str], rows: Sequence[Mapping[str,
         if shape.convert is chat and any(is_share_gpt(row.get(own["messages"])) for row in rows):
             shape = replace(shape, name="ShareGPT")
         system = [column for column in SYSTEMS if column in columns and column not in own.values()]
-        own |= {"system": system[0]} if len(system) == 1 else {}
-        own |= {"tools": "tools"} if "tools" in columns else {}
+        more = {"system": system[0]} if len(system) == 1 else {}
+        more |= {"tools": "tools"} if "tools" in columns else {}
+        own |= {name: column for name, column in more.items() if name not in own}
     convert = shape.convert
     excluding = {name: name for name in ("weight", "train") if name in columns and name not in own.values()}
     if excluding:
