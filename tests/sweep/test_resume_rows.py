@@ -106,7 +106,7 @@ def test_one_changed_file_of_several_is_refused(settings: dict[str, Any], tmp_pa
 @pytest.mark.parametrize("keys", [{"group_by": "topic"}, {"loss_on": "all"}, {"num_eval": 5}])
 def test_other_keys_of_the_split_are_refused_by_name(settings: dict[str, Any], keys: dict[str, Any]) -> None:
     (key,) = keys
-    with pytest.raises(ValueError, match=rf"what changed: data\.{key} \("):
+    with pytest.raises(ValueError, match=rf"what changed: .*data\.{key} \("):
         resume(as_recorded(settings), with_data(settings, **keys))
 
 
@@ -117,7 +117,7 @@ def test_keys_that_change_no_row_are_no_reason(settings: dict[str, Any]) -> None
 def test_rows_of_other_versions_are_refused_with_the_reason(settings: dict[str, Any]) -> None:
     previous = as_recorded(settings)
     for made_from, reason in (
-        ({"format": 2}, r"LoraGrid's rule by which rows are split .*\(2 then, 3 now\)"),
+        ({"format": 2}, r"LoraGrid's rule by which rows are split .*\(2 then, \d+ now\)"),
         ({}, "the sweep is older than groups of rows"),
     ):
         rows = {trial: RecordedRows(digest="sha256:0", made_from=made_from) for trial in previous.rows}
