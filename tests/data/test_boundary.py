@@ -131,11 +131,17 @@ def test_text_that_a_tokenizer_normalises_is_noted() -> None:
     assert pair(byte_level(), "Name", " Blue").notes == ()
 
 
-@pytest.mark.parametrize("make", [*LOSSLESS.values(), bert], ids=[*LOSSLESS, "bert"])
+@pytest.mark.parametrize("make", LOSSLESS.values(), ids=LOSSLESS)
 def test_continuing_tokens_is_continuing_their_text(make: Callable[[], PreTrainedTokenizerFast]) -> None:
-    tokenizer = make()
-    boundary = Boundary(tokenizer)
+    boundary = Boundary(make())
     for before in ("", "A long text before it, and more of it. " * 20):
         for prompt in (prompt for prompt in PROMPTS if (before + prompt).strip()):
             joined = boundary.join([before + prompt] * len(COMPLETIONS), COMPLETIONS)
             assert boundary.continuations(joined[0].prompt, COMPLETIONS) == [row.completion for row in joined]
+
+
+def test_continuing_tokens_of_wordpiece_is_continuing_their_text() -> None:
+    boundary, completions = Boundary(bert()), ["yes", " yes", "return x"]
+    for prompt in ("answer:", "wor", "x = ("):  # these tokens decode to nothing but the prompt's words
+        joined = boundary.join([prompt] * len(completions), completions)
+        assert boundary.continuations(joined[0].prompt, completions) == [row.completion for row in joined]

@@ -77,6 +77,11 @@ def test_an_answer_outside_all_generation_blocks_is_refused() -> None:
     assert "message 4 stands in none of them" in refusal(byte_level(chat_template=template), CHAT)
 
 
+def test_a_header_behind_every_chat_is_not_learnt() -> None:
+    template = each("{{ '# ' + m.role + '\n' + m.content + '\n\n' }}", asked="{{ '# assistant\n' }}")
+    assert learnt_runs(byte_level(chat_template=template), CHAT) == [["Blue", "Red"]]
+
+
 def test_a_header_is_not_learnt_where_the_generation_prompt_is_missing() -> None:
     asked = ASKED.replace("add_generation_prompt", "add_generation_prompt and messages[-1].role == 'user'")
     tokenizer = byte_level(chat_template=each(TURN, asked))

@@ -139,7 +139,7 @@ def _read_message(message: Mapping[str, Any], number: int, template: ChatTemplat
         if message["role"] == "assistant" and "content" in message:
             read["content"] = ""
         else:
-            raise ChatRefusedError(f"message {number} ({read['role']}) has no content")
+            raise ChatRefusedError(f"{shown(message)}: not a message, which has a role and a content")
     if "content" in read:
         read["content"] = _read_content(read["content"], number, template)
     reasonings = {text_of(read.pop(key)) for key in REASONING_KEYS if key in read and isinstance(read[key], str)}

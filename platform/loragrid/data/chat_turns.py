@@ -212,22 +212,20 @@ def end_of_turn(after: str, continued: str | None, template: ChatTemplate) -> tu
     after: what stands behind the turn's last piece at the end of a chat. continued: what stands there if the chat goes
     on; None if that is not known. White space behind the end token is not learnt: nobody generates it.
     """
+    after = after.removesuffix(template.opening.always)
     shared = after
     if continued is not None:
         shared = common_prefix(after, continued)
         # A token that only begins in both is in neither.
         cut = [found.start() for found in template.token.finditer(after) if found.start() < len(shared) < found.end()]
         shared = shared[: cut[0]] if cut else shared
-    shared = shared.removesuffix(template.opening.always)
     tokens = list(template.token.finditer(shared))
-    if template.opening.always:
-        tokens = tokens[:1]
     if tokens and continued is not None:
         return shared[: tokens[-1].end()], True
     # The end of a chat has a token of its own, or nothing tells how the chat goes on.
     tokens = list(template.token.finditer(after))
     if tokens:
-        return after[: tokens[0 if template.opening.always else -1].end()], True
+        return after[: tokens[-1].end()], True
     return shared, False
 
 

@@ -90,11 +90,15 @@ def _file_digest(value: object) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    """A shape of rows as JSON can hold it: all that its fields say."""
+    """A shape of rows as JSON can hold it: all that its fields say, apart from columns that are not used."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {part.name: _plain(getattr(value, part.name)) for part in fields(value)}
+        return {part.name: _plain(getattr(value, part.name)) for part in fields(value) if part.name != "unused"}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    return value if value is None or isinstance(value, (bool, int, float, str)) else getattr(value, "__name__", "")
+    return (
+        value
+        if value is None or isinstance(value, (bool, int, float, str))
+        else getattr(value, "__qualname__", type(value).__qualname__)
+    )

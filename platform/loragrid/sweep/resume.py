@@ -157,11 +157,23 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         "files": "the content of files that the data section names",
     }
     found = [
-        f"{words.get(key, f'data.{key}')} ({before[key]} then, {now[key]} now)"
+        f"{words.get(key, f'data.{key}')} ({_then_and_now(before[key], now[key])})"
         for key in before
-        if key in now and before[key] != now[key]
+        if key in now and before[key] != now[key] and key != "shapes"  # for people: `columns` says the same
     ]
     return ", ".join(found) or "nothing that was recorded then"
+
+
+def _then_and_now(before: Any, now: Any) -> str:
+    """Two values; of mappings with common names only those names whose values differ."""
+    differing = (
+        [name for name in before if name in now and before[name] != now[name]]
+        if isinstance(before, Mapping) and isinstance(now, Mapping)
+        else []
+    )
+    return (
+        ", ".join(f"{name} {before[name]} then, {now[name]} now" for name in differing) or f"{before} then, {now} now"
+    )
 
 
 def mark_diverged_before(store: TrialStore, the_plan: Plan, previous: PreviousSweep) -> None:
