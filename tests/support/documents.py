@@ -82,4 +82,7 @@ def with_minimal(fragment: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in fragment.items():
         is_section = isinstance(value, Mapping) and isinstance(whole.get(key), Mapping)
         whole[key] = {**whole[key], **value} if is_section else value
+    own = fragment.get("training", {})
+    if "epochs" in own and "steps" not in own:  # the minimal length would be a second one
+        del whole["training"]["steps"]
     return whole

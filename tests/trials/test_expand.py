@@ -246,7 +246,7 @@ def test_a_point_goes_before_what_the_experiment_fixes() -> None:
         ({"method.name": "lora", "seed": 0, "rank": 3}, "rank: 3: unknown axis of lora, did you mean 'method.rank'"),
         ({"method.name": "vera", "seed": 0, "method.alpha": 3}, "method.alpha: 3: unknown axis of vera"),
         ({"method.name": "lora", "seed": 0, "method.rank": 0}, "method.rank: 0: is not allowed"),
-        ({"method.name": "lora", "seed": 0, "method.rank": 1.5}, "method.rank: 1.5: is not allowed"),
+        ({"method.name": "lora", "seed": 0, "method.rank": 1.5}, "method.rank: 1.5: is not a whole number"),
         ({"method.name": "lora", "seed": 0, "training.lr": float("nan")}, "training.lr: NaN: is not allowed"),
         ({"method.name": "lora", "seed": -1}, "seed: -1: is not allowed"),
         ({"method.name": "lora", "seed": 0, "training.eval_every": 3}, "training.eval_every: 3: unknown axis"),
