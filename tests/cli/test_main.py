@@ -60,12 +60,13 @@ def loragrid(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     return run
 
 
-def run_command(*arguments: object, **environment: str) -> Done:
+def run_command(*arguments: object, cwd: Path | None = None, **environment: str) -> Done:
     """Runs it as a user does, in a process of its own whose output goes into a pipe."""
     path = os.pathsep.join(str(ROOT / source_root) for source_root in ("platform", "methods"))
     done = subprocess.run(
         [sys.executable, "-m", "loragrid", *(str(argument) for argument in arguments)],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
+        cwd=cwd,
         capture_output=True,
         text=True,
         timeout=400,
@@ -244,10 +245,11 @@ def test_methods_prints_one_card_and_refuses_an_unknown_name(loragrid: Command) 
 
 @pytest.fixture(scope="module")
 def finished(keys: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """A sweep, run as a user runs it, on a Ray of its own."""
-    file = tmp_path_factory.mktemp("experiments") / "tiny.yaml"
-    file.write_text(yaml.safe_dump(keys), encoding="utf-8")
-    return run_command("run", file, RAY_ADDRESS="")
+    """A sweep, run as a user runs it, on a Ray of its own: beside its file, model and rows named by relative paths."""
+    folder = tmp_path_factory.mktemp("experiments")
+    named = {part: {**keys[part], "name": os.path.relpath(keys[part]["name"], folder)} for part in ("model", "data")}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(keys | named), encoding="utf-8")
+    return run_command("run", "tiny.yaml", cwd=folder, RAY_ADDRESS="")
 
 
 @pytest.mark.smoke

@@ -100,7 +100,12 @@ def test_importing_the_configuration_loads_neither_torch_nor_ray() -> None:
         ("model.revision=1234567", "model.revision", "1234567", "put it in quotes"),
         ("model.trust_remote_code=1", "model.trust_remote_code", "1", "allowed: true or false"),
         ('data.name="a\\0b"', "data.name", '"a\\u0000b"', "allowed: text on one line"),
-        ("data.columns.promt=q", "data.columns.promt", '"q"', "allowed: prompt, completion, messages, system, tools, text"),
+        (
+            "data.columns.promt=q",
+            "data.columns.promt",
+            '"q"',
+            "allowed: prompt, completion, messages, system, tools, text",
+        ),
         ("data.max_length=1", "data.max_length", "1", "allowed: a whole number of tokens from 2"),
         ("pack.max_members=0", "pack.max_members", "0", "allowed: auto, or a whole number from 1"),
         ("workers.use_gpu=maybe", "workers.use_gpu", '"maybe"', "allowed: auto, true, false"),

@@ -1,5 +1,6 @@
 """LoraGrid's trials in a user's own Tune sweep, with any searcher and scheduler."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,14 +23,15 @@ pytestmark = [pytest.mark.end_to_end, pytest.mark.usefixtures("ray_of_two_cpus")
 def make_experiment(
     tiny_llama_dir: Path, chat_jsonl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., lg.Experiment]:
-    """An experiment on a tiny model; Tune keeps its own files beside it, not in the user's home folder."""
+    """An experiment named by relative paths; Tune keeps its own files beside it, not in the user's home folder."""
     monkeypatch.setattr("ray.train.constants.DEFAULT_STORAGE_PATH", str(tmp_path / "tune"))
+    monkeypatch.chdir(tmp_path)
 
     def make(**keys: Any) -> lg.Experiment:
         training = {"steps": 8, "batch_size": 4, "eval_every": 2, "measure_steps": 0, **keys.pop("training", {})}
         return lg.Experiment(
-            model={"name": str(tiny_llama_dir), "dtype": "float32"},
-            data={"name": str(chat_jsonl), "max_length": 96, "num_eval": 8},
+            model={"name": os.path.relpath(tiny_llama_dir), "dtype": "float32"},
+            data={"name": os.path.relpath(chat_jsonl), "max_length": 96, "num_eval": 8},
             training=training,
             workers={"cpus_per_worker": 1},
             storage={"path": str(tmp_path / "store")},

@@ -9,6 +9,7 @@ import ray
 from ray import tune
 
 from loragrid.config.experiment import DataConfig, Experiment, ModelConfig
+from loragrid.config.working_folder import work_in, working_folder
 from loragrid.data.dataset import TokenizedData, load_data
 from loragrid.models.loading import load_tokenizer
 from loragrid.planning.placement import place
@@ -48,8 +49,10 @@ def trainable(experiment: Experiment) -> Callable[[dict[str, Any]], None]:
         raise ValueError("early_stopping: give your Tuner a scheduler instead; allowed here: null")
     storage = below(storage_uri(experiment), "ray", experiment.name)
     store = trial_store(experiment, experiment.name)
+    folder = working_folder()
 
     def train_point(config: dict[str, Any]) -> None:
+        work_in(folder)
         queue = queue_at(experiment, config, tune.get_context().get_trial_id())
         trial = queue.trials[0]
         data = _rows(trial.model, trial.data)
@@ -60,6 +63,7 @@ def trainable(experiment: Experiment) -> Callable[[dict[str, Any]], None]:
             store=store,
             threads=placement.threads,
             engine=experiment.engine,
+            folder=folder,
             samples=experiment.samples,
             by_tune=True,
             shard=placement.shard,

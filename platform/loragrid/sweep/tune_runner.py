@@ -7,6 +7,7 @@ from ray import tune
 from ray.train import TrainingFailedError
 
 from loragrid.config.experiment import Experiment
+from loragrid.config.working_folder import working_folder
 from loragrid.planning.placement import Placement
 from loragrid.planning.plan import Plan
 from loragrid.planning.queues import queues_on
@@ -137,6 +138,7 @@ def queue_trainable(
 
     Ray sends it by value; everything it refers to must import quickly in the Tune trial's process.
     """
+    folder = working_folder()
 
     def train_queue(config: dict[str, Any], queues: Mapping[str, PackQueue], rows: RowsByConfig) -> None:
         task = WorkerTask(
@@ -145,6 +147,7 @@ def queue_trainable(
             store=store,
             threads=placement.threads,
             engine=experiment.engine,
+            folder=folder,
             early_stopping=experiment.early_stopping,
             samples=experiment.samples,
             shard=placement.shard,

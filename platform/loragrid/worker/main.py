@@ -8,6 +8,7 @@ import ray.train.torch
 import torch
 
 from loragrid.config.experiment import DataConfig, ModelConfig
+from loragrid.config.working_folder import work_in
 from loragrid.data.dataset import TokenizedData
 from loragrid.training.determinism import compute_deterministically
 from loragrid.worker.messages import PackUpdate, WorkerTask
@@ -23,6 +24,7 @@ LOSSES = {"train_loss": "train/loss", "eval_loss": "eval/loss"}
 
 def run_worker(task: WorkerTask) -> None:
     """Train the queue's trials in this process, together with the queue's other workers."""
+    work_in(task.folder)
     torch.set_num_threads(task.threads)
     if task.engine.deterministic:
         compute_deterministically()

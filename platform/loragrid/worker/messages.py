@@ -26,6 +26,7 @@ class WorkerTask:
     by_tune: a scheduler or searcher of Tune decides about the trial. Then no trial is stopped here, and updates are
     held back until there are losses to report with them, because a `Tuner` with a metric accepts no report without it.
     shard: every worker holds its share of the base.
+    folder: the working folder of the driver, to which relative paths are relative.
     """
 
     queue: PackQueue
@@ -33,6 +34,7 @@ class WorkerTask:
     store: "TrialStore"
     threads: int
     engine: EngineConfig
+    folder: str
     early_stopping: EarlyStoppingConfig | None = None
     samples: SamplesConfig | None = None
     by_tune: bool = False
