@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -232,7 +233,7 @@ def test_a_captured_step_trains_to_eager_curves(setup: Setup, name: str) -> None
     ],
 )
 def test_scaled_and_capped_logits_train_to_eager_curves(
-    setup: Setup, model_type: str, settings: dict[str, object], mode: Mode
+    setup: Setup, model_type: str, settings: dict[str, Any], mode: Mode
 ) -> None:
     base = tiny_model(model_type, vocab_size=setup.base().config.vocab_size, **settings)
     assert logit_transform(base) != LogitTransform(), "the head's output is scaled or capped"
