@@ -7,9 +7,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from loragrid.trials.outcome import SweepOutcome
+from tests.support.shared_ray import SharedRay
+from tests.support.sweep_results import assert_succeeded
 from tests.support.tiers import TIERS
 
 ROOT = Path(__file__).parent.parent
@@ -145,3 +150,22 @@ def test_no_test_imports_another_test_module() -> None:
     for file in (ROOT / "tests").rglob("*.py"):
         for module in re.findall(r"^(?:from|import) (tests\.[\w.]+)", file.read_text(encoding="utf-8"), re.MULTILINE):
             assert module.startswith("tests.support"), f"{file} imports {module}"
+
+
+def test_the_shared_ray_is_never_another_fixtures_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    with pytest.raises(RuntimeError, match="connected to another cluster"):
+        SharedRay().start()
+
+
+def test_a_failed_sweep_is_explained_by_its_trials() -> None:
+    trial, other = SimpleNamespace(trial_id="lora-1"), SimpleNamespace(trial_id="vera-2")
+    result: Any = SimpleNamespace(
+        plan=SimpleNamespace(trials=[trial, other]),
+        outcome=SweepOutcome(statuses={"lora-1": "FAILED"}, reasons={"lora-1": "disk full"}),
+        succeeded=False,
+        unconfirmed="",
+        waiting_record=None,
+    )
+    with pytest.raises(AssertionError, match=r"lora-1: FAILED disk full\nvera-2: no status"):
+        assert_succeeded(result, "what it printed")

@@ -23,6 +23,7 @@ OTHER_TAGS: dict[str, str] = {
     "loragrid.kind": "`sweep` or `trial`",
     "loragrid.sweep": "name of the sweep that the run belongs to",
     "loragrid.trial_id": "identity of the trial, a digest of its settings; the same settings have the same id",
+    "loragrid.trial_id.in_epochs": "of a training in epochs: its identity before the epochs were steps of these rows",
     "loragrid.method": "name of the method",
     "loragrid.label": "name of the method in the comparison, where a block of the file sets `label`",
     "loragrid.phase": "`tune` for a trial of the grid, `confirm` for a chosen setting with a fresh seed",
@@ -31,6 +32,8 @@ OTHER_TAGS: dict[str, str] = {
     "loragrid.data.left_out": "rows that were read and not used, as JSON: reason -> number",
     "loragrid.data.made_from": "what the rows depend on, as JSON: digests of data and tokenizer, and the keys that "
     "split them; a sweep on other rows is not resumed",
+    "loragrid.parameters.found": "the parameters that the experiment leaves open and the rows gave a value (such as "
+    "`training.steps` of a training in epochs), as a JSON list of keys",
     "loragrid.adapted_layers": "number and names of the layers that the trial adapts, and of those that its settings "
     "name and that training on text cannot change",
     "loragrid.model.location": "where the worker found the base: an absolute folder, a hub id, or a package",

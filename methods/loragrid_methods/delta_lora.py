@@ -85,7 +85,7 @@ class DeltaLoRA(TargetedMethod):
         return ParameterCount(trainable=count, stored=2 * count, working=3 * len(targets))
 
     def peft_config(self) -> dict[str, Any]:
-        return lora_of_two_pairs(self.rank)
+        return lora_of_two_pairs(self.rank, self.target_modules)
 
     @classmethod
     def merge(cls, weight: Tensor, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:

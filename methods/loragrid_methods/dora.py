@@ -85,6 +85,7 @@ class DoRA(TargetedMethod):
             "lora_dropout": 0.0,
             "use_rslora": self.rslora,
             "use_dora": True,
+            "target_modules": self.target_modules,
         }
 
     @classmethod

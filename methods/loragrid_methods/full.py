@@ -1,7 +1,7 @@
 """Full fine-tuning: every weight of the base trains. The upper reference, on a base of its own."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from loragrid_methods.stacks.adapter_stack import AdapterStack
+from loragrid_methods.stacks.base_layers import BaseLayers, LayerShape
 from loragrid_methods.stacks.contract import Card, Method, ParameterCount
-from loragrid_methods.stacks.targets import LayerShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,9 @@ class Full(Method):
         paper="The baseline of every paper here",
         update_rule="Every weight of the base trains with AdamW.",
         differences="With a bfloat16 base the optimizer works on a float32 master copy. As in transformers' Trainer, "
-        "weight decay leaves out norms and biases; it applies to embeddings. Takes a base of its own: it is never "
-        "packed with other trials.",
+        "weight decay leaves out norms and biases; it applies to embeddings. Weights that get no gradient from text (a "
+        "vision tower) stay as they are and do not count. Takes a base of its own: it is never packed with other "
+        "trials.",
         peft_equivalent="None; exported as a whole model.",
     )
     packable: ClassVar[bool] = False
@@ -38,14 +39,20 @@ class Full(Method):
         cls, members: Sequence[Self], seeds: Sequence[int], layers: Sequence[LayerShape], base: nn.Module
     ) -> Mapping[str, AdapterStack]:
         assert len(members) == 1, "full fine-tuning writes the base: one member only"
-        return {"": BaseStack(base)}
+        return {"": BaseStack(base, _unmoved(layers).keys())}
 
     def num_parameters(self, layers: Sequence[LayerShape], num_base_parameters: int = 0) -> ParameterCount:
-        return ParameterCount(trainable=num_base_parameters, stored=num_base_parameters)
+        num_unmoved = sum(_unmoved(layers).values())
+        return ParameterCount(trainable=num_base_parameters - num_unmoved, stored=num_base_parameters)
 
     @classmethod
     def is_decayed(cls, parameter_name: str) -> bool:
         return parameter_name != "norms_and_biases"
+
+
+def _unmoved(layers: Sequence[LayerShape]) -> Mapping[str, int]:
+    """The base's parameters that get no gradient from text (a vision tower) -> their number of values."""
+    return layers.unmoved if isinstance(layers, BaseLayers) else {}
 
 
 # What `Trainer.get_decay_parameter_names` of transformers leaves out, by name; it also leaves out every nn.LayerNorm.
@@ -68,15 +75,18 @@ class BaseStack(AdapterStack):
     `weights` holds those to which weight decay applies, `norms_and_biases` the others. A tensor that would be empty is
     missing. If the base has the dtype of these tensors, its parameters become views of them. Otherwise they are master
     copies: gradients are added to their gradients as they arrive, and they are rounded into the base after every step.
+
+    unmoved: names of parameters that get no gradient. They stay frozen: weight decay alone would change them.
     """
 
-    def __init__(self, base: nn.Module) -> None:
+    def __init__(self, base: nn.Module, unmoved: Collection[str] = ()) -> None:
         super().__init__([0])
         decayed = set(decayed_names(base))
+        moved = {name: parameter for name, parameter in base.named_parameters() if name not in unmoved}
         # Tuples, which do not register the base's parameters as the stack's own.
         self.base_parameters = {
-            "weights": tuple(parameter for name, parameter in base.named_parameters() if name in decayed),
-            "norms_and_biases": tuple(parameter for name, parameter in base.named_parameters() if name not in decayed),
+            "weights": tuple(parameter for name, parameter in moved.items() if name in decayed),
+            "norms_and_biases": tuple(parameter for name, parameter in moved.items() if name not in decayed),
         }
         dtype = torch.promote_types(next(base.parameters()).dtype, torch.float32)
         for name, parameters in self.base_parameters.items():

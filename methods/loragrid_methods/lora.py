@@ -80,6 +80,7 @@ class LoRA(TargetedMethod):
             "lora_alpha": self.alpha,
             "lora_dropout": self.dropout,
             "use_rslora": self.rslora,
+            "target_modules": self.target_modules,
         }
 
     @classmethod

@@ -89,7 +89,7 @@ class PiSSA(TargetedMethod):
         return ParameterCount(trainable=count, stored=2 * count, working=len(targets))
 
     def peft_config(self) -> dict[str, Any]:
-        return lora_of_two_pairs(self.rank)
+        return lora_of_two_pairs(self.rank, self.target_modules)
 
     @classmethod
     def merge(cls, weight: Tensor, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:

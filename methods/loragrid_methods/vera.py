@@ -74,6 +74,7 @@ class VeRA(TargetedMethod):
             "projection_prng_key": self.projection_seed,
             "save_projection": True,
             "vera_dropout": 0.0,
+            "target_modules": self.target_modules,
         }
 
     @classmethod

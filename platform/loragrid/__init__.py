@@ -13,7 +13,7 @@ Describe and run:
     Experiment, load_experiment, experiment_from_mapping   an experiment from Python, from a file, from a mapping
     ExperimentError                                        an experiment that cannot run as it is written
     method_names                                           the methods that an experiment can name
-    plan, Plan                                             what would run, without running it
+    plan, Plan                                             what would run on which rows, without running it
     run, SweepResult, SweepInterrupted                     run a sweep; its result; the exception after a signal
     RayStartError                                          Ray cannot be started, or its cluster cannot be reached
 
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from loragrid.comparison.table import Comparison, load_comparison
     from loragrid.comparison.verdict import Verdict, judge, load_verdict
     from loragrid.config.experiment import Experiment, ExperimentError
-    from loragrid.planning.plan import Plan, plan
+    from loragrid.planning.dry_run import dry_run as plan
+    from loragrid.planning.plan import Plan
     from loragrid.report.files import write_report
     from loragrid.sweep.ray_start import RayStartError
     from loragrid.sweep.run import SweepResult, run
@@ -68,7 +69,7 @@ _ORIGINS = {
     "load_scores": "loragrid.comparison.item_scores:load_scores",
     "load_verdict": "loragrid.comparison.verdict:load_verdict",
     "method_names": "loragrid_methods:method_names",
-    "plan": "loragrid.planning.plan:plan",
+    "plan": "loragrid.planning.dry_run:dry_run",
     "recording": "loragrid.sweep.trainable:recording",
     "run": "loragrid.sweep.run:run",
     "sync": "loragrid.tracking.sync:sync_storage",

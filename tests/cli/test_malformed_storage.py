@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from loragrid.planning.plan import plan
-from loragrid.sweep.rows import tokenize
-from loragrid.sweep.run import run
+from loragrid.planning.dry_run import prepare
+from loragrid.sweep.run import run, teller
 from loragrid.trials.load import experiment_from_mapping
 from tests.support.refusals import Refuses, Write, everything_in
 
@@ -84,5 +83,5 @@ def test_brackets_in_a_name_are_printed_as_they_are(valid_experiment: dict[str, 
     rows.write_bytes(Path(valid_experiment["data"]["name"]).read_bytes())
     valid_experiment["data"]["name"] = str(rows)
     printed = io.StringIO()
-    tokenize(plan(experiment_from_mapping(valid_experiment, "x")), Console(file=printed, width=1000))
+    prepare(experiment_from_mapping(valid_experiment, "x"), teller(Console(file=printed, width=1000)))
     assert f"data {rows}: " in printed.getvalue()

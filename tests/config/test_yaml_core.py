@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -177,3 +178,16 @@ def test_a_list_without_blanks_is_a_list_of_numbers() -> None:
 def test_a_file_runs_the_seeds_that_stand_in_it(tmp_path: Path) -> None:
     (tmp_path / "seeds.yaml").write_text("grid: {seed: [007, 010, 0x10]}", encoding="utf-8")
     assert read_yaml(tmp_path / "seeds.yaml") == {"grid": {"seed": [7, 10, 16]}}
+
+
+def test_numbers_of_numpy_are_kept_as_plain_numbers() -> None:
+    experiment = Experiment(
+        name="kept",
+        model={"name": "m"},
+        data={"name": "chitchat"},
+        training={"steps": 3, "batch_size": 4},
+        methods=[{"name": "lora", "alpha": np.float64(8), "grid": {"lr": list(np.logspace(-4, -2, 3))}}],
+        grid={"training.weight_decay": [np.float64(0.1), 0.0]},
+    )
+    assert {type(value) for value in experiment.grid["training.weight_decay"]} == {float}
+    assert experiment_from_mapping(parse_yaml(experiment_to_yaml(experiment), "kept"), "kept") == experiment

@@ -131,7 +131,7 @@ def test_text_that_a_tokenizer_normalises_is_noted() -> None:
     assert pair(byte_level(), "Name", " Blue").notes == ()
 
 
-@pytest.mark.parametrize("make", LOSSLESS.values(), ids=LOSSLESS)
+@pytest.mark.parametrize("make", [*LOSSLESS.values(), bert], ids=[*LOSSLESS, "bert"])
 def test_continuing_tokens_is_continuing_their_text(make: Callable[[], PreTrainedTokenizerFast]) -> None:
     tokenizer = make()
     boundary = Boundary(tokenizer)

@@ -77,6 +77,13 @@ def test_an_answer_outside_all_generation_blocks_is_refused() -> None:
     assert "message 4 stands in none of them" in refusal(byte_level(chat_template=template), CHAT)
 
 
+def test_a_header_is_not_learnt_where_the_generation_prompt_is_missing() -> None:
+    asked = ASKED.replace("add_generation_prompt", "add_generation_prompt and messages[-1].role == 'user'")
+    tokenizer = byte_level(chat_template=each(TURN, asked))
+    chat = messages(("u", "Hi"), ("a", "Blue"), ("t", "0"), ("a", "Red"))
+    assert learnt_runs(tokenizer, chat) == [["Blue<|im_end|>", "Red<|im_end|>"]]
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
@@ -90,7 +97,7 @@ def test_an_answer_outside_all_generation_blocks_is_refused() -> None:
             "leaves out content of message 4",
         ),
         (
-            "{{ '<|im_start|>' + m.role + '\n' + m.content + (' short' if m.content | length < 9 else '') + '<|im_end|>\n' }}",
+            "{{ '<|im_start|>' + m.role + '\n' + m.content + (' short' if m.content | length < 9 else '') }}<|im_end|>",
             "depends on its text",
         ),
         ("{% if m.role != 'assistant' %}" + TURN + "{% endif %}", "leaves out content of message 4"),

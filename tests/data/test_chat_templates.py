@@ -152,6 +152,11 @@ def test_reasoning_is_learnt_where_the_template_keeps_it() -> None:
     assert learnt_runs(tokenizer_of("chatml"), REASONED) == [["<think>\nhm\n</think>\n\nBlue<|im_end|>"]]
 
 
+def test_reasoning_without_an_answer_is_learnt_with_its_end() -> None:
+    chat = messages(("u", "Hi"), ("a", "<think>\nhm\n</think>\n\n"))
+    assert learnt_runs(tokenizer_of("qwen3"), chat) == [["<think>\nhm\n</think>\n\n<|im_end|>"]]
+
+
 def test_reasoning_starts_behind_what_the_prompt_opens() -> None:
     assert learnt_runs(tokenizer_of("qwen3_thinking"), REASONED) == [["hm\n</think>\n\nBlue<|im_end|>"]]
 

@@ -84,9 +84,10 @@ def test_tables_of_pandas_are_read_or_refused_with_the_remedy(tmp_path: Path) ->
     frame.to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
     assert read_jsonl(tmp_path / "rows.jsonl").read([0, 1]) == ROWS
     for suffix in (".json", ".jsonl"):
-        frame.to_json(tmp_path / f"rows{suffix}", indent=1)
-        with pytest.raises(ValueError, match=r'to_json\(orient="records"\)'):
-            lines(tmp_path, (tmp_path / f"rows{suffix}").read_text(), suffix)
+        for indent in (None, 1):
+            frame.to_json(tmp_path / f"rows{suffix}", indent=indent)
+            with pytest.raises(ValueError, match=r'to_json\(orient="records"\)'):
+                lines(tmp_path, (tmp_path / f"rows{suffix}").read_text(), suffix)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return byte_level(bos="<s>")
 
 
+def with_token(name: str) -> Callable[[PreTrainedTokenizerFast], Any]:
+    return lambda tokenizer: setattr(tokenizer, f"{name}_token", "<|im_start|>")
+
+
 def with_class(tokenizer: PreTrainedTokenizerFast) -> None:
     class Other(PreTrainedTokenizerFast):
         pass
@@ -47,10 +51,7 @@ def with_normaliser(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 CHANGES: dict[str, Callable[[PreTrainedTokenizerFast], Any]] = {
-    **{
-        f"{name}_token": lambda tokenizer, name=name: setattr(tokenizer, f"{name}_token", "<|im_start|>")
-        for name in ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
-    },
+    **{f"{name}_token": with_token(name) for name in ("bos", "eos", "pad", "unk", "sep", "cls", "mask")},
     "a named token of the model's own": with_named_token,
     "extra special tokens": lambda tokenizer: setattr(tokenizer, "extra_special_tokens", ["<|im_start|>"]),
     "an added token": lambda tokenizer: tokenizer.add_tokens("<new>"),
@@ -97,7 +98,7 @@ def test_neither_place_nor_use_is_in_the_digest(tmp_path: Path) -> None:
 
 
 def test_code_that_comes_with_a_model_is_in_the_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = []
+    found: list[str] = []
     for number in (1, 1, 2):
         folder = tmp_path / f"place{len(found)}" / "transformers_modules"
         folder.mkdir(parents=True)
@@ -132,7 +133,7 @@ def rows(tmp_path: Path) -> Path:
 
 
 def parts(rows: Path, **keys: Any) -> dict[str, Any]:
-    data = DataConfig(**{"name": str(rows), "num_eval": 2} | keys)
+    data = DataConfig.model_validate({"name": str(rows), "num_eval": 2} | keys)
     return made_from(data, open_sources(data, tokenizer()), tokenizer())
 
 
@@ -186,7 +187,7 @@ def test_versions_of_libraries_count(rows: Path, package: str, monkeypatch: pyte
     assert parts(rows) != before
 
 
-def test_a_changed_module_changes_the_key(tmp_path: Path) -> None:
+def test_a_changed_module_changes_the_key(tmp_path: Path, rows: Path) -> None:
     copied = tmp_path / "loragrid"
     for room in ROOMS:
         path = PACKAGE / room
@@ -195,7 +196,7 @@ def test_a_changed_module_changes_the_key(tmp_path: Path) -> None:
         else:
             shutil.copy(path, copied / room)
     before = code_digest(copied)
-    assert before == code_digest(PACKAGE)
+    assert before == code_digest(PACKAGE) == parts(rows)["code"]
     for module in ("data/boundary.py", "data/chat.py", "trials/skip_reasons.py", "formatting.py"):
         with (copied / module).open("a", encoding="utf-8") as file:
             file.write("# changed\n")

@@ -98,7 +98,8 @@ def test_share_gpt_becomes_messages(recognised: Recognised) -> None:
     turns = [("system", "s"), ("human", "q"), ("function_call", '{"name": "f", "arguments": {"a": 1}}')]
     turns += [("observation", "3"), ("gpt", "a")]
     conversation = [{"from": role, "value": text, "weight": None} for role, text in turns]
-    shape, (row,) = recognised([{"conversations": conversation, "id": 1, "tools": json.dumps(TOOLS)}])
+    given: dict[str, Any] = {"conversations": conversation, "id": 1, "tools": json.dumps(TOOLS)}
+    shape, (row,) = recognised([given])
     assert shape.described == "ShareGPT (conversations, tools); not used: id"
     assert isinstance(row, dict)
     assert row["tools"] == TOOLS
@@ -109,8 +110,7 @@ def test_share_gpt_becomes_messages(recognised: Recognised) -> None:
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_tools_go_to_the_rows_that_have_them(recognised: Recognised, suffix: str) -> None:
-    rows = [{"messages": CHAT, "tools": TOOLS}, {"messages": CHAT, "tools": None}, {"messages": CHAT, "tools": []}]
-    _, found = recognised(rows, suffix)
+    _, found = recognised([{"messages": CHAT, "tools": tools} for tools in (TOOLS, None, [])], suffix)
     assert found == [{"messages": CHAT, "tools": TOOLS}, {"messages": CHAT}, {"messages": CHAT}]
     assert fault(recognised([{"messages": CHAT, "tools": "lookup"}])[1][0]) == (
         "tools: 'lookup': not a list of tools, each an object"

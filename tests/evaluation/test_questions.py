@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from loragrid.config.experiment import DataConfig, ModelConfig
 from loragrid.data.dataset import TokenizedData, load_data, pad_rows
+from loragrid.data.labelled_tokens import LabelledTokens
 from loragrid.data.tokenization import PairTokenizer
 from loragrid.evaluation.questions import TokenizedQuestions, questions_of
 from loragrid.evaluation.task_scorer import TaskScorer
@@ -31,8 +32,11 @@ PROMPTS = ["Review: good\nLabel:", "Review: good\nLabel: ", "x", "A long one. " 
 
 
 def rows_of(tokenizer: PreTrainedTokenizerFast, *rows: dict[str, str]) -> TokenizedData:
-    tokens = [row for tokenized in PairTokenizer(tokenizer).tokenize(rows) for row in tokenized]
-    padded = pad_rows(tokens, 0)  # type: ignore[arg-type]
+    tokens: list[LabelledTokens] = []
+    for tokenized in PairTokenizer(tokenizer).tokenize(rows):
+        assert isinstance(tokenized, tuple), tokenized
+        tokens += tokenized
+    padded = pad_rows(tokens, 0)
     return TokenizedData(train=padded, evaluation=padded, test=padded, skipped={}, digest="", num_source_rows=len(rows))
 
 

@@ -9,6 +9,8 @@ from torch import nn
 
 from loragrid_methods import LayerShape, get_method
 from loragrid_methods.full import BaseStack, decayed_names
+from tests.support import odd_bases
+from tests.support.odd_bases import OddBase
 from tests.support.pack_training import (
     Member,
     PackRun,
@@ -172,3 +174,18 @@ def test_tied_weights_count_and_train_once() -> None:
 def test_full_counts_the_whole_base() -> None:
     count = get_method("full")().num_parameters([LayerShape(name="q", in_features=2, out_features=3)], 1234)
     assert (count.trainable, count.stored, count.shared) == (1234, 1234, 0)
+
+
+def test_weights_that_text_never_reaches_stay_and_do_not_count() -> None:
+    """Weight decay alone would shrink them."""
+    base = OddBase(odd_bases.NoGradient).double()
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    run = PackRun(base, [Member(method=small_method("full"), weight_decay=0.5, lr=0.1)])
+    run.train(3)
+    still = {name for name, tensor in base.state_dict().items() if torch.equal(tensor, before[name])}
+    assert still == {name for name in before if name.startswith("vision.") or "chooser" in name}
+    num_all = sum(tensor.numel() for tensor in before.values())
+    count = run.members[0].method.num_parameters(run.pack.layers, num_all)
+    assert count.stored == num_all
+    assert count.trainable == num_all - sum(before[name].numel() for name in still)
+    assert sum(parameter.numel() for parameter in run.pack.trainable_parameters()) == count.trainable

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from loragrid_methods import LayerShape
-from loragrid_methods.stacks.targets import adaptable_layers, select_layers
+from loragrid_methods.stacks.targets import Targets, adaptable_layers, select_layers
 from tests.support.pack_training import TinyModel
 
 LAYERS = [
@@ -18,17 +18,100 @@ LAYERS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "targets",
-    ["all-linear", ["q_proj"], ["q_proj", "self_attn.v_proj"], r".*layers\.1\..*_proj", ["model.layers.0.mlp.up_proj"]],
-    ids=str,
-)
-def test_the_selection_is_pefts(tiny_llama_dir: Path, targets: str | list[str]) -> None:
+CASES: list[dict[str, Any]] = [
+    {"target_modules": "all-linear"},
+    {"target_modules": "All-Linear"},
+    {"target_modules": ("q_proj",)},
+    {"target_modules": ("q_proj", "self_attn.v_proj")},
+    {"target_modules": r".*layers\.1\..*_proj"},
+    {"target_modules": ("model.layers.0.mlp.up_proj",)},
+    {"target_modules": ("q_proj", "v_proj"), "layers_to_transform": 1},
+    {"target_modules": ("q_proj", "v_proj"), "layers_to_transform": (0, 1)},
+    {"target_modules": ("q_proj", "up_proj"), "layers_to_transform": (1,), "layers_pattern": "layers"},
+    {"target_modules": ("q_proj", "up_proj"), "layers_to_transform": (0,), "layers_pattern": ("h", "layers")},
+    {"target_modules": ("q_proj", "model.layers.0.mlp.up_proj"), "layers_to_transform": (1,)},
+    {"target_modules": "all-linear", "exclude_modules": ("down_proj",)},
+    {"target_modules": "all-linear", "exclude_modules": ("self_attn.q_proj", "model.layers.0.mlp.up_proj")},
+    {"target_modules": "all-linear", "exclude_modules": r".*\.0\..*"},
+    {"target_modules": ("q_proj", "v_proj"), "exclude_modules": ("layers.0.self_attn.v_proj",)},
+    {"target_modules": r".*_proj", "exclude_modules": r".*mlp.*"},
+    {"target_modules": ("q_proj", "k_proj"), "layers_to_transform": (0,), "exclude_modules": ("k_proj",)},
+]
+"""Settings that PEFT accepts for a Llama, too."""
+
+
+def peft_config(settings: dict[str, Any]) -> LoraConfig:
+    given: dict[str, Any] = {key: [*value] if isinstance(value, tuple) else value for key, value in settings.items()}
+    return LoraConfig(**given)
+
+
+@pytest.mark.parametrize("settings", CASES, ids=str)
+def test_the_selection_is_pefts(tiny_llama_dir: Path, settings: dict[str, Any]) -> None:
     base: Any = AutoModelForCausalLM.from_pretrained(tiny_llama_dir)
-    ours = select_layers(targets, adaptable_layers(base, base.get_output_embeddings()))
-    model = get_peft_model(base, LoraConfig(target_modules=targets))
+    ours = Targets(**settings).select(adaptable_layers(base, base.get_output_embeddings()))
+    model = get_peft_model(base, peft_config(settings))
     theirs = [name for name, module in model.named_modules() if hasattr(module, "base_layer")]
     assert [f"base_model.model.{layer.name}" for layer in ours] == theirs
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": "q_proj"},
+        {"target_modules": ("self_attn",)},
+        {"target_modules": ("norm",)},
+        {"target_modules": r".*self_attn.*"},
+        {"target_modules": r".*layers\.1\..*"},
+        {"target_modules": r".*_proj", "layers_to_transform": (0,)},
+        {"target_modules": ("q_proj",), "layers_pattern": "layers"},
+        {"target_modules": ("q_proj",), "layers_to_transform": (7,)},
+        {"target_modules": ("q_proj",), "layers_to_transform": (0,), "layers_pattern": "h"},
+        {"target_modules": ("q_proj",), "exclude_modules": ("q_proj",)},
+    ],
+    ids=str,
+)
+def test_what_peft_refuses_is_refused(tiny_llama_dir: Path, settings: dict[str, Any]) -> None:
+    base: Any = AutoModelForCausalLM.from_pretrained(tiny_llama_dir)
+    layers = adaptable_layers(base, base.get_output_embeddings())
+    with pytest.raises(ValueError, match=r"^(target_modules|layers_to_transform|layers_pattern): "):
+        Targets(**settings).select(layers)
+    with pytest.raises(ValueError):  # noqa: PT011  # PEFT's own words
+        get_peft_model(base, peft_config(settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_modules": ("q_proj", "q_porj")}, r"'q_porj' matches no layer; .*Did you mean 'q_proj'\?"),
+        ({"target_modules": ("q_proj", "q_proj")}, r"target_modules: 'q_proj' is named twice"),
+        ({"target_modules": ("q_proj", "")}, r"target_modules: '' is not allowed"),
+        ({"target_modules": "q_proj, v_proj"}, r"so list last parts: \[q_proj, v_proj\]"),
+        ({"target_modules": ("lm_head",)}, r"lm_head \(it is the head, whose weight the loss multiplies"),
+        ({"target_modules": r".*(q_proj|lm_head)"}, r"lm_head \(it is the head"),
+        ({"target_modules": ("embed_tokens", "q_proj")}, r"embed_tokens \(it is no linear layer \(Embedding\)\)"),
+        ({"exclude_modules": ("w_proj",)}, r"exclude_modules: 'w_proj' excludes none of the layers"),
+        ({"exclude_modules": r"(w_proj"}, r"exclude_modules: '\(w_proj' is not a valid regular expression"),
+        ({"layers_to_transform": (0, 9)}, r"layers_to_transform: no target is in layer 9; allowed: 0 to 1"),
+        ({"layers_to_transform": ()}, r"layers_to_transform: \(\) is not allowed"),
+        ({"layers_to_transform": -1}, r"layers_to_transform: -1 is not allowed; .* counted from 0"),
+        ({"layers_to_transform": (1, 1)}, r"layers_to_transform: \(1, 1\) is not allowed; .* each once"),
+        ({"target_modules": r".*_proj", "layers_to_transform": 0}, r"write the numbers into the expression"),
+        ({"layers_pattern": "layers"}, r"layers_pattern: .* only together with layers_to_transform"),
+    ],
+    ids=str,
+)
+def test_a_refusal_says_what_to_write_instead(tiny_llama_dir: Path, settings: dict[str, Any], message: str) -> None:
+    base: Any = AutoModelForCausalLM.from_pretrained(tiny_llama_dir)
+    with pytest.raises(ValueError, match=message):
+        Targets(**settings).select(adaptable_layers(base, base.get_output_embeddings()))
+
+
+def test_layer_numbers_limit_all_linear_too(tiny_llama_dir: Path) -> None:
+    """PEFT refuses this pair of settings; here it means what it says."""
+    base: Any = AutoModelForCausalLM.from_pretrained(tiny_llama_dir)
+    chosen = Targets(layers_to_transform=1).select(adaptable_layers(base, base.get_output_embeddings()))
+    assert len(chosen) == 7
+    assert all(layer.name.startswith("model.layers.1.") for layer in chosen)
 
 
 def test_layers_have_their_shapes_whichever_way_the_weight_is_stored(tiny_gpt2_dir: Path) -> None:

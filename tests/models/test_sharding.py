@@ -111,7 +111,7 @@ def test_a_sharded_base_trains_to_the_whole_bases_curves(trained: Trained) -> No
         for (trials, _), ours, theirs in zip(packs, sharded.packs, whole.packs, strict=True):
             for member, trial in enumerate(trials):
                 records, expected = ours.records[member], theirs.records[member]
-                assert records.keys() == expected.keys() == set(range(trial.training.steps + 1))
+                assert records.keys() == expected.keys() == set(range(trial.training.num_steps + 1))
                 for step, record in records.items():
                     assert largest_difference(record, expected[step]) <= trained.tolerance, (trial.trial_id, step)
                 difference = largest_difference(ours.weights[member], theirs.weights[member])
@@ -172,7 +172,7 @@ def test_exports_from_a_sharded_base_keep_their_loss(trained: Trained, tmp_path:
         if trial.method.name in seen or not trial.method.peft_config():
             continue
         seen.add(trial.method.name)
-        expected = trained.sharded[0].packs[0].records[member][trial.training.steps]["eval/loss"]
+        expected = trained.sharded[0].packs[0].records[member][trial.training.num_steps]["eval/loss"]
         adapter = trained.folder / "0" / f"{member}"
         loaded = PeftModel.from_pretrained(setup.base(), adapter, autocast_adapter_dtype=False).to(setup.base().dtype)
         assert evaluation_loss(loaded, setup.rows.evaluation) == pytest.approx(expected, rel=10 * trained.tolerance)

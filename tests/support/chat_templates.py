@@ -51,10 +51,12 @@ QWEN2_5 = (
 )
 
 QWEN3 = (
-    "{%- set ns = namespace(last=0) %}{%- for m in messages %}{%- if m.role == 'user' %}{%- set ns.last = loop.index0 %}"
+    "{%- set ns = namespace(last=0) %}{%- for m in messages %}{%- if m.role == 'user' %}"
+    "{%- set ns.last = loop.index0 %}"
     "{%- endif %}{%- endfor %}{%- for m in messages %}{%- if m.role == 'assistant' %}{%- set text = m.content %}"
     "{%- set thought = '' %}{%- if m.reasoning_content is string %}{%- set thought = m.reasoning_content %}"
-    "{%- elif '</think>' in text %}{%- set thought = text.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}"
+    "{%- elif '</think>' in text %}"
+    "{%- set thought = text.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}"
     "{%- set text = text.split('</think>')[-1].lstrip('\n') %}{%- endif %}"
     "{%- if loop.index0 > ns.last and (loop.last or thought) %}"
     "{{- '<|im_start|>assistant\n<think>\n' + thought.strip('\n') + '\n</think>\n\n' + text.lstrip('\n') }}"
@@ -69,12 +71,14 @@ LLAMA_2 = (
     "{% set system = '<<SYS>>\n' + messages[0].content + '\n<</SYS>>\n\n' %}{% else %}{% set rest = messages %}"
     "{% set system = '' %}{% endif %}{% for m in rest %}"
     "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
-    "{% if m.role == 'user' %}{{ bos_token + '[INST] ' + (system if loop.first else '') + m.content.strip() + ' [/INST]' }}"
+    "{% if m.role == 'user' %}{{ bos_token + '[INST] ' + (system if loop.first else '') + m.content.strip()"
+    " + ' [/INST]' }}"
     "{% else %}{{ ' ' + m.content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
 
 LLAMA_3 = (
-    "{% for m in messages %}{% set text = '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim "
+    "{% for m in messages %}{% set text = '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n'"
+    " + m.content | trim "
     "+ '<|eot_id|>' %}{% if loop.first %}{% set text = bos_token + text %}{% endif %}{{ text }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
@@ -85,15 +89,19 @@ LLAMA_3_ALWAYS = LLAMA_3.replace("{% if add_generation_prompt %}", "").removesuf
 LLAMA_3_1 = (
     "{{- bos_token }}{%- if not date_string is defined %}{%- if strftime_now is defined %}"
     "{%- set date_string = strftime_now('%d %b %Y') %}{%- else %}{%- set date_string = '26 Jul 2024' %}{%- endif %}"
-    "{%- endif %}{%- set system = '' %}{%- if messages[0].role == 'system' %}{%- set system = messages[0].content | trim %}"
+    "{%- endif %}{%- set system = '' %}{%- if messages[0].role == 'system' %}"
+    "{%- set system = messages[0].content | trim %}"
     "{%- set messages = messages[1:] %}{%- endif %}"
-    "{{- '<|start_header_id|>system<|end_header_id|>\n\nToday Date: ' + date_string + '\n\n' + system + '<|eot_id|>' }}"
+    "{{- '<|start_header_id|>system<|end_header_id|>\n\nToday Date: ' + date_string + '\n\n' + system"
+    " + '<|eot_id|>' }}"
     "{%- if tools is defined and tools is not none %}{%- set first = messages[0].content | trim %}"
     "{%- set messages = messages[1:] %}{{- '<|start_header_id|>user<|end_header_id|>\n\nFunctions:\n' }}"
-    "{%- for tool in tools %}{{- tool | tojson(indent=4) }}{{- '\n\n' }}{%- endfor %}{{- first + '<|eot_id|>' }}{%- endif %}"
+    "{%- for tool in tools %}{{- tool | tojson(indent=4) }}{{- '\n\n' }}{%- endfor %}{{- first"
+    " + '<|eot_id|>' }}{%- endif %}"
     "{%- for m in messages %}{%- if not (m.role == 'ipython' or m.role == 'tool' or 'tool_calls' in m) %}"
     "{{- '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' }}"
-    "{%- elif 'tool_calls' in m %}{%- if m.tool_calls | length != 1 %}{{- raise_exception('one tool-call at once!') }}"
+    "{%- elif 'tool_calls' in m %}{%- if m.tool_calls | length != 1 %}"
+    "{{- raise_exception('one tool-call at once!') }}"
     "{%- endif %}{%- set call = m.tool_calls[0].function %}"
     '{{- \'<|start_header_id|>assistant<|end_header_id|>\n\n{"name": "\' + call.name + \'", "parameters": \' }}'
     "{{- call.arguments | tojson }}{{- '}<|eot_id|>' }}"
@@ -106,19 +114,25 @@ MISTRAL_NEMO = (
     "{%- if messages[0].role == 'system' %}{%- set system = messages[0].content %}{%- set rest = messages[1:] %}"
     "{%- else %}{%- set rest = messages %}{%- endif %}"
     "{%- set asked = rest | selectattr('role', 'equalto', 'user') | list %}{{- bos_token }}{%- for m in rest %}"
-    "{%- if m.role == 'user' %}{%- if tools is not none and m == asked[-1] %}{{- '[AVAILABLE_TOOLS]' + (tools | tojson) "
+    "{%- if m.role == 'user' %}{%- if tools is not none and m == asked[-1] %}{{- '[AVAILABLE_TOOLS]'"
+    " + (tools | tojson) "
     "+ '[/AVAILABLE_TOOLS]' }}{%- endif %}{%- if loop.last and system is defined %}"
-    "{{- '[INST]' + system + '\n\n' + m.content + '[/INST]' }}{%- else %}{{- '[INST]' + m.content + '[/INST]' }}{%- endif %}"
-    "{%- elif m.tool_calls is defined and m.tool_calls is not none %}{{- '[TOOL_CALLS][' }}{%- for call in m.tool_calls %}"
+    "{{- '[INST]' + system + '\n\n' + m.content + '[/INST]' }}{%- else %}{{- '[INST]' + m.content"
+    " + '[/INST]' }}{%- endif %}"
+    "{%- elif m.tool_calls is defined and m.tool_calls is not none %}{{- '[TOOL_CALLS][' }}"
+    "{%- for call in m.tool_calls %}"
     "{%- set out = call.function | tojson %}{{- out[:-1] }}"
-    "{%- if call.id is not defined or call.id | length != 9 %}{{- raise_exception('Tool call IDs should have length 9!') }}"
-    "{%- endif %}{{- ', \"id\": \"' + call.id + '\"}' }}{%- if not loop.last %}{{- ', ' }}{%- else %}{{- ']' + eos_token }}"
+    "{%- if call.id is not defined or call.id | length != 9 %}"
+    "{{- raise_exception('Tool call IDs should have length 9!') }}"
+    "{%- endif %}{{- ', \"id\": \"' + call.id + '\"}' }}{%- if not loop.last %}{{- ', ' }}{%- else %}{{- ']'"
+    " + eos_token }}"
     "{%- endif %}{%- endfor %}{%- elif m.role == 'assistant' %}{{- m.content + eos_token }}"
     "{%- elif m.role == 'tool' %}{{- '[TOOL_RESULTS]' + m.content + '[/TOOL_RESULTS]' }}{%- endif %}{%- endfor %}"
 )
 
 GEMMA_2 = (
-    "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}"
     "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('Conversation roles must alternate') }}{% endif %}"
     "{% if m.role == 'assistant' %}{% set role = 'model' %}{% else %}{% set role = m.role %}{% endif %}"
@@ -128,12 +142,15 @@ GEMMA_2 = (
 
 GEMMA_3 = (
     "{{ bos_token }}{%- if messages[0].role == 'system' -%}{%- if messages[0].content is string -%}"
-    "{%- set prefix = messages[0].content + '\n\n' -%}{%- else -%}{%- set prefix = messages[0].content[0].text + '\n\n' -%}"
-    "{%- endif -%}{%- set rest = messages[1:] -%}{%- else -%}{%- set prefix = '' -%}{%- set rest = messages -%}{%- endif -%}"
+    "{%- set prefix = messages[0].content + '\n\n' -%}{%- else -%}{%- set prefix = messages[0].content[0].text"
+    " + '\n\n' -%}"
+    "{%- endif -%}{%- set rest = messages[1:] -%}{%- else -%}{%- set prefix = '' -%}{%- set rest = messages -%}"
+    "{%- endif -%}"
     "{%- for m in rest -%}{%- set role = 'model' if m.role == 'assistant' else m.role -%}"
     "{{ '<start_of_turn>' + role + '\n' + (prefix if loop.first else '') }}{%- if m.content is string -%}"
     "{{ m.content | trim }}{%- else -%}{%- for part in m.content -%}{%- if part.type == 'image' -%}"
-    "{{ '<start_of_image>' }}{%- elif part.type == 'text' -%}{{ part.text | trim }}{%- endif -%}{%- endfor -%}{%- endif -%}"
+    "{{ '<start_of_image>' }}{%- elif part.type == 'text' -%}{{ part.text | trim }}{%- endif -%}{%- endfor -%}"
+    "{%- endif -%}"
     "{{ '<end_of_turn>\n' }}{%- endfor -%}{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}"
 )
 
@@ -156,8 +173,10 @@ R1 = (
 
 DEEPSEEK_V3 = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}{% elif m.role == 'user' %}"
-    "{{ '<｜User｜>' + m.content }}{% elif m.role == 'tool' %}{{ '<｜tool▁output▁begin｜>' + m.content + '<｜tool▁output▁end｜>' }}"
-    "{% elif m.tool_calls %}{{ '<｜Assistant｜>' + (m.content or '') + '<｜tool▁calls▁begin｜>' }}{% for call in m.tool_calls %}"
+    "{{ '<｜User｜>' + m.content }}{% elif m.role == 'tool' %}{{ '<｜tool▁output▁begin｜>' + m.content"
+    " + '<｜tool▁output▁end｜>' }}"
+    "{% elif m.tool_calls %}{{ '<｜Assistant｜>' + (m.content or '') + '<｜tool▁calls▁begin｜>' }}"
+    "{% for call in m.tool_calls %}"
     "{{ '<｜tool▁call▁begin｜>function<｜tool▁sep｜>' + call.function.name + '\n```json\n' + call.function.arguments "
     "+ '\n```<｜tool▁call▁end｜>' }}{% endfor %}{{ '<｜tool▁calls▁end｜><｜end▁of▁sentence｜>' }}"
     "{% else %}{{ '<｜Assistant｜>' + m.content + '<｜end▁of▁sentence｜>' }}{% endif %}{% endfor %}"
@@ -171,15 +190,18 @@ HARMONY = (
     "{%- set rest = messages[1:] %}{%- else %}{%- set rest = messages %}{%- endif %}"
     "{%- for m in rest -%}{%- if m.role == 'assistant' -%}{%- if 'tool_calls' in m -%}"
     "{%- set call = m.tool_calls[0].function -%}"
-    "{%- if m.thinking %}{{- '<|start|>assistant<|channel|>analysis<|message|>' + m.thinking + '<|end|>' }}{%- endif %}"
+    "{%- if m.thinking %}{{- '<|start|>assistant<|channel|>analysis<|message|>' + m.thinking + '<|end|>' }}"
+    "{%- endif %}"
     "{{- '<|start|>assistant to=functions.' + call.name + '<|channel|>commentary json<|message|>' }}"
     "{{- call.arguments | tojson }}{{- '<|call|>' }}"
     "{%- elif loop.last and not add_generation_prompt -%}"
-    "{%- if m.thinking %}{{- '<|start|>assistant<|channel|>analysis<|message|>' + m.thinking + '<|end|>' }}{%- endif %}"
+    "{%- if m.thinking %}{{- '<|start|>assistant<|channel|>analysis<|message|>' + m.thinking + '<|end|>' }}"
+    "{%- endif %}"
     "{{- '<|start|>assistant<|channel|>final<|message|>' + m.content + '<|return|>' }}"
     "{%- else -%}{{- '<|start|>assistant<|channel|>final<|message|>' + m.content + '<|end|>' }}{%- endif -%}"
     "{%- elif m.role == 'tool' -%}"
-    "{{- '<|start|>functions to=assistant<|channel|>commentary<|message|>' }}{{- m.content | tojson }}{{- '<|end|>' }}"
+    "{{- '<|start|>functions to=assistant<|channel|>commentary<|message|>' }}{{- m.content | tojson }}"
+    "{{- '<|end|>' }}"
     "{%- else -%}{{- '<|start|>user<|message|>' + m.content + '<|end|>' }}{%- endif -%}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|start|>assistant' }}{%- endif -%}"
 )
@@ -189,7 +211,8 @@ COMMAND_R = (
     "{{ '<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>' + messages[0].content + '<|END_OF_TURN_TOKEN|>' }}{% else %}"
     "{% set rest = messages %}{% endif %}{% for m in rest %}{% if m.role == 'user' %}"
     "{{ '<|START_OF_TURN_TOKEN|><|USER_TOKEN|>' + m.content.strip() + '<|END_OF_TURN_TOKEN|>' }}{% else %}"
-    "{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' + m.content.strip() + '<|END_OF_TURN_TOKEN|>' }}{% endif %}{% endfor %}"
+    "{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' + m.content.strip() + '<|END_OF_TURN_TOKEN|>' }}{% endif %}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' }}{% endif %}"
 )
 
@@ -199,29 +222,36 @@ COMMAND_R7B = COMMAND_R.replace(
 )
 
 GRANITE = (
-    "{%- if messages[0].role == 'system' %}{%- set system = messages[0].content %}{%- set rest = messages[1:] %}{%- else %}"
+    "{%- if messages[0].role == 'system' %}{%- set system = messages[0].content %}"
+    "{%- set rest = messages[1:] %}{%- else %}"
     "{%- set system = 'You are Granite.' %}{%- set rest = messages %}{%- endif %}"
     "{{- '<|start_of_role|>system<|end_of_role|>' + system + '<|end_of_text|>\n' }}"
-    "{%- if tools %}{{- '<|start_of_role|>tools<|end_of_role|>' }}{{- tools | tojson(indent=4) }}{{- '<|end_of_text|>\n' }}"
-    "{%- endif %}{%- for m in rest %}{{- '<|start_of_role|>' + m.role + '<|end_of_role|>' + m.content + '<|end_of_text|>\n' }}"
-    "{%- if loop.last and add_generation_prompt %}{{- '<|start_of_role|>assistant<|end_of_role|>' }}{%- endif %}{%- endfor %}"
+    "{%- if tools %}{{- '<|start_of_role|>tools<|end_of_role|>' }}{{- tools | tojson(indent=4) }}"
+    "{{- '<|end_of_text|>\n' }}"
+    "{%- endif %}{%- for m in rest %}{{- '<|start_of_role|>' + m.role + '<|end_of_role|>' + m.content"
+    " + '<|end_of_text|>\n' }}"
+    "{%- if loop.last and add_generation_prompt %}{{- '<|start_of_role|>assistant<|end_of_role|>' }}"
+    "{%- endif %}{%- endfor %}"
 )
 
 SMOLLM3 = (
     "{%- set mode = '/no_think' %}{%- if messages[0].role == 'system' and '/think' in messages[0].content %}"
     "{%- set mode = '/think' %}{%- endif %}{{- '<|im_start|>system\nReasoning Mode: ' + mode + '\n' }}"
-    "{%- if messages[0].role == 'system' %}{{- messages[0].content.replace('/no_think', '').replace('/think', '').rstrip() }}"
+    "{%- if messages[0].role == 'system' %}"
+    "{{- messages[0].content.replace('/no_think', '').replace('/think', '').rstrip() }}"
     "{%- set rest = messages[1:] %}{%- else %}{%- set rest = messages %}{%- endif %}{{- '<|im_end|>\n' }}"
     "{%- for m in rest %}{%- if m.role == 'user' %}{{- '<|im_start|>user\n' + m.content + '<|im_end|>\n' }}"
     "{%- elif m.role == 'assistant' %}{% generation %}{%- if mode == '/think' %}"
     "{{- '<|im_start|>assistant\n' + m.content.lstrip('\n') + '<|im_end|>\n' }}{%- else %}"
     "{{- '<|im_start|>assistant\n<think>\n\n</think>\n' + m.content.lstrip('\n') + '<|im_end|>\n' }}{%- endif %}"
     "{% endgeneration %}{%- endif %}{%- endfor %}{%- if add_generation_prompt %}{%- if mode == '/think' %}"
-    "{{- '<|im_start|>assistant\n' }}{%- else %}{{- '<|im_start|>assistant\n<think>\n\n</think>\n' }}{%- endif %}{%- endif %}"
+    "{{- '<|im_start|>assistant\n' }}{%- else %}{{- '<|im_start|>assistant\n<think>\n\n</think>\n' }}"
+    "{%- endif %}{%- endif %}"
 )
 
 OLMO = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role != 'assistant' %}{{ '<|' + m.role + '|>\n' + m.content + '\n' }}"
+    "{{ bos_token }}{% for m in messages %}{% if m.role != 'assistant' %}{{ '<|' + m.role + '|>\n' + m.content"
+    " + '\n' }}"
     "{% elif not loop.last %}{{ '<|assistant|>\n' + m.content + eos_token + '\n' }}{% else %}"
     "{{ '<|assistant|>\n' + m.content + eos_token }}{% endif %}{% if loop.last and add_generation_prompt %}"
     "{{ '<|assistant|>\n' }}{% endif %}{% endfor %}"
@@ -229,22 +259,26 @@ OLMO = (
 
 VICUNA = (
     "{% if messages[0].role == 'system' %}{{ messages[0].content + ' ' }}{% set rest = messages[1:] %}{% else %}"
-    "{% set rest = messages %}{% endif %}{% for m in rest %}{% if m.role == 'user' %}{{ 'USER: ' + m.content.strip() + ' ' }}"
+    "{% set rest = messages %}{% endif %}{% for m in rest %}{% if m.role == 'user' %}{{ 'USER: '"
+    " + m.content.strip() + ' ' }}"
     "{% else %}{{ 'ASSISTANT: ' + m.content.strip() + eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 
 ALPACA = (
     "{% for m in messages %}{% if m.role == 'user' %}{{ '### Instruction:\n' + m.content + '\n\n' }}"
-    "{% elif m.role == 'assistant' %}{{ '### Response:\n' + m.content + '\n\n' }}{% else %}{{ m.content + '\n\n' }}{% endif %}"
+    "{% elif m.role == 'assistant' %}{{ '### Response:\n' + m.content + '\n\n' }}{% else %}{{ m.content"
+    " + '\n\n' }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
 )
 
 XML_TOOLS = (
     "{% if tools %}{{ '<|im_start|>system\n' + (tools | tojson) + '<|im_end|>\n' }}{% endif %}{% for m in messages %}"
     "{{ '<|im_start|>' + m.role + '\n' + (m.content or '') }}{% for call in m.tool_calls or [] %}"
-    "{{ '<tool_call>\n<function=' + call.function.name + '>\n' }}{% for name, value in call.function.arguments | items %}"
-    "{{ '<parameter=' + name + '>\n' + (value if value is string else value | tojson) + '\n</parameter>\n' }}{% endfor %}"
+    "{{ '<tool_call>\n<function=' + call.function.name + '>\n' }}"
+    "{% for name, value in call.function.arguments | items %}"
+    "{{ '<parameter=' + name + '>\n' + (value if value is string else value | tojson) + '\n</parameter>\n' }}"
+    "{% endfor %}"
     "{{ '</function>\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}" + _ASKED
 )
 

@@ -22,7 +22,7 @@ def stop_early_with_asha(experiment: lg.Experiment) -> tune.ResultGrid:
     """ASHA ends trials that fall behind (docs/how_to/python.md shows this function)."""
     from ray.tune.schedulers import ASHAScheduler
 
-    scheduler = ASHAScheduler(time_attr="step", grace_period=2, max_t=experiment.training.steps)
+    scheduler = ASHAScheduler(time_attr="step", grace_period=2, max_t=experiment.training.num_steps)
     tuner = tune.Tuner(
         lg.trainable(experiment),
         param_space={"method.name": "lora", "training.lr": tune.grid_search([1e-2, 1e-6])},

@@ -156,7 +156,7 @@ def run_pack(
         run.model,
         build_batches(trials, setup.rows, run.model.base.device, worker=worker, num_workers=num_workers),
         LoopSettings(
-            steps=trials[0].training.steps,
+            steps=trials[0].training.num_steps,
             report_every=report_every,
             eval_every=eval_every,
             checkpoint_every=checkpoint_every,

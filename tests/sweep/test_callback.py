@@ -303,9 +303,9 @@ def test_a_diverged_trial_marks_its_setting_until_the_end(
     experiment = the_plan.experiment.model_copy(update={"early_stopping": EarlyStoppingConfig(grace_steps=1)})
     previous = find_previous("recorded", f"sqlite:///{tmp_path / 'mlflow.db'}", None)
     assert previous is not None
-    mark_diverged_before(store, the_plan.experiment, previous)
+    mark_diverged_before(store, the_plan, previous)
     assert store.diverged_settings() == set(), "nothing is ranked without early stopping"
-    mark_diverged_before(store, experiment, previous)
+    mark_diverged_before(store, replace(the_plan, experiment=experiment), previous)
     assert store.diverged_settings() == {bad.setting_id}
 
 

@@ -168,4 +168,4 @@ def test_a_ray_that_ends_the_process_is_not_silent() -> None:
     assert done.returncode == 7
     first, last = done.stderr.strip().splitlines()
     assert first == "one line of C++"
-    assert last.startswith("Ray could not be started on this machine (no --address): Ray has ended this program; to ")
+    assert last.startswith("Ray could not be started on this machine (no --address): this program ended while Ray was ")

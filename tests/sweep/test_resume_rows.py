@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 import loragrid as lg
 from loragrid.data.dataset import TokenizedData
 from loragrid.data.record import data_tags
 from loragrid.planning.plan import Plan, plan
+from loragrid.planning.rows import read_rows
 from loragrid.sweep.record import open_recorder
 from loragrid.sweep.resume import refuse_other_rows
-from loragrid.sweep.rows import tokenize
 from loragrid.tracking.previous_run import PreviousSweep, RecordedRows
 from loragrid.trials.outcome import SweepOutcome
 from loragrid.trials.tags import DATA_DIGEST_TAG, MADE_FROM_TAG
@@ -37,7 +36,7 @@ def write(folder: Path, rows: list[dict[str, Any]]) -> str:
 
 
 def rows_of(the_plan: Plan) -> dict[Any, TokenizedData]:
-    return dict(tokenize(the_plan, Console(quiet=True)))
+    return dict(read_rows(the_plan.trials).tokenized)
 
 
 def record(settings: dict[str, Any]) -> None:

@@ -252,6 +252,28 @@ def test_a_tensor_without_gradient_is_found_from_step_two(setup: Setup) -> None:
     assert found[2:] == [{}] * (STEPS - 2)
 
 
+@pytest.mark.parametrize("tensor", ["lora_A", "lora_B"])
+def test_a_single_layer_without_gradient_is_found_and_named(setup: Setup, tensor: str) -> None:
+    found: list[dict[int, str]] = []
+
+    def starve(model: PackModel) -> None:
+        layer = model.pack.member_stacks(0)[0]["transformer.h.1.mlp.c_fc"]
+        layer.get_parameter(tensor).register_hook(lambda gradient: _without_member(gradient, 1))
+
+    def checked(model: PackModel) -> Callable[[], object]:
+        checks = InvariantChecks(model)
+        return lambda: found.append(checks.check())
+
+    run_pack(setup, [setup.trial("lora", seed=s) for s in range(2)], prepare=starve, check=checked, check_every=1)
+    assert found[:2] == [{}, {}]
+    what = f"'transformer.h.1.mlp.c_fc.{tensor}' should train but never had a gradient"
+    if tensor == "lora_B":  # without B, the layer's A has no gradient either; the first in the order of blocks is named
+        assert "transformer.h.1.mlp.c_fc.lora_" in found[2][1]
+    else:
+        assert found[2] == {1: f"invariant violated: {what}"}
+    assert found[2].keys() == {1}
+
+
 def _without_member(gradient: Tensor, member: int) -> Tensor:
     gradient = gradient.clone()
     gradient[member] = 0

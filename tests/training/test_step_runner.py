@@ -51,7 +51,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> type[StubStep]:
 def test_a_step_is_captured_once_and_then_replayed(setup: Setup, stub: type[StubStep]) -> None:
     trials, runner = mixed_trials(setup), StepRunner(ModeChoice(mode="graph", reason="test"))
     run = run_pack(setup, trials, compute=runner, eval_every=None)
-    steps = trials[0].training.steps
+    steps = trials[0].training.num_steps
     assert (stub.num_made, stub.num_replayed) == (1, steps - STEPS_BEFORE_CAPTURE)
     assert runner.mode == "graph"
     assert isinstance(run.model.evaluate_batch, CapturedEvaluation)

@@ -311,3 +311,16 @@ def test_one_label_for_two_methods_is_refused() -> None:
         experiment(methods=blocks)
     twice = [{"name": "lora", "label": "mine", "rank": rank} for rank in (4, 8)]
     assert {trial.label for trial in expand(experiment(methods=twice))} == {"mine"}
+
+
+def test_layer_numbers_can_be_an_axis_and_are_recorded_if_set() -> None:
+    trials = expand(experiment(grid={"method.layers_to_transform": [None, 3, [0, 1]]}))
+    recorded = [trial.parameters().get("method.layers_to_transform", "unset") for trial in trials]
+    assert recorded[:: len(trials) // 3] == ["unset", 3, "0,1"]
+    assert len({trial.setting_id for trial in trials}) == 3
+
+
+def test_unset_limits_of_targets_leave_trial_ids_as_they_were() -> None:
+    (trial, *_) = expand(experiment())
+    assert not {"method.layers_to_transform", "method.layers_pattern", "method.exclude_modules"} & {*trial.parameters()}
+    assert trial.method.hyperparameters()["exclude_modules"] is None

@@ -1,7 +1,7 @@
 """Lists the linear layers of a base that can be adapted, and says of every other module why it cannot."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 from weakref import WeakKeyDictionary
@@ -46,11 +46,19 @@ class OtherModule:
 
 
 class BaseLayers(list[LayerShape]):
-    """The adaptable layers of a base in the order of the model; `others` are its other modules, in the same order."""
+    """The adaptable layers of a base in the order of the model; `others` are its other modules, in the same order.
 
-    def __init__(self, layers: Iterable[LayerShape] = (), others: Iterable[OtherModule] = ()) -> None:
+    unmoved: the base's parameters that get no gradient from text -> their number of values.
+    """
+
+    def __init__(
+        self,
+        layers: Iterable[LayerShape] = (),
+        others: Iterable[OtherModule] = (),
+        unmoved: Mapping[str, int] | None = None,
+    ) -> None:
         super().__init__(layers)
-        self.others = tuple(others)
+        self.others, self.unmoved = tuple(others), dict(unmoved or {})
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -128,7 +136,12 @@ class _Sorting:
                 others.append(obstacle)
             else:
                 layers.append(_shape_of(name, module))
-        return BaseLayers(layers, others)
+        unmoved = {} if self._found.obstacle else self._unmoved()
+        return BaseLayers(layers, others, unmoved)
+
+    def _unmoved(self) -> dict[str, int]:
+        parameters = self._base.named_parameters()
+        return {name: parameter.numel() for name, parameter in parameters if name not in self._found.moved}
 
     def _obstacle(self, name: str, layer: nn.Module) -> OtherModule | None:
         """Why a linear layer is not adapted; None if it is adaptable."""

@@ -156,7 +156,10 @@ class Method(ABC):
         return True
 
     def peft_config(self) -> dict[str, Any]:
-        """The method's part of PEFT's `adapter_config.json`; empty when there is no adapter to export."""
+        """The method's part of PEFT's `adapter_config.json`; empty when there is no adapter to export.
+
+        The export replaces `target_modules` by the names of the layers that were adapted.
+        """
         return {}
 
     @classmethod

@@ -65,7 +65,7 @@ def check_adapter(
             raise ValueError(f"tensor {key!r} cannot be merged by this method; allowed: {', '.join(sorted(keys))}")
 
 
-def lora_of_two_pairs(rank: int) -> dict[str, Any]:
+def lora_of_two_pairs(rank: int, target_modules: str | tuple[str, ...]) -> dict[str, Any]:
     """The configuration of a LoRA of rank 2r and scaling 1; `scaled_pairs` multiplies the scalings into lora_B."""
     return {
         "peft_type": "LORA",
@@ -73,6 +73,7 @@ def lora_of_two_pairs(rank: int) -> dict[str, Any]:
         "lora_alpha": 2 * rank,
         "lora_dropout": 0.0,
         "use_rslora": False,
+        "target_modules": target_modules,
     }
 
 

@@ -2,7 +2,7 @@
 
 The pass runs on a copy of the base whose tensors have shapes but no data (torch's fake tensors), so it needs neither
 the base's weights nor its device, and it gives the same answer for a base on the meta device. This is the only module
-of the package that uses a private part of torch: `torch._subclasses.fake_tensor` (2.9 to 2.13). torch has no public
+of the package that uses a private part of torch: `torch._subclasses.fake_tensor` (tried with 2.13). torch has no public
 name for tensors that report a device and a shape and hold no data.
 """
 

@@ -86,6 +86,10 @@ def plan(
     file: ExperimentFile,
     set_: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    load: Annotated[
+        bool,
+        typer.Option("--load", help="Load each model's weights too, one model at a time, and check that it can train."),
+    ] = False,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="First time some real steps of every shape of pack on this machine.")
     ] = False,
@@ -93,26 +97,37 @@ def plan(
         float, typer.Option(help="The time after which --calibrate starts no further shape of pack, in seconds.")
     ] = 120.0,
 ) -> None:
-    """Print what would run: trials, parameter counts, packs, time. Loads no weights unless --calibrate is given."""
+    """Print what would run, on which rows: trials, parameter counts, packs, time.
+
+    It reads and tokenises the data, and refuses what run would refuse. It loads no weights unless --load or --calibrate
+    is given.
+    """
     # Refuse a bad file before the slow imports below.
     from loragrid.trials.load import load_experiment
 
     experiment = load_experiment(file, set_ or ())
     from loragrid.cli.plan_table import render_plan
-    from loragrid.planning.plan import plan as make_plan
+    from loragrid.planning.dry_run import prepare
+    from loragrid.planning.row_notes import row_notes
     from loragrid.sweep.forecast import forecast, gpu_memory_here, too_large
     from loragrid.sweep.noise_forecast import forecast_noise
 
     # Progress goes to stderr: with --json, stdout must hold only the JSON.
     progress = Console(stderr=True)
+    the_plan, rows = prepare(experiment, waiting=lambda sentence: say(progress, sentence, "dim"))
+    if load:
+        from loragrid.sweep.model_checks import check_loaded_models
+
+        check_loaded_models(the_plan, lambda sentence: say(progress, sentence, "dim"))
     the_plan, estimate = forecast(
-        make_plan(experiment), progress, calibrated=calibrate, budget_seconds=calibration_seconds
+        the_plan, progress, rows.tokenized if calibrate else None, budget_seconds=calibration_seconds
     )
     noise = forecast_noise(the_plan)
     if as_json:
         own = {
             "time_on_this_machine": estimate.to_dict(),
             "noise_floor": [one.to_dict() for one in noise],
+            "notes": row_notes(the_plan),
         }
         typer.echo(json.dumps(the_plan.to_dict() | own, indent=2))
     else:

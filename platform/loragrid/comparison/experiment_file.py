@@ -13,6 +13,7 @@ from loragrid.config.method_settings import AXIS_SECTIONS
 from loragrid.config.yaml_core import CoreDumper
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.store_uri import MAX_PARAMETER_LENGTH
+from loragrid.trials.lengths import LENGTHS
 
 EXPERIMENT_FILE = "experiment.yaml"
 """The artifact of the sweep's run that holds the experiment, with all overrides applied."""
@@ -45,6 +46,10 @@ def rebuild_experiment(parameters: Mapping[str, str]) -> str | None:
         # `grid` holds dotted keys of its own; every other section is one level deep.
         inner = mapping.setdefault(section, {}) if key else mapping
         inner[key or section] = _parse(text)
+    training = mapping.get("training", {})
+    for written, found in LENGTHS.items():
+        if training.get(written) is not None:
+            training.pop(found, None)  # computed from the written key; a file with both is refused
     return _to_yaml(mapping)
 
 

@@ -17,6 +17,7 @@ from loragrid.tracking.store_uri import Scalar, parse_parameter, sqlite_path
 from loragrid.trials.metrics import CURVE_METRICS, curve_keys, summary_metrics
 from loragrid.trials.outcome import STOPPED_EARLY
 from loragrid.trials.tags import (
+    FOUND_TAG,
     KIND_TAG,
     LABEL_TAG,
     METHOD_TAG,
@@ -122,7 +123,7 @@ def load_comparison(
     children = f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'"
     runs = list(search_runs(client, experiment.experiment_id, children, EARLIEST_FIRST))
     reserved = [*IDENTITY_COLUMNS, PHASE_COLUMN, *CLOSING_COLUMNS]
-    axes = varying_axes([_parameters(run) for run in runs], reserved)
+    axes = varying_axes([_parameters(run) for run in runs], reserved, found_in_all([run.data.tags for run in runs]))
     return Comparison(
         experiment_name=experiment_name,
         sweep=str(parent.info.run_name),
@@ -138,6 +139,12 @@ def load_comparison(
         sweep_parameters=dict(parent.data.params),
         sweep_metrics=dict(parent.data.metrics),
     )
+
+
+def found_in_all(tags: Iterable[Mapping[str, str]]) -> set[str]:
+    """Dotted paths of the parameters whose values every trial found in its rows; tags: of each trial's run."""
+    found = [set(json.loads(own.get(FOUND_TAG, "[]"))) for own in tags]
+    return set.intersection(*found) if found else set()
 
 
 def _find_experiment(client: "MlflowClient", name: str, tracking_uri: str) -> "Experiment":

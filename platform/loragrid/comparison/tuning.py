@@ -13,6 +13,7 @@ from loragrid.formatting import format_value, is_missing
 from loragrid.tracking.store_uri import Scalar
 
 BATCH_SIZE = "training.batch_size"
+EPOCHS = "training.epochs"
 
 
 def edge_sides(best: Setting, tried: Sequence[Setting], ladders: Collection[str] = ()) -> dict[str, str]:
@@ -57,6 +58,8 @@ def budget_words(comparison: Comparison, chosen: Mapping[str, Setting]) -> str:
     known = {name: size for name, size in sizes.items() if size is not None}
     if len(set(known.values())) < 2:
         return ""
+    if EPOCHS not in comparison.axes.values() and _parsed(comparison.sweep_parameters.get(EPOCHS, "")):
+        return ""  # the same epochs are the same rows, at every batch size
     steps = {name: _value_at(comparison, chosen[name], "training.steps") or 1 for name in known}
     rows = {name: size * steps[name] for name, size in known.items()}
     most, least = max(rows.values()), min(rows.values())
@@ -115,6 +118,8 @@ def _parsed(text: str) -> Any:
 def _takes_fractions(method: str, path: str) -> bool:
     """Whether the key accepts fractions; False if the method is not installed."""
     section, _, name = path.partition(".")
+    if path == EPOCHS:  # of which more cost more and teach more, as more steps do
+        return False
     if section == "training" and name in TrainingConfig.model_fields:
         declared = TrainingConfig.model_fields[name].annotation
     elif section == "method" and _is_installed(method):

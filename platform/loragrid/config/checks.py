@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from loragrid.config.execution import EarlyStoppingConfig
 from loragrid.config.method_settings import (
     AxisValue,
     check_value,
@@ -13,10 +14,10 @@ from loragrid.config.method_settings import (
     section_axis_types,
     sharding_obstacle,
 )
-from loragrid.config.sections import HOLDING_KEYS, METHOD_TRAINING_KEYS, OBSERVATION_KEYS
+from loragrid.config.sections import HOLDING_KEYS, METHOD_TRAINING_KEYS, OBSERVATION_KEYS, TrainingConfig
 from loragrid.config.task import task_problems
 from loragrid.schema.errors import ExperimentError, Problem, show_value, unknown
-from loragrid.schema.fields import MAX_SEED
+from loragrid.schema.fields import MAX_SEED, allowed_by
 
 if TYPE_CHECKING:
     from loragrid.config.experiment import Experiment
@@ -36,16 +37,36 @@ def problems_across_sections(experiment: "Experiment") -> list[Problem]:
     if experiment.task is not None:
         problems += task_problems(experiment.data, experiment.grid)
     problems += _confirm_problems(experiment)
+    problems += _length_problems(experiment)
     return [*problems, *_early_stopping_problems(experiment)]
 
 
+def _length_problems(experiment: "Experiment") -> Iterator[Problem]:
+    """The problem of an experiment in which no key and no axis says how long trials train."""
+    training = experiment.training
+    axes = {"training.steps", "training.epochs"} & experiment.grid.keys()
+    if training.steps is None and training.epochs is None and not axes:
+        yield missing_length()
+
+
+def missing_length() -> Problem:
+    """The problem of a training without a length."""
+    allowed = f"{allowed_by(TrainingConfig.model_fields['steps'].metadata)}; or training.epochs: a number above 0"
+    return Problem(key="training.steps", what="is missing", allowed=allowed.replace(", or null", ""))
+
+
 def _early_stopping_problems(experiment: "Experiment") -> Iterator[Problem]:
-    grace_steps = experiment.early_stopping.grace_steps if experiment.early_stopping else 0
     for steps in experiment.grid.get("training.steps", (experiment.training.steps,)):
-        if isinstance(steps, int) and grace_steps >= steps:
-            what = f"no trial of {steps} steps would ever be stopped"
-            key, allowed = "early_stopping.grace_steps", f"a whole number from 1 to {steps - 1}"
-            yield Problem(key=key, value=grace_steps, what=what, allowed=allowed)
+        if isinstance(steps, int):
+            yield from grace_problems(experiment.early_stopping, steps)
+
+
+def grace_problems(early_stopping: EarlyStoppingConfig | None, steps: int) -> Iterator[Problem]:
+    """The problem of an early stopping that would stop no trial of so many steps."""
+    if early_stopping is not None and early_stopping.grace_steps >= steps:
+        what = f"no trial of {steps} steps would ever be stopped"
+        key, allowed = "early_stopping.grace_steps", f"a whole number from 1 to {steps - 1}"
+        yield Problem(key=key, value=early_stopping.grace_steps, what=what, allowed=allowed)
 
 
 def _batch_sizes(experiment: "Experiment") -> list[int]:

@@ -159,7 +159,7 @@ def check_axis_shape(key: str, values: object) -> tuple[AxisValue, ...]:
         raise ExperimentError([Problem(key=key, what=what, allowed=f"at most {MAX_TRIALS}")])
     checked: list[AxisValue] = []
     for value in values:
-        plain = tuple(value) if isinstance(value, list | tuple) else value
+        plain = tuple(value) if isinstance(value, list | tuple) else _without_subclass(value)
         if isinstance(plain, Mapping) or (isinstance(plain, tuple) and not _is_plain_list(plain)):
             allowed = "numbers, text, true, false, null, or lists of text or of whole numbers"
             raise ExperimentError([Problem(key=key, value=value, what="cannot be a value of an axis", allowed=allowed)])
@@ -168,6 +168,14 @@ def check_axis_shape(key: str, values: object) -> tuple[AxisValue, ...]:
             raise ExperimentError([Problem(key=key, value=values, what=what, allowed="every value once")])
         checked.append(plain)
     return tuple(checked)
+
+
+def _without_subclass(value: object) -> Any:
+    """A number or text of its plain type: NumPy's float64 is a float that no file and no record can hold."""
+    for plain in (bool, int, float, str):
+        if isinstance(value, plain):
+            return value if type(value) is plain else plain(value)
+    return value
 
 
 def _is_plain_list(parts: tuple[Any, ...]) -> bool:

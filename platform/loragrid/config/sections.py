@@ -1,5 +1,6 @@
 """The sections that define a trial: model, data and training, with their defaults."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -15,6 +16,7 @@ from loragrid.schema.fields import (
     OptionalCount,
     OptionalCountOrZero,
     OptionalPositive,
+    OptionalShare,
     OptionalText,
     Positive,
     Revision,
@@ -191,11 +193,20 @@ class DataConfig(Section):
 class TrainingConfig(Section):
     """How every trial trains; the keys in MEMBER_TRAINING_KEYS can differ between the trials of one pack."""
 
-    steps: Annotated[Count, Unit("optimizer steps")] = Field(
-        description="Length of the training of one trial.", examples=[500]
+    steps: Annotated[OptionalCount, Unit("optimizer steps")] = Field(
+        default=None, description="Length of the training of one trial; null takes it from `epochs`.", examples=[500]
+    )
+    epochs: Annotated[OptionalPositive, Unit("passes over the train rows")] = Field(
+        default=None,
+        description="Length of the training in passes over the train rows, whole or not, in place of `steps`: rounded "
+        "up to whole steps of `batch_size` rows once the rows are known.",
+        examples=[3, 0.5],
     )
     batch_size: Annotated[Count, Unit("rows")] = Field(
-        default=8, description="Rows per optimizer step of one trial, over all workers.", examples=[16]
+        default=8,
+        description="Rows per optimizer step of one trial, over all workers and all micro batches: PEFT's and "
+        "transformers' per_device_train_batch_size x gradient_accumulation_steps x processes.",
+        examples=[16],
     )
     lr: Positive = Field(default=1e-3, description="Learning rate at the top of the schedule.", examples=[2e-4])
     schedule: Annotated[Literal["constant", "linear", "cosine"], Allowed("constant, linear, cosine")] = Field(
@@ -203,6 +214,12 @@ class TrainingConfig(Section):
     )
     warmup_steps: Annotated[CountOrZero, Unit("optimizer steps")] = Field(
         default=0, description="Steps in which the learning rate rises linearly to `lr`.", examples=[20]
+    )
+    warmup_ratio: Annotated[OptionalShare, Unit("share of the steps")] = Field(
+        default=None,
+        description="Warm-up as a share of the steps, rounded up to whole steps, in place of `warmup_steps`; null uses "
+        "`warmup_steps`.",
+        examples=[0.03],
     )
     weight_decay: NotNegative = Field(
         default=0.0, description="Decoupled weight decay of AdamW, per unit of learning rate.", examples=[0.01]
@@ -215,7 +232,9 @@ class TrainingConfig(Section):
     epsilon: Positive = Field(default=1e-8, description="Constant in AdamW's denominator.", examples=[1e-6])
     micro_batch_size: Annotated[OptionalCount, Unit("rows")] = Field(
         default=None,
-        description="Rows of each trial that a worker holds at once, summing gradients over the step; null holds all.",
+        description="Gradient accumulation: the rows of each trial that a worker holds at once, summing gradients over "
+        "the step (transformers' per_device_train_batch_size); null holds all. The accumulation steps are `batch_size` "
+        "over this and the number of workers.",
         examples=[2],
     )
     activation_checkpointing: Switch = Field(
@@ -261,12 +280,46 @@ class TrainingConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _check_warmup(self) -> "TrainingConfig":
-        if self.warmup_steps > self.steps:
+    def _check_lengths(self) -> "TrainingConfig":
+        problems = []
+        if self.steps is not None and self.epochs is not None:
+            what, allowed = f"training.steps is {self.steps} already", "one of the two: steps or epochs"
+            problems.append(Problem(key="epochs", value=self.epochs, what=what, allowed=allowed))
+        if self.warmup_ratio is not None and self.warmup_steps:
+            what = f"training.warmup_steps is {self.warmup_steps} already"
+            allowed = "one of the two: warmup_steps or warmup_ratio"
+            problems.append(Problem(key="warmup_ratio", value=self.warmup_ratio, what=what, allowed=allowed))
+        if self.steps is not None and self.warmup_steps > self.steps:
             what = f"longer than the training of {self.steps} steps"
             allowed = f"a whole number from 0 to {self.steps}"
-            raise ExperimentError([Problem(key="warmup_steps", value=self.warmup_steps, what=what, allowed=allowed)])
+            problems.append(Problem(key="warmup_steps", value=self.warmup_steps, what=what, allowed=allowed))
+        if problems:
+            raise ExperimentError(problems)
         return self
+
+    @property
+    def num_steps(self) -> int:
+        """The optimizer steps of a trial whose length is known; `in_steps` makes it known."""
+        assert self.steps is not None, "training.epochs is in steps once the rows are read, see trials/lengths.py"
+        return self.steps
+
+    def in_steps(self, num_rows: int) -> "TrainingConfig":
+        """The same training with its length and its warm-up in steps, on `num_rows` train rows.
+
+        Both are rounded up. As in transformers, `warmup_ratio` is a share of the steps.
+
+        Raises:
+            ExperimentError: the warm-up is longer than the training, or there are too many steps.
+        """
+        changes: dict[str, float | None] = {}
+        steps = self.steps
+        if steps is None:
+            assert self.epochs is not None, "an experiment has one of the two, see config/checks.py"
+            steps = ceiling(self.epochs * num_rows / self.batch_size)
+            changes |= {"steps": steps, "epochs": None}
+        if self.warmup_ratio is not None:
+            changes |= {"warmup_steps": ceiling(self.warmup_ratio * steps), "warmup_ratio": None}
+        return type(self).model_validate(self.model_dump() | changes) if changes else self
 
     def rows_at_once(self, num_workers: int) -> int:
         """The rows of one trial that each worker holds at once: a micro batch, or its whole share of the batch."""
@@ -277,7 +330,13 @@ class TrainingConfig(Section):
         return self.batch_size // num_workers
 
 
-MEMBER_TRAINING_KEYS = ("lr", "schedule", "warmup_steps", "weight_decay", "clip_norm")
+def ceiling(number: float) -> int:
+    """The next whole number; what only the rounding of floats lifts above a whole number is that number."""
+    nearest = round(number)
+    return nearest if math.isclose(number, nearest, rel_tol=1e-9) else math.ceil(number)
+
+
+MEMBER_TRAINING_KEYS = ("lr", "schedule", "warmup_steps", "warmup_ratio", "weight_decay", "clip_norm")
 """Training keys in which the trials of one pack may differ."""
 
 METHOD_TRAINING_KEYS = (*MEMBER_TRAINING_KEYS, "batch_size")

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from loragrid.config.experiment import DataConfig
 from loragrid.data.bad_rows import BadRow
-from loragrid.data.chat_messages import Chat, read_chat
+from loragrid.data.chat_messages import Chat, read_chat, text_of
+from loragrid.data.chat_rows import LearntChat, learnt_chats
 from loragrid.data.chat_template import ChatRefusedError, ChatTemplate, template_texts
 from loragrid.data.chat_tokens import ChatTokens
-from loragrid.data.chat_turns import LearntChat, TurnFinder, learnt_chats
+from loragrid.data.chat_turns import TurnFinder
 from loragrid.data.labelled_tokens import LabelledTokens, Tokenized
 from loragrid.trials.skip_reasons import EMPTY_TURNS, REWRITTEN, WITHOUT_LABELS, empty
 
@@ -73,6 +74,8 @@ class ChatTokenizer:
                 return [_whole(finder, chat)]
             if not chat.learnt:
                 return EMPTY_TURNS if chat.num_empty else WITHOUT_LABELS
+            if any(finder.template.special_token.search(text_of(message.get("content"))) for message in chat.messages):
+                chat = replace(chat, notes=(*chat.notes, "special_tokens_read"))
             return learnt_chats(finder, chat, self._data.turns) or REWRITTEN
         except ChatRefusedError as error:
             return BadRow(what=str(error), column=error.column)

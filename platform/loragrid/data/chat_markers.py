@@ -1,4 +1,4 @@
-"""Finds where a chat template writes the parts of a message: it renders the chat with a unique text in place of each."""
+"""Finds where a chat template writes the parts of a message, with a unique text in place of each."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence

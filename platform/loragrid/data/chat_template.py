@@ -2,10 +2,9 @@
 
 import datetime
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 from loragrid.config.local_path import local_path, reason_of
@@ -118,9 +117,9 @@ class ChatTemplate:
         self.tags = _tags(text)
         added = {str(token.content) for token in tokenizer.added_tokens_decoder.values()}
         ends = [str(tokenizer.eos_token)] if tokenizer.eos_token else []
-        names = sorted({*added, *ends} - {""}, key=len, reverse=True)
-        self.token = re.compile("|".join(map(re.escape, names)) or "(?!)")
+        self.token = any_of({*added, *ends})
         """Finds the tokenizer's added tokens, which no merge crosses, in a text."""
+        self.special_token = any_of(str(token) for token in tokenizer.all_special_tokens)
 
     def mentions(self, word: str) -> bool:
         """Whether the template's source contains a word."""
@@ -170,15 +169,16 @@ class ChatTemplate:
         """The character ranges that the template marks with `{% generation %}` in `render`'s text."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        _, found = render_jinja_template(
+        rendered: Any = render_jinja_template(
             conversations=[[dict(message) for message in messages]],
             tools=None if tools is None else [dict(tool) for tool in tools],
             chat_template=self._text,
             return_assistant_tokens_mask=True,
             add_generation_prompt=False,
-            **self.tokenizer.special_tokens_map,
+            **dict[str, Any](self.tokenizer.special_tokens_map),
         )
-        return [(int(start), int(end)) for start, end in found[0]]
+        (ranges,) = rendered[1]
+        return [(int(start), int(end)) for start, end in ranges]
 
     @cached_property
     def opening(self) -> Opening:
@@ -189,11 +189,12 @@ class ChatTemplate:
             answered = self.render([question, answer])
         except ChatRefusedError:
             return Opening()
-        before, found, after = answered.rpartition(ANSWER)
-        if not found or QUESTION not in asked:
+        if ANSWER not in answered or QUESTION not in asked:
             return Opening(is_given=asked != plain)
+        place = answered.rindex(ANSWER)
+        before, after = answered[:place], answered[place + len(ANSWER) :]
         if asked != plain:
-            return Opening(is_known=True, is_given=True, prompt=asked[len(commonprefix([asked, plain])) :])
+            return Opening(is_known=True, is_given=True, prompt=asked[len(common_prefix(asked, plain)) :])
         if before == asked and (shared := _common_suffix(asked.rpartition(QUESTION)[2], after)).strip():
             first = self.token.search(after)
             header = after[first.end() :] if first else shared
@@ -233,11 +234,23 @@ class ChatTemplate:
 def _tags(source: str) -> "re.Pattern[str]":
     """Finds in a text the tags that the template itself reads or writes, such as <think>."""
     found = set(re.findall(r"</?[A-Za-z_][\w:-]*>|\[/?[A-Z_]{2,}\]|<\|/?\w+\|>|◁/?\w+▷", source))
-    return re.compile("|".join(map(re.escape, sorted(found, key=len, reverse=True))) or "(?!)")
+    return any_of(found)
+
+
+def any_of(texts: Iterable[str]) -> "re.Pattern[str]":
+    """Finds any of the texts, the longest first; without texts it finds nothing."""
+    ordered = sorted(set(texts) - {""}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, ordered)) or "(?!)")
 
 
 def _common_suffix(one: str, other: str) -> str:
-    return commonprefix([one[::-1], other[::-1]])[::-1]
+    return common_prefix(one[::-1], other[::-1])[::-1]
+
+
+def common_prefix(one: str, other: str) -> str:
+    """The characters with which both texts begin."""
+    number = next((number for number, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
+    return one[: min(len(one), len(other))] if number is None else one[:number]
 
 
 def _dated(chat_template: str) -> str:

@@ -1,8 +1,8 @@
 """Turns a rendered chat and the character ranges that are learnt into labelled tokens.
 
 A prompt is tokenized by itself, because an answer is generated from exactly these tokens. So the tokens of a chat are
-those of its whole text, as long as these begin with the prompt's own at every learnt range. Otherwise a token would span
-the prompt's end and the answer; then the text is cut there, by the rule of `boundary`.
+those of its whole text, as long as these begin with the prompt's own at every learnt range. Otherwise a token would
+span the prompt's end and the answer; then the text is cut there, by the rule of `boundary`.
 """
 
 from bisect import bisect_left, bisect_right
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loragrid.data.boundary import Boundary
+from loragrid.data.chat_rows import LearntChat
 from loragrid.data.chat_template import ChatRefusedError, ChatTemplate
-from loragrid.data.chat_turns import LearntChat
 from loragrid.data.labelled_tokens import LabelledTokens
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class ChatTokens:
         return head, self._with_ranges(pair.completion, rest)
 
     def _with_ranges(self, ids: Sequence[int], text: str) -> _Cut:
-        """The character ranges of tokens that continue a prompt: those that the text has by itself, where they agree."""
+        """The tokens that continue a prompt, with the character ranges that they have in the text by itself."""
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         own, offsets = encoded["input_ids"], encoded["offset_mapping"]
         # From behind, because the texts differ at their beginnings only.
@@ -132,7 +132,7 @@ class ChatTokens:
         return self._openings[text]
 
     def _is_inside(self, cut: _Cut, number: int, end: int, tokens: list[tuple[int, int]], shift: int) -> bool:
-        """Whether a token is learnt: it ends in the range, or is an added token that also takes white space behind it."""
+        """Whether a token ends in the range, or is an added token that also takes white space behind it."""
         start = cut.starts[number]
         if cut.ends[number] <= end:
             return start < end or start == cut.ends[number] < end

@@ -7,17 +7,17 @@
    next question.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from os.path import commonprefix
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 from loragrid.data.chat_markers import ARGUMENT, LeftOut, MarkedTurn, extent, left_out
 from loragrid.data.chat_messages import Chat, text_of
-from loragrid.data.chat_template import QUESTION, ChatRefusedError, ChatTemplate, Messages, Tools
+from loragrid.data.chat_template import QUESTION, ChatRefusedError, ChatTemplate, Messages, Tools, common_prefix
 from loragrid.data.tool_form import ToolForm, find_tool_form
 
+Kept = TypeVar("Kept")
+MOST_KEPT_STRUCTURES = 4096
 OTHER_TEMPLATE = "data.chat_template can name another template"
 
 
@@ -52,7 +52,7 @@ class TurnFinder:
             return chat.messages
         key = _structure(chat.messages, chat.tools)
         if key not in self._forms:
-            self._forms[key] = find_tool_form(chat.messages, chat.tools, self.template)
+            _keep(self._forms, key, find_tool_form(chat.messages, chat.tools, self.template))
         return self._forms[key].formed_all(chat.messages)
 
     def check_rendered(self, messages: Messages, tools: Tools) -> tuple[str, ...]:
@@ -63,7 +63,11 @@ class TurnFinder:
         """
         key = _structure(messages, tools)
         if key not in self._left_out:
-            self._left_out[key] = left_out(messages, tools, self.template)
+            try:
+                found = left_out(messages, tools, self.template)
+            except ChatRefusedError:  # the chat itself is not refused, only what was appended to its texts
+                found = LeftOut((), (), ())
+            _keep(self._left_out, key, found)
         found = self._left_out[key]
         if found.tools:
             raise ChatRefusedError(
@@ -83,7 +87,8 @@ class TurnFinder:
         text = template.render(until, tools)
         turn = MarkedTurn(messages[number], template)
         form = ToolForm.of(messages[number])
-        marked = template.render([*until[:-1], form.formed(turn.message)], tools)
+        copy = form.formed(turn.message)
+        marked = template.render([*until[:-1], copy], tools)
         # A template can write tool calls without any of their arguments.
         unwritten = [piece for piece in turn.pieces if piece.kind == ARGUMENT]
         if unwritten and any(piece.marker in marked for piece in unwritten):
@@ -91,6 +96,8 @@ class TurnFinder:
         first, last = extent(marked, text, [piece for piece in turn.pieces if piece not in unwritten], words)
         prompt = template.prompt(messages[:number], tools) if number else _opening_of_chat(text, first, template)
         is_apart = not text.startswith(prompt)
+        if not is_apart:
+            prompt += self._unasked_header(text[len(prompt) : first])
         notes = list(self.check_rendered(messages[:number], tools)) if number else []
         notes += ["arguments_not_rendered"] if unwritten else []
         if is_apart:
@@ -100,7 +107,7 @@ class TurnFinder:
             notes.append("prompt_apart")
         start = len(prompt)
         self._check_start(text[start:first], messages[:number], tools, prompt)
-        ending, has_token = self._ending(until, tools, turn, form, text[last:])
+        ending, has_token = self._ending(until, tools, copy, _last_marker(marked, turn), text[last:])
         if not has_token:
             notes.append("turn_not_ended")
         spans = [(start, last + len(ending))]
@@ -121,7 +128,7 @@ class TurnFinder:
             lead, opening = text[place + len(question) : first], prompt[asked + len(question) :]
             if lead.startswith(opening):
                 return place + len(question) + len(opening)
-            more = opening[len(commonprefix([lead, opening])) :]
+            more = opening[len(common_prefix(lead, opening)) :]
             if more.strip():
                 raise ChatRefusedError(
                     f"the chat template's generation prompt ends with {more!r}, which the rendered answer lacks: the "
@@ -133,6 +140,11 @@ class TurnFinder:
             f"{OTHER_TEMPLATE}"
         )
 
+    def _unasked_header(self, between: str) -> str:
+        """What stands between a prompt and an answer up to the generation prompt, if the prompt lacks it here."""
+        header = self.template.opening.prompt
+        return between[: between.rindex(header) + len(header)] if header and header in between else ""
+
     def _check_start(self, between: str, before: Messages, tools: Tools, prompt: str) -> None:
         """Refuse an answer before which stands what may be the header of its role."""
         opening = self.template.opening
@@ -140,21 +152,27 @@ class TurnFinder:
             return
         if self.template.render(before, tools) == prompt:
             raise ChatRefusedError(
-                f"the chat template writes {between!r} before the answer, but renders no generation prompt: whether the "
-                f"model or the template writes it cannot be told; {OTHER_TEMPLATE}"
+                f"the chat template writes {between!r} before the answer, but renders no generation prompt: whether "
+                f"the model or the template writes it cannot be told; {OTHER_TEMPLATE}"
             )
 
-    def _ending(self, until: Messages, tools: Tools, turn: MarkedTurn, form: ToolForm, after: str) -> tuple[str, bool]:
-        """What ends a turn, as the beginning of the text `after` its last piece, and whether this is an end token."""
+    def _ending(
+        self, until: Messages, tools: Tools, turn: Mapping[str, Any], marker: str, after: str
+    ) -> tuple[str, bool]:
+        """What ends a turn, as the beginning of the text `after` its last piece, and whether it holds an end token.
+
+        turn: the turn with markers, whose last one in the rendered chat is `marker`.
+        """
         key = _structure(until, tools)
         found = self._ends.get(key)
         if found is None or not after.startswith(found[0]) or (not found[0] and after):
-            messages = [*until[:-1], form.formed(turn.message)]
-            found = self._ends[key] = end_of_turn(after, self._continued(messages, tools, turn), self.template)
+            continued = self._continued([*until[:-1], turn], tools, marker)
+            found = end_of_turn(after, continued, self.template)
+            _keep(self._ends, key, found)
         return found
 
-    def _continued(self, messages: Messages, tools: Tools, turn: MarkedTurn) -> str | None:
-        """What stands behind the turn's last piece if the chat goes on; None if the template lets nobody go on."""
+    def _continued(self, messages: Messages, tools: Tools, marker: str) -> str | None:
+        """What stands behind the marker if the chat goes on; None if the template lets nobody go on."""
         followers = [self.template.trial("user", QUESTION)]
         if "tool_calls" in messages[-1]:
             followers = [{**self.template.trial("tool", QUESTION), "name": "tool"}, *followers]
@@ -163,11 +181,9 @@ class TurnFinder:
                 rendered = self.template.render([*messages, follower], tools)
             except ChatRefusedError:
                 continue
-            ends = [
-                rendered.rfind(piece.marker) + len(piece.marker) for piece in turn.pieces if piece.marker in rendered
-            ]
-            if ends and QUESTION in rendered[max(ends) :]:
-                return rendered[max(ends) :]
+            behind = rendered.rpartition(marker)[2] if marker in rendered else ""
+            if QUESTION in behind:
+                return behind
         return None
 
     def _inside_blocks(
@@ -181,7 +197,10 @@ class TurnFinder:
         blocks = self.template.generation_blocks(until, tools)
         parts = [(max(start, begin), min(end, stop)) for begin, stop in blocks if begin < end and stop > start]
         if not parts:
-            raise ChatRefusedError(f"the chat template has generation blocks, but {words} stands in none of them")
+            raise ChatRefusedError(
+                f"the chat template has generation blocks, but {words} stands in none of them (where "
+                f"blocks inside macros stand is unknown); {OTHER_TEMPLATE}"
+            )
         if parts[-1][1] < end:
             return [*parts[:-1], *_joined(parts[-1], (last, end))], end > last
         return parts, False
@@ -195,7 +214,7 @@ def end_of_turn(after: str, continued: str | None, template: ChatTemplate) -> tu
     """
     shared = after
     if continued is not None:
-        shared = commonprefix([after, continued])
+        shared = common_prefix(after, continued)
         # A token that only begins in both is in neither.
         cut = [found.start() for found in template.token.finditer(after) if found.start() < len(shared) < found.end()]
         shared = shared[: cut[0]] if cut else shared
@@ -205,10 +224,10 @@ def end_of_turn(after: str, continued: str | None, template: ChatTemplate) -> tu
         tokens = tokens[:1]
     if tokens and continued is not None:
         return shared[: tokens[-1].end()], True
-    # The end of a chat has a token of its own, or nothing tells where the turn ends: the first run of tokens.
-    run = re.match(rf"(?:(?!{template.token.pattern}).)*?(?:{template.token.pattern})+", after, re.DOTALL)
-    if run:
-        return run.group(), True
+    # The end of a chat has a token of its own, or nothing tells how the chat goes on.
+    tokens = list(template.token.finditer(after))
+    if tokens:
+        return after[: tokens[0 if template.opening.always else -1].end()], True
     return shared, False
 
 
@@ -226,6 +245,10 @@ def _opening_of_chat(text: str, first: int, template: ChatTemplate) -> str:
     return text[: place + len(prompt)]
 
 
+def _last_marker(marked: str, turn: MarkedTurn) -> str:
+    return max((piece.marker for piece in turn.pieces), key=marked.rfind)
+
+
 def _joined(one: tuple[int, int], other: tuple[int, int]) -> list[tuple[int, int]]:
     return [(one[0], other[1])] if one[1] >= other[0] else [one, other]
 
@@ -237,61 +260,18 @@ def _structure(messages: Messages, tools: Tools) -> object:
             message["role"],
             tuple(sorted(key for key, value in message.items() if value not in ("", [], {}))),
             isinstance(message.get("content"), list) and len(message["content"]),
-            tuple(len(_arguments(call)) for call in message.get("tool_calls", ())),
+            tuple(_num_arguments(call) for call in message.get("tool_calls", ())),
         )
         for message in messages
     ), tuple(tool["function"]["name"] for tool in tools or ())
 
 
-def _arguments(call: Mapping[str, Any]) -> Any:
-    return call["function"]["arguments"]
+def _num_arguments(call: Mapping[str, Any]) -> int:
+    arguments = call["function"]["arguments"]
+    return -1 if isinstance(arguments, str) else len(arguments)
 
 
-Mode = Literal["auto", "all", "last", "separate"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearntChat:
-    """A row that a chat becomes: its text, the character ranges that are learnt, and what was noticed."""
-
-    text: str
-    spans: tuple[tuple[int, int], ...]
-    notes: tuple[str, ...]
-
-
-def learnt_chats(finder: TurnFinder, chat: Chat, turns: Mode) -> list[LearntChat] | None:
-    """The rows that a chat becomes; None with `turns="all"` if the template rewrites earlier turns.
-
-    chat: has at least one learnt turn.
-
-    Raises:
-        ChatRefusedError: see `TurnFinder.find`.
-    """
-    messages = finder.formed(chat)
-    last = finder.find(messages, chat.tools, chat.learnt[-1])
-    several = len(chat.learnt) > 1
-    notes = list(chat.notes)
-    if turns == "separate":
-        found = [*(finder.find(messages, chat.tools, number) for number in chat.learnt[:-1]), last]
-        return [_row([turn], turn, [*notes, *(["turns_separated"] if several else [])]) for turn in found]
-    if chat.learnt[-1] < len(messages) - 1:
-        notes.append("end_left_out")
-    if turns == "last" or not several:
-        return [_row([last], last, notes)]
-    try:
-        earlier = [finder.find(messages, chat.tools, number) for number in chat.learnt[:-1]]
-        kept = not last.is_apart and all(
-            not turn.is_apart and last.text.startswith(turn.text[: turn.end]) for turn in earlier
-        )
-    except ChatRefusedError:
-        # An earlier turn can be what a template cannot render as a last one.
-        earlier, kept = [], False
-    if kept:
-        return [_row([*earlier, last], last, notes)]
-    return None if turns == "all" else [_row([last], last, [*notes, "last_turn_only"])]
-
-
-def _row(turns: Sequence[LearntTurn], last: LearntTurn, notes: Sequence[str]) -> LearntChat:
-    spans = tuple(span for turn in turns for span in turn.spans)
-    found = tuple(dict.fromkeys([*notes, *(note for turn in turns for note in turn.notes)]))
-    return LearntChat(text=last.text, spans=spans, notes=found)
+def _keep(kept: dict[object, Kept], key: object, value: Kept) -> None:
+    if len(kept) >= MOST_KEPT_STRUCTURES:
+        kept.clear()
+    kept[key] = value

@@ -48,7 +48,7 @@ def read_csv(path: Path) -> FileRows:
 
 
 def _records(path: Path) -> Iterator[tuple[int, list[str], bool]]:
-    """The line at which a record begins, its fields, and whether each of its several lines looks like a record."""
+    """The line at which a record begins, its fields, and whether all of its three or more lines look like records."""
     raw: list[str] = []
 
     def lines() -> Iterator[str]:
@@ -80,7 +80,7 @@ def _records(path: Path) -> Iterator[tuple[int, list[str], bool]]:
             if '"' in text and (fault := _quote_fault(text)):
                 raise ValueError(f"{place()}: {fault}")
             num_fields = num_fields or len(fields)
-            yield first, fields, len(raw) > 1 and all(line.count(",") + 1 == num_fields > 1 for line in raw)
+            yield first, fields, len(raw) > 2 and all(line.count(",") + 1 == num_fields > 1 for line in raw)
     finally:
         csv.field_size_limit(limit)
 

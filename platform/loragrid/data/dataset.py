@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from loragrid.config.experiment import DataConfig, ModelConfig
+from loragrid.data.chat_template import template_texts
 from loragrid.data.deck import ChosenRow, permutation
 from loragrid.data.held_out_text import held_out_pieces
-from loragrid.data.chat_template import template_texts
 from loragrid.data.labelled_tokens import LabelledTokens
 from loragrid.data.labels import IGNORED
 from loragrid.data.made_from import made_from
@@ -107,6 +107,11 @@ class TokenizedData:
         """The largest token id of all rows, padding included: the embedding needs at least one row more."""
         rows = (self.train, self.evaluation, self.test, self.held_out_text)
         return max(int(part.input_ids.max()) for part in rows if part is not None and part.input_ids.numel())
+
+    def id_bounds(self) -> list[int]:
+        """The smallest and the largest token id of each split and of the held-out text, padding included."""
+        parts = (self.train, self.evaluation, self.test, *([self.held_out_text] if self.held_out_text else []))
+        return [int(bound) for rows in parts if len(rows) for bound in torch.aminmax(rows.input_ids)]
 
 
 def load_data(data: DataConfig, model: ModelConfig, tokenizer: "PreTrainedTokenizerBase") -> TokenizedData:

@@ -19,6 +19,9 @@ def read_parquet(path: Path) -> FileRows:
     try:
         table = parquet.ParquetFile(path).read()
         table.validate(full=True)
+        for number, field in enumerate(table.schema):
+            if pyarrow.types.is_string_view(field.type):  # rows of this type cannot be taken by number
+                table = table.set_column(number, field.name, table.column(number).cast(pyarrow.large_string()))
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"not a whole Parquet file: {error}") from error
     twice = [name for name in dict.fromkeys(table.column_names) if table.column_names.count(name) > 1]

@@ -27,6 +27,8 @@ def read_jsonl(path: Path) -> FileRows:
                 _check_is_no_other_json(path)
         rows.append(row)
         lines.append(number)
+    if len(rows) == 1 and _is_table_by_column(rows[0]):
+        raise ValueError(f"line {lines[0]} holds whole columns, not a row{_remedy_for(rows[0])}")
     return FileRows.of(rows, lines=lines)
 
 
@@ -100,10 +102,19 @@ def _remedy_for(value: Any) -> str:
     """How to save rows that are held by one object, as the rest of a sentence; empty if it holds none."""
     if not isinstance(value, dict) or not value or "role" in value:
         return ""
-    if all(isinstance(item, dict) and [*item] == [str(n) for n in range(len(item))] for item in value.values()):
+    if _is_table_by_column(value):
         return '; pandas writes rows with to_json(orient="records")'
     lists = [key for key, item in value.items() if isinstance(item, list) and item and isinstance(item[0], dict)]
     return f"; save the array in its key {lists[0]!r} as a file of its own" if len(lists) == 1 else ""
+
+
+def _is_table_by_column(value: object) -> bool:
+    """Whether an object holds columns as pandas writes them by default: under each name the values by row number."""
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(item, dict) and [*item] == [str(n) for n in range(len(item))] for item in value.values())
+    )
 
 
 def _next(text: str, position: int) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 from loragrid.config.experiment import TrainingConfig
 from loragrid.data.dataset import TokenizedData, batch_indices
+from loragrid.data.in_words import DataRecord
 from loragrid.data.labels import IGNORED
 from loragrid.trials.skip_reasons import KEPT_APART, UNUSABLE
 from loragrid.trials.tags import DATA_DIGEST_TAG, LEFT_OUT_TAG, MADE_FROM_TAG
@@ -40,13 +41,30 @@ def data_figures(data: TokenizedData) -> dict[str, float]:
 def trained_figures(data: TokenizedData, training: TrainingConfig, seed: int) -> dict[str, float]:
     """Metric key -> figure: what all steps of a trial train, and how much of what they compute is padding."""
     rows = data.train
-    trained = batch_indices(len(rows), training.steps * training.batch_size, seed, 0)  # all steps are one large batch
+    trained = batch_indices(
+        len(rows), training.num_steps * training.batch_size, seed, 0
+    )  # all steps are one large batch
     num_tokens = int(rows.num_tokens[trained].sum())
     return {
+        "data/trained_epochs": len(trained) / len(rows),
         "data/trained_tokens": num_tokens,
         "data/trained_labels": int((rows.label_targets != IGNORED).sum(1)[trained].sum()),
         "data/padding_share": 1 - num_tokens / (len(trained) * rows.input_ids.shape[1]),
     }
+
+
+def data_record(data: TokenizedData, max_length: int) -> DataRecord:
+    """What `plan` and `run` tell about the rows before training."""
+    length = data.train.input_ids.shape[1]
+    padding = 1 - int(data.train.num_tokens.sum()) / (length * len(data.train))
+    return DataRecord.of(
+        data_figures(data),
+        data.skipped,
+        max_length,
+        read_as=data.made_from.get("shapes", {}),
+        row_length=length,
+        padding_share=(padding, padding),
+    )
 
 
 def data_tags(data: TokenizedData) -> dict[str, str]:

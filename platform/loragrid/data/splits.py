@@ -36,11 +36,22 @@ def open_sources(data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> dict
     """Split -> source; a split without its own source takes its rows out of the train source.
 
     Raises:
-        ValueError: rows that cannot be found or read, or columns without a known shape.
+        ValueError: rows that cannot be found or read, columns without a known shape, or a key about chats for other
+            rows.
         BadRowError: a row is broken, and `data.on_bad_row` does not skip it.
     """
     opened = {"train": open_train_rows(data), "evaluation": open_eval_rows(data), "test": open_test_rows(data)}
-    return {split: _source(rows, data, tokenizer) for split, rows in opened.items() if rows is not None}
+    sources = {split: _source(rows, data, tokenizer) for split, rows in opened.items() if rows is not None}
+    if not any("messages" in source.shape.columns for source in sources.values()):
+        for key in ("chat_template", "turns"):
+            value = getattr(data, key)
+            if value not in (None, "auto"):
+                default = "null" if key == "chat_template" else "auto"
+                raise ValueError(
+                    f"data.{key}: {value}: {data.name} holds no chats, which this key is about; allowed: "
+                    f"{default}, or rows with messages"
+                )
+    return sources
 
 
 def choose_rows(data: DataConfig, sources: Mapping[str, Source], skipped: Counter[str]) -> dict[str, list[ChosenRow]]:

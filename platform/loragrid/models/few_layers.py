@@ -11,7 +11,7 @@ from loragrid.models.quiet import quiet_transformers
 MAX_NUMBERS = 10**9
 """The largest copy, in numbers of its weights: 4 GiB in float32, a few seconds to draw."""
 MIN_LAYERS, VOCABULARY = 2, 512
-SMALLEST_STEP = 0.02
+FILL_STD = 0.02
 
 
 def few_layers(config: PretrainedConfig, name: str) -> PreTrainedModel | None:
@@ -49,7 +49,7 @@ def _ready(base: PreTrainedModel, name: str) -> PreTrainedModel:
     base.name_or_path = base.config.name_or_path = name
     for weight in base.parameters():
         if weight.dim() > 1 and not weight.any():  # a block that starts as nothing would hide what it reads
-            weight.normal_(std=SMALLEST_STEP)
+            weight.normal_(std=FILL_STD)
     return base
 
 

@@ -18,7 +18,7 @@ def early_stopping_sentences(plan: Plan) -> list[str]:
     lines: dict[str, list[str]] = {}
     for contest in by_contest(plan.trials, config):
         numbers = [len(by_setting(contest))]
-        rungs = rung_steps(config, contest[0].training.steps)
+        rungs = rung_steps(config, contest[0].training.num_steps)
         for _ in rungs[:-1]:
             numbers.append(num_survivors(numbers[-1], config.reduction_factor))
         steps = ", ".join(f"{left} after step {rung}" for left, rung in zip(numbers[1:], rungs, strict=False))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -11,12 +11,15 @@ from loragrid.models.loading import load_meta_model
 from loragrid.training.step_mode import ModeChoice, capture_obstacle, choose_mode, features_of_step
 from loragrid.trials.confirm import confirm_trials, fresh_seeds
 from loragrid.trials.expand import expand
+from loragrid.trials.lengths import complete
 from loragrid.trials.trial import Trial
 from loragrid_methods import ParameterCount
 from loragrid_methods.stacks.base_layers import BaseLayers, adaptable_layers
 
 if TYPE_CHECKING:
+    from loragrid.config.experiment import DataConfig
     from loragrid.planning.memory_estimate import MemoryEstimate
+    from loragrid.planning.rows import PlannedRows
 from loragrid.trials.packing import Pack, group_into_packs, sharing_key
 
 
@@ -30,7 +33,10 @@ class BaseShape:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """An experiment's trials, their exact parameter counts (by trial id) and the packs they train in."""
+    """An experiment's trials, their exact parameter counts (by trial id) and the packs they train in.
+
+    rows: what is known of the rows of each model and data set; empty if the plan was made without reading them.
+    """
 
     experiment: Experiment
     trials: tuple[Trial, ...]
@@ -39,6 +45,12 @@ class Plan:
     confirm: "Plan | None" = None
     """The trials that would confirm each method's most expensive setting, an upper bound of what will be confirmed;
     None if the experiment confirms nothing."""
+    rows: "Mapping[tuple[ModelConfig, DataConfig], PlannedRows]" = field(default_factory=dict)
+
+    def row_length(self, trial: Trial) -> int:
+        """The positions that are computed for a row of the trial; without its rows, the most that it can have."""
+        rows = self.rows.get((trial.model, trial.data))
+        return trial.data.max_length if rows is None else rows.length
 
     @property
     def phases(self) -> "tuple[Plan, ...]":
@@ -49,10 +61,10 @@ class Plan:
         """How the pack's steps are run if its workers have GPUs; on CPUs they are always eager."""
         first, experiment = pack.trials[0], self.experiment
         workers = experiment.workers
-        num_tokens = len(pack.trials) * first.training.rows_per_worker(workers.num_workers) * first.data.max_length
+        num_tokens = len(pack.trials) * first.training.rows_per_worker(workers.num_workers) * self.row_length(first)
         return choose_mode(
             experiment.engine.mode,
-            num_steps=first.training.steps,
+            num_steps=first.training.num_steps,
             features_per_step=features_of_step(base_shape(first.model).layers, num_tokens),
             num_stacks=len({trial.method.stack_key() for trial in pack.trials}),
             obstacle=capture_obstacle((trial.method for trial in pack.trials), shard=workers.strategy == "shard"),
@@ -71,27 +83,29 @@ class Plan:
     def gpu_memory(self, pack: Pack) -> "MemoryEstimate | None":
         """The peak memory of a worker with a GPU. The estimate takes seconds for a base of 1B parameters.
 
-        Every row counts as `data.max_length` tokens, and so does a prompt that is answered by generation. None if the
-        memory cannot be derived from shapes.
+        Rows and prompts count as long as the longest, as in a worker; without the rows, as `data.max_length` tokens.
+        None if the memory cannot be derived from shapes.
         """
         # Imported here because it imports transformers, and every process imports this module.
         from loragrid.planning.memory_estimate import ScoringShape, estimate_memory
 
         first, workers = pack.trials[0], self.experiment.workers
+        rows = self.rows.get((first.model, first.data))
+        num_prompts = max(first.data.num_eval, first.data.num_test) if rows is None else rows.num_prompts
         try:
             return estimate_memory(
                 load_meta_model(first.model),
                 [trial.method for trial in pack.trials],
                 num_rows=first.training.rows_at_once(workers.num_workers),
-                length=first.data.max_length,
+                length=self.row_length(first),
                 mode=self.gpu_engine(pack).mode,
                 activation_checkpointing=first.training.activation_checkpointing,
                 num_shares=workers.num_workers if workers.strategy == "shard" else 1,
                 scoring=ScoringShape.of(
                     first.task,
-                    length=first.data.max_length,
-                    prompt=first.data.max_length,
-                    num_prompts=math.ceil(max(first.data.num_eval, first.data.num_test) / workers.num_workers),
+                    length=first.data.max_length if rows is None else rows.scored_length,
+                    prompt=first.data.max_length if rows is None else rows.longest_prompt,
+                    num_prompts=math.ceil(num_prompts / workers.num_workers),
                 ),
             )
         except NotImplementedError:
@@ -101,13 +115,17 @@ class Plan:
         return sum(self.counts[trial.trial_id].trainable for trial in pack.trials)
 
     def to_dict(self) -> dict[str, object]:
-        """The plan as JSON can hold it: trials, packs and the memory of the largest packs in bytes.
+        """The plan as JSON can hold it: rows, trials, packs and the memory of the largest packs in bytes.
 
         `confirm_at_most` holds the same of the trials that would confirm; None if the experiment confirms nothing.
         """
         found: dict[str, object] = {"name": self.experiment.name, "question": self.experiment.question}
         confirm = None if self.confirm is None else self.confirm._parts_as_dict()
-        return found | self._parts_as_dict() | {"confirm_at_most": confirm}
+        data = [
+            {"model": model.name, "data": data.name, **rows.record.to_dict(), "lines": rows.record.lines()}
+            for (model, data), rows in self.rows.items()
+        ]
+        return found | {"rows": data} | self._parts_as_dict() | {"confirm_at_most": confirm}
 
     def _parts_as_dict(self) -> dict[str, object]:
         memory = {pack.pack_id: self.gpu_memory(pack) for pack in self.largest_packs()}
@@ -140,13 +158,19 @@ class Plan:
         }
 
 
-def plan(experiment: Experiment) -> Plan:
-    """The plan of an experiment; starts nothing and loads no weights.
+def plan(experiment: Experiment, rows: "Mapping[tuple[ModelConfig, DataConfig], PlannedRows] | None" = None) -> Plan:
+    """The plan of an experiment; starts nothing, reads no data and loads no weights.
+
+    rows: what `read_rows` found; without them, lengths must be in steps, and every row counts as `data.max_length`.
 
     Raises:
-        ValueError: the grid is impossible, the model is unknown, or the targets match none of its layers.
+        ValueError: the grid is impossible, also on these rows; the model is unknown; or the targets match none of its
+            layers.
     """
     trials = expand(experiment)
+    if rows is not None:
+        known = rows
+        trials = complete(trials, lambda trial: known[(trial.model, trial.data)].num_rows, experiment.early_stopping)
     found = Plan(
         experiment=experiment,
         trials=tuple(trials),
@@ -159,6 +183,7 @@ def plan(experiment: Experiment) -> Plan:
                 early_stopping=experiment.early_stopping,
             )
         ),
+        rows=rows or {},
     )
     dearest = most_expensive(found)
     if experiment.confirm is None or not dearest:
@@ -181,6 +206,7 @@ def plan_confirmation(the_plan: Plan, chosen: Sequence[Trial], seeds: Sequence[i
         trials=trials,
         counts={trial.trial_id: count for trial, count in zip(trials, per_setting, strict=True)},
         packs=tuple(packs),
+        rows=the_plan.rows,
     )
 
 
@@ -197,7 +223,7 @@ def most_expensive(the_plan: Plan) -> list[Trial]:
     found: dict[object, tuple[tuple[int, int], Trial]] = {}
     for trial in the_plan.trials:
         training = trial.training
-        num_tokens = training.steps * training.batch_size * trial.data.max_length
+        num_tokens = training.num_steps * training.batch_size * the_plan.row_length(trial)
         cost = (num_tokens, the_plan.counts[trial.trial_id].trainable)
         key = (trial.label or trial.method.name, trial.model, trial.data)
         if can_be_confirmed(the_plan, trial) and (key not in found or cost > found[key][0]):

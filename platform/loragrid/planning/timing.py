@@ -44,8 +44,8 @@ class PackTiming:
             return None
         training, data = pack.trials[0].training, pack.trials[0].data
         tests = data.num_test / data.num_eval
-        evaluations = num_evaluations(training.steps, training.eval_every, len(pack.trials), tests)
-        return self.setup + self.startup + training.steps * self.step + evaluations * self.evaluation
+        evaluations = num_evaluations(training.num_steps, training.eval_every, len(pack.trials), tests)
+        return self.setup + self.startup + training.num_steps * self.step + evaluations * self.evaluation
 
 
 def num_evaluations(steps: int, every: int | None, num_members: int, test_per_eval_row: float = 0.0) -> float:

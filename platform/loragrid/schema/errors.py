@@ -13,6 +13,7 @@ from typing import Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from loragrid.schema.fields import allowed_by
+from loragrid.schema.foreign_names import Replacement, replacement_of
 
 MISSING = object()
 """Marks the value of a missing key."""
@@ -83,11 +84,15 @@ class ExperimentError(ValueError):
 
 
 def unknown(kind: str, word: object, known: Iterable[str], *, key: str, value: object = MISSING) -> Problem:
-    """The problem of an unknown name, with the closest known name as a suggestion."""
+    """The problem of an unknown name, with the key that another program's name means, or the closest known name."""
     names = list(known)
-    return Problem(
-        key=key, value=value, what=f"unknown {kind}{did_you_mean(str(word), names)}", allowed=", ".join(names)
-    )
+    last = str(word).rpartition(".")[2]
+    foreign = replacement_of(last)
+    # A word of our own: another name here has it, or this method has no such setting.
+    is_own = any(name.rpartition(".")[2] == last for name in names)
+    is_own |= foreign == Replacement(f"methods.{last}")
+    advice = did_you_mean(str(word), names) if foreign is None or is_own else foreign.words()
+    return Problem(key=key, value=value, what=f"unknown {kind}{advice}", allowed=", ".join(names))
 
 
 def problems_of(error: ValidationError, root: type[BaseModel]) -> list[Problem]:

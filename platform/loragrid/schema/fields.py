@@ -62,6 +62,9 @@ Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False), Allow
 OptionalPositive = Annotated[
     float | None, Field(strict=True, gt=0, allow_inf_nan=False), Allowed("a number above 0, or null")
 ]
+OptionalShare = Annotated[
+    float | None, Field(strict=True, ge=0, le=1, allow_inf_nan=False), Allowed("a number from 0 to 1, or null")
+]
 NotNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False), Allowed("a number of 0 or more")]
 Decay = Annotated[
     float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False), Allowed("a number of at least 0 and below 1")

@@ -82,7 +82,7 @@ class _PackTimer:
         measure = self._measure(trials, data)
         base = resident.load(first, data)
         start = self._clock()
-        choice = resident.choose_mode(trials, data.train.input_ids.shape[1], first.training.steps)
+        choice = resident.choose_mode(trials, data.train.input_ids.shape[1], first.training.num_steps)
         batches = build_batches(trials, data, resident.device)
         model = build_model(trials, base)
         step_runner = resident.step_runner(model, trials, choice, Stopwatch())
@@ -157,7 +157,7 @@ class _PackTimer:
         """
         training = trials[0].training
         num_parts = len(batches.evaluation(len(trials)))
-        num_all = num_parts * num_evaluations(training.steps, training.eval_every, len(trials))
+        num_all = num_parts * num_evaluations(training.num_steps, training.eval_every, len(trials))
         if not is_eager and num_all > BATCHES_BEFORE_CAPTURE:
             for _ in range(BATCHES_BEFORE_CAPTURE + 1):
                 summed_losses(model, batches, num_batches=1)

@@ -1,11 +1,14 @@
 """Predicts the time of a sweep on this machine from earlier timings, and from a calibration if requested."""
 
 import os
+from collections.abc import Mapping
 
 import torch
 from rich.console import Console
 
+from loragrid.config.experiment import DataConfig, ModelConfig
 from loragrid.config.local_path import local_path
+from loragrid.data.dataset import TokenizedData
 from loragrid.formatting import count_of
 from loragrid.planning.placement import Placement
 from loragrid.planning.plan import Plan
@@ -16,16 +19,22 @@ CALIBRATION_SECONDS = 120.0
 
 
 def forecast(
-    plan: Plan, console: Console, *, calibrated: bool = False, budget_seconds: float = CALIBRATION_SECONDS
+    plan: Plan,
+    console: Console,
+    rows: Mapping[tuple[ModelConfig, DataConfig], TokenizedData] | None = None,
+    *,
+    budget_seconds: float = CALIBRATION_SECONDS,
 ) -> tuple[Plan, TimeEstimate]:
     """The plan with its packs cut for this machine, and the time it is expected to take here.
+
+    rows: the plan's rows, on which a calibration first times some steps; None: only earlier timings are used.
 
     Raises:
         ValueError: a calibration was requested, but one process cannot perform it.
     """
     plan, placement = plan_on(plan, local_node())
-    if calibrated:
-        calibrate_here(plan, placement, console, budget_seconds)
+    if rows is not None:
+        calibrate_here(plan, placement, console, rows, budget_seconds)
     if not _may_have_timings(plan):
         return plan, estimate_time(plan, placement, {})
     from loragrid.sweep.timing_history import known_timings, recorded_start  # takes seconds: imports Ray
@@ -59,7 +68,13 @@ def gpu_memory_here() -> int | None:
     return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
 
-def calibrate_here(plan: Plan, placement: Placement, console: Console, budget_seconds: float) -> None:
+def calibrate_here(
+    plan: Plan,
+    placement: Placement,
+    console: Console,
+    rows: Mapping[tuple[ModelConfig, DataConfig], TokenizedData],
+    budget_seconds: float,
+) -> None:
     """Time the plan's packs with one worker of this machine, and save the timings in the storage folder.
 
     Raises:
@@ -75,7 +90,6 @@ def calibrate_here(plan: Plan, placement: Placement, console: Console, budget_se
 
     from loragrid.planning.timing import save_timings
     from loragrid.sweep.calibration import calibrate  # imports MLflow and Ray; other plans need neither
-    from loragrid.sweep.rows import tokenize
     from loragrid.sweep.storage import local_folder
     from loragrid.sweep.timing_history import device_here
 
@@ -85,7 +99,6 @@ def calibrate_here(plan: Plan, placement: Placement, console: Console, budget_se
     torch.set_num_threads(placement.threads)
     if plan.experiment.engine.deterministic:
         compute_deterministically()
-    rows = tokenize(plan, console)
     try:
         timings = calibrate(
             [pack for phase in plan.phases for pack in phase.packs],

@@ -66,7 +66,7 @@ class SweepProgress:
     def starting(self, queue: PackQueue) -> None:
         """A queue has started."""
         first = queue.packs[0]
-        self._packs[first.pack_id] = _PackState(phase="starting workers", steps=first.trials[0].training.steps)
+        self._packs[first.pack_id] = _PackState(phase="starting workers", steps=first.trials[0].training.num_steps)
         self._names |= {trial.trial_id: _describe(trial.parameters()) for trial in queue.trials}
         self._line(first.pack_id, f"{count_of(len(first.trials), 'trial')}, starting workers", at_once=True)
 

@@ -100,7 +100,7 @@ def start_ray(goal: Goal) -> None:
         try:
             if not goal.is_local:
                 _check_answers(goal.address)
-            with _quiet(_sentence(goal, "Ray has ended this program", 1)):
+            with _quiet(_sentence(goal, "this program ended while Ray was starting", 1)):
                 ray.init(address=goal.address, log_to_driver=False, logging_level=logging.ERROR)
             return
         except Exception as error:  # Ray raises built-in exceptions of many kinds, and plain `Exception`
@@ -176,7 +176,7 @@ def _end(before: set[psutil.Process]) -> None:
 def _quiet(last_words: str) -> Iterator[None]:
     """Keep Ray's output while it starts: pages of its logs and its tracebacks would bury the one sentence.
 
-    last_words: what is printed, with the end of that output, if Ray ends the whole process. C++ code of Ray does so
+    last_words: what is printed, with the end of that output, if the whole process ends. C++ code of Ray ends it
     after some failures, and no exception can be caught then.
     """
     sys.stdout.flush()

@@ -15,6 +15,7 @@ from loragrid.tracking.previous_run import RESUMED_TAG, TRIALS_TAG, PreviousSwee
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.store_uri import default_tracking_uri, tracking_origin
 from loragrid.trials.tags import QUESTION_TAG
+from loragrid.trials.trial import Trial
 from loragrid.worker.checkpoints import TrialStore
 
 
@@ -60,7 +61,9 @@ def open_sweep(sweep: Sweep, whole_plan: Plan) -> None:
     trial_ids = {trial.trial_id for trial in whole_plan.trials}
     tags = {TRIALS_TAG: identify(trial_ids)}
     if previous is None:
-        recorder.start_sweep(sweep.name, sweep_parameters(experiment), {QUESTION_TAG: experiment.question, **tags})
+        recorder.start_sweep(
+            sweep.name, sweep_parameters(experiment, whole_plan.trials), {QUESTION_TAG: experiment.question, **tags}
+        )
         keep_experiment(recorder, experiment)
         store.delete(trial_ids)
     else:
@@ -82,12 +85,16 @@ def record_estimate(recorder: Recorder, estimate: TimeEstimate) -> None:
         recorder.log_sweep_summary(metrics, {ESTIMATE_TAG: ", ".join(estimate.sources)})
 
 
-def sweep_parameters(experiment: Experiment) -> dict[str, object]:
-    """The whole experiment as the flat parameters of the sweep's run: dotted key -> value."""
+def sweep_parameters(experiment: Experiment, trials: Sequence[Trial] = ()) -> dict[str, object]:
+    """The whole experiment as the flat parameters of the sweep's run: dotted key -> value.
+
+    trials: a value that all of them found in their rows replaces the null of the experiment.
+    """
     flat: dict[str, object] = {}
     for section, value in experiment.model_dump(mode="json").items():
         if isinstance(value, dict):
             flat |= {f"{section}.{key}": item for key, item in value.items()}
         else:
             flat[section] = value
-    return flat
+    found = [trial.found.items() for trial in trials]
+    return flat | {key: value for key, value in (found[0] if found else ()) if all((key, value) in o for o in found)}

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from loragrid.config.experiment import DataConfig, Experiment, ModelConfig
+from loragrid.config.experiment import DataConfig, ModelConfig
 from loragrid.data.dataset import TokenizedData
 from loragrid.data.record import shortened
 from loragrid.formatting import count_of
@@ -16,7 +16,6 @@ from loragrid.sweep.storage import spool_folder
 from loragrid.tracking.previous_run import PreviousSweep, RecordedRows, find_previous, identify
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.sync import sync
-from loragrid.trials.expand import expand
 from loragrid.trials.outcome import DIVERGED
 from loragrid.trials.packing import group_into_packs
 from loragrid.worker.checkpoints import TrialStore
@@ -71,14 +70,17 @@ def refuse_other_rows(
 ) -> None:
     """Refuse to continue a sweep whose trials were trained, evaluated or tested on other rows than those of now.
 
-    A trial of the plan must have the rows that it had. Of the other recorded trials, whose settings the experiment no
-    longer names, some must have rows of now: otherwise all trials would be new, on other rows.
+    A trial of the plan must have the rows that it had; so must one in epochs, to which other rows give another id. Of
+    the other recorded trials, whose settings the experiment no longer names, some must have rows of now: otherwise all
+    trials would be new, on other rows.
 
     Raises:
         ValueError: the rows differ; the message names both digests, and what changed as far as it is recorded.
     """
+    in_epochs = {recorded.asked_id: recorded for recorded in previous.rows.values() if recorded.asked_id}
     for trial in the_plan.trials:
-        recorded, data = previous.rows.get(trial.trial_id), tokenized[(trial.model, trial.data)]
+        data = tokenized[(trial.model, trial.data)]
+        recorded = previous.rows.get(trial.trial_id) or in_epochs.get(trial.asked_id)
         if recorded is not None and recorded.digest != data.digest:
             raise ValueError(_other_rows(previous.name, trial.trial_id, recorded, data))
     of_now = {data.digest for data in tokenized.values()}
@@ -162,14 +164,14 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return ", ".join(found) or "nothing that was recorded then"
 
 
-def mark_diverged_before(store: TrialStore, experiment: Experiment, previous: PreviousSweep) -> None:
+def mark_diverged_before(store: TrialStore, the_plan: Plan, previous: PreviousSweep) -> None:
     """Tell the workers of a resumed sweep which settings diverged in a seed: at a rung these settings are last.
 
-    The earlier run deleted its marks of trials that are not trained again.
+    the_plan: of all trials, ended or not. The earlier run deleted its marks of trials that are not trained again.
     """
     diverged = {trial_id for trial_id, reason in previous.outcome.reasons.items() if reason.startswith(DIVERGED)}
-    if not diverged or experiment.early_stopping is None:
+    if not diverged or the_plan.experiment.early_stopping is None:
         return
-    for trial in expand(experiment):
+    for trial in the_plan.trials:
         if trial.trial_id in diverged:
             store.mark_diverged(trial.setting_id, trial.trial_id)

@@ -1,4 +1,4 @@
-"""Runs an experiment: tokenises its rows, connects to Ray, trains its queues with Tune, records it in MLflow."""
+"""Runs an experiment: reads rows, checks models, connects to Ray, trains queues with Tune, records it in MLflow."""
 
 import re
 from collections.abc import Callable
@@ -11,11 +11,12 @@ from rich.console import Console
 
 from loragrid.comparison.table import NO_CURVES, Comparison, load_comparison
 from loragrid.config.experiment import Experiment
-from loragrid.models.loading import check_weights
+from loragrid.planning.dry_run import prepare
 from loragrid.planning.early_stopping import early_stopping_notes
 from loragrid.planning.placement import Placement, place
-from loragrid.planning.plan import Plan, plan
+from loragrid.planning.plan import Plan
 from loragrid.planning.queues import cut_for
+from loragrid.planning.row_notes import row_notes
 from loragrid.planning.time_estimate import estimate_time
 from loragrid.sweep.cluster import check_placement, cluster_nodes, connected_to_ray, warn_of_slow_arithmetic
 from loragrid.sweep.confirmation import (
@@ -27,11 +28,11 @@ from loragrid.sweep.confirmation import (
     planned_before,
     with_confirmation,
 )
+from loragrid.sweep.model_checks import check_models
 from loragrid.sweep.progress import SweepProgress
 from loragrid.sweep.ray_internals import check_ray_version
 from loragrid.sweep.record import Sweep, open_recorder, open_sweep, record_estimate, record_rows
 from loragrid.sweep.resume import previous_sweep, refuse_other_bases, refuse_other_rows, remaining_plan, report_previous
-from loragrid.sweep.rows import tokenize
 from loragrid.sweep.storage import check_nodes_share, local_folder, spool_folder, trial_store
 from loragrid.sweep.timing_history import known_timings, recorded_start
 from loragrid.sweep.tune_runner import TuneRunner
@@ -102,10 +103,11 @@ def run(
     console = console or Console(quiet=True)
     check_ray_version()
     _check_name(name)
-    whole_plan = plan(experiment)
-    for model in {trial.model for trial in whole_plan.trials}:
-        check_weights(model)
-    tokenized = tokenize(whole_plan, console)
+    whole_plan, rows = prepare(experiment, teller(console), _waiting(console))
+    for note in row_notes(whole_plan):
+        _notifier(console)(f"note: {note}")
+    check_models(whole_plan)
+    tokenized = rows.tokenized
     sweep = _find_sweep(whole_plan, name, resume, console)
     if sweep.previous:
         refuse_other_rows(sweep.previous, whole_plan, tokenized)
@@ -125,11 +127,11 @@ def run(
         if is_local and sweep.previous is None:
             known = known_timings(the_plan, placement)
             record_estimate(sweep.recorder, estimate_time(the_plan, placement, known, recorded_start(the_plan)))
-        rows = {key: ray.put(data) for key, data in tokenized.items()}
+        references = {key: ray.put(data) for key, data in tokenized.items()}
         with SweepProgress(len(whole_plan.trials), console) as progress:
             grid = {trial.trial_id for trial in whole_plan.trials}
             progress.ended_before(sweep.previous.outcome.statuses.keys() & grid if sweep.previous else ())
-            runner = TuneRunner(sweep, the_plan, rows, placement, progress)
+            runner = TuneRunner(sweep, the_plan, references, placement, progress)
             confirmation = Confirmation(sweep, whole_plan, placement, progress, _notifier(console))
             outcome = runner.run(confirmation)
     return _ended(sweep, confirmation, outcome, runner.callback.curves, console)
@@ -214,6 +216,20 @@ def _report(sweep: Sweep, console: Console, curves: pd.DataFrame | None = None) 
     return leave_report(
         sweep.experiment.name, sweep.recorder.tracking_uri, sweep.name, folder, _notifier(console), curves=curves
     )
+
+
+def teller(console: Console) -> Callable[[str], None]:
+    """Prints sentences unchanged on the console."""
+
+    def tell(sentence: str) -> None:
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+    return tell
+
+
+def _waiting(console: Console) -> Callable[[str], None]:
+    """Tells on stderr what is being waited for, unless the caller wants no output."""
+    return (lambda sentence: None) if console.quiet else teller(Console(stderr=True))
 
 
 def _notifier(console: Console) -> Callable[[str], None]:

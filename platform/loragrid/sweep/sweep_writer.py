@@ -1,5 +1,6 @@
 """Writes a sweep into MLflow: a run for every trial that starts, and the end of the sweep's own run."""
 
+import json
 from collections.abc import Iterable, Mapping
 
 import pandas as pd
@@ -11,7 +12,7 @@ from loragrid.tracking.previous_run import PreviousSweep
 from loragrid.tracking.recorder import Recorder
 from loragrid.tracking.store_uri import card_tags
 from loragrid.trials.outcome import DIVERGED, INVARIANT_VIOLATED, SweepOutcome, TrialEnd
-from loragrid.trials.tags import COST_SHAPE_TAG, LABEL_TAG, PHASE_TAG, WRITES_BASE_TAG
+from loragrid.trials.tags import ASKED_TAG, COST_SHAPE_TAG, FOUND_TAG, LABEL_TAG, PHASE_TAG, WRITES_BASE_TAG
 from loragrid.trials.trial import Trial
 from loragrid.worker.checkpoints import TrialStore
 from loragrid.worker.messages import PackUpdate
@@ -63,6 +64,10 @@ class SweepWriter:
             role = {} if trial.method.packable else {WRITES_BASE_TAG: "true"}
             tags = {"loragrid.pack": pack_id, PHASE_TAG: trial.phase, **label, **role, **self._environment}
             tags |= {COST_SHAPE_TAG: cost_shape(trial)} | card_tags(trial.method.card)
+            if trial.asked_id:
+                tags[ASKED_TAG] = trial.asked_id
+            if trial.found:
+                tags[FOUND_TAG] = json.dumps(sorted(trial.found))
             writer = self._trials[trial.trial_id] = TrialWriter(trial, self.recorder)
             if trial.trial_id in self._previous:
                 writer.resume(tags, self._previous[trial.trial_id])

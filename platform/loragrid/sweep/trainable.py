@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import ray
 from ray import tune
 
-from loragrid.config.experiment import Experiment
-from loragrid.data.dataset import load_data
+from loragrid.config.experiment import DataConfig, Experiment, ModelConfig
+from loragrid.data.dataset import TokenizedData, load_data
 from loragrid.models.loading import load_tokenizer
 from loragrid.planning.placement import place
 from loragrid.sweep.callback import RecordingCallback
@@ -19,6 +20,7 @@ from loragrid.sweep.record import open_recorder, sweep_parameters
 from loragrid.sweep.storage import below, storage_uri, trial_store
 from loragrid.sweep.tune_runner import lightweight
 from loragrid.trials.expand import trial_from_axes
+from loragrid.trials.lengths import NumRows, complete_trial
 from loragrid.trials.packing import Pack, PackQueue
 from loragrid.trials.tags import QUESTION_TAG
 from loragrid.worker.environment import environment_tags
@@ -50,7 +52,7 @@ def trainable(experiment: Experiment) -> Callable[[dict[str, Any]], None]:
     def train_point(config: dict[str, Any]) -> None:
         queue = queue_at(experiment, config, tune.get_context().get_trial_id())
         trial = queue.trials[0]
-        data = load_data(trial.data, trial.model, load_tokenizer(trial.model))
+        data = _rows(trial.model, trial.data)
         placement = place(experiment.workers, cluster_nodes())
         task = WorkerTask(
             queue=queue,
@@ -71,12 +73,20 @@ def queue_at(experiment: Experiment, axes: Mapping[str, Any], tune_trial_id: str
     """A queue with the one trial at a point. The trial's id contains Tune's, because a searcher may repeat a point.
 
     Raises:
-        ValueError: the point is no trial of the experiment.
+        ValueError: the point is no trial of the experiment, or its data cannot be read.
     """
     trial = trial_from_axes(experiment, axes)
+    data = _rows(trial.model, trial.data)
+    forgetting = 0 if data.held_out_text is None else len(data.held_out_text)
+    trial = complete_trial(trial, NumRows(train=len(data.train), forgetting=forgetting))
     trial_id = f"{trial.trial_id}-{tune_trial_id}"
     pack = Pack(pack_id=trial_id, trials=(replace(trial, trial_id=trial_id),))
     return PackQueue(queue_id=trial_id, packs=(pack,))
+
+
+@lru_cache(maxsize=1)
+def _rows(model: ModelConfig, data: DataConfig) -> TokenizedData:
+    return load_data(data, model, load_tokenizer(model))
 
 
 def recording(experiment: Experiment, name: str | None = None) -> RecordingCallback:

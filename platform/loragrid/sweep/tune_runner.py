@@ -71,12 +71,12 @@ class TuneRunner:
         planned = [trial.trial_id for trial in self.plan.trials]
         with ended_by_signals(own_ray) as signals:
             try:
-                self._run_all(signals)
+                self._run_all(signals, self.plan if confirmation is None else confirmation.whole_plan)
                 further = confirmation.plan() if confirmation is not None and not signals else None
                 if further is not None:
                     planned += [trial.trial_id for trial in further.trials]
                     self.plan = further
-                    self._run_all(signals)
+                    self._run_all(signals, further)
             except KeyboardInterrupt:
                 if not signals:
                     raise
@@ -87,10 +87,10 @@ class TuneRunner:
             raise SweepInterrupted(self.sweep.name, signals[0])
         return self.callback.outcome
 
-    def _run_all(self, signals: Sequence[int]) -> None:
-        """Train the packs of the present plan."""
+    def _run_all(self, signals: Sequence[int], whole_plan: Plan) -> None:
+        """Train the packs of the present plan; whole_plan: with the trials that ended in earlier runs."""
         if self.sweep.previous is not None:
-            mark_diverged_before(self.sweep.store, self.plan.experiment, self.sweep.previous)
+            mark_diverged_before(self.sweep.store, whole_plan, self.sweep.previous)
         waiting = list(self.plan.packs)
         while waiting:
             if signals:

@@ -15,6 +15,7 @@ from loragrid.tracking.search import search_runs
 from loragrid.trials.confirm import Chosen
 from loragrid.trials.outcome import INVARIANT_VIOLATED, SweepOutcome
 from loragrid.trials.tags import (
+    ASKED_TAG,
     CONFIRM_CHOICE_TAG,
     DATA_DIGEST_TAG,
     KIND_TAG,
@@ -48,10 +49,14 @@ class PreviousTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedRows:
-    """The rows of a trial: their digest, and what they were made from (empty in old records)."""
+    """The rows of a trial: their digest, and what they were made from (empty in old records).
+
+    asked_id: see `Trial.asked_id`; "" for a trial whose length is in steps.
+    """
 
     digest: str
     made_from: Mapping[str, Any] = field(default_factory=dict)
+    asked_id: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +106,11 @@ def find_previous(
             trial_id, reason = run.data.tags[TRIAL_TAG], run.data.tags.get(REASON_TAG, "")
             if DATA_DIGEST_TAG in run.data.tags:
                 made_from = json.loads(run.data.tags.get(MADE_FROM_TAG, "{}"))
-                rows[trial_id] = RecordedRows(digest=run.data.tags[DATA_DIGEST_TAG], made_from=made_from)
+                rows[trial_id] = RecordedRows(
+                    digest=run.data.tags[DATA_DIGEST_TAG],
+                    made_from=made_from,
+                    asked_id=run.data.tags.get(ASKED_TAG, ""),
+                )
             if WEIGHTS_TAG in run.data.tags and "model.name" in run.data.params:
                 bases[trial_id] = RecordedBase.of(run)
             ended = SweepOutcome(statuses={trial_id: run.info.status}, reasons={trial_id: reason} if reason else {})

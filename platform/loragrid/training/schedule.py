@@ -11,8 +11,9 @@ from loragrid.config.experiment import TrainingConfig
 
 def learning_rates(members: Sequence[TrainingConfig]) -> Tensor:
     """Learning rates (steps, M) float64; steps count from 0."""
+    assert all(member.warmup_ratio is None for member in members), "it is in steps, see trials/lengths.py"
     return torch.tensor(
-        [[member.lr * factor(member, step) for member in members] for step in range(members[0].steps)],
+        [[member.lr * factor(member, step) for member in members] for step in range(members[0].num_steps)],
         dtype=torch.float64,
     )
 
@@ -25,7 +26,7 @@ def factor(training: TrainingConfig, step: int) -> float:
     """
     if step < training.warmup_steps:
         return (step + 1) / training.warmup_steps
-    progress = (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
+    progress = (step - training.warmup_steps) / max(1, training.num_steps - training.warmup_steps)
     return {
         "constant": 1.0,
         "linear": 1.0 - progress,

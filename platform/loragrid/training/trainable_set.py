@@ -44,8 +44,9 @@ def set_differences(model: PackModel) -> Iterator[str]:
 def _wrong_gradients(model: PackModel) -> Iterator[str]:
     trains = base_trains(model.pack)
     for name, weight in base_weights(model.base, [*model.pack.stacks()]).items():
-        if weight.requires_grad != trains:
-            yield f"the base's weight {name!r} " + ("requires no gradient" if trains else "requires a gradient")
+        should_train = trains and name not in model.pack.layers.unmoved
+        if weight.requires_grad != should_train:
+            yield f"the base's weight {name!r} " + ("requires no gradient" if should_train else "requires a gradient")
     for layer, stack in _layers(model.pack):
         for name, tensor in stack.named_buffers():
             if tensor.requires_grad:

@@ -82,4 +82,4 @@ def _joined(contests: Sequence[list[Trial]], num_places: int) -> list[list[Trial
 
 
 def _work(trials: Sequence[Trial]) -> int:
-    return sum(trial.training.batch_size * trial.training.steps for trial in trials)
+    return sum(trial.training.batch_size * trial.training.num_steps for trial in trials)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from loragrid.config.checks import sharing_problems
+from loragrid.config.checks import missing_length, sharing_problems
 from loragrid.config.experiment import Experiment, MethodConfig
 from loragrid.config.method_settings import (
     AXIS_SECTIONS,
@@ -127,10 +127,13 @@ def _build_trial(experiment: Experiment, place: int, axes: Mapping[str, Any]) ->
     sections: dict[str, Any] = {
         section: _changed(getattr(experiment, section), _below(section, values), section) for section in AXIS_SECTIONS
     }
-    try:
-        method.check_steps(sections["training"].steps)
-    except ValueError as error:
-        raise ExperimentError([Problem(key=f"methods.{place}", what=str(error))]) from None
+    if sections["training"].steps is None and sections["training"].epochs is None:
+        raise ExperimentError([missing_length()])
+    if sections["training"].steps is not None:
+        try:
+            method.check_steps(sections["training"].steps)
+        except ValueError as error:
+            raise ExperimentError([Problem(key=f"methods.{place}", what=str(error))]) from None
     seed = values["seed"]
     sections["task"] = experiment.task
     trial_id = make_trial_id(method, seed, **sections)

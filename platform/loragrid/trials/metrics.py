@@ -102,6 +102,7 @@ _DATA_METRICS: dict[str, str] = {
     "data/train_labels": "labelled tokens of all train rows: those of one epoch",
 }
 _TRAINED_METRICS: dict[str, str] = {
+    "data/trained_epochs": "passes over the train rows that all `training.steps` steps make, whole or not",
     "data/trained_tokens": "tokens that all `training.steps` steps train, with repetitions and without padding",
     "data/trained_labels": "labelled tokens that all `training.steps` steps train, with repetitions",
     "data/padding_share": "share of padding among the positions that all steps compute",

@@ -130,7 +130,7 @@ def rung_units(packs: Sequence[Pack]) -> list[list[Pack]]:
 
 
 def _work(packs: Sequence[Pack]) -> int:
-    return sum(trial.training.batch_size * trial.training.steps for pack in packs for trial in pack.trials)
+    return sum(trial.training.batch_size * trial.training.num_steps for pack in packs for trial in pack.trials)
 
 
 def sharing_key(trial: Trial) -> object:

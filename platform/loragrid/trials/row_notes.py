@@ -7,9 +7,9 @@ ROW_NOTES: dict[str, str] = {
     "unknown_characters": "hold characters for which the tokenizer has only its unknown token",
     "text_altered": "decode to another text than their own, because the tokenizer normalises text",
     "boundary_moved": "would be cut into other tokens if prompt and completion were tokenized as one text",
-    "last_turn_only": "have earlier turns that the chat template does not render as it renders a last one; only the last is learnt",
+    "last_turn_only": "have earlier turns that the chat template renders unlike a last one; only the last is learnt",
     "turns_separated": "are one answered turn of a longer conversation, which was made into one row for each turn",
-    "end_left_out": "end with messages behind the last learnt turn; they are left out, because no label depends on them",
+    "end_left_out": "end with messages behind the last learnt turn, which are left out: no label depends on them",
     "prompt_apart": "are learnt from the prompt of generation, which the chat template changes if an answer follows",
     "turn_not_ended": "have turns that the chat template ends without an end token; the model does not learn to stop",
     "end_outside_block": "have turns whose end token is outside the template's generation block; it is learnt too",
@@ -17,9 +17,9 @@ ROW_NOTES: dict[str, str] = {
     "keys_not_rendered": "have message keys that the chat template does not render",
     "arguments_not_rendered": "have tool calls whose arguments the chat template does not render",
     "developer_as_system": "have a developer message, which the chat template gets as a system message",
-    "tools_wrapped": "have tools that are bare functions; the chat template gets them as {type: function, function: ...}",
+    "tools_wrapped": "have bare functions as tools, which the chat template gets as {type: function, function: ...}",
     "nulls_left_out": "have null values in tools or in arguments of tool calls, which are left out",
     "excluded_turns": "have turns of the assistant that the data exclude from the loss (weight: 0 or train: false)",
-    "lines_like_rows": "have a value of several lines that all look like rows of the CSV file: a quote may be missing",
+    "lines_like_rows": "have a value of several lines that all look like rows of the file: a quote may be missing",
 }
 """Name -> what is noticed, as the predicate of a sentence whose subject is the rows."""

@@ -45,6 +45,11 @@ MADE_FROM_TAG = "loragrid.data.made_from"
 LEFT_OUT_TAG = "loragrid.data.left_out"
 """The rows that were read and not used, as JSON: reason -> number of rows."""
 
+ASKED_TAG = "loragrid.trial_id.in_epochs"
+"""Of a trial whose length is in epochs: its id before its rows were known, which other rows do not change."""
+FOUND_TAG = "loragrid.parameters.found"
+"""The parameters that the experiment leaves open and the trial's rows gave a value, as a JSON list of dotted keys."""
+
 PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"
 KIND_TAG = "loragrid.kind"

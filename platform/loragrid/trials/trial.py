@@ -1,20 +1,24 @@
 """One grid point: everything that decides a result, and its id."""
 
+import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from loragrid.config.method_settings import (
-    Scalar,
-)
+from loragrid.config.method_settings import Scalar
 from loragrid.config.sections import HOLDING_KEYS, OBSERVATION_KEYS, DataConfig, ModelConfig, TrainingConfig
+from loragrid.schema.fields import Section
 from loragrid.tasks.contract import TASK_OBSERVATION_KEYS, TaskConfig
 from loragrid_methods import Method
 
 DIGEST_LENGTH = 8
-ADDED_DATA_KEYS = ("group_by",)
-"""Keys of `data` that are part of a trial's id only if they are set, because ids are older than they are."""
+ADDED_KEYS: dict[str, tuple[str, ...]] = {
+    "data": ("group_by", "shape", "turns", "chat_template", "on_bad_row"),
+    "training": ("epochs", "warmup_ratio"),
+}
+"""Section -> keys that are part of a trial's id only if they differ from their default: ids are older than they are."""
 
 ADDED_METHOD_KEYS = ("layers_to_transform", "layers_pattern", "exclude_modules")
 """Hyperparameters that are part of a trial's id and of its record only if they are set, for the same reason."""
@@ -38,6 +42,13 @@ class Trial:
     task: TaskConfig | None = None
     phase: Phase = "tune"
     """Not part of the trial's identity, which its seed already tells apart from every trial of the other phase."""
+    found: Mapping[str, Scalar] = dataclasses.field(default_factory=dict, compare=False)
+    """Dotted key that the experiment leaves open -> the value that is used, once the rows are known: `training.steps`
+    of a training in epochs, `data.num_train` if it is null. They are recorded as the trial's parameters."""
+    written: Mapping[str, Scalar] = dataclasses.field(default_factory=dict, compare=False)
+    """Dotted key -> value from which `found` was computed, such as `training.epochs`; recorded too."""
+    asked_id: str = dataclasses.field(default="", compare=False)
+    """The id before the rows were known, if its length is in epochs: other rows would give it another `trial_id`."""
 
     @property
     def run_name(self) -> str:
@@ -52,11 +63,12 @@ class Trial:
     def with_seed(self, seed: int, phase: Phase) -> "Trial":
         """The trial of the same setting with another seed."""
         trial_id = make_trial_id(self.method, seed, self.model, self.data, self.training, self.task)
-        return replace(self, trial_id=trial_id, seed=seed, phase=phase)
+        return replace(self, trial_id=trial_id, seed=seed, phase=phase, asked_id="")
 
     def parameters(self) -> dict[str, Scalar]:
         """Dotted YAML path -> value of everything that defines the trial, flat, as MLflow records it."""
-        return _parameters(self.method, self.seed, self.model, self.data, self.training, self.task)
+        own = _parameters(self.method, self.seed, self.model, self.data, self.training, self.task)
+        return own | {**self.written, **self.found}
 
 
 def make_trial_id(
@@ -81,13 +93,19 @@ def _identify(
         "method": {"name": method.name, **_set_hyperparameters(method)},
         "seed": seed,
         "model": model.model_dump(),
-        "data": data.model_dump(exclude={key for key in ADDED_DATA_KEYS if getattr(data, key) is None}),
-        "training": training.model_dump(exclude=set(OBSERVATION_KEYS | HOLDING_KEYS)),
+        "data": data.model_dump(exclude=_at_default("data", data)),
+        "training": training.model_dump(exclude={*OBSERVATION_KEYS, *HOLDING_KEYS, *_at_default("training", training)}),
     }
     if task is not None:
         content["task"] = task.model_dump(exclude=set(TASK_OBSERVATION_KEYS))
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:DIGEST_LENGTH]
     return f"{method.name}-{digest}"
+
+
+def _at_default(name: str, section: Section) -> set[str]:
+    """The added keys of a section that have their defaults."""
+    defaults = type(section).model_fields
+    return {key for key in ADDED_KEYS[name] if getattr(section, key) == defaults[key].default}
 
 
 def _set_hyperparameters(method: Method) -> dict[str, Any]:

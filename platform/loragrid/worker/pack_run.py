@@ -128,7 +128,7 @@ class PackRun:
                 reason = f"{DIVERGED} at step {diverged_at or self.trials.last_step(trial.trial_id) + 1}"
                 ended[trial.trial_id] = TrialEnd(status="FAILED", reason=reason)
                 self.trials.note_diverged(trial)
-            elif report.completed == trial.training.steps:
+            elif report.completed == trial.training.num_steps:
                 own = scores[member] if scores is not None else None
                 answers = samples[member] if samples is not None else None
                 with self.stopwatch.phase("checkpoint"):
@@ -142,7 +142,7 @@ class PackRun:
         self.trials.forget(ended)
         self.reporter.count_seconds(pack)
         self.reporter.finished(pack, report, self.attached.tags(), ended=ended, figures=figures)
-        if report.completed < pack.trials[0].training.steps:
+        if report.completed < pack.trials[0].training.num_steps:
             self._save_members()
 
     def _save_members(self) -> None:
@@ -154,9 +154,9 @@ def _loop_settings(pack: Pack, until: int, early_stopping: EarlyStoppingConfig |
     training = pack.trials[0].training
     return LoopSettings(
         steps=until,
-        report_every=training.report_every or max(1, training.steps // NUM_REPORTS),
+        report_every=training.report_every or max(1, training.num_steps // NUM_REPORTS),
         eval_every=training.eval_every,
         checkpoint_every=training.checkpoint_every,
-        milestones=frozenset(rung_steps(early_stopping, training.steps)),
+        milestones=frozenset(rung_steps(early_stopping, training.num_steps)),
         check_every=training.check_every,
     )

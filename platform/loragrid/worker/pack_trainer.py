@@ -118,7 +118,7 @@ class PackTrainer:
                 samples.ask_base(model, batches, sums)
         self.trials.put_into(model, pack.trials)
         step_runner = self.resident.step_runner(model, pack.trials, choice, self.stopwatch)
-        if self.inputs.are_described and start == 0 and until == training.steps:
+        if self.inputs.are_described and start == 0 and until == training.num_steps:
             # Only then have the trials spent all their seconds in a pack of this shape.
             self.reporter.environment = {**self.reporter.environment, SHAPE_TAG: self._shape_of(pack)}
         return AttachedPack(
@@ -129,7 +129,7 @@ class PackTrainer:
             scoring=PackScoring(
                 batches,
                 self.inputs.scorer(pack),
-                last_step=training.steps,
+                last_step=training.num_steps,
                 sum_over_workers=sums,
                 stopwatch=self.stopwatch,
                 samples=samples,

@@ -22,7 +22,7 @@ def run_queue(packs: Sequence[Pack], worker: QueueWorker, early_stopping: EarlyS
     worker.trainer.solo.expect([trial for pack in packs for trial in pack.trials])
     if early_stopping is None:
         for pack in packs:
-            _train_up_to(pack.trials[0].training.steps, [pack], worker)
+            _train_up_to(pack.trials[0].training.num_steps, [pack], worker)
         return
     cohorts: dict[Hashable, list[Pack]] = {}
     for pack in packs:
@@ -32,7 +32,7 @@ def run_queue(packs: Sequence[Pack], worker: QueueWorker, early_stopping: EarlyS
 
 
 def _run_through_rungs(packs: Sequence[Pack], worker: QueueWorker, config: EarlyStoppingConfig) -> None:
-    steps = packs[0].trials[0].training.steps
+    steps = packs[0].trials[0].training.num_steps
     most: dict[object, int] = {}
     for pack in packs:
         key = sharing_key(pack.trials[0])

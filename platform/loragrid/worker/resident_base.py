@@ -68,7 +68,7 @@ class ResidentBase:
         self.release()
         base = load_base(trial.model)
         # Before any forward: on a GPU, looking up an id that the embedding lacks ends the process.
-        check_vocabulary(embedding_rows(base), None, _ids_of(data), name=trial.model.name)
+        check_vocabulary(embedding_rows(base), None, data.id_bounds(), name=trial.model.name)
         self._layers = adaptable_layers(base, base.get_output_embeddings())
         length = data.train.input_ids.shape[1]
         if self._shard:
@@ -126,7 +126,7 @@ class ResidentBase:
             return ModeChoice(mode="eager", reason="no GPU")
         assert self._base is not None
         if self._engine.deterministic:
-            num_steps = trials[0].training.steps
+            num_steps = trials[0].training.num_steps
         obstacle = capture_obstacle((trial.method for trial in trials), shard=self._shard)
         num_tokens = len(trials) * trials[0].training.rows_per_worker(self._num_workers) * length
         composition = _composition(trials)
@@ -143,7 +143,7 @@ class ResidentBase:
     def solo_step_runner(self, trial: Trial, length: int) -> StepRunner:
         """The step runner that measures a trial in a pack of one; nothing is compiled for it."""
         assert self._base is not None
-        choice = self.choose_mode([trial], length, trial.training.steps)
+        choice = self.choose_mode([trial], length, trial.training.num_steps)
         uncompile_layers(self._base)
         return StepRunner(choice if choice.mode == "eager" else replace(choice, mode="graph"))
 
@@ -162,12 +162,6 @@ class ResidentBase:
             self._compiled_for = composition
         compile_layers(model.base)
         return StepRunner(choice, stopwatch)
-
-
-def _ids_of(data: TokenizedData) -> list[int]:
-    """The smallest and the largest token id of all rows, padding included."""
-    splits = [data.train, data.evaluation, data.test, *([data.held_out_text] if data.held_out_text is not None else [])]
-    return [int(bound) for rows in splits if len(rows) for bound in torch.aminmax(rows.input_ids)]
 
 
 def _check_task(base: PreTrainedModel, trial: Trial, data: TokenizedData) -> None:

@@ -1,0 +1,58 @@
+"""Makes rows of a chat: all learnt turns in one row, the last one, or each as a row of its own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from loragrid.data.chat_messages import Chat
+from loragrid.data.chat_template import ChatRefusedError
+from loragrid.data.chat_turns import LearntTurn, TurnFinder
+
+Mode = Literal["auto", "all", "last", "separate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearntChat:
+    """A row that a chat becomes: its text, the character ranges that are learnt, and what was noticed."""
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    notes: tuple[str, ...]
+
+
+def learnt_chats(finder: TurnFinder, chat: Chat, turns: Mode) -> list[LearntChat] | None:
+    """The rows that a chat becomes; None with `turns="all"` if the template rewrites earlier turns.
+
+    chat: has at least one learnt turn.
+
+    Raises:
+        ChatRefusedError: see `TurnFinder.find`.
+    """
+    messages = finder.formed(chat)
+    last = finder.find(messages, chat.tools, chat.learnt[-1])
+    several = len(chat.learnt) > 1
+    notes = list(chat.notes)
+    if turns == "separate":
+        found = [*(finder.find(messages, chat.tools, number) for number in chat.learnt[:-1]), last]
+        return [_row([turn], turn, [*notes, *(["turns_separated"] if several else [])]) for turn in found]
+    if chat.learnt[-1] < len(messages) - 1:
+        notes.append("end_left_out")
+    if turns == "last" or not several:
+        return [_row([last], last, notes)]
+    try:
+        earlier = [finder.find(messages, chat.tools, number) for number in chat.learnt[:-1]]
+        kept = not last.is_apart and all(
+            not turn.is_apart and last.text.startswith(turn.text[: turn.end]) for turn in earlier
+        )
+    except ChatRefusedError:
+        # An earlier turn can be what a template cannot render as a last one.
+        earlier, kept = [], False
+    if kept:
+        return [_row([*earlier, last], last, notes)]
+    return None if turns == "all" else [_row([last], last, [*notes, "last_turn_only"])]
+
+
+def _row(turns: Sequence[LearntTurn], last: LearntTurn, notes: Sequence[str]) -> LearntChat:
+    spans = tuple(span for turn in turns for span in turn.spans)
+    found = tuple(dict.fromkeys([*notes, *(note for turn in turns for note in turn.notes)]))
+    return LearntChat(text=last.text, spans=spans, notes=found)
