@@ -263,7 +263,10 @@ def test_an_equal_base_from_here_replaces_a_changed_one(relative: Any, tiny_llam
     recorded = relative(frozenset())
     shutil.copytree(tiny_llama_dir, "models/mine")
     other_weights(tmp_path / "here" / "models" / "mine")
-    assert export_run("trial", recorded.uri, "out", merged=True).notices == ()
+    export = export_run("trial", recorded.uri, "out", merged=True)
+    assert export.notices == ()
+    (loaded,) = logits_of(run_snippet(export.snippet)["model"], recorded.setup)
+    assert (loaded - recorded.logits(0)).abs().max() <= 1e-5
 
 
 def test_a_folder_is_never_replaced_by_a_hub_model(
