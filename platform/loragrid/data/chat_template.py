@@ -34,16 +34,22 @@ BUILT_IN = {
 }
 """Name -> template of the names that need no file."""
 
+OTHER_TEMPLATE = "data.chat_template can name another template"
+
 QUESTION, ANSWER = "Qx7question7xQ", "Qx7answer7xQ"
 """Texts of a trial chat; no template contains them."""
 
 
 class ChatRefusedError(ValueError):
-    """A chat cannot be learnt; the message is the end of a sentence. column: the canonical column at fault."""
+    """A chat cannot be learnt; the message is the end of a sentence.
 
-    def __init__(self, what: str, column: str = "messages") -> None:
+    column: the canonical column at fault. is_of_prompt: whether the fault is that the template refuses the chat, or
+    that its prompt does not lead to the answer; no part of the messages is lost.
+    """
+
+    def __init__(self, what: str, column: str = "messages", *, is_of_prompt: bool = False) -> None:
         super().__init__(what)
-        self.column = column
+        self.column, self.is_of_prompt = column, is_of_prompt
 
 
 def template_texts(tokenizer: "PreTrainedTokenizerBase", chosen: str | None) -> dict[str, str]:
@@ -81,7 +87,7 @@ def _template_file(chosen: str, names: Sequence[str]) -> str:
     try:
         if path.stat().st_size > MAX_TEMPLATE_BYTES:
             raise ValueError(f"data.chat_template: {chosen}: has more than {MAX_TEMPLATE_BYTES} bytes: no template")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # a byte order mark is no text
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"data.chat_template: {chosen}: cannot be read as text: {reason_of(error)}") from error
     if "{{" not in text and "{%" not in text:
@@ -156,7 +162,7 @@ class ChatTemplate:
             )
         except Exception as error:  # a template is a program and can raise any exception
             reason = str(error).strip() or type(error).__name__
-            raise ChatRefusedError(f"the chat template refuses it: {reason}") from error
+            raise ChatRefusedError(f"the chat template refuses it: {reason}", is_of_prompt=True) from error
         if not is_unicode(str(rendered)):
             raise ChatRefusedError(HALF_CHARACTERS)
         return str(rendered)
