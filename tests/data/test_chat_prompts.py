@@ -85,7 +85,7 @@ def called(**keys: Any) -> list[dict[str, Any]]:
 def test_a_part_of_an_earlier_turn_is_never_lost(turns: str, name: str, keys: Any, reason: str) -> None:
     tokenizer = PUBLIC_TEMPLATES[name].tokenizer()
     assert reason in refusal(tokenizer, called(**keys), turns=turns)
-    assert [run[-1][:4] for run in learnt_runs(tokenizer, called(**keys), turns="last")][0] in ("Blue", "<|ch")
+    assert learnt_runs(tokenizer, called(**keys), turns="last")[0][-1][:4] in ("Blue", "<|ch")
 
 
 @pytest.mark.parametrize("name", ["llama3.1", "zephyr", "chatml"])

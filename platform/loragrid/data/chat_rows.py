@@ -27,9 +27,9 @@ def learnt_chats(finder: TurnFinder, chat: Chat, turns: Mode) -> list[LearntChat
     chat: has at least one learnt turn.
 
     Raises:
-        ChatRefusedError: see `TurnFinder.find`. With `turns="auto"` an earlier turn that the template cannot render as a
-            last one, or not as the answer to its prompt, leaves the last turn only. Any other fault of an earlier turn
-            refuses the chat: the template loses or alters a part of it.
+        ChatRefusedError: see `TurnFinder.find`. With `turns="auto"` an earlier turn that the template cannot render as
+            a last one, or not as the answer to its prompt, leaves the last turn only. Any other fault of an earlier
+            turn refuses the chat: the template loses or alters a part of it.
     """
     messages = finder.formed(chat)
     last = finder.find(messages, chat.tools, chat.learnt[-1])

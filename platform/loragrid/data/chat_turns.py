@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from loragrid.data.chat_markers import ARGUMENT, LeftOut, MarkedTurn, extent, left_out
 from loragrid.data.chat_messages import Chat
 from loragrid.data.chat_prompts import answer_start
+from loragrid.data.chat_tags import check_tags
 from loragrid.data.chat_template import (
     OTHER_TEMPLATE,
     QUESTION,
@@ -114,6 +115,7 @@ class TurnFinder:
             first, last = first + shift, last + shift
             notes.append("prompt_apart")
         start = len(prompt)
+        check_tags(messages[number].get("content"), text, start, template.tags, words)
         self._check_start(text[start:first], messages[:number], tools, prompt)
         ending, has_token = self._ending(until, tools, copy, _last_marker(marked, turn), text[last:])
         if not has_token:
@@ -204,6 +206,9 @@ def end_of_turn(after: str, continued: str | None, template: ChatTemplate) -> tu
         # A token that only begins in both is in neither.
         cut = [found.start() for found in template.token.finditer(after) if found.start() < len(shared) < found.end()]
         shared = shared[: cut[0]] if cut else shared
+    opener = template.opening.opener
+    if opener and opener in shared:  # the next message begins there
+        shared = shared[: shared.index(opener)]
     tokens = list(template.token.finditer(shared))
     if tokens and continued is not None:
         return shared[: tokens[-1].end()], True
