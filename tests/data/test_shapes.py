@@ -88,7 +88,7 @@ def test_alpaca_with_system_and_history_is_a_chat(recognised: Recognised) -> Non
     given = {"instruction": "Do", "input": "this", "output": "yes", "system": "Be brief.", "history": [["a", "b"]]}
     shape, rows = recognised([given])
     said = [("system", "Be brief."), ("user", "a"), ("assistant", "b"), ("user", "Do\nthis"), ("assistant", "yes")]
-    assert rows == [{"messages": [{"role": role, "content": text} for role, text in said]}]
+    assert rows == [{"messages": [{"role": role, "content": text} for role, text in said], "system_first": True}]
     assert shape.name == "alpaca_chat"
     (chosen,) = recognised([{"instruction": "Do", "output": "yes"}], shape="alpaca_chat")[1]
     assert chosen == {"messages": [{"role": "user", "content": "Do"}, {"role": "assistant", "content": "yes"}]}
@@ -103,7 +103,13 @@ def test_share_gpt_becomes_messages(recognised: Recognised) -> None:
     assert shape.described == "ShareGPT (conversations, tools); not used: id"
     assert isinstance(row, dict)
     assert row["tools"] == TOOLS
-    assert [message["role"] for message in row["messages"]] == ["system", "user", "assistant", "tool", "assistant"]
+    assert [message["role"] for message in row["messages"]] == [
+        "system",
+        "user",
+        "assistant",
+        "observation",
+        "assistant",
+    ]
     assert row["messages"][2]["tool_calls"] == [CALL]
     assert row["messages"][4] == {"role": "assistant", "content": "a"}
 
