@@ -151,7 +151,7 @@ def test_a_system_column_becomes_the_first_message(recognised: Recognised) -> No
     found = recognised(rows)[1]
     system = {"role": "system", "content": "Be brief."}
     assert found[:4] == [
-        {"messages": [system, *CHAT]},
+        {"messages": [system, *CHAT], "system_first": True},
         {"messages": CHAT},
         {"messages": CHAT},
         {"messages": [system, *CHAT]},
@@ -246,7 +246,11 @@ def test_system_and_tools_may_have_other_names(recognised: Recognised) -> None:
     row = {"chat": CHAT, "functions": TOOLS, "persona": "Be brief.", "tools": "none"}
     columns = {"messages": "chat", "tools": "functions", "system": "persona"}
     shape, (found,) = recognised([row], columns=columns)
-    assert found == {"messages": [{"role": "system", "content": "Be brief."}, *CHAT], "tools": TOOLS}
+    assert found == {
+        "messages": [{"role": "system", "content": "Be brief."}, *CHAT],
+        "tools": TOOLS,
+        "system_first": True,
+    }
     assert shape.unused == ("tools",)
     with pytest.raises(ValueError, match=r"data\.columns: text, tools: belong to different kinds of row"):
         recognised([row], columns={"text": "chat", "tools": "functions"})
