@@ -337,6 +337,9 @@ def ceiling(number: float) -> int:
     return nearest if math.isclose(number, nearest, rel_tol=1e-9) else math.ceil(number)
 
 
+LENGTH_KEYS = ("steps", "epochs")
+"""Training keys of which an experiment sets exactly one: they have no default, although each may be left out."""
+
 MEMBER_TRAINING_KEYS = ("lr", "schedule", "warmup_steps", "warmup_ratio", "weight_decay", "clip_norm")
 """Training keys in which the trials of one pack may differ."""
 
