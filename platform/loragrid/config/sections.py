@@ -26,7 +26,7 @@ from loragrid.schema.fields import (
     Unit,
 )
 
-CANONICAL_COLUMNS = ("prompt", "completion", "messages", "system", "tools", "text")
+CANONICAL_COLUMNS = ("prompt", "completion", "messages", "system", "tools", "text", "weight", "train")
 
 
 class ModelConfig(Section):
@@ -102,8 +102,8 @@ class DataConfig(Section):
         dict[str, Text], Allowed(f"a mapping from {', '.join(CANONICAL_COLUMNS)} to the data's column names")
     ] = Field(
         default={},
-        description="Canonical column (prompt, completion; messages, system, tools; text) -> name of the column in the "
-        "data.",
+        description="Canonical column (prompt, completion; messages; text; beside them system, tools, weight, train) "
+        "-> name of the column in the data; no other column is used.",
         examples=[{"prompt": "question", "completion": "answer"}],
     )
     shape: Annotated[
