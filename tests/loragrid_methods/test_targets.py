@@ -135,7 +135,7 @@ def test_excluding_a_container_excludes_no_layer_and_is_refused(tiny_llama_dir: 
 def test_excluding_what_is_no_target_is_refused(tiny_llama_dir: Path, excluded: Any) -> None:
     base: Any = AutoModelForCausalLM.from_pretrained(tiny_llama_dir)
     layers = adaptable_layers(base, base.get_output_embeddings())
-    with pytest.raises(ValueError, match="excludes none of the layers that target_modules selects; .*down_proj"):
+    with pytest.raises(ValueError, match=r"excludes none of the layers that target_modules selects; .*down_proj"):
         Targets(exclude_modules=excluded).select(layers)
 
 
