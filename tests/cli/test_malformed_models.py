@@ -84,7 +84,7 @@ MODELS: dict[str, tuple[Make, str]] = {
     "heads zero": (configured(num_attention_heads=0), CONFIG),
     "vocabulary negative": (configured(vocab_size=-5), "its config describes no text model"),
     "dtype unknown": (configured(dtype="no_such_dtype"), CONFIG),
-    "no text model": (replacing("config.json", '{"model_type": "vit"}'), "its config describes no text model"),
+    "no text model": (replacing("config.json", '{"model_type": "vit"}'), "has no causal language model"),
     "tokenizer binary": (replacing("tokenizer.json", b"\xff\xfe\0"), TOKENIZER),
     "tokenizer list": (replacing("tokenizer.json", "[]"), TOKENIZER),
     "tokenizer cut": (lambda folder: os.truncate(folder / "tokenizer.json", 500), TOKENIZER),

@@ -380,7 +380,7 @@ def test_unfinished_cache_folder_is_never_seen(tmp_path: Path) -> None:
         (
             [{"messages": [{"role": "user"}]}],
             {},
-            r"line 1, column messages: \{'role': 'user'\}: not a message, which has a role and a content",
+            r"line 1, column messages: message 1 \(user\) has no content",
         ),
         ([["a"]], {}, r"rows\.jsonl: line 1: an array, not a JSON object"),
         (PAIRS, {"max_length": 129}, r"data\.max_length: 129: longer than the context of .*; allowed: at most 128"),

@@ -338,7 +338,7 @@ def test_held_out_text_is_cut_without_overlap_from_any_format(tiny_gpt2_dir: Pat
         ("a.txt", text, {"num_forgetting": 99}, r"data\.num_forgetting: 99: .*a\.txt has only"),
         ("b.txt", "", {}, r"data\.forgetting_name: .*b\.txt: holds no two tokens"),
         ("b.jsonl", json.dumps({"body": text}), {}, r"data\.forgetting_name: .*has no column text"),
-        ("b.bin", "x", {}, r"data\.forgetting_name: .*not a local \.txt, \.jsonl, \.csv or \.parquet file"),
+        ("b.bin", "x", {}, r"data\.forgetting_name: .*not a local \.txt, \.jsonl, \.json, \.csv or \.parquet file"),
     ):
         with pytest.raises(ValueError, match=message):
             pieces_of(name, content, **keys)

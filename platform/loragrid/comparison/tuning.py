@@ -8,7 +8,7 @@ from typing import Any, get_args
 from loragrid.comparison.settings import Setting
 from loragrid.comparison.table import Comparison
 from loragrid.config.method_settings import hyperparameter_types
-from loragrid.config.sections import METHOD_TRAINING_KEYS, TrainingConfig
+from loragrid.config.sections import LENGTH_KEYS, METHOD_TRAINING_KEYS, TrainingConfig
 from loragrid.formatting import format_value, is_missing
 from loragrid.tracking.store_uri import Scalar
 
@@ -162,7 +162,8 @@ def _default_value(method: str, path: str) -> tuple[bool, Scalar]:
     section, _, name = path.partition(".")
     if section == "training" and name in TrainingConfig.model_fields:
         info = TrainingConfig.model_fields[name]
-        return (False, None) if info.is_required() else (True, info.default)
+        has_default = not info.is_required() and name not in LENGTH_KEYS
+        return (True, info.default) if has_default else (False, None)
     if section != "method":
         return False, None
     if not _is_installed(method):

@@ -1,6 +1,7 @@
 """A chat template: which one a data set uses, what it renders, and what it gives the model before an answer."""
 
 import datetime
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,9 +91,25 @@ def _template_file(chosen: str, names: Sequence[str]) -> str:
         text = path.read_text(encoding="utf-8-sig")  # a byte order mark is no text
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"data.chat_template: {chosen}: cannot be read as text: {reason_of(error)}") from error
+    text = _text_in_json(chosen, text)
     if "{{" not in text and "{%" not in text:
         raise ValueError(f"data.chat_template: {chosen}: holds no Jinja template: there is neither {{{{ nor {{% in it")
     return text
+
+
+def _text_in_json(chosen: str, text: str) -> str:
+    """The template in a JSON file such as tokenizer_config.json or chat_template.json; other texts unchanged."""
+    try:
+        held = json.loads(text)
+    except ValueError:  # a Jinja template, which is no JSON
+        return text
+    found = held.get("chat_template") if isinstance(held, dict) else held
+    if not isinstance(found, str):
+        raise ValueError(
+            f"data.chat_template: {chosen}: is JSON without one template as the text of its key chat_template; "
+            "write the template's text into a file"
+        )
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -192,6 +192,8 @@ def sweep_metrics() -> dict[str, str]:
 
 _EXPLAINED = ("train", "eval", "test", "forgetting", "parameters", "convergence")
 """Groups of metrics that the note explains: with question and answer, it must fit into a tag of MLflow."""
+_MANY = ("data/", "noise/")
+"""Groups that the note names as a whole, because they have many metrics."""
 
 
 def sweep_note(question: str, experiment_name: str, *, trials: str, charts: str, answer: str = "") -> str:
@@ -202,7 +204,9 @@ def sweep_note(question: str, experiment_name: str, *, trials: str, charts: str,
     everything = {**CURVE_METRICS, **summary_metrics(), **sweep_metrics()}
     explained = {key: text for key, text in everything.items() if key.partition("/")[0] in _EXPLAINED}
     glossary = "\n".join(f"| `{key}` | {text} |" for key, text in explained.items())
-    others = ", ".join(f"`{key}`" for key in everything if key not in explained)
+    unexplained = [key for key in everything if key not in explained]
+    shown = [f"{key.partition('/')[0]}/*" if key.startswith(_MANY) else key for key in unexplained]
+    others = ", ".join(f"`{key}`" for key in dict.fromkeys(shown))
     return (
         (f"**{question}**\n\n" if question else "")
         + (f"{answer}\n\n" if answer else "")
