@@ -282,7 +282,7 @@ def test_a_pair_with_a_mapped_system_prompt_is_a_chat(recognised: Recognised) ->
     row = {"question": "hi", "response": "yo", "system_prompt": "Be brief."}
     columns = {"prompt": "question", "completion": "response", "system": "system_prompt"}
     shape, rows = recognised([row], columns=columns)
-    assert rows == [{"messages": [{"role": "system", "content": "Be brief."}, *CHAT]}]
+    assert rows == [{"messages": [{"role": "system", "content": "Be brief."}, *CHAT], "system_first": True}]
     assert shape.name == "prompt and completion as a chat"
     tools = PAIR | {"functions": TOOLS}
     (found,) = recognised([tools], columns={"tools": "functions", "prompt": "prompt"})[1]
