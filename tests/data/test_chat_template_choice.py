@@ -34,6 +34,12 @@ def test_a_file_is_a_template_for_a_tokenizer_without_one(tmp_path: Path) -> Non
     assert learnt_runs(tokenizer, CHAT, chat_template=str(path)) == [["\nBlue<|im_end|>"]]
 
 
+def test_a_files_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "zephyr.jinja"
+    path.write_text(PUBLIC_TEMPLATES["zephyr"].text, encoding="utf-8-sig")
+    assert template_texts(byte_level(), str(path)) == {"default": PUBLIC_TEMPLATES["zephyr"].text}
+
+
 def test_chatml_is_built_in() -> None:
     tokenizer = byte_level(chat_template=None)
     assert learnt_runs(tokenizer, CHAT, chat_template="chatml") == [["Blue<|im_end|>"]]

@@ -55,9 +55,10 @@ class DataRecord:
 
     def lines(self) -> list[str]:
         """What `plan` and `run` print about the rows before anything is trained."""
-        partial = [REMAINING] if self.is_partial else []
-        told = [*partial, *self.group_sentences(), *self.note_sentences(), *self.overlap_sentences()]
-        return [self._used_line(), self._token_line(), *self.shape_sentences(), *told]
+        share = f"{_percent(self.skipped_share)} of the rows read cannot be used. {REMAINING}"
+        partial = [share] if self.is_partial else []
+        told = [*self.group_sentences(), *self.note_sentences(), *self.overlap_sentences()]
+        return [self._used_line(), *partial, self._token_line(), *self.shape_sentences(), *told]
 
     def _used_line(self) -> str:
         """The rows of each split with their share of all used rows, the skipped rows by reason, and the shape."""

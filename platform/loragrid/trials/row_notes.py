@@ -9,6 +9,7 @@ ROW_NOTES: dict[str, str] = {
     "boundary_moved": "would be cut into other tokens if prompt and completion were tokenized as one text",
     "first_token_not_learnt": "have neither a prompt nor a start token, so that nothing predicts their first token",
     "last_turn_only": "have earlier turns that the chat template renders unlike a last one; only the last is learnt",
+    "earlier_turns_apart": "have earlier turns that do not answer their prompt as rendered; only the last is learnt",
     "turns_separated": "are one answered turn of a longer conversation, which was made into one row for each turn",
     "end_left_out": "end with messages behind the last learnt turn, which are left out: no label depends on them",
     "prompt_apart": "are learnt from the prompt of generation, which the chat template changes if an answer follows",
