@@ -37,7 +37,7 @@ class TokenizedQuestions:
         self._tokenizer, self._data = tokenizer, data
         self._boundary, self._frame = Boundary(tokenizer), TextFrame(tokenizer, data.chat_template)
         (self._word,) = self._boundary.tokens(["a"])
-        self._completions: dict[object, list[tuple[int, ...]]] = {}
+        self._completions: dict[object, list[tuple[int, ...] | ValueError]] = {}
         self.questions: Mapping[str, Sequence[Question]] = {
             "eval": questions_of(data.evaluation),
             "test": questions_of(data.test),
@@ -68,7 +68,11 @@ class TokenizedQuestions:
         return tuple(tokens[:length]), tuple(tokens[length:])
 
     def completions(self, question: Question, texts: "Sequence[str]") -> list[tuple[int, ...]]:
-        """As `Rows`. Rows whose prompts and references end alike share the tokens."""
+        """As `Rows`. Rows whose prompts and references end alike share the tokens.
+
+        Raises:
+            ValueError: training would make other tokens of a text, none, or the unknown token.
+        """
         own_label = self.text(question.reference).strip()
         body, end = self._parted(question.reference)
         start = self._frame.start
@@ -78,34 +82,46 @@ class TokenizedQuestions:
         own = whole.removeprefix(before) if whole.startswith(before) else self.text(body)
         key = (prompt[-NUM_TAIL_TOKENS:], body if own.strip() != own_label else _blanks(own), end, tuple(texts))
         if key not in self._completions:
-            self._completions[key] = [(*tokens, *end) for tokens in self._written(prompt, own, body, texts)]
-        return [
-            question.reference if text == own_label else tokens
-            for text, tokens in zip(texts, self._completions[key], strict=True)
-        ]
+            self._completions[key] = self._written(prompt, own, body, texts)
+        found = []
+        for text, tokens in zip(texts, self._completions[key], strict=True):
+            if text == own_label:
+                found.append(question.reference)
+            elif isinstance(tokens, ValueError):
+                raise tokens
+            else:
+                found.append((*tokens, *end))
+        return found
 
     def _written(
         self, prompt: tuple[int, ...], own: str, body: tuple[int, ...], texts: "Sequence[str]"
-    ) -> list[tuple[int, ...]]:
+    ) -> list[tuple[int, ...] | ValueError]:
         """The tokens of each text behind the prompt, with the blanks that the completion `own`, of tokens `body`, has.
 
-        Where a tokenizer adds a blank of its own, such as behind a special token, that one is not written again.
+        Where a tokenizer adds a blank of its own, such as behind a special token, that one is not written again. An error stands for a text of which training would make other tokens, none, or the unknown token.
         """
         before, behind = _blanks(own)
         tried = [
             self._boundary.continuations(prompt, [f"{blanks}{text}{behind}" for text in (own.strip(), *texts)])
-            for blanks in dict.fromkeys((before, before[1:], ""))
+            for blanks in dict.fromkeys((before, before[1:], "", " "))
         ]
-        found = next((tokens for tokens in tried if tokens[0] == body), tried[0])
-        written = []
-        for text, tokens in zip(texts, found[1:], strict=True):
-            if tokens is None:
-                asked = self.text(prompt[-NUM_TAIL_TOKENS:]).strip()[-30:]
-                what = "the tokenizer has no tokens that continue the prompt with this completion"
-                remedy = "a blank or a line break before the completions"
-                raise ValueError(f"task.labels: {text!r}: behind the prompt ...{asked!r} {what}; allowed: {remedy}")
-            written.append(tokens)
-        return written
+        fitting = [tokens for tokens in tried if tokens[0] == body] or tried[:1]
+        found: list[tuple[int, ...] | ValueError] = []
+        alone = self._boundary.tokens(texts)
+        for text, own_tokens, *others in zip(texts, alone, *(tokens[1:] for tokens in fitting), strict=True):
+            asked = f"behind the prompt ...{self.text(prompt[-NUM_TAIL_TOKENS:])[-30:]!r}"
+            if self._tokenizer.unk_token_id in own_tokens:
+                what = "the tokenizer has only its unknown token for some of its characters"
+                found.append(_unwritten(text, what, "labels of characters that the tokenizer knows"))
+            elif others[0] is None:
+                what = f"{asked} the tokenizer has no tokens that continue the prompt with it"
+                found.append(_unwritten(text, what, "completions that begin with a blank or a line break"))
+            elif len(set(others)) > 1:
+                what = f"{asked} its tokens depend on a blank that those of the row's own completion {own!r} do not show"
+                found.append(_unwritten(text, what, "prompts that end with a punctuation mark"))
+            else:
+                found.append(others[0])
+        return found
 
     def end_token_ids(self) -> tuple[int, ...]:
         """The tokens that end an answer: the tokenizer's end token, and the end tokens that references end with.
@@ -117,6 +133,10 @@ class TokenizedQuestions:
         for question in (question for questions in self.questions.values() for question in questions):
             found |= set(question.reference[-1:]) & self._frame.ends
         return tuple(sorted(found))
+
+
+def _unwritten(label: str, what: str, allowed: str) -> ValueError:
+    return ValueError(f"task.labels: {label!r}: {what}; allowed: {allowed}")
 
 
 def _blanks(text: str) -> tuple[str, str]:
