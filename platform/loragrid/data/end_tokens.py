@@ -1,7 +1,7 @@
 """The tokens that end a text or a turn of the assistant. Every other special token is content, also at the end."""
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loragrid.data.chat_template import ANSWER, QUESTION, ChatRefusedError, ChatTemplate, Messages
 from loragrid.data.chat_turns import end_of_turn
@@ -11,8 +11,15 @@ from loragrid.models.base_ends import BASE_ENDS
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_CALL = {"id": "call12345", "type": "function", "function": {"name": "look_up", "arguments": {"of": ANSWER}}}
-_TOOL = {"type": "function", "function": {"name": "look_up", "description": "", "parameters": {"type": "object"}}}
+_CALL: dict[str, Any] = {
+    "id": "call12345",
+    "type": "function",
+    "function": {"name": "look_up", "arguments": {"of": ANSWER}},
+}
+_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "look_up", "description": "", "parameters": {"type": "object"}},
+}
 
 
 def end_token_ids(tokenizer: "PreTrainedTokenizerBase", chat_template: str | None = None) -> frozenset[int]:
@@ -53,13 +60,13 @@ def _of_turns(tokenizer: "PreTrainedTokenizerBase", text: str) -> set[int]:
     return found
 
 
-def _trials(template: ChatTemplate) -> Iterator[tuple[Messages, Mapping[str, object], list[dict[str, object]] | None]]:
+def _trials(template: ChatTemplate) -> Iterator[tuple[Messages, Mapping[str, Any], list[dict[str, Any]] | None]]:
     """Chats that end with the assistant, a message that can follow, and the tools."""
     question = template.trial("user", QUESTION)
     yield [question, template.trial("assistant", ANSWER)], question, None
     if not template.mentions("tool_calls"):
         return
-    call = [question, {"role": "assistant", "content": "", "tool_calls": [_CALL]}]
+    call: list[dict[str, Any]] = [question, {"role": "assistant", "content": "", "tool_calls": [_CALL]}]
     try:
         formed = find_tool_form(call, [_TOOL], template).formed_all(call)
     except ChatRefusedError:
@@ -67,8 +74,6 @@ def _trials(template: ChatTemplate) -> Iterator[tuple[Messages, Mapping[str, obj
     yield formed, {**template.trial("tool", QUESTION), "name": "look_up", "tool_call_id": "call12345"}, [_TOOL]
 
 
-def _behind_answer(
-    template: ChatTemplate, messages: Messages, tools: list[dict[str, object]] | None
-) -> str | None:
+def _behind_answer(template: ChatTemplate, messages: Messages, tools: list[dict[str, Any]] | None) -> str | None:
     rendered = template.render(messages, tools)
     return rendered.rpartition(ANSWER)[2] if ANSWER in rendered else None

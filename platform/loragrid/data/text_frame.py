@@ -71,12 +71,13 @@ def is_altered(text: str, decoded: str) -> bool:
     """
     if decoded in (text, f" {text}", text.removeprefix(" ")):
         return False
+    # Each character with the white space before it; the full stop stands for the end of the text.
     parts, found = PART.findall(f"{text}."), PART.findall(f"{decoded}.")
     if len(parts) != len(found):
         return True
-    starts = (parts[0], parts[0].removeprefix(" "))
-    pairs = zip(found, parts, strict=True)
-    return any(one not in (other, f" {other}") and not (n == 0 and one in starts) for n, (one, other) in enumerate(pairs))
+    if found[0] == parts[0].removeprefix(" "):
+        parts, found = parts[1:], found[1:]
+    return any(kept not in (part, f" {part}") for part, kept in zip(parts, found, strict=True))
 
 
 def special_ids(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:

@@ -68,7 +68,7 @@ class TokenizedQuestions:
         return tuple(tokens[:length]), tuple(tokens[length:])
 
     def completions(self, question: Question, texts: "Sequence[str]") -> list[tuple[int, ...]]:
-        """As `Rows`. Rows whose prompts and references end alike share the tokens.
+        """As `Rows`. Rows with the same end of a prompt and the same reference share the tokens.
 
         Raises:
             ValueError: training would make other tokens of a text, none, or the unknown token.
@@ -80,7 +80,7 @@ class TokenizedQuestions:
         prompt = question.prompt[added:]
         before, whole = self._boundary.decoded([prompt[-NUM_TAIL_TOKENS:], (*prompt[-NUM_TAIL_TOKENS:], *body)])
         own = whole.removeprefix(before) if whole.startswith(before) else self.text(body)
-        key = (prompt[-NUM_TAIL_TOKENS:], body if own.strip() != own_label else _blanks(own), end, tuple(texts))
+        key = (prompt[-NUM_TAIL_TOKENS:], body, end, tuple(texts))
         if key not in self._completions:
             self._completions[key] = self._written(prompt, own, body, texts)
         found = []
@@ -98,7 +98,8 @@ class TokenizedQuestions:
     ) -> list[tuple[int, ...] | ValueError]:
         """The tokens of each text behind the prompt, with the blanks that the completion `own`, of tokens `body`, has.
 
-        Where a tokenizer adds a blank of its own, such as behind a special token, that one is not written again. An error stands for a text of which training would make other tokens, none, or the unknown token.
+        Where a tokenizer adds a blank of its own, such as behind a special token, that one is not written
+        again. An error stands for a text of which training would make other tokens, none, or the unknown token.
         """
         before, behind = _blanks(own)
         tried = [
@@ -117,7 +118,7 @@ class TokenizedQuestions:
                 what = f"{asked} the tokenizer has no tokens that continue the prompt with it"
                 found.append(_unwritten(text, what, "completions that begin with a blank or a line break"))
             elif len(set(others)) > 1:
-                what = f"{asked} its tokens depend on a blank that those of the row's own completion {own!r} do not show"
+                what = f"{asked} its tokens depend on a blank that those of the row's completion {own!r} do not show"
                 found.append(_unwritten(text, what, "prompts that end with a punctuation mark"))
             else:
                 found.append(others[0])
