@@ -9,7 +9,7 @@ from loragrid.data.boundary import Boundary, JoinedPair
 from loragrid.data.chat import ChatTokenizer
 from loragrid.data.labelled_tokens import LabelledTokens, Tokenized, TokenizesRows, Usable, usable
 from loragrid.data.shapes import Shape
-from loragrid.data.text_frame import TextFrame
+from loragrid.data.text_frame import TextFrame, is_altered
 from loragrid.data.values import text_fault
 from loragrid.trials.skip_reasons import empty
 
@@ -146,7 +146,7 @@ class FramedRow:
             notes.append("special_tokens_read")
         if self._unknown in inside and self._unknown_text not in text:
             notes.append("unknown_characters")
-        elif decoded not in (text, f" {text}", text.removeprefix(" ")):  # many add a blank first, or decode without it
+        elif is_altered(text, decoded):
             notes.append("text_altered")
         start = (*self._frame.start, *prompt)
         ids = (*start, *body, *end)
