@@ -137,8 +137,8 @@ def test_text_that_a_tokenizer_normalises_is_noted() -> None:
     [
         (llama_2, "<s>[INST] Name a colour [/INST]", " Blue </s>"),
         (llama_2, "<s>[INST] a [/INST] b </s><s>[INST] c [/INST]", "d"),
-        (llama_2, "a<s>b", "</s>\n"),
-        (lambda: sentencepiece("always"), "<s>[INST] a", "</s>"),
+        (llama_2, "a<s>b", "c</s>\n"),
+        (lambda: sentencepiece("always"), "<s>[INST] a", "b</s>"),
         (bert, "is it (good), or not?", "x: [sep] y's"),
         (bert, "count to 5:", " one, two"),
         (t5, "Name a colour:", "Blue, or (red)"),
