@@ -84,6 +84,14 @@ def test_unused_weights_are_named_when_weights_are_loaded(
     assert "does not use these weights of its checkpoint: model.layers.{2, 3}.*\n" in err
 
 
+def test_a_plan_refuses_a_store_that_mlflow_cannot_open(
+    write: Write, run_plan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_message(*run_plan(str(write("tracking.uri", "$HOME/runs")))[::2], "tracking.uri: $HOME/runs: $HOME, which is")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mlruns")
+    check_message(*run_plan(str(write("question", "Which?")))[::2], "MLFLOW_TRACKING_URI: 'mlruns' is a folder")
+
+
 def test_a_run_finds_it_before_store_and_ray(refuses: Refuses, write: Write, damaged: Path) -> None:
     refuses(write("model.name", str(damaged)), "error: model.name: ", "up_proj.weight", "NaN")
 
