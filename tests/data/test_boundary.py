@@ -36,7 +36,7 @@ COMPLETIONS = [
     " yes",
     "\nyes",
     "\n\n  if x:",
-    " \n",
+    " \ny",
     "    go",
     "345",
     " 345",

@@ -12,14 +12,21 @@ from loragrid.config.experiment import DataConfig
 from loragrid.data.chat_template import BUILT_IN
 from loragrid.data.end_tokens import end_token_ids
 from loragrid.data.held_out_text import held_out_pieces
-from loragrid.data.labelled_tokens import LabelledTokens
+from loragrid.data.labelled_tokens import LabelledTokens, Tokenized
 from loragrid.data.shapes import Shape
 from loragrid.data.text_frame import TextFrame, special_ids
 from loragrid.data.tokenization import PairTokenizer, RowTokenizer, TextTokenizer
+from loragrid.trials.skip_reasons import empty
 from loragrid.models.base_ends import BASE_ENDS
 from tests.support.chat_templates import PUBLIC_TEMPLATES
 from tests.support.kinds_of_tokenizer import bert, gemma, llama_2, llama_3, sentencepiece, t5, xlm_roberta
 from tests.support.tiny_tokenizers import byte_level, metaspace
+
+
+def outcome(tokenizer: PreTrainedTokenizerFast, **columns: str) -> Tokenized:
+    kind = TextTokenizer if "text" in columns else PairTokenizer
+    (tokenized,) = kind(tokenizer).tokenize([columns])
+    return tokenized
 
 
 def chatml(**settings: Any) -> PreTrainedTokenizerFast:
@@ -27,8 +34,7 @@ def chatml(**settings: Any) -> PreTrainedTokenizerFast:
 
 
 def row_of(tokenizer: PreTrainedTokenizerFast, **columns: str) -> LabelledTokens:
-    kind = TextTokenizer if "text" in columns else PairTokenizer
-    (tokenized,) = kind(tokenizer).tokenize([columns])
+    tokenized = outcome(tokenizer, **columns)
     assert isinstance(tokenized, tuple), tokenized
     return tokenized[0]
 
@@ -237,3 +243,28 @@ def test_a_tokenizer_that_cuts_at_random_is_refused() -> None:
     shape, data = Shape(name="text", columns={"text": "text"}), DataConfig(name="rows.jsonl")
     with pytest.raises(ValueError, match=r"dropout 0\.1\); allowed: dropout null in tokenizer\.json"):
         RowTokenizer(tokenizer, shape, data, title="data.name: rows.jsonl")
+
+
+@pytest.mark.parametrize("make", [chatml, byte_level, llama_2, gemma, bert])
+@pytest.mark.parametrize("blank", ["", " ", "  \n", "\t\n\n", "\u00a0", "\u2003\u3000"])
+def test_white_space_is_not_learnt_as_an_answer(make: Callable[[], PreTrainedTokenizerFast], blank: str) -> None:
+    tokenizer = make()
+    for end in (
+        "",
+        str(tokenizer.eos_token or tokenizer.sep_token),
+        f" {tokenizer.eos_token or tokenizer.sep_token}\n",
+    ):
+        assert outcome(tokenizer, prompt="Q:", completion=blank + end) == empty("completion")
+        assert outcome(tokenizer, text=blank + end) == empty("text")
+    assert isinstance(outcome(tokenizer, prompt="Q:", completion=f"{blank}a"), tuple)
+
+
+def test_a_first_token_without_a_start_is_noted() -> None:
+    bare, started = byte_level(), chatml()
+    row = row_of(bare, prompt="", completion="Blue")
+    assert "first_token_not_learnt" in row.notes
+    assert row.label_positions[0] == 0
+    assert "first_token_not_learnt" not in row_of(bare, prompt="Q", completion="Blue").notes
+    row = row_of(started, prompt="", completion="Blue")
+    assert "first_token_not_learnt" not in row.notes
+    assert len(row.label_positions) == len(row.input_ids) - 1

@@ -131,7 +131,7 @@ def test_a_shared_experts_name_that_also_means_experts_is_refused() -> None:
 
 def vision_language_base() -> Any:
     vision: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32}
-    vision |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"num_hidden_layers": 4, "num_attention_heads": 2}
     config = transformers.Gemma3Config(
         text_config=SMALL | {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]},
         vision_config=vision | {"image_size": 28, "patch_size": 14},
@@ -151,10 +151,21 @@ def test_only_the_language_model_of_a_vision_model_is_adapted() -> None:
         assert any("vision_tower" in other.name for other in Targets().left_out(layers))
         both = Targets(target_modules=("q_proj",))
         assert len(both.select(layers)) == 2
-        assert [other.name.split(".")[1] for other in both.left_out(layers)] == ["vision_tower"]
+        assert {other.name.split(".")[1] for other in both.left_out(layers)} == {"vision_tower"}
         for names in (("fc1",), ("q_proj", "fc1"), r".*vision_tower.*fc1"):
             with pytest.raises(ValueError, match=r"training on text cannot change: model\.vision_tower\.\S*fc1"):
                 Targets(target_modules=names).select(layers)
+
+
+def test_limits_of_a_vision_model_concern_its_language_model() -> None:
+    for layers in on_both_devices(vision_language_base):
+        for left_out in (("vision_tower",), ("fc1",), r".*vision_tower.*", ("lm_head", "vision_tower")):
+            assert Targets(exclude_modules=left_out).select(layers) == layers
+        with pytest.raises(ValueError, match=r"'language_model' names model\.language_model, and as in PEFT that excl"):
+            Targets(exclude_modules=("language_model",)).select(layers)
+        for targets in ("all-linear", ("q_proj",)):  # the vision tower has a layer 3
+            with pytest.raises(ValueError, match=r"no target is in layer 3; allowed: 0 to 1"):
+                Targets(target_modules=targets, layers_to_transform=(0, 3)).select(layers)
 
 
 def test_mambas_weights_that_its_mixer_reads_are_refused() -> None:

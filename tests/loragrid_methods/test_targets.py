@@ -106,6 +106,55 @@ def test_a_refusal_says_what_to_write_instead(tiny_llama_dir: Path, settings: di
         Targets(**settings).select(adaptable_layers(base, base.get_output_embeddings()))
 
 
+@pytest.mark.parametrize(
+    "excluded",
+    [
+        ("mlp",),
+        ("self_attn",),
+        ("model.layers.0",),
+        ("layers",),
+        ("model",),
+        ("q_proj", "mlp"),
+        r"model\.layers\.0",
+        r".*(mlp|q_proj)",
+        r".*\.1",
+    ],
+    ids=str,
+)
+def test_excluding_a_container_excludes_no_layer_and_is_refused(tiny_llama_dir: Path, excluded: Any) -> None:
+    base: Any = AutoModelForCausalLM.from_pretrained(tiny_llama_dir)
+    layers = adaptable_layers(base, base.get_output_embeddings())
+    with pytest.raises(ValueError, match=r"as in PEFT that excludes none of the layers inside it") as refused:
+        Targets(exclude_modules=excluded).select(layers)
+    remedy = str(refused.value).rpartition("exclude_modules: '")[2].removesuffix("'")
+    if excluded not in [("layers",), ("model",)]:  # these leave no layer
+        assert len(Targets(exclude_modules=remedy).select(layers)) < len(layers)
+
+
+@pytest.mark.parametrize("excluded", [("norm",), ("embed_tokens",), r".*layernorm", ("act_fn",)], ids=str)
+def test_excluding_what_is_no_target_is_refused(tiny_llama_dir: Path, excluded: Any) -> None:
+    base: Any = AutoModelForCausalLM.from_pretrained(tiny_llama_dir)
+    layers = adaptable_layers(base, base.get_output_embeddings())
+    with pytest.raises(ValueError, match=r"excludes none of the layers that target_modules selects; .*down_proj"):
+        Targets(exclude_modules=excluded).select(layers)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"exclude_modules": ("lm_head",)},
+        {"exclude_modules": ("mlp.up_proj", "lm_head")},
+        {"exclude_modules": r".*\.mlp\..*"},
+        {"exclude_modules": r".*layers\.0.*"},
+        {"target_modules": r".*layers\.\d+\.mlp.*", "exclude_modules": r".*(mlp|act_fn)"},
+    ],
+    ids=str,
+)
+def test_an_exclusion_with_an_effect_is_accepted(tiny_llama_dir: Path, settings: dict[str, Any]) -> None:
+    base: Any = AutoModelForCausalLM.from_pretrained(tiny_llama_dir)
+    assert Targets(**settings).select(adaptable_layers(base, base.get_output_embeddings()))
+
+
 def test_layer_numbers_limit_all_linear_too(tiny_llama_dir: Path) -> None:
     """PEFT refuses this pair of settings; here it means what it says."""
     base: Any = AutoModelForCausalLM.from_pretrained(tiny_llama_dir)

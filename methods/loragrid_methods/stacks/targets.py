@@ -143,18 +143,47 @@ class Targets:
 
     def _check_limits(self, layers: Sequence[LayerShape], others: Sequence[OtherModule]) -> None:
         """Refuse a limit without an effect: an excluded name or a number that no target has."""
-        targets = self._targets(layers, others)
         excluded = self.exclude_modules
         for entry in (excluded,) if isinstance(excluded, str) else (excluded or ()):
-            if not any(is_named(entry if isinstance(excluded, str) else [entry], name) for name in targets):
-                what = f"{entry!r} excludes none of the layers that target_modules selects"
-                raise ValueError(f"exclude_modules: {what}; {_endings(layers)}")
-        known = sorted({number for name in targets if (number := layer_number(name, self.layers_pattern)) is not None})
+            self._check_excluded(entry if isinstance(excluded, str) else [entry], layers, others)
+        # A vision tower may have more layers than the language model.
+        reached = [*(layer.name for layer in layers), *(other.name for other in others if other.role == "blocked")]
+        numbers = (layer_number(name, self.layers_pattern) for name in reached if self._is_target(name))
+        known = sorted({number for number in numbers if number is not None})
         for number in self.numbers or ():
             if number not in known:
                 pattern = f" (layers_pattern: {self.layers_pattern!r})" if self.layers_pattern else ""
                 allowed = f"{known[0]} to {known[-1]}" if known else f"none: no target's name has a number{pattern}"
                 raise ValueError(f"layers_to_transform: no target is in layer {number}{pattern}; allowed: {allowed}")
+
+    def _check_excluded(
+        self, names: str | Sequence[str], layers: Sequence[LayerShape], others: Sequence[OtherModule]
+    ) -> None:
+        """Refuse an entry of `exclude_modules` that leaves out no target, or only a container and not what is in it."""
+        entry = names if isinstance(names, str) else names[0]
+        named = [other for other in others if is_named(names, other.name)]
+        # `all-linear` selects no container. An expression for targets may select one, which is then left out rightly.
+        containers = [other.name for other in named if self._is_mere_container(other)]
+        for container in containers:
+            inside = [layer.name for layer in layers if layer.name.startswith(f"{container}.")]
+            if any(self._includes(name) for name in inside):
+                parts = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in inside))
+                whole = entry if isinstance(names, str) else rf"(.*\.)?{re.escape(entry)}"
+                raise ValueError(
+                    f"exclude_modules: {entry!r} names {container}, and as in PEFT that excludes none of the layers "
+                    f"inside it ({parts}); list last parts of their names, or write a regular expression for whole "
+                    f"names: exclude_modules: '{whole}\\..*'"
+                )
+        targets = [layer.name for layer in layers if self._is_target(layer.name)]
+        targets += [other.name for other in named if other.name not in containers and self._is_target(other.name)]
+        if not any(is_named(names, name) for name in targets):
+            what = f"{entry!r} excludes none of the layers that target_modules selects"
+            raise ValueError(f"exclude_modules: {what}; {_endings(layers)}")
+
+    def _is_mere_container(self, module: OtherModule) -> bool:
+        """Whether a module is no target itself: it is no linear map, and text passes through it."""
+        is_selected = not self.is_all_linear and self._is_target(module.name)
+        return module.role == "other" and not module.is_linear and not is_selected
 
     def _barred(
         self, barred: Sequence[OtherModule], layers: Sequence[LayerShape], others: Sequence[OtherModule]

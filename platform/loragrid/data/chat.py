@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from loragrid.config.experiment import DataConfig
 from loragrid.data.bad_rows import BadRow
+from loragrid.data.chat_ends import MessageEnds
 from loragrid.data.chat_messages import Chat, read_chat, text_of
 from loragrid.data.chat_rows import LearntChat, learnt_chats
 from loragrid.data.chat_template import ChatRefusedError, ChatTemplate, template_texts
@@ -42,6 +43,7 @@ class ChatTokenizer:
             )
         self._data = data
         self._finders = {name: TurnFinder(ChatTemplate(tokenizer, text)) for name, text in texts.items()}
+        self._ends = {name: MessageEnds(finder.template) for name, finder in self._finders.items()}
         for finder in self._finders.values() if data.chat_template else ():
             if fault := finder.template.syntax_error():
                 raise ValueError(f"data.chat_template: {data.chat_template}: cannot be read: {fault}")
@@ -50,7 +52,9 @@ class ChatTokenizer:
     def tokenize(self, rows: Sequence[Mapping[str, Any]]) -> list[Tokenized]:
         """As `TokenizesRows`."""
         names = ["tool_use" if row.get("tools") and "tool_use" in self._finders else "default" for row in rows]
-        learnt = [self._learnt(row, self._finders[name]) for row, name in zip(rows, names, strict=True)]
+        learnt = [
+            self._learnt(row, self._finders[name], self._ends[name]) for row, name in zip(rows, names, strict=True)
+        ]
         tokens = {}
         for name, own in self._tokens.items():
             chats = [
@@ -65,11 +69,12 @@ class ChatTokenizer:
             for found, name in zip(learnt, names, strict=True)
         ]
 
-    def _learnt(self, row: Mapping[str, Any], finder: TurnFinder) -> list[LearntChat] | str | BadRow:
+    def _learnt(self, row: Mapping[str, Any], finder: TurnFinder, ends: MessageEnds) -> list[LearntChat] | str | BadRow:
         try:
             chat = read_chat(row, finder.template)
             if chat is None:
                 return empty("messages")
+            chat = ends.without_doubled(chat)
             if self._data.loss_on == "all":
                 return [_whole(finder, chat)]
             if not chat.learnt:

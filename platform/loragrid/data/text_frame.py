@@ -39,7 +39,7 @@ class TextFrame:
         if not self.start or self.start[0] not in ids[: MOST_BLANK_TOKENS + 1]:
             return 0
         position = list(ids).index(self.start[0])
-        if not self._is_blank(ids[:position]):
+        if not self.is_blank(ids[:position]):
             return 0
         for expected in self.start:
             if position == len(ids) or ids[position] != expected:
@@ -51,7 +51,7 @@ class TextFrame:
         """Number of tokens up to the end token that a text holds itself, behind which is only white space, or None."""
         for position in range(len(ids) - 1, max(len(ids) - MOST_BLANK_TOKENS - 2, -1), -1):
             if ids[position] in self.ends:
-                return position + 1 if self._is_blank(ids[position + 1 :]) else None
+                return position + 1 if self.is_blank(ids[position + 1 :]) else None
         return None
 
     def framed(self, ids: Sequence[int]) -> list[int]:
@@ -59,7 +59,10 @@ class TextFrame:
         behind = () if self.own_end(ids) is not None else self._behind
         return [*self.start, *ids[self.own_start(ids) :], *behind]
 
-    def _is_blank(self, ids: Sequence[int]) -> bool:
+    def is_blank(self, ids: Sequence[int]) -> bool:
+        """Whether tokens are white space only; many tokens never are."""
+        if len(ids) > MOST_BLANK_TOKENS + 1:
+            return False
         return not str(self._backend.decode(list(ids), skip_special_tokens=False)).strip()
 
 
