@@ -30,6 +30,8 @@ OTHER_TAGS: dict[str, str] = {
     "loragrid.confirm.choice": "of a sweep: the ids of the settings that it confirms, and the fresh seeds",
     "loragrid.question": "the question of the experiment",
     "loragrid.data.left_out": "rows that were read and not used, as JSON: reason -> number",
+    "loragrid.data.left_out.examples": "what is wrong with skipped bad rows, as JSON: reason -> its most frequent "
+    "faults, each as the number of rows and one row's fault in words",
     "loragrid.data.made_from": "what the rows depend on, as JSON: digests of data and tokenizer, and the keys that "
     "split them; a sweep on other rows is not resumed",
     "loragrid.parameters.found": "the parameters that the experiment leaves open and the rows gave a value (such as "

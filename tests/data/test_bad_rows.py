@@ -10,11 +10,12 @@ import pytest
 from loragrid.config.experiment import DataConfig, ModelConfig
 from loragrid.data.bad_rows import BadRowError
 from loragrid.data.dataset import TokenizedData, load_data
-from loragrid.data.record import data_figures
+from loragrid.data.record import data_figures, data_record, data_tags
 from loragrid.models.loading import load_tokenizer
 from loragrid.trials.metrics import sweep_metrics
 from loragrid.trials.row_notes import ROW_NOTES
 from loragrid.trials.skip_reasons import BAD_ROW, BROKEN_LINE, EXCLUDED
+from loragrid.trials.tags import EXAMPLES_TAG
 
 PAIRS = [{"prompt": f"Question {number}:", "completion": f" answer {number}"} for number in range(12)]
 GOOD = [json.dumps(row) for row in PAIRS]
@@ -135,3 +136,46 @@ def test_the_recognised_shape_is_part_of_the_record(load: Any, tmp_path: Path) -
 def test_every_reason_and_note_is_a_metric() -> None:
     assert {"data/skipped_broken_line", "data/skipped_bad_row", "data/skipped_excluded"} <= set(sweep_metrics())
     assert {f"data/noted_{name}" for name in ROW_NOTES} | {"data/kept_apart_surplus_turns"} <= set(sweep_metrics())
+
+
+def test_what_skipped_rows_are_refused_for_is_said_and_recorded(load: Any) -> None:
+    bad = [{"prompt": "a", "completion": number} for number in (7, 8)] + [{"prompt": {"b": 1}, "completion": "c"}]
+    data = load([*GOOD, *(json.dumps(row) for row in bad), "{"], on_bad_row="skip")
+    assert data.skipped == {BAD_ROW: 3, BROKEN_LINE: 1}
+    (two, first), (one, second) = data.examples[BAD_ROW]
+    assert (two, one) == (2, 1)
+    assert first in [f"line {12 + number}, column completion: {6 + number}: not text" for number in (1, 2)]
+    assert second == "line 15, column prompt: {'b': 1}: not text"
+    line = data_record(data, 64).lines()[0]
+    assert f"3 {BAD_ROW} (2 such as {first}; 1 such as {second})" in line
+    assert f"1 {BROKEN_LINE} (such as line 16: not JSON" in line
+    assert json.loads(data_tags(data)[EXAMPLES_TAG])[BAD_ROW] == [[2, first], [1, second]]
+    again = load([*GOOD, *(json.dumps(row) for row in bad), "{"], on_bad_row="skip")
+    assert data_record(again, 64).lines()[0] == line  # from the cache
+
+
+def test_what_the_template_says_is_shown_with_skip(load: Any, tmp_path: Path) -> None:
+    template = "{% if messages[0].role == 'system' %}{{ raise_exception('No system role here') }}{% endif %}"
+    template += "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|end|>{% endfor %}"
+    (tmp_path / "own.jinja").write_text(template, encoding="utf-8")
+    keys = {"on_bad_row": "skip", "chat_template": str(tmp_path / "own.jinja"), "num_eval": 1}
+    turns = [{"role": role, "content": "a"} for role in ("system", "user", "assistant")]
+    lines = [json.dumps({"messages": turns}) for _ in range(4)]
+    with pytest.raises(ValueError, match=rf"4 {BAD_ROW} \(such as line \d, column messages: .*No system role here"):
+        load(lines, **keys)
+
+
+@pytest.mark.parametrize(
+    ("row", "other"),
+    [
+        ({"prompt": "a", "completion": 7}, r"other columns \(data\.columns\)"),
+        ({"prompt": {"a": 1}, "completion": "b"}, r"other columns \(data\.columns\)"),
+        ({"text": ["a"]}, r"other columns \(data\.columns\)"),
+        ({"messages": [{"role": "wizard", "content": "a"}]}, r"another template \(data\.chat_template\)"),
+    ],
+)
+def test_no_single_row_is_blamed_for_what_all_have(load: Any, row: dict[str, Any], other: str) -> None:
+    with pytest.raises(BadRowError, match=rf"each of the first 5 rows is refused: mend the file, or choose {other}"):
+        load([json.dumps(row)] * 5)
+    with pytest.raises(BadRowError, match=r"mend the row, or leave such rows out"):
+        load([*GOOD, *[json.dumps({"prompt": "a", "completion": 7})] * 30])

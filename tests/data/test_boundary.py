@@ -12,7 +12,7 @@ from loragrid.data.labelled_tokens import LabelledTokens, Tokenized
 from loragrid.data.text_frame import TextFrame
 from loragrid.data.tokenization import PairTokenizer
 from loragrid.trials.row_notes import ROW_NOTES
-from tests.support.kinds_of_tokenizer import LOSSLESS, LOSSY, bert, llama_2, sentencepiece
+from tests.support.kinds_of_tokenizer import LOSSLESS, LOSSY, bert, llama_2, sentencepiece, t5
 from tests.support.tiny_tokenizers import byte_level
 
 PROMPTS = [
@@ -36,7 +36,7 @@ COMPLETIONS = [
     " yes",
     "\nyes",
     "\n\n  if x:",
-    " \n",
+    " \ny",
     "    go",
     "345",
     " 345",
@@ -77,7 +77,8 @@ def test_rows_decode_to_their_text_and_begin_with_the_prompt(make: Callable[[], 
         assert row.input_ids[: len(prompt)] == prompt
         num_labels = len(row.input_ids) - max(len(prompt), 1)
         assert row.label_positions == tuple(range(len(row.input_ids) - 1))[-num_labels:]
-        assert set(row.notes) <= {"boundary_moved"}
+        unled = {"first_token_not_learnt"} if not prompt and not frame.start else set()
+        assert set(row.notes) - {"boundary_moved"} == unled
 
 
 @pytest.mark.parametrize("make", LOSSLESS.values(), ids=LOSSLESS)
@@ -129,6 +130,35 @@ def test_characters_without_a_token_are_noted(make: Callable[[], PreTrainedToken
 def test_text_that_a_tokenizer_normalises_is_noted() -> None:
     assert "text_altered" in pair(bert(), "Name", "Blue").notes
     assert pair(byte_level(), "Name", " Blue").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("make", "prompt", "completion"),
+    [
+        (llama_2, "<s>[INST] Name a colour [/INST]", " Blue </s>"),
+        (llama_2, "<s>[INST] a [/INST] b </s><s>[INST] c [/INST]", "d"),
+        (llama_2, "a<s>b", "c</s>\n"),
+        (lambda: sentencepiece("always"), "<s>[INST] a", "b</s>"),
+        (bert, "is it (good), or not?", "x: [sep] y's"),
+        (bert, "count to 5:", " one, two"),
+        (t5, "Name a colour:", "Blue, or (red)"),
+    ],
+)
+def test_blanks_that_decoding_adds_alter_nothing(
+    make: Callable[[], PreTrainedTokenizerFast], prompt: str, completion: str
+) -> None:
+    assert "text_altered" not in pair(make(), prompt, completion).notes
+
+
+@pytest.mark.parametrize(
+    ("make", "completion"),
+    [(bert, "Blue"), (bert, "b  c"), (bert, "b\nc"), (bert, "é"), (t5, "ﬁve"), (t5, "a  b"), (t5, "a²")],
+)
+def test_changed_characters_and_lost_blanks_are_noted(
+    make: Callable[[], PreTrainedTokenizerFast], completion: str
+) -> None:
+    assert {"text_altered", "unknown_characters"} & set(pair(make(), "a: ", completion).notes)
+    assert "text_altered" not in pair(llama_2(), "a: ", completion).notes
 
 
 @pytest.mark.parametrize("make", LOSSLESS.values(), ids=LOSSLESS)

@@ -82,6 +82,33 @@ def test_a_header_behind_every_chat_is_not_learnt() -> None:
     assert learnt_runs(byte_level(chat_template=template), CHAT) == [["Blue", "Red"]]
 
 
+@pytest.mark.parametrize("asked", ["{% if add_generation_prompt %}<|reply|>{% endif %}", ""])
+def test_a_header_behind_every_chat_ends_no_turn(asked: str) -> None:
+    answer = "{{ '<|open|><|bot|>" + ("<|reply|>" if asked else "") + "' + m.content + '<|/reply|><|close|>' }}"
+    user = "{{ '<|open|><|human|>' + m.content + '<|close|>' }}"
+    body = "{% if m.role == 'assistant' %}" + answer + "{% else %}" + user + "{% endif %}"
+    for first in ("", "{{ bos_token }}", "<|open|><|setup|>You help.<|close|>"):
+        tokenizer = byte_level(chat_template=first + each(body, "{{ '<|open|><|bot|>' }}" + asked))
+        marks = ["<|open|>", "<|close|>", "<|reply|>", "<|/reply|>", "<|bot|>", "<|human|>", "<|setup|>"]
+        tokenizer.add_special_tokens({"extra_special_tokens": marks, "bos_token": "<s>"})
+        assert learnt_runs(tokenizer, CHAT) == [["Blue<|/reply|><|close|>", "Red<|/reply|><|close|>"]]
+        assert notes(tokenizer, CHAT) == [()]
+
+
+@pytest.mark.parametrize("marks", [["<|end|>", "<|user|>", "<|assistant|>"], []])
+def test_a_header_behind_questions_only_is_no_end_of_chats(marks: list[str]) -> None:
+    template = each(
+        "{% if m.role == 'user' %}{{ '<|user|>\n' + m.content + '<|end|>\n<|assistant|>\n' }}"
+        "{% else %}{{ m.content + '<|end|>\n' }}{% endif %}",
+        asked="",
+    )
+    tokenizer = byte_level(chat_template=template)
+    tokenizer.add_tokens(marks)
+    chat = messages(("u", "Hi"), ("a", "\n\nBlue"), ("u", "And?"), ("a", "Red"))
+    ends = "<|end|>" if marks else "<|end|>\n"
+    assert learnt_runs(tokenizer, chat) == [[f"\n\nBlue{ends}", f"Red{ends}"]]
+
+
 def test_a_header_is_not_learnt_where_the_generation_prompt_is_missing() -> None:
     asked = ASKED.replace("add_generation_prompt", "add_generation_prompt and messages[-1].role == 'user'")
     tokenizer = byte_level(chat_template=each(TURN, asked))

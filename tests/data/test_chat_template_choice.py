@@ -1,5 +1,6 @@
 """`data.chat_template`: which template a data set uses."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,12 @@ def test_a_file_is_a_template_for_a_tokenizer_without_one(tmp_path: Path) -> Non
     assert learnt_runs(tokenizer, CHAT, chat_template=str(path)) == [["\nBlue<|im_end|>"]]
 
 
+def test_a_files_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "zephyr.jinja"
+    path.write_text(PUBLIC_TEMPLATES["zephyr"].text, encoding="utf-8-sig")
+    assert template_texts(byte_level(), str(path)) == {"default": PUBLIC_TEMPLATES["zephyr"].text}
+
+
 def test_chatml_is_built_in() -> None:
     tokenizer = byte_level(chat_template=None)
     assert learnt_runs(tokenizer, CHAT, chat_template="chatml") == [["Blue<|im_end|>"]]
@@ -58,6 +65,19 @@ def test_files_without_a_template_are_refused(tmp_path: Path, content: bytes) ->
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"data\.chat_template: .*wrong\.jinja: "):
         template_texts(byte_level(), str(path))
+
+
+@pytest.mark.parametrize("name", ["chat_template.json", "tokenizer_config.json", "own.jinja"])
+def test_a_template_inside_json_is_read(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text(json.dumps({"chat_template": CHATML, "model_max_length": 8}), encoding="utf-8")
+    assert template_texts(byte_level(), str(path)) == {"default": CHATML}
+    path.write_text(json.dumps(CHATML), encoding="utf-8")
+    assert template_texts(byte_level(), str(path)) == {"default": CHATML}
+    for other in ({"template": CHATML}, {"chat_template": [{"name": "default", "template": CHATML}]}, [CHATML], 3):
+        path.write_text(json.dumps(other), encoding="utf-8")
+        with pytest.raises(ValueError, match=rf"data\.chat_template: .*{name}: is JSON without one template"):
+            template_texts(byte_level(), str(path))
 
 
 def test_a_template_that_cannot_be_compiled_is_refused(tmp_path: Path) -> None:

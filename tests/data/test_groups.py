@@ -237,3 +237,11 @@ def test_a_conversation_of_chitchat_is_one_group(load: Any) -> None:
     assert no_group_in_two_splits(data)
     assert data.test.num_groups > 40
     assert data.overlap["test_answers_in_train_prompts"] < 10  # with single rows as groups most of the 64
+
+
+def test_equal_prompts_that_lack_a_column_are_told_so(load: Any) -> None:
+    rows = [{"instruction": "Translate", "source": f"x{n}", "response": f"y{n}"} for n in range(8)]
+    with pytest.raises(ValueError, match=r"never in two splits.*because they lack a column.*\(not used: source\)"):
+        load(rows, num_eval=2)
+    with pytest.raises(ValueError, match=r"never in two splits: data\.group_by can name a column with more values$"):
+        load([{"instruction": row["instruction"], "response": row["response"]} for row in rows], num_eval=2)

@@ -88,7 +88,7 @@ def test_alpaca_with_system_and_history_is_a_chat(recognised: Recognised) -> Non
     given = {"instruction": "Do", "input": "this", "output": "yes", "system": "Be brief.", "history": [["a", "b"]]}
     shape, rows = recognised([given])
     said = [("system", "Be brief."), ("user", "a"), ("assistant", "b"), ("user", "Do\nthis"), ("assistant", "yes")]
-    assert rows == [{"messages": [{"role": role, "content": text} for role, text in said]}]
+    assert rows == [{"messages": [{"role": role, "content": text} for role, text in said], "system_first": True}]
     assert shape.name == "alpaca_chat"
     (chosen,) = recognised([{"instruction": "Do", "output": "yes"}], shape="alpaca_chat")[1]
     assert chosen == {"messages": [{"role": "user", "content": "Do"}, {"role": "assistant", "content": "yes"}]}
@@ -103,7 +103,13 @@ def test_share_gpt_becomes_messages(recognised: Recognised) -> None:
     assert shape.described == "ShareGPT (conversations, tools); not used: id"
     assert isinstance(row, dict)
     assert row["tools"] == TOOLS
-    assert [message["role"] for message in row["messages"]] == ["system", "user", "assistant", "tool", "assistant"]
+    assert [message["role"] for message in row["messages"]] == [
+        "system",
+        "user",
+        "assistant",
+        "observation",
+        "assistant",
+    ]
     assert row["messages"][2]["tool_calls"] == [CALL]
     assert row["messages"][4] == {"role": "assistant", "content": "a"}
 
@@ -145,7 +151,7 @@ def test_a_system_column_becomes_the_first_message(recognised: Recognised) -> No
     found = recognised(rows)[1]
     system = {"role": "system", "content": "Be brief."}
     assert found[:4] == [
-        {"messages": [system, *CHAT]},
+        {"messages": [system, *CHAT], "system_first": True},
         {"messages": CHAT},
         {"messages": CHAT},
         {"messages": [system, *CHAT]},
@@ -204,9 +210,9 @@ def test_what_templates_read_is_kept(recognised: Recognised) -> None:
         ({"instruction": "a", "input": "", "output": "b", "text": "c"}, r"as alpaca .* or text .* data\.shape: alpaca"),
         ({"problem": "a", "solution": "b", "answer": "c"}, r"data\.columns: \{prompt: problem, completion: answer\}"),
         (PAIR | {"label": True}, r"without the column label, which may hold what is to be learnt"),
-        ({"text": "a", "category": "b"}, r"data\.columns: \{text: text\} or \{prompt: text, completion: category\}"),
+        ({"text": "a", "category": "b"}, r"data\.columns: \{prompt: text, completion: category\}.* data\.shape: text"),
         (PAIR | {"context": "c"}, r"without the column context, which belongs to the prompt"),
-        (PAIR | {"tools": TOOLS}, r"without the column tools, which is read of rows with messages only"),
+        (PAIR | {"tools": TOOLS}, r"without the column tools, which is meant for the chat template"),
         ({"question": "a", "response": "b", "system_prompt": "c"}, r"without the column system_prompt"),
         ({"messages": CHAT, "images": ["x"]}, r"without the column images, which holds what is not text"),
         ({"messages": CHAT, "functions": TOOLS}, r"without the column functions, which is meant for the chat template"),
@@ -240,10 +246,62 @@ def test_system_and_tools_may_have_other_names(recognised: Recognised) -> None:
     row = {"chat": CHAT, "functions": TOOLS, "persona": "Be brief.", "tools": "none"}
     columns = {"messages": "chat", "tools": "functions", "system": "persona"}
     shape, (found,) = recognised([row], columns=columns)
-    assert found == {"messages": [{"role": "system", "content": "Be brief."}, *CHAT], "tools": TOOLS}
+    assert found == {
+        "messages": [{"role": "system", "content": "Be brief."}, *CHAT],
+        "tools": TOOLS,
+        "system_first": True,
+    }
     assert shape.unused == ("tools",)
     with pytest.raises(ValueError, match=r"data\.columns: text, tools: belong to different kinds of row"):
         recognised([row], columns={"text": "chat", "tools": "functions"})
+
+
+def test_columns_leave_out_all_others(recognised: Recognised) -> None:
+    columns = {"prompt": "prompt", "completion": "completion"}
+    shape, rows = recognised([PAIR | {"weight": 2.5, "train": False}], columns=columns)
+    assert (rows, shape.unused) == ([PAIR], ("weight", "train"))
+    assert shape.described.endswith("not used: weight, train")
+    shape, rows = recognised([{"chat": CHAT, "system": "Be brief.", "tools": TOOLS}], columns={"messages": "chat"})
+    assert (rows, shape.unused) == ([{"messages": CHAT}], ("system", "tools"))
+    both = {"prompt": [USER], "completion": [ASSISTANT], "tools": TOOLS, "weight": 0}
+    assert recognised([both], columns=columns)[1] == [{"messages": CHAT}]
+    text = {"text": "a", "weight": 0, "label": 1}
+    assert recognised([text], columns={"text": "text"})[1] == [{"text": "a"}]
+
+
+def test_exclusions_may_have_other_names(recognised: Recognised) -> None:
+    rows = [PAIR | {"use": flag, "train": True} for flag in (True, False)]
+    columns = {"prompt": "prompt", "completion": "completion", "train": "use"}
+    shape, found = recognised(rows, columns=columns)
+    assert (found, shape.unused) == ([PAIR, EXCLUDED], ("train",))
+    assert recognised(rows, columns={"train": "use"})[1] == [PAIR, EXCLUDED]
+    assert "use" in shape.described
+
+
+def test_a_pair_with_a_mapped_system_prompt_is_a_chat(recognised: Recognised) -> None:
+    row = {"question": "hi", "response": "yo", "system_prompt": "Be brief."}
+    columns = {"prompt": "question", "completion": "response", "system": "system_prompt"}
+    shape, rows = recognised([row], columns=columns)
+    assert rows == [{"messages": [{"role": "system", "content": "Be brief."}, *CHAT], "system_first": True}]
+    assert shape.name == "prompt and completion as a chat"
+    tools = PAIR | {"functions": TOOLS}
+    (found,) = recognised([tools], columns={"tools": "functions", "prompt": "prompt"})[1]
+    assert isinstance(found, dict)
+    assert found["tools"] == TOOLS
+
+
+@pytest.mark.parametrize("row", [{"prompt": [USER], "completion": "yo"}, {"prompt": "hi", "completion": [ASSISTANT]}])
+def test_a_chat_beside_text_is_a_fault_of_the_file(recognised: Recognised, row: dict[str, Any]) -> None:
+    with pytest.raises(
+        ValueError, match=r"holds messages, and its column \w+ does not; write both as messages, or both"
+    ):
+        recognised([row, row])
+
+
+def test_a_table_inside_one_object_is_told_so(recognised: Recognised) -> None:
+    for value, remedy in (({"data": [PAIR]}, "array in its key 'data'"), ({"a": [PAIR], "b": [PAIR]}, "keys 'a', 'b'")):
+        with pytest.raises(ValueError, match=rf"save the .*{remedy}"):
+            recognised([{"version": "1", **value}], ".json")
 
 
 def test_a_file_without_its_first_line_is_told_so(recognised: Recognised) -> None:

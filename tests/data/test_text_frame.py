@@ -9,22 +9,32 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from loragrid.config.experiment import DataConfig
+from loragrid.data.chat_template import BUILT_IN
+from loragrid.data.end_tokens import end_token_ids
 from loragrid.data.held_out_text import held_out_pieces
-from loragrid.data.labelled_tokens import LabelledTokens
+from loragrid.data.labelled_tokens import LabelledTokens, Tokenized
 from loragrid.data.shapes import Shape
 from loragrid.data.text_frame import TextFrame, special_ids
 from loragrid.data.tokenization import PairTokenizer, RowTokenizer, TextTokenizer
+from loragrid.models.base_ends import BASE_ENDS
+from loragrid.trials.skip_reasons import empty
+from tests.support.chat_templates import PUBLIC_TEMPLATES
 from tests.support.kinds_of_tokenizer import bert, gemma, llama_2, llama_3, sentencepiece, t5, xlm_roberta
 from tests.support.tiny_tokenizers import byte_level, metaspace
 
 
-def chatml() -> PreTrainedTokenizerFast:
-    return byte_level(bos="<s>", adds_bos=True)
+def outcome(tokenizer: PreTrainedTokenizerFast, **columns: str) -> Tokenized:
+    kind = TextTokenizer if "text" in columns else PairTokenizer
+    (tokenized,) = kind(tokenizer).tokenize([columns])
+    return tokenized
+
+
+def chatml(**settings: Any) -> PreTrainedTokenizerFast:
+    return byte_level(bos="<s>", adds_bos=True, **settings)
 
 
 def row_of(tokenizer: PreTrainedTokenizerFast, **columns: str) -> LabelledTokens:
-    kind = TextTokenizer if "text" in columns else PairTokenizer
-    (tokenized,) = kind(tokenizer).tokenize([columns])
+    tokenized = outcome(tokenizer, **columns)
     assert isinstance(tokenized, tuple), tokenized
     return tokenized[0]
 
@@ -97,14 +107,55 @@ def test_the_tokens_decide_not_the_text() -> None:
 
 
 @pytest.mark.parametrize("behind", ["", "\n", " ", "\n\n"])
-@pytest.mark.parametrize("end", ["<|im_end|>", "<|endoftext|>"])
+@pytest.mark.parametrize(("eos", "end"), [("im_end", "im_end"), ("endoftext", "endoftext"), ("endoftext", "im_end")])
 @pytest.mark.parametrize("column", ["text", "completion"])
-def test_an_end_token_in_the_text_is_not_doubled(column: str, end: str, behind: str) -> None:
-    tokenizer = chatml()
+def test_an_end_token_in_the_text_is_not_doubled(column: str, eos: str, end: str, behind: str) -> None:
+    end, tokenizer = f"<|{end}|>", chatml(eos_token=f"<|{eos}|>")  # the template ends turns with <|im_end|>
     columns = {column: f"Blue{end}{behind}"} | ({"prompt": "Name:"} if column == "completion" else {})
     row = row_of(tokenizer, **columns)
     assert shown(tokenizer, row).endswith(f"Blue{end}]]")
     assert row.notes == ("end_not_doubled",)
+
+
+CONTENT = ["<pos>", "<neg>", "</answer>", "<image>", "</tool_call>", "<|fim_middle|>", "<|im_start|>", "<|endoftext|>"]
+
+
+@pytest.mark.parametrize("written", ["{}", "so {}", "{}\n", "{0}{0}", "a<|im_end|>{}"])
+@pytest.mark.parametrize("token", CONTENT)
+@pytest.mark.parametrize("column", ["text", "completion"])
+def test_a_special_token_at_the_end_is_content(column: str, token: str, written: str) -> None:
+    tokenizer = chatml(extra_special_tokens=CONTENT)
+    columns = {column: written.format(token)} | ({"prompt": "Q:"} if column == "completion" else {})
+    row = row_of(tokenizer, **columns)
+    assert shown(tokenizer, row).endswith(f"{written.format(token)}<|im_end|>]]".replace("<s>[[", "[["))
+    assert row.notes == ("special_tokens_read",)
+
+
+@pytest.mark.parametrize("named", [(0,), (0, 2)])
+def test_the_ends_of_the_base_are_ends(named: tuple[int, ...]) -> None:
+    tokenizer = chatml()
+    setattr(tokenizer, BASE_ENDS, (*named, tokenizer.convert_tokens_to_ids("B"), 10**6))
+    row = row_of(tokenizer, prompt="Name:", completion="Blue<|endoftext|>")
+    assert shown(tokenizer, row).endswith("[[Blue<|endoftext|>]]")
+    assert row.notes == ("end_not_doubled",)
+    # A number in the base's files that is a common token ends nothing.
+    assert shown(tokenizer, row_of(tokenizer, prompt="Name:", completion="A B")).endswith("[[A B<|im_end|>]]")
+
+
+@pytest.mark.parametrize("name", PUBLIC_TEMPLATES)
+def test_every_family_ends_turns_with_its_own_tokens(name: str) -> None:
+    tokenizer = PUBLIC_TEMPLATES[name].tokenizer()
+    others = {"llama3_always": "<|eot_id|>", "gemma2": "<end_of_turn>", "gemma3": "<end_of_turn>"}
+    others |= {"phi3": "<|end|>", "harmony": "<|call|>"}
+    wanted = {PUBLIC_TEMPLATES[name].eos} | ({others[name]} if name in others else set())
+    assert {tokenizer.convert_ids_to_tokens(number) for number in end_token_ids(tokenizer)} == wanted
+
+
+def test_a_template_of_the_data_ends_turns_too() -> None:
+    tokenizer = chatml(chat_template=None, eos_token="<|endoftext|>")
+    turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert turn not in end_token_ids(tokenizer)
+    assert turn in end_token_ids(tokenizer, BUILT_IN["chatml"])
 
 
 @pytest.mark.parametrize("inside", ["A<|im_end|>\nB", "A<|im_start|>B"])
@@ -192,3 +243,28 @@ def test_a_tokenizer_that_cuts_at_random_is_refused() -> None:
     shape, data = Shape(name="text", columns={"text": "text"}), DataConfig(name="rows.jsonl")
     with pytest.raises(ValueError, match=r"dropout 0\.1\); allowed: dropout null in tokenizer\.json"):
         RowTokenizer(tokenizer, shape, data, title="data.name: rows.jsonl")
+
+
+@pytest.mark.parametrize("make", [chatml, byte_level, llama_2, gemma, bert])
+@pytest.mark.parametrize("blank", ["", " ", "  \n", "\t\n\n", "\u00a0", "\u2003\u3000"])
+def test_white_space_is_not_learnt_as_an_answer(make: Callable[[], PreTrainedTokenizerFast], blank: str) -> None:
+    tokenizer = make()
+    for end in (
+        "",
+        str(tokenizer.eos_token or tokenizer.sep_token),
+        f" {tokenizer.eos_token or tokenizer.sep_token}\n",
+    ):
+        assert outcome(tokenizer, prompt="Q:", completion=blank + end) == empty("completion")
+        assert outcome(tokenizer, text=blank + end) == empty("text")
+    assert isinstance(outcome(tokenizer, prompt="Q:", completion=f"{blank}a"), tuple)
+
+
+def test_a_first_token_without_a_start_is_noted() -> None:
+    bare, started = byte_level(), chatml()
+    row = row_of(bare, prompt="", completion="Blue")
+    assert "first_token_not_learnt" in row.notes
+    assert row.label_positions[0] == 0
+    assert "first_token_not_learnt" not in row_of(bare, prompt="Q", completion="Blue").notes
+    row = row_of(started, prompt="", completion="Blue")
+    assert "first_token_not_learnt" not in row.notes
+    assert len(row.label_positions) == len(row.input_ids) - 1

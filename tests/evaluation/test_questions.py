@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerFast
+from transformers import AddedToken, PreTrainedTokenizerFast
 
 from loragrid.config.experiment import DataConfig, ModelConfig
 from loragrid.data.dataset import TokenizedData, load_data, pad_rows
@@ -17,18 +17,23 @@ from loragrid.data.labelled_tokens import LabelledTokens
 from loragrid.data.tokenization import PairTokenizer
 from loragrid.evaluation.questions import TokenizedQuestions, questions_of
 from loragrid.evaluation.task_scorer import TaskScorer
+from loragrid.models.base_ends import BASE_ENDS
 from loragrid.models.loading import load_tokenizer
 from loragrid.tasks.contract import Question
 from loragrid.tasks.discovery import read_task
 from loragrid.tasks.kinds.label_likelihood import LabelLikelihood
 from loragrid.training.assembly import build_batches
 from loragrid.training.step import one_worker
-from tests.support.kinds_of_tokenizer import LOSSLESS, bert, llama_2, sentencepiece
+from tests.support.kinds_of_tokenizer import LOSSLESS, bert, llama_2, sentencepiece, t5
 from tests.support.small_packs import make_setup, run_pack
-from tests.support.tiny_tokenizers import byte_level, save_tiny_llama
+from tests.support.tiny_tokenizers import byte_level, metaspace, save_tiny_llama
 
 LABELS = ["positive", "negative", "nei ther", "12", "7", "{x}", "好"]
 PROMPTS = ["Review: good\nLabel:", "Review: good\nLabel: ", "x", "A long one. " * 20 + "\nS:\n", "Q: f(", "end</s>"]
+
+
+def chatml_with_start() -> PreTrainedTokenizerFast:
+    return byte_level(bos="<s>", adds_bos=True)
 
 
 def rows_of(tokenizer: PreTrainedTokenizerFast, *rows: dict[str, str]) -> TokenizedData:
@@ -96,9 +101,75 @@ def test_labels_of_a_chat_end_as_its_turns_do(tmp_path: Path, monkeypatch: pytes
 
 def test_an_answer_ends_at_every_end_that_rows_use() -> None:
     tokenizer = byte_level()
+    setattr(tokenizer, BASE_ENDS, (tokenizer.convert_tokens_to_ids("<|endoftext|>"),))
     data = rows_of(tokenizer, {"prompt": "Q", "completion": "A<|endoftext|>"}, {"prompt": "Q", "completion": "B"})
     ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|endoftext|>", "<|im_end|>")]
     assert TokenizedQuestions(tokenizer, data).end_token_ids() == tuple(sorted(ends))
+
+
+@pytest.mark.parametrize("lead", ["", "the label is "])
+def test_special_tokens_of_labels_are_text_and_end_nothing(lead: str) -> None:
+    tokenizer = byte_level(extra_special_tokens=["<pos>", "<neg>"])
+    tokenizer.add_tokens([AddedToken("<call>", special=True, rstrip=True)])
+    labels = [f"{lead}{label}" for label in ("<pos>", "<neg>", "x", "x<call>", "<call>", "<pos><neg>")]
+    data = rows_of(tokenizer, *({"prompt": "Review:", "completion": label} for label in labels))
+    rows = TokenizedQuestions(tokenizer, data)
+    questions = rows.questions["eval"]
+    assert [rows.text(question.reference) for question in questions] == labels
+    assert rows.end_token_ids() == (tokenizer.eos_token_id,)
+    for question in questions:
+        assert rows.completions(question, labels) == [own.reference for own in questions]
+
+
+@pytest.mark.parametrize("make", [chatml_with_start, llama_2, bert])
+def test_the_start_and_the_end_of_a_row_are_no_text(make: Callable[[], PreTrainedTokenizerFast]) -> None:
+    tokenizer = make()
+    rows = TokenizedQuestions(tokenizer, rows_of(tokenizer, {"prompt": "blue ", "completion": "is a colour"}))
+    (question,) = rows.questions["eval"]
+    assert rows.text(question.prompt).strip() == "blue"
+    assert rows.text((*question.prompt, *question.reference)).strip() == "blue is a colour"
+
+
+@pytest.mark.parametrize("make", [metaspace, lambda: metaspace("first"), lambda: sentencepiece("first"), llama_2])
+def test_bytes_are_text_also_if_marked_as_special(make: Callable[[], PreTrainedTokenizerFast]) -> None:
+    tokenizer = make()
+    labels = ["-4", "4", "[]", "()", "'s", "s", "中文", "x = {1}"]
+    data = rows_of(tokenizer, *({"prompt": "What is 4 - 8?\n", "completion": label} for label in labels))
+    rows = TokenizedQuestions(tokenizer, data)
+    assert [rows.text(question.reference).strip() for question in rows.questions["eval"]] == labels
+    for question in rows.questions["eval"]:
+        assert rows.completions(question, labels) == [own.reference for own in rows.questions["eval"]]
+    assert rows.end_token_ids() == (tokenizer.eos_token_id,)
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n"])
+def test_labels_that_continue_a_word_are_text_without_marks(blank: str) -> None:
+    tokenizer, labels = bert(), ["no", "yes"]
+    data = rows_of(tokenizer, *({"prompt": f"is it {n} of", "completion": f"{blank}{labels[n % 2]}"} for n in range(4)))
+    rows = TokenizedQuestions(tokenizer, data)
+    task = read_task({"kind": "label_likelihood", "labels": ["yes", "no"]})
+    TaskScorer(task, tokenizer, data, None)
+    first, second, *_ = rows.questions["eval"]
+    assert [rows.text(question.reference) for question in (first, second)] == labels
+    assert rows.completions(first, labels) == [first.reference, second.reference]
+    assert rows.completions(second, labels) == [first.reference, second.reference]
+
+
+@pytest.mark.parametrize(
+    ("make", "prompt", "labels", "message"),
+    [
+        (bert, "of", ["yes", "🙂"], r"task\.labels: '\[UNK\]': the tokenizer has only its unknown token"),
+        (t5, "of: ", ["{x}", "yes"], r"task\.labels: '<unk>x<unk>': the tokenizer has only its unknown token"),
+        (bert, "of", ["yes", ", no"], r"'yes': behind the prompt \.\.\.'of' its tokens depend on a blank"),
+    ],
+)
+def test_labels_that_cannot_be_cut_as_in_training_are_refused(
+    make: Callable[[], PreTrainedTokenizerFast], prompt: str, labels: list[str], message: str
+) -> None:
+    tokenizer = make()
+    rows = [{"prompt": f"{prompt}{' ' if '🙂' in label else ''}", "completion": label} for label in labels]
+    with pytest.raises(ValueError, match=message):
+        TaskScorer(read_task({"kind": "label_likelihood"}), tokenizer, rows_of(tokenizer, *rows), None)
 
 
 @pytest.mark.parametrize("likelihood", ["summed", "per_token"])

@@ -5,7 +5,7 @@ import json
 from loragrid.comparison.settings import tasks_of
 from loragrid.comparison.table import Comparison, plain_value
 from loragrid.data.in_words import DataRecord
-from loragrid.trials.tags import LEFT_OUT_TAG, MADE_FROM_TAG
+from loragrid.trials.tags import EXAMPLES_TAG, LEFT_OUT_TAG, MADE_FROM_TAG
 
 __all__ = ["DataRecord", "data_record_of", "data_records_of"]
 
@@ -43,6 +43,7 @@ def _record_of(comparison: Comparison) -> DataRecord | None:
         {key: value for key, value in values.items() if value is not None},
         json.loads(tags.get(LEFT_OUT_TAG, "{}")),
         int(length) if length else None,
+        examples=json.loads(tags.get(EXAMPLES_TAG, "{}")),
         read_as=json.loads(tags.get(MADE_FROM_TAG, "{}")).get("shapes", {}),
         **trained,
     )

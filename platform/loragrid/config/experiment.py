@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from loragrid.config.checks import problems_across_sections
+from loragrid.config.data_section import DataConfig
 from loragrid.config.execution import (
     EarlyStoppingConfig,
     EngineConfig,
@@ -28,7 +29,6 @@ from loragrid.config.sections import (
     MEMBER_TRAINING_KEYS,
     METHOD_TRAINING_KEYS,
     OBSERVATION_KEYS,
-    DataConfig,
     ModelConfig,
     TrainingConfig,
 )

@@ -9,16 +9,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from pydantic import ConfigDict, Field, InstanceOf, PlainSerializer, TypeAdapter, ValidationError
 
 import loragrid_methods
+from loragrid.config.data_section import DataConfig
 from loragrid.config.ladder import EXAMPLE, Ladder, as_written, ladder_values
 from loragrid.config.method_source import declared_types
-from loragrid.config.sections import (
-    HOLDING_KEYS,
-    METHOD_TRAINING_KEYS,
-    OBSERVATION_KEYS,
-    DataConfig,
-    ModelConfig,
-    TrainingConfig,
-)
+from loragrid.config.sections import HOLDING_KEYS, METHOD_TRAINING_KEYS, OBSERVATION_KEYS, ModelConfig, TrainingConfig
 from loragrid.schema.errors import ExperimentError, Problem, show_value, unknown, what_is_wrong
 from loragrid.schema.fields import MAX_SEED, Label, Section, Seed, allowed_by
 

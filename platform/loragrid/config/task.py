@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from loragrid.config.sections import DataConfig
+from loragrid.config.data_section import DataConfig
 from loragrid.schema.errors import Problem
 
 

@@ -9,6 +9,7 @@ from loragrid.data.chat_template import ChatRefusedError
 from loragrid.data.chat_turns import LearntTurn, TurnFinder
 
 Mode = Literal["auto", "all", "last", "separate"]
+LAST_ONLY = "data.turns: last learns the last turn only"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,9 @@ def learnt_chats(finder: TurnFinder, chat: Chat, turns: Mode) -> list[LearntChat
     chat: has at least one learnt turn.
 
     Raises:
-        ChatRefusedError: see `TurnFinder.find`.
+        ChatRefusedError: see `TurnFinder.find`. With `turns="auto"` an earlier turn that the template cannot render as
+            a last one, or not as the answer to its prompt, leaves the last turn only. Any other fault of an earlier
+            turn refuses the chat: the template loses or alters a part of it.
     """
     messages = finder.formed(chat)
     last = finder.find(messages, chat.tools, chat.learnt[-1])
@@ -41,13 +44,11 @@ def learnt_chats(finder: TurnFinder, chat: Chat, turns: Mode) -> list[LearntChat
         return [_row([last], last, notes)]
     try:
         earlier = [finder.find(messages, chat.tools, number) for number in chat.learnt[:-1]]
-        kept = not last.is_apart and all(
-            not turn.is_apart and last.text.startswith(turn.text[: turn.end]) for turn in earlier
-        )
-    except ChatRefusedError:
-        # An earlier turn can be what a template cannot render as a last one.
-        earlier, kept = [], False
-    if kept:
+    except ChatRefusedError as error:
+        if turns == "all" or not error.is_of_prompt:
+            raise ChatRefusedError(f"{error}; {LAST_ONLY}", column=error.column) from error
+        return [_row([last], last, [*notes, "earlier_turns_apart"])]
+    if not last.is_apart and all(not turn.is_apart and last.text.startswith(turn.text[: turn.end]) for turn in earlier):
         return [_row([*earlier, last], last, notes)]
     return None if turns == "all" else [_row([last], last, [*notes, "last_turn_only"])]
 

@@ -1,6 +1,7 @@
 """A chat template: which one a data set uses, what it renders, and what it gives the model before an answer."""
 
 import datetime
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,16 +35,22 @@ BUILT_IN = {
 }
 """Name -> template of the names that need no file."""
 
+OTHER_TEMPLATE = "data.chat_template can name another template"
+
 QUESTION, ANSWER = "Qx7question7xQ", "Qx7answer7xQ"
 """Texts of a trial chat; no template contains them."""
 
 
 class ChatRefusedError(ValueError):
-    """A chat cannot be learnt; the message is the end of a sentence. column: the canonical column at fault."""
+    """A chat cannot be learnt; the message is the end of a sentence.
 
-    def __init__(self, what: str, column: str = "messages") -> None:
+    column: the canonical column at fault. is_of_prompt: whether the fault is that the template refuses the chat, or
+    that its prompt does not lead to the answer; no part of the messages is lost.
+    """
+
+    def __init__(self, what: str, column: str = "messages", *, is_of_prompt: bool = False) -> None:
         super().__init__(what)
-        self.column = column
+        self.column, self.is_of_prompt = column, is_of_prompt
 
 
 def template_texts(tokenizer: "PreTrainedTokenizerBase", chosen: str | None) -> dict[str, str]:
@@ -81,12 +88,28 @@ def _template_file(chosen: str, names: Sequence[str]) -> str:
     try:
         if path.stat().st_size > MAX_TEMPLATE_BYTES:
             raise ValueError(f"data.chat_template: {chosen}: has more than {MAX_TEMPLATE_BYTES} bytes: no template")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # a byte order mark is no text
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"data.chat_template: {chosen}: cannot be read as text: {reason_of(error)}") from error
+    text = _text_in_json(chosen, text)
     if "{{" not in text and "{%" not in text:
         raise ValueError(f"data.chat_template: {chosen}: holds no Jinja template: there is neither {{{{ nor {{% in it")
     return text
+
+
+def _text_in_json(chosen: str, text: str) -> str:
+    """The template in a JSON file such as tokenizer_config.json or chat_template.json; other texts unchanged."""
+    try:
+        held = json.loads(text)
+    except ValueError:  # a Jinja template, which is no JSON
+        return text
+    found = held.get("chat_template") if isinstance(held, dict) else held
+    if not isinstance(found, str):
+        raise ValueError(
+            f"data.chat_template: {chosen}: is JSON without one template as the text of its key chat_template; "
+            "write the template's text into a file"
+        )
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +120,7 @@ class Opening:
     renders. prompt: the generation prompt, up to
     characters that it shares with the end of a chat. header: the role header that a template without a generation
     prompt writes before an answer; it is part of the prompt. always: the header that a template writes after every
-    chat, asked or not.
+    chat, asked or not. opener: the added token with which a rendered chat begins; it opens messages and ends none.
     """
 
     is_known: bool = False
@@ -105,6 +128,7 @@ class Opening:
     prompt: str = ""
     header: str = ""
     always: str = ""
+    opener: str = ""
 
 
 class ChatTemplate:
@@ -156,7 +180,7 @@ class ChatTemplate:
             )
         except Exception as error:  # a template is a program and can raise any exception
             reason = str(error).strip() or type(error).__name__
-            raise ChatRefusedError(f"the chat template refuses it: {reason}") from error
+            raise ChatRefusedError(f"the chat template refuses it: {reason}", is_of_prompt=True) from error
         if not is_unicode(str(rendered)):
             raise ChatRefusedError(HALF_CHARACTERS)
         return str(rendered)
@@ -193,16 +217,50 @@ class ChatTemplate:
             return Opening(is_given=asked != plain)
         place = answered.rindex(ANSWER)
         before, after = answered[:place], answered[place + len(ANSWER) :]
+        opener = self._opener(plain)
+        prompt = asked[len(common_prefix(asked, plain)) :] if asked != plain else ""
+        if before == asked and (
+            always := self._always(before.removesuffix(prompt), after, opener, is_given=asked != plain)
+        ):
+            return Opening(
+                is_known=True, is_given=asked != plain, prompt=prompt or always, always=always, opener=opener
+            )
         if asked != plain:
-            return Opening(is_known=True, is_given=True, prompt=asked[len(common_prefix(asked, plain)) :])
-        if before == asked and (shared := _common_suffix(asked.rpartition(QUESTION)[2], after)).strip():
-            first = self.token.search(after)
-            header = after[first.end() :] if first else shared
-            return Opening(is_known=True, prompt=header, always=header)
+            return Opening(is_known=True, is_given=True, prompt=prompt, opener=opener)
         added = before.removeprefix(asked)
         # Blanks before an answer are written by the model; anything else is the header of its role.
         header = added if added.strip() else ""
-        return Opening(is_known=True, prompt=header, header=header) if before.startswith(asked) else Opening()
+        if not before.startswith(asked):
+            return Opening(opener=opener)
+        return Opening(is_known=True, prompt=header, header=header, opener=opener)
+
+    def _opener(self, question: str) -> str:
+        """The added token with which the rendered chat of one question begins, behind the start token."""
+        begin = question.removeprefix(str(self.tokenizer.bos_token or "")).lstrip()
+        found = self.token.match(begin)
+        return found.group() if found and found.end() <= begin.find(QUESTION) else ""
+
+    def _always(self, before: str, after: str, opener: str, *, is_given: bool) -> str:
+        """The header that a template writes after every chat, asked or not; empty without one.
+
+        before: the trial chat up to the answer, without the generation prompt. after: what stands behind the answer.
+        """
+        shared = _common_suffix(before.rpartition(QUESTION)[2], after)
+        try:
+            chat = [self.trial("user", QUESTION), self.trial("assistant", ANSWER), self.trial("user", QUESTION)]
+            continued = self.render(chat).rpartition(ANSWER)[2]
+        except ChatRefusedError:
+            continued = ""
+        # A header of the assistant is not written before a question.
+        if continued.startswith(after) or not shared.strip():
+            return ""
+        if opener and opener in shared:
+            return shared[shared.rindex(opener) :]
+        if is_given:
+            return ""
+        first = self.token.search(after)
+        header = after[first.end() :] if first else shared
+        return header if header.strip() else ""
 
     @cached_property
     def needs_parts(self) -> bool:

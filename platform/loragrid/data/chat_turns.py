@@ -11,14 +11,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from loragrid.data.chat_markers import ARGUMENT, LeftOut, MarkedTurn, extent, left_out
-from loragrid.data.chat_messages import Chat, text_of
-from loragrid.data.chat_template import QUESTION, ChatRefusedError, ChatTemplate, Messages, Tools, common_prefix
+from loragrid.data.chat_markers import ARGUMENT, READ_KEYS, LeftOut, MarkedTurn, extent, left_out
+from loragrid.data.chat_messages import Chat
+from loragrid.data.chat_prompts import answer_start
+from loragrid.data.chat_tags import check_tags
+from loragrid.data.chat_template import (
+    OTHER_TEMPLATE,
+    QUESTION,
+    ChatRefusedError,
+    ChatTemplate,
+    Messages,
+    Tools,
+    common_prefix,
+)
 from loragrid.data.tool_form import ToolForm, find_tool_form
 
 Kept = TypeVar("Kept")
 MOST_KEPT_STRUCTURES = 4096
-OTHER_TEMPLATE = "data.chat_template can name another template"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +54,7 @@ class TurnFinder:
     _left_out: dict[object, LeftOut] = field(default_factory=dict)
     _ends: dict[object, tuple[str, bool]] = field(default_factory=dict)
     _forms: dict[object, ToolForm] = field(default_factory=dict)
+    _unread: dict[object, bool] = field(default_factory=dict)
 
     def formed(self, chat: Chat) -> list[dict[str, Any]]:
         """The messages with tool calls in the form that the template reads."""
@@ -77,6 +87,23 @@ class TurnFinder:
             raise ChatRefusedError(f"the chat template leaves out {found.contents[0]}; {OTHER_TEMPLATE}")
         return ("keys_not_rendered",) if found.keys else ()
 
+    def _has_unread_keys(self, messages: Messages, tools: Tools) -> bool:
+        """Whether the last message has a key that changes nothing in the rendered chat."""
+        last = messages[-1]
+        others = [key for key, value in last.items() if key not in READ_KEYS and value not in ("", [], {})]
+        if not others:
+            return False
+        key = ("keys", _structure(messages, tools))
+        if key not in self._unread:
+            text = self.template.render(messages, tools)
+            kept = [{name: value for name, value in last.items() if name != other} for other in others]
+            try:
+                unread = any(self.template.render([*messages[:-1], one], tools) == text for one in kept)
+            except ChatRefusedError:  # the template demands a key
+                unread = False
+            _keep(self._unread, key, unread)
+        return self._unread[key]
+
     def find(self, messages: Messages, tools: Tools, number: int) -> LearntTurn:
         """What message `number`, counted from 0, teaches.
 
@@ -100,12 +127,14 @@ class TurnFinder:
             prompt += self._unasked_header(text[len(prompt) : first])
         notes = list(self.check_rendered(messages[:number], tools)) if number else []
         notes += ["arguments_not_rendered"] if unwritten else []
+        notes += ["keys_not_rendered"] if self._has_unread_keys(until, tools) else []
         if is_apart:
-            start = self._start_behind(text, first, prompt, messages[number - 1])
+            start = answer_start(text, first, prompt, until, tools, template)
             text, shift = prompt + text[start:], len(prompt) - start
             first, last = first + shift, last + shift
             notes.append("prompt_apart")
         start = len(prompt)
+        check_tags(messages[number].get("content"), text, start, template.tags, words)
         self._check_start(text[start:first], messages[:number], tools, prompt)
         ending, has_token = self._ending(until, tools, copy, _last_marker(marked, turn), text[last:])
         if not has_token:
@@ -115,30 +144,6 @@ class TurnFinder:
             spans, left = self._inside_blocks(until, tools, (start, last, last + len(ending)), words)
             notes += ["end_outside_block"] if left else []
         return LearntTurn(text=text, spans=tuple(spans), end=last + len(ending), is_apart=is_apart, notes=tuple(notes))
-
-    def _start_behind(self, text: str, first: int, prompt: str, before: Mapping[str, Any]) -> int:
-        """Where in `text` the answer begins, if the text before it differs from the prompt; see `prompt_apart`.
-
-        Raises:
-            ChatRefusedError: the prompt does not lead to this answer.
-        """
-        question = text_of(before.get("content")).strip()
-        place, asked = text.rfind(question, 0, first), prompt.rfind(question)
-        if question and place >= 0 and asked >= 0:
-            lead, opening = text[place + len(question) : first], prompt[asked + len(question) :]
-            if lead.startswith(opening):
-                return place + len(question) + len(opening)
-            more = opening[len(common_prefix(lead, opening)) :]
-            if more.strip():
-                raise ChatRefusedError(
-                    f"the chat template's generation prompt ends with {more!r}, which the rendered answer lacks: the "
-                    "model would learn to answer another prompt than it gets; give every answer this part "
-                    f"(such as its reasoning), or {OTHER_TEMPLATE}"
-                )
-        raise ChatRefusedError(
-            "the chat template renders the messages before the answer differently when it is followed by the answer; "
-            f"{OTHER_TEMPLATE}"
-        )
 
     def _unasked_header(self, between: str) -> str:
         """What stands between a prompt and an answer up to the generation prompt, if the prompt lacks it here."""
@@ -153,7 +158,8 @@ class TurnFinder:
         if self.template.render(before, tools) == prompt:
             raise ChatRefusedError(
                 f"the chat template writes {between!r} before the answer, but renders no generation prompt: whether "
-                f"the model or the template writes it cannot be told; {OTHER_TEMPLATE}"
+                f"the model or the template writes it cannot be told; {OTHER_TEMPLATE}",
+                is_of_prompt=True,
             )
 
     def _ending(
@@ -219,6 +225,9 @@ def end_of_turn(after: str, continued: str | None, template: ChatTemplate) -> tu
         # A token that only begins in both is in neither.
         cut = [found.start() for found in template.token.finditer(after) if found.start() < len(shared) < found.end()]
         shared = shared[: cut[0]] if cut else shared
+    opener = template.opening.opener
+    if opener and opener in shared:  # the next message begins there
+        shared = shared[: shared.index(opener)]
     tokens = list(template.token.finditer(shared))
     if tokens and continued is not None:
         return shared[: tokens[-1].end()], True
@@ -238,7 +247,8 @@ def _opening_of_chat(text: str, first: int, template: ChatTemplate) -> str:
     if place < 0:
         raise ChatRefusedError(
             "the chat begins with the assistant, and where its first answer begins cannot be told, because the chat "
-            f"template renders no generation prompt; {OTHER_TEMPLATE}"
+            f"template writes no generation prompt before it; {OTHER_TEMPLATE}",
+            is_of_prompt=True,
         )
     return text[: place + len(prompt)]
 

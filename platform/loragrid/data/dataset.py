@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from loragrid.config.experiment import DataConfig, ModelConfig
+from loragrid.data.bad_rows import Examples, RowFaults
 from loragrid.data.chat_template import template_texts
 from loragrid.data.deck import ChosenRow, permutation
 from loragrid.data.held_out_text import held_out_pieces
@@ -80,8 +81,8 @@ class TokenRows:
 class TokenizedData:
     """All rows of an experiment.
 
-    test: has 0 rows if `num_test` is 0. skipped: reason -> number of rows that were read but not used. notes:
-    name in `ROW_NOTES` -> number of used rows about which it was noticed. digest:
+    test: has 0 rows if `num_test` is 0. skipped: reason -> number of rows that were read but not used. examples:
+    see `Examples`. notes: name in `ROW_NOTES` -> number of used rows about which it was noticed. digest:
     identifies the tokens and groups of all splits. num_source_rows: number of rows in the train source. overlap: see
     `overlap_with_train`. made_from: what the rows depend on, such as the sources' digests. held_out_text: plain text
     with its own shapes; it is never cached. chat_template: the text of the template that `data.chat_template` chose,
@@ -95,6 +96,7 @@ class TokenizedData:
     skipped: dict[str, int]
     digest: str
     num_source_rows: int
+    examples: Examples = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
     overlap: Mapping[str, int] = field(default_factory=dict)
     made_from: Mapping[str, Any] = field(default_factory=dict)
@@ -135,11 +137,13 @@ def load_data(data: DataConfig, model: ModelConfig, tokenizer: "PreTrainedTokeni
 
     def fill(folder: Path) -> None:
         skipped: Counter[str] = Counter()
-        splits = choose_rows(data, sources, skipped)
+        faults = RowFaults()
+        splits = choose_rows(data, sources, skipped, faults)
         assert tokenizer.pad_token_id is not None, "load_tokenizer sets a pad token"
         texts = {split: [row.texts for row in rows] for split, rows in splits.items()}
         counts = {
             "skipped": dict(sorted(skipped.items())),
+            "examples": faults.examples(),
             "num_source_rows": sources["train"].rows.num_rows,
             "notes": dict(Counter(note for rows in splits.values() for row in rows for note in row.tokens.notes)),
             "overlap": overlap_with_train(texts),

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loragrid.data.bad_rows import BadRow, BadRowError
+from loragrid.data.bad_rows import BadRow, BadRowError, RowFaults
 from loragrid.data.conversions import Canonical
 from loragrid.data.groups import RowTexts, group_of, text_digest, texts_of
 from loragrid.data.labelled_tokens import LabelledTokens
-from loragrid.data.shapes import Shape
+from loragrid.data.shapes import NUM_ROWS_LOOKED_AT, Shape
 from loragrid.data.sources import RowSource
 from loragrid.data.tokenization import RowTokenizer
 from loragrid.trials.skip_reasons import SURPLUS_TURNS
@@ -83,13 +83,17 @@ class Held:
 class Deck:
     """The rows of a source that no split has read yet, in an order that depends only on `purpose` and their number.
 
-    held: what earlier splits hold. skipped: counts the rows that were read and not used, by reason.
+    held: what earlier splits hold. skipped: counts the rows that were read and not used, by reason. faults: what is
+    wrong with those that are skipped as bad rows.
     """
 
-    def __init__(self, source: Source, purpose: str, held: Held, skipped: Counter[str]) -> None:
+    def __init__(
+        self, source: Source, purpose: str, held: Held, skipped: Counter[str], faults: RowFaults | None = None
+    ) -> None:
         self.source = source
         self._order = permutation(source.rows.num_rows, purpose).tolist()
         self._held, self._skipped = held, skipped
+        self._faults = RowFaults() if faults is None else faults
 
     def take(self, num_wanted: int | None) -> list[ChosenRow]:
         """The next `num_wanted` (None: all) usable rows. A row whose group an earlier split holds is skipped."""
@@ -143,8 +147,11 @@ class Deck:
                 num_read += 1
                 if isinstance(outcome, BadRow):
                     if not self.source.skips_bad_rows:
-                        raise row_error(self.source.rows, index, outcome, self.source.shape)
+                        raise row_error(
+                            self.source.rows, index, outcome, self.source.shape, remedy=self._remedy_for_all()
+                        )
                     self._skipped[outcome.reason] += 1
+                    self._faults.add(outcome, _place(self.source.rows, index, outcome, self.source.shape))
                     continue
                 usable = [part for part in outcome if isinstance(part, ChosenRow)]
                 room = len(usable) if num_wanted is None else num_wanted - len(taken)
@@ -175,6 +182,20 @@ class Deck:
             else:
                 outcomes[index] = [self._chosen(part, index, group, row) for part in found]
         return [outcomes[index] for index in indices]
+
+    def _remedy_for_all(self) -> str | None:
+        """What to do if not single rows are bad, but every row that is looked at; None otherwise."""
+        source = self.source
+        numbers = range(min(source.rows.num_rows, NUM_ROWS_LOOKED_AT))
+        rows = [source.canonical(read) for read in source.rows.read(numbers)]
+        free = [row for row in rows if isinstance(row, dict)]
+        if len(rows) < 2 or any(isinstance(row, str) for row in rows):
+            return None
+        if not all(isinstance(found, BadRow) for found in source.tokenizer.tokenize(free)):
+            return None
+        is_chat = "messages" in source.shape.columns
+        other = "another template (data.chat_template)" if is_chat else "other columns (data.columns)"
+        return f"each of the first {len(rows)} rows is refused: mend the file, or choose {other}"
 
     def _chosen(self, tokens: LabelledTokens | str, index: int, group: int, row: Mapping[str, Any]) -> ChosenRow | str:
         """The row of a split, or the reason why the tokens are not used."""
@@ -218,16 +239,21 @@ class Deck:
 
 
 def row_error(
-    rows: RowSource, index: int, bad: BadRow, shape: Shape | None = None, *, can_skip: bool = True
+    rows: RowSource, index: int, bad: BadRow, shape: Shape | None = None, *, remedy: str | None = None
 ) -> BadRowError:
     """The error about row number `index`: source, place, column, fault and remedy.
 
-    can_skip: whether there are rows that are not broken.
+    remedy: None if single rows are bad.
     """
+    remedy = remedy or "mend the row, or leave such rows out with data.on_bad_row: skip"
+    return BadRowError(f"{rows.title}: {_place(rows, index, bad, shape, with_key=False)}: {bad.what}; {remedy}")
+
+
+def _place(rows: RowSource, index: int, bad: BadRow, shape: Shape | None, *, with_key: bool = True) -> str:
+    """The place of a bad row, with its column, and with the key of its source if that is not `data.name`."""
     own = bad.column if shape is None or bad.column is None else shape.own_name(bad.column)
-    column = "" if own is None else f", column {own}"
-    remedy = "mend the row, or leave such rows out with data.on_bad_row: skip" if can_skip else "every row is like this"
-    return BadRowError(f"{rows.title}: {rows.place(index)}{column}: {bad.what}; {remedy}")
+    key = f" of {rows.key}" if with_key and rows.key != "data.name" else ""
+    return f"{rows.place(index)}{key}" + ("" if own is None else f", column {own}")
 
 
 def permutation(num_rows: int, purpose: str) -> Tensor:

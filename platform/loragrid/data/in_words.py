@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from loragrid.data.bad_rows import Examples, with_examples
 from loragrid.formatting import count_of
 from loragrid.trials.row_notes import ROW_NOTES
 from loragrid.trials.skip_reasons import KEPT_APART, TOO_LONG
@@ -20,13 +21,13 @@ _NOTED = "data/noted_"
 class DataRecord:
     """What is recorded about the rows of one data set.
 
-    rows, groups: split (`train`, `eval`, `test`) -> number. skipped: reason -> rows that cannot be used. skipped_share:
-    their share among skipped and used rows. kept_apart: reason -> usable rows that belong to no split. overlap: name of
-    a count, such as `test_prompts_in_train` -> rows. notes: name in `ROW_NOTES` -> used rows. train_tokens,
-    train_labels: of one epoch. read_as: split -> the recognised shape of its source's rows. row_length: the
-    positions that are computed for every row, padding included; None if not recorded. trained_tokens, trained_labels,
-    trained_epochs, padding_share: of a whole training, as (lowest, highest) over the trials (of a plan: the padding of
-    one epoch); None if not recorded.
+    rows, groups: split (`train`, `eval`, `test`) -> number. skipped: reason -> rows that cannot be used. examples:
+    see `Examples`. skipped_share: their share among skipped and used rows. kept_apart: reason -> usable rows that
+    belong to no split. overlap: name of a count, such as `test_prompts_in_train` -> rows. notes: name in
+    `ROW_NOTES` -> used rows. train_tokens, train_labels: of one epoch. read_as: split -> the recognised shape of
+    its source's rows. row_length: the positions that are computed for every row, padding included; None if not
+    recorded. trained_tokens, trained_labels, trained_epochs, padding_share: of a whole training, as (lowest,
+    highest) over the trials (of a plan: the padding of one epoch); None if not recorded.
     """
 
     rows: Mapping[str, int]
@@ -38,6 +39,7 @@ class DataRecord:
     train_tokens: int
     train_labels: int
     max_length: int | None = None
+    examples: Examples = field(default_factory=dict)
     read_as: Mapping[str, str] = field(default_factory=dict)
     row_length: int | None = None
     notes: Mapping[str, int] = field(default_factory=dict)
@@ -53,9 +55,10 @@ class DataRecord:
 
     def lines(self) -> list[str]:
         """What `plan` and `run` print about the rows before anything is trained."""
-        partial = [REMAINING] if self.is_partial else []
-        told = [*partial, *self.group_sentences(), *self.note_sentences(), *self.overlap_sentences()]
-        return [self._used_line(), self._token_line(), *self.shape_sentences(), *told]
+        share = f"{_percent(self.skipped_share)} of the rows read cannot be used. {REMAINING}"
+        partial = [share] if self.is_partial else []
+        told = [*self.group_sentences(), *self.note_sentences(), *self.overlap_sentences()]
+        return [self._used_line(), *partial, self._token_line(), *self.shape_sentences(), *told]
 
     def _used_line(self) -> str:
         """The rows of each split with their share of all used rows, the skipped rows by reason, and the shape."""
@@ -162,7 +165,9 @@ class DataRecord:
         return {**asdict(self), "sentences": self.sentences()}
 
     def _reason(self, reason: str) -> str:
-        return f"{reason} ({self.max_length} tokens)" if reason == TOO_LONG and self.max_length else reason
+        if reason == TOO_LONG and self.max_length:
+            return f"{reason} ({self.max_length} tokens)"
+        return with_examples(reason, self.examples)
 
     @classmethod
     def of(

@@ -28,7 +28,7 @@ def read_jsonl(path: Path) -> FileRows:
         rows.append(row)
         lines.append(number)
     if len(rows) == 1 and _is_table_by_column(rows[0]):
-        raise ValueError(f"line {lines[0]} holds whole columns, not a row{_remedy_for(rows[0])}")
+        raise ValueError(f"line {lines[0]} holds whole columns, not a row{remedy_for_nested(rows[0])}")
     return FileRows.of(rows, lines=lines)
 
 
@@ -94,18 +94,21 @@ def _check_is_no_other_json(path: Path) -> None:
     if last > first:
         raise ValueError(
             f"the JSON object that begins in line {first} ends in line {last}; allowed: one object a line (.jsonl), or "
-            f"one array of objects (.json){_remedy_for(value)}"
+            f"one array of objects (.json){remedy_for_nested(value)}"
         )
 
 
-def _remedy_for(value: Any) -> str:
+def remedy_for_nested(value: Any) -> str:
     """How to save rows that are held by one object, as the rest of a sentence; empty if it holds none."""
     if not isinstance(value, dict) or not value or "role" in value:
         return ""
     if _is_table_by_column(value):
         return '; pandas writes rows with to_json(orient="records")'
     lists = [key for key, item in value.items() if isinstance(item, list) and item and isinstance(item[0], dict)]
-    return f"; save the array in its key {lists[0]!r} as a file of its own" if len(lists) == 1 else ""
+    if len(lists) == 1:
+        return f"; save the array in its key {lists[0]!r} as a file of its own"
+    keys = ", ".join(map(repr, lists))
+    return f"; save the arrays in its keys {keys} as files of their own" if lists else ""
 
 
 def _is_table_by_column(value: object) -> bool:

@@ -8,13 +8,16 @@ from loragrid.data.bad_rows import BadRow
 from loragrid.data.strict_json import parse_json
 from loragrid.data.values import shown
 
+TOOL_ROLES = ("observation", "function_response", "tool_response", "ipython")
+"""Other names for the role tool. Some chat templates have them, so that only `ChatTokenizer` renames them."""
 ROLES: dict[str, tuple[str, ...]] = {
     "system": (),
     "developer": (),
     "user": ("human", "prompter"),
     "assistant": ("gpt", "chatgpt", "bot", "chatbot", "bard", "bing", "model", "ai"),
-    "tool": ("observation", "function_response", "tool_response", "ipython"),
+    "tool": (),
     "function": (),
+    **dict.fromkeys(TOOL_ROLES, ()),
 }
 """Role -> other names for it in public data sets; upper and lower case are the same. Other roles stay as they are: the
 tokenizer knows whether the chat template has them."""
@@ -22,7 +25,7 @@ CALLS = ("function_call", "tool_call")
 """Roles of a message whose text is the assistant's call of a tool, as JSON."""
 
 _ROLE_OF = {name: role for role, others in ROLES.items() for name in (role, *others)}
-_LEARNING_KEYS = ("loss_weight", "mask", "masked", "loss_mask", "train_on_turn", "trainable")
+LEARNING_KEYS = ("loss_weight", "mask", "masked", "loss_mask", "train_on_turn", "trainable")
 """Keys of other tools that say what is learnt; `ChatTokenizer` reads others, such as weight and train."""
 _MEDIA_KEYS = ("image", "images", "audio", "audios", "video", "videos", "file", "files")
 
@@ -74,6 +77,11 @@ def holds_messages(value: object) -> bool:
     return isinstance(found, list) and bool(found) and all(_has_role(message) for message in found)
 
 
+def is_role(name: str) -> bool:
+    """Whether a text is a role of a message, under any of its names."""
+    return name.strip().lower() in (*_ROLE_OF, *CALLS)
+
+
 def is_share_gpt(value: object) -> bool:
     """Whether a value is a list of messages with the keys `from` and `value`."""
     found = listed(value)
@@ -122,7 +130,7 @@ def _message(message: object) -> dict[str, Any] | str:
             if ours in found and found[ours] != found[theirs]:
                 return f"has {ours} {shown(found[ours])} and {theirs} {shown(found[theirs])}; keep one"
             found[ours] = found.pop(theirs)
-    for key in (*_LEARNING_KEYS, *_MEDIA_KEYS):
+    for key in (*LEARNING_KEYS, *_MEDIA_KEYS):
         if found.get(key) not in (None, [], "", {}):
             return _refused_key(key)
     if not isinstance(found["role"], str):

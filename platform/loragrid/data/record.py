@@ -9,7 +9,7 @@ from loragrid.data.dataset import TokenizedData, batch_indices
 from loragrid.data.in_words import DataRecord
 from loragrid.data.labels import IGNORED
 from loragrid.trials.skip_reasons import KEPT_APART, UNUSABLE
-from loragrid.trials.tags import DATA_DIGEST_TAG, LEFT_OUT_TAG, MADE_FROM_TAG
+from loragrid.trials.tags import DATA_DIGEST_TAG, EXAMPLES_TAG, LEFT_OUT_TAG, MADE_FROM_TAG
 
 SHOWN_DIGITS = 16
 
@@ -61,6 +61,7 @@ def data_record(data: TokenizedData, max_length: int) -> DataRecord:
         data_figures(data),
         data.skipped,
         max_length,
+        examples=data.examples,
         read_as=data.made_from.get("shapes", {}),
         row_length=length,
         padding_share=(padding, padding),
@@ -73,6 +74,7 @@ def data_tags(data: TokenizedData) -> dict[str, str]:
         DATA_DIGEST_TAG: data.digest,
         MADE_FROM_TAG: json.dumps(shortened(data.made_from), sort_keys=True),
         LEFT_OUT_TAG: json.dumps(data.skipped, sort_keys=True),
+        **({EXAMPLES_TAG: json.dumps(data.examples)} if data.examples else {}),
     }
 
 

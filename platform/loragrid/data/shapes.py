@@ -6,7 +6,7 @@ from typing import Any
 
 from loragrid.config.experiment import DataConfig
 from loragrid.data.bad_rows import BadRow
-from loragrid.data.column_wishes import wish_of
+from loragrid.data.column_wishes import wish_of, yaml_of
 from loragrid.data.conversions import (
     Canonical,
     Convert,
@@ -18,16 +18,10 @@ from loragrid.data.conversions import (
     unless_excluded,
 )
 from loragrid.data.messages import holds_messages, is_share_gpt
+from loragrid.data.shape_advice import advice_on, alpaca_advice
+from loragrid.data.shape_columns import ANSWERS, CHATS, EXCLUDING, OF_CHATS, QUESTIONS, ROW_KINDS, SYSTEMS
 from loragrid.data.sources import RowSource, shown_columns
 
-ROW_KINDS = (("messages",), ("prompt", "completion"), ("text",))
-"""The canonical columns of each kind of row; a data set is read as exactly one kind."""
-OF_CHATS = ("system", "tools")
-"""Canonical columns that a chat may have beside its messages."""
-CHATS = ("messages", "conversations", "conversation")
-QUESTIONS = ("prompt", "question", "instruction", "query", "problem", "input")
-ANSWERS = ("completion", "answer", "response", "output", "solution")
-SYSTEMS = ("system", "system_prompt")
 NUM_ROWS_LOOKED_AT = 32
 
 
@@ -37,10 +31,12 @@ class Shape:
 
     name: the shape in words, such as "alpaca". columns: canonical column, or a name of a further value that the
     conversion needs -> the source's own column. unused: the source's other columns. convert: see `conversions`.
+    chosen_by: the value of `data.shape` that chooses it; empty if none does.
     """
 
     name: str
     columns: Mapping[str, str]
+    chosen_by: str = ""
     unused: tuple[str, ...] = ()
     convert: Convert = as_it_is
 
@@ -70,18 +66,17 @@ def recognise(source: RowSource, data: DataConfig) -> Shape:
         shape = _mapped(source, data.columns)
     else:
         shape = _chosen(source, _candidates(source.columns, looked_at), data.shape)
-    shape = _completed(shape, source.columns, looked_at)
+    shape = _named_by_values(shape, source, looked_at)
+    if not data.columns:
+        shape = _with_columns_beside(shape, source.columns)
+    shape = _with_exclusion(shape)
     used = {*shape.columns.values(), data.group_by}
     unused = tuple(column for column in source.columns if column not in used)
-    if not data.columns and data.shape is None and (wish := wish_of(unused, shape.columns)):
-        column, why = wish
-        examples = [{name: shape.columns[name] for name in kind if name in shape.columns} for kind in ROW_KINDS]
-        if "text" in shape.columns:
-            examples = [{"text": "text"}, {"prompt": "text", "completion": column}]
-        ways = " or ".join(_yaml(example) for example in examples if example)
+    if not data.columns and data.shape is None and (wish := wish_of(unused, shape.columns, looked_at, SYSTEMS)):
+        use = f"to use it, {wish.use}; " if wish.use else ""
         raise ValueError(
-            f"{source.title}: its rows are read as {shape.name}, without the column {shown_columns([column])}, which "
-            f"{why}; name the columns to use, for example data.columns: {ways}, or remove the column"
+            f"{source.title}: its rows are read as {shape.name}, without the column {shown_columns([wish.column])}, "
+            f"which {wish.why}; {use}to train without it, write data.shape: {shape.chosen_by}, or remove the column"
         )
     if source.group_by is not None:
         unused = tuple(column for column in unused if column != source.group_by)
@@ -95,17 +90,25 @@ def _first_rows(source: RowSource) -> list[dict[str, Any]]:
 
 def _mapped(source: RowSource, columns: Mapping[str, str]) -> Shape:
     """The shape that `data.columns` names."""
-    kinds = [kind for kind in ROW_KINDS if set(columns) <= {*kind, *(OF_CHATS if kind == ROW_KINDS[0] else ())}]
-    if not kinds:
+    beside = {name: columns[name] for name in (*OF_CHATS, *EXCLUDING) if name in columns}
+    own = set(columns) - set(beside)
+    kinds = [kind for kind in ROW_KINDS if own <= set(kind)]
+    if not kinds or (kinds[0] == ("text",) and set(beside) & set(OF_CHATS)):
         raise ValueError(f"data.columns: {', '.join(columns)}: belong to different kinds of row; {_allowed()}")
-    found = {canonical: canonical for canonical in kinds[0]} | dict(columns)
+    kind = kinds[0]
+    if not own:  # only columns that are beside others, which have their canonical names
+        kind = next((kind for kind in ROW_KINDS if set(kind) <= set(source.columns)), kind)
+    found = {name: columns.get(name, name) for name in kind} | beside
     for canonical, column in found.items():
         if column not in source.columns:
             raise ValueError(
                 f"{source.title}: has no column {shown_columns([column])} (needed for {canonical}); "
                 f"its columns: {shown_columns(source.columns)}"
             )
-    return Shape(name=_NAMES[kinds[0]], columns=found, convert=chat if "messages" in found else as_it_is)
+    if kind == ("prompt", "completion") and set(beside) & set(OF_CHATS):
+        found = {"messages": found.pop("prompt"), **found}
+        return Shape(name="prompt and completion as a chat", columns=found, convert=alpaca_chat)
+    return Shape(name=_NAMES[kind], columns=found, convert=chat if "messages" in found else as_it_is)
 
 
 def _candidates(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Shape]]:
@@ -148,40 +151,63 @@ def _chosen(source: RowSource, found: Mapping[str, Sequence[Shape]], name: str |
         ways = " or ".join(f"{shape.name} ({', '.join(shape.columns.values())})" for shape in shapes)
         kinds = sorted({kind for kind, some in found.items() for shape in some if shape in shapes})
         choose = f"data.shape: {kinds[0]}" if len(kinds) == len(shapes) else ""
-        mapped = _yaml({name: own for name, own in shapes[0].columns.items() if name in ("prompt", "completion")})
-        choose = choose or f"data.columns: {mapped if shapes[0].name != 'messages' else _yaml(shapes[0].columns)}"
-        raise ValueError(f"{source.title}: its rows can be read as {ways}; choose one, for example {choose}")
+        mapped = {name: own for name, own in shapes[0].columns.items() if name in ("prompt", "completion", "messages")}
+        choose = choose or f"data.columns: {yaml_of(mapped)}, which leaves out all other columns"
+        raise ValueError(
+            f"{source.title}: its rows can be read as {ways}; choose one, for example {choose}"
+            f"{alpaca_advice(source.columns)}"
+        )
     if not shapes:
         raise ValueError(
             f"{source.title}: has the columns {shown_columns(source.columns)}; {_allowed()}, or a shape of "
-            f"data.shape; data.columns maps other names{_suggested(source)}"
+            f"data.shape; data.columns maps other names{advice_on(source)}"
         )
-    return shapes[0]
+    (chosen,) = shapes
+    kind = next(kind for kind, some in found.items() if chosen in some)
+    return replace(chosen, chosen_by=kind)
 
 
-def _completed(shape: Shape, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Shape:
-    """The shape with the columns that are read beside its own, and with the name that its values tell."""
-    pair = {"prompt", "completion"} <= set(shape.columns) and shape.convert is as_it_is
-    if pair and _are_chats([row.get(shape.columns[name]) for row in rows for name in ("prompt", "completion")]):
-        own = {"messages": shape.columns["prompt"], "completion": shape.columns["completion"]}
-        shape = Shape(name="prompt and completion of messages", columns=own, convert=chat_pair)
+def _named_by_values(shape: Shape, source: RowSource, rows: Sequence[Mapping[str, Any]]) -> Shape:
+    """The shape with the name and the conversion that its values tell."""
+    own = shape.columns
+    if shape.convert is chat and any(is_share_gpt(row.get(own["messages"])) for row in rows):
+        return replace(shape, name="ShareGPT")
+    question, answer = own.get("prompt", own.get("messages")), own.get("completion")
+    if question is None or answer is None or (shape.convert not in (as_it_is, alpaca_chat)) or "input" in own:
+        return shape
+    asked, answered = (_are_chats([row.get(column) for row in rows]) for column in (question, answer))
+    if asked != answered:
+        chats, texts = (question, answer) if asked else (answer, question)
+        raise ValueError(
+            f"{source.title}: its column {shown_columns([chats])} holds messages, and its column "
+            f"{shown_columns([texts])} does not; write both as messages, or both as text"
+        )
+    if not asked:
+        return shape
+    columns = {"messages" if name == "prompt" else name: column for name, column in own.items()}
+    return replace(shape, name="prompt and completion of messages", columns=columns, convert=chat_pair)
+
+
+def _with_columns_beside(shape: Shape, columns: Sequence[str]) -> Shape:
+    """The shape with the columns that are read beside its own: of chats system prompts and tools, of all exclusions."""
     own = dict(shape.columns)
     if "messages" in own:
-        if shape.convert is chat and any(is_share_gpt(row.get(own["messages"])) for row in rows):
-            shape = replace(shape, name="ShareGPT")
         system = [column for column in SYSTEMS if column in columns and column not in own.values()]
         more = {"system": system[0]} if len(system) == 1 else {}
         more |= {"tools": "tools"} if "tools" in columns else {}
         own |= {name: column for name, column in more.items() if name not in own}
-    convert = shape.convert
-    excluding = {name: name for name in ("weight", "train") if name in columns and name not in own.values()}
-    if excluding:
-        convert = unless_excluded(_without(convert, tuple(excluding)))
-    return replace(shape, columns={**own, **excluding}, convert=convert)
+    own |= {name: name for name in EXCLUDING if name in columns and name not in own.values()}
+    return replace(shape, columns=own)
+
+
+def _with_exclusion(shape: Shape) -> Shape:
+    """The shape that leaves out the rows that say so themselves, if it has columns for it."""
+    excluding = tuple(name for name in EXCLUDING if name in shape.columns)
+    return replace(shape, convert=unless_excluded(_without(shape.convert, excluding))) if excluding else shape
 
 
 def _are_chats(values: Sequence[object]) -> bool:
-    """Whether prompts and completions are messages: most of those that have a value, so that no bad row decides it."""
+    """Whether a column holds messages: most of the values that there are, so that no bad row decides it."""
     given = [value for value in values if value]
     return 2 * sum(holds_messages(value) for value in given) > len(given)
 
@@ -193,29 +219,6 @@ def _without(convert: Convert, names: Sequence[str]) -> Convert:
 
 def _pair(question: str, answer: str) -> Shape:
     return Shape(name=f"{question} and {answer}", columns={"prompt": question, "completion": answer})
-
-
-def _suggested(source: RowSource) -> str:
-    """What may be meant, as the rest of a sentence: names in other letters, or a file without its first line."""
-    lower = {column.strip().lower(): column for column in source.columns}
-    preferred = [lower[name] for name in ("chosen", "preferred_output") if name in lower]
-    if preferred:
-        kind = {"prompt": lower["prompt"], "completion": preferred[0]} if "prompt" in lower else None
-        way = _yaml(kind or {"messages": preferred[0]})
-        return f" (a pair of answers to choose between is not learnt; the better one is with data.columns: {way})"
-    names = [{"messages": lower[name]} for name in CHATS if name in lower]
-    asked, answered = ([lower[name] for name in known if name in lower] for known in (QUESTIONS, ANSWERS))
-    names += [{"prompt": asked[0], "completion": answered[0]}] if asked and answered else []
-    names += [{"text": lower["text"]}] if "text" in lower else []
-    if names:
-        return f" (capital letters count), for example {_yaml(names[0])}"
-    if source.name.lower().endswith(".csv"):
-        return "; if these are values of a row, the file lacks its first line with the names of the columns"
-    return ""
-
-
-def _yaml(mapping: Mapping[str, str]) -> str:
-    return f"{{{', '.join(f'{name}: {shown_columns([own])}' for name, own in mapping.items())}}}"
 
 
 _NAMES = {ROW_KINDS[0]: "messages", ROW_KINDS[1]: "prompt and completion", ROW_KINDS[2]: "text"}

@@ -9,7 +9,7 @@ from loragrid.data.boundary import Boundary, JoinedPair
 from loragrid.data.chat import ChatTokenizer
 from loragrid.data.labelled_tokens import LabelledTokens, Tokenized, TokenizesRows, Usable, usable
 from loragrid.data.shapes import Shape
-from loragrid.data.text_frame import TextFrame
+from loragrid.data.text_frame import TextFrame, is_altered
 from loragrid.data.values import text_fault
 from loragrid.trials.skip_reasons import empty
 
@@ -55,7 +55,7 @@ class RowTokenizer:
 
 
 class TextTokenizer:
-    """Tokenizes plain text: the end token is appended, and all tokens are labels."""
+    """Tokenizes plain text: the end token is appended, and all tokens but the very first are labels."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._boundary, self._framed = Boundary(tokenizer), FramedRow(tokenizer)
@@ -69,7 +69,7 @@ class TextTokenizer:
         for text, fault, own, decoded in zip(texts, faults, ids, self._boundary.decoded(ids), strict=True):
             if fault:
                 tokenized.append(BadRow(what=fault, column="text"))
-            elif not own:
+            elif self._framed.says_nothing(text, own):
                 tokenized.append(empty("text"))
             else:
                 tokenized.append((self._framed(text, decoded, (), own),))
@@ -97,9 +97,11 @@ class PairTokenizer:
         if pair.completion is None:
             what = "no tokens of it continue the prompt's tokens, because the tokenizer reads both as one word"
             return BadRow(what=f"{what}; a blank or a line break between the two parts them", column="completion")
-        if not pair.completion:
+        if self._framed.says_nothing(text[1], pair.completion):
             return empty("completion")
         row = self._framed("".join(text), pair.decoded, pair.prompt, pair.completion)
+        if not pair.prompt and not self._framed.adds_start:
+            row = row.noted("first_token_not_learnt")
         return (row.noted("boundary_moved"),) if pair.moved else (row,)
 
 
@@ -109,6 +111,18 @@ class FramedRow:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._frame = TextFrame(tokenizer)
         self._unknown, self._unknown_text = tokenizer.unk_token_id, str(tokenizer.unk_token)
+
+    @property
+    def adds_start(self) -> bool:
+        """Whether a token is put before every row."""
+        return bool(self._frame.start)
+
+    def says_nothing(self, text: str, ids: tuple[int, ...]) -> bool:
+        """Whether a text that would be learnt is nothing but white space and an end token of its own."""
+        if not text.strip() or not ids:
+            return True
+        num_ended = self._frame.own_end(ids)
+        return num_ended is not None and self._frame.is_blank(ids[: num_ended - 1])
 
     def __call__(self, text: str, decoded: str, prompt: tuple[int, ...], completion: tuple[int, ...]) -> LabelledTokens:
         """The row of a text, with what was noticed about it; the completion is its label.
@@ -132,7 +146,7 @@ class FramedRow:
             notes.append("special_tokens_read")
         if self._unknown in inside and self._unknown_text not in text:
             notes.append("unknown_characters")
-        elif decoded not in (text, f" {text}", text.removeprefix(" ")):  # many add a blank first, or decode without it
+        elif is_altered(text, decoded):
             notes.append("text_altered")
         start = (*self._frame.start, *prompt)
         ids = (*start, *body, *end)

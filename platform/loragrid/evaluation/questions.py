@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from loragrid.data.boundary import NUM_TAIL_TOKENS, Boundary
 from loragrid.data.dataset import TokenizedData, TokenRows
 from loragrid.data.labels import IGNORED
-from loragrid.data.text_frame import TextFrame, special_ids
+from loragrid.data.text_frame import TextFrame
 from loragrid.tasks.contract import Question
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ class TokenizedQuestions:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", data: TokenizedData) -> None:
         self._tokenizer, self._data = tokenizer, data
-        self._boundary, self._start = Boundary(tokenizer), TextFrame(tokenizer).start
-        self._special = special_ids(tokenizer) - {tokenizer.unk_token_id}
-        self._completions: dict[object, list[tuple[int, ...]]] = {}
+        self._boundary, self._frame = Boundary(tokenizer), TextFrame(tokenizer, data.chat_template)
+        (self._word,) = self._boundary.tokens(["a"])
+        self._completions: dict[object, list[tuple[int, ...] | ValueError]] = {}
         self.questions: Mapping[str, Sequence[Question]] = {
             "eval": questions_of(data.evaluation),
             "test": questions_of(data.test),
@@ -49,53 +49,95 @@ class TokenizedQuestions:
 
     def text(self, tokens: "Sequence[int]") -> str:
         """As `Rows`."""
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        body, _ = self._parted(tokens)
+        body = body[self._frame.own_start(body) :]
+        text = self._decoded(body)
+        # Decoders mark the first token of a text that continues a word (WordPiece: ##s); behind a word they do not.
+        word, whole = self._decoded(self._word), self._decoded((*self._word, *body))
+        behind = whole.removeprefix(word)
+        return behind if whole.startswith(word) and behind.strip() != text.strip() else text
+
+    def _decoded(self, tokens: "Sequence[int]") -> str:
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def _parted(self, tokens: "Sequence[int]") -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens of a text, and the end tokens behind them."""
+        length = len(tokens)
+        while length and tokens[length - 1] in self._frame.ends:
+            length -= 1
+        return tuple(tokens[:length]), tuple(tokens[length:])
 
     def completions(self, question: Question, texts: "Sequence[str]") -> list[tuple[int, ...]]:
-        """As `Rows`. Rows whose prompts and references end alike share the tokens."""
+        """As `Rows`. Rows with the same end of a prompt and the same reference share the tokens.
+
+        Raises:
+            ValueError: training would make other tokens of a text, none, or the unknown token.
+        """
         own_label = self.text(question.reference).strip()
-        body = list(question.reference)
-        while body and body[-1] in self._special:
-            body.pop()
-        end = question.reference[len(body) :]
-        added = len(self._start) if question.prompt[: len(self._start)] == self._start else 0
+        body, end = self._parted(question.reference)
+        start = self._frame.start
+        added = len(start) if question.prompt[: len(start)] == start else 0
         prompt = question.prompt[added:]
         before, whole = self._boundary.decoded([prompt[-NUM_TAIL_TOKENS:], (*prompt[-NUM_TAIL_TOKENS:], *body)])
         own = whole.removeprefix(before) if whole.startswith(before) else self.text(body)
-        key = (prompt[-NUM_TAIL_TOKENS:], tuple(body) if own.strip() != own_label else _blanks(own), end, tuple(texts))
+        key = (prompt[-NUM_TAIL_TOKENS:], body, end, tuple(texts))
         if key not in self._completions:
-            self._completions[key] = [(*tokens, *end) for tokens in self._written(prompt, own, tuple(body), texts)]
-        return [
-            question.reference if text == own_label else tokens
-            for text, tokens in zip(texts, self._completions[key], strict=True)
-        ]
+            self._completions[key] = self._written(prompt, own, body, texts)
+        found = []
+        for text, tokens in zip(texts, self._completions[key], strict=True):
+            if text == own_label:
+                found.append(question.reference)
+            elif isinstance(tokens, ValueError):
+                raise tokens
+            else:
+                found.append((*tokens, *end))
+        return found
 
     def _written(
         self, prompt: tuple[int, ...], own: str, body: tuple[int, ...], texts: "Sequence[str]"
-    ) -> list[tuple[int, ...]]:
+    ) -> list[tuple[int, ...] | ValueError]:
         """The tokens of each text behind the prompt, with the blanks that the completion `own`, of tokens `body`, has.
 
-        Where a tokenizer adds a blank of its own, such as behind a special token, that one is not written again.
+        Where a tokenizer adds a blank of its own, such as behind a special token, that one is not written
+        again. An error stands for a text of which training would make other tokens, none, or the unknown token.
         """
         before, behind = _blanks(own)
         tried = [
             self._boundary.continuations(prompt, [f"{blanks}{text}{behind}" for text in (own.strip(), *texts)])
-            for blanks in dict.fromkeys((before, before[1:], ""))
+            for blanks in dict.fromkeys((before, before[1:], "", " "))
         ]
-        found = next((tokens for tokens in tried if tokens[0] == body), tried[0])
+        fitting = [tokens for tokens in tried if tokens[0] == body] or tried[:1]
+        found: list[tuple[int, ...] | ValueError] = []
         alone = self._boundary.tokens(texts)
-        return [other if tokens is None else tokens for tokens, other in zip(found[1:], alone, strict=True)]
+        for text, own_tokens, *others in zip(texts, alone, *(tokens[1:] for tokens in fitting), strict=True):
+            asked = f"behind the prompt ...{self.text(prompt[-NUM_TAIL_TOKENS:])[-30:]!r}"
+            if self._tokenizer.unk_token_id in own_tokens:
+                what = "the tokenizer has only its unknown token for some of its characters"
+                found.append(_unwritten(text, what, "labels of characters that the tokenizer knows"))
+            elif others[0] is None:
+                what = f"{asked} the tokenizer has no tokens that continue the prompt with it"
+                found.append(_unwritten(text, what, "completions that begin with a blank or a line break"))
+            elif len(set(others)) > 1:
+                what = f"{asked} its tokens depend on a blank that those of the row's completion {own!r} do not show"
+                found.append(_unwritten(text, what, "prompts that end with a punctuation mark"))
+            else:
+                found.append(others[0])
+        return found
 
     def end_token_ids(self) -> tuple[int, ...]:
-        """The tokens that end an answer: the tokenizer's end token, and the special tokens that references end with.
+        """The tokens that end an answer: the tokenizer's end token, and the end tokens that references end with.
 
         Some chat templates end a turn with a token of their own.
         """
         end = self._tokenizer.eos_token_id
         found = set() if end is None else {int(end)}
         for question in (question for questions in self.questions.values() for question in questions):
-            found |= set([token for token in question.reference if token in self._special][-1:])
+            found |= set(question.reference[-1:]) & self._frame.ends
         return tuple(sorted(found))
+
+
+def _unwritten(label: str, what: str, allowed: str) -> ValueError:
+    return ValueError(f"task.labels: {label!r}: {what}; allowed: {allowed}")
 
 
 def _blanks(text: str) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from loragrid.config.local_path import local_path, reason_of
 from loragrid.formatting import count_of
 from loragrid.models.adapter_files import check_hub_repository, check_no_adapter
 from loragrid.models.architecture import check_architecture
+from loragrid.models.base_ends import BASE_ENDS, base_ends
 from loragrid.models.base_files import SMALL_FILES
 from loragrid.models.embedded import EMBEDDED_MODELS, converted_folder, source_sha256
 from loragrid.models.file_hash import remembered_sha256
@@ -35,7 +36,10 @@ MAX_JSON_BYTES = 256 * 2**20
 
 
 def load_tokenizer(model: ModelConfig) -> "PreTrainedTokenizerBase":
-    """Load the model's tokenizer; if it has no pad token, it pads with the end token (no loss includes padding)."""
+    """Load the model's tokenizer, with the base's end tokens as an attribute (see `base_ends`).
+
+    If it has no pad token, it pads with the end token (no loss includes padding).
+    """
     source = _locate(model)
     from transformers import AutoTokenizer
 
@@ -45,6 +49,8 @@ def load_tokenizer(model: ModelConfig) -> "PreTrainedTokenizerBase":
         if tokenizer.eos_token_id is None:
             raise ValueError(f"model.name: {model.name}: its tokenizer has neither a pad token nor an end token")
         tokenizer.pad_token = tokenizer.eos_token
+    with quiet_transformers():
+        setattr(tokenizer, BASE_ENDS, base_ends(source.location, source.revision))
     return tokenizer
 
 

@@ -87,7 +87,7 @@ class Rows(Protocol):
         """The questions of the train rows, built again at every call."""
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The decoded tokens, without special tokens."""
+        """The decoded tokens, without the start and the end tokens around them; other special tokens are text."""
 
     def completions(self, question: Question, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """The tokens of each text as this question's completion.

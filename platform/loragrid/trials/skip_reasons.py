@@ -10,7 +10,7 @@ UNUSABLE: dict[str, str] = {
     "empty_turns": "chats whose turns of the assistant are empty",
     "empty_text": "empty text",
     "broken_line": "not a row of the file's format",
-    "bad_row": "with a value that its column does not allow",
+    "bad_row": "refused for what they hold",
     "excluded": "excluded by the data (weight: 0 or train: false)",
 }
 """Name -> reason for which a row cannot be trained or scored. The other rows may differ from these rows in kind."""

@@ -46,6 +46,9 @@ MADE_FROM_TAG = "loragrid.data.made_from"
 """What the rows depend on, as JSON: digests of the sources and the tokenizer, and the settings that split them."""
 LEFT_OUT_TAG = "loragrid.data.left_out"
 """The rows that were read and not used, as JSON: reason -> number of rows."""
+EXAMPLES_TAG = "loragrid.data.left_out.examples"
+"""What is wrong with rows that were skipped as bad rows, as JSON: reason -> its most frequent faults, each as the
+number of rows and one row's fault in words."""
 
 ASKED_TAG = "loragrid.trial_id.in_epochs"
 """Of a trial whose length is in epochs: its id before its rows were known, which other rows do not change."""

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from loragrid.config.data_section import DataConfig
 from loragrid.config.method_settings import Scalar
-from loragrid.config.sections import HOLDING_KEYS, OBSERVATION_KEYS, DataConfig, ModelConfig, TrainingConfig
+from loragrid.config.sections import HOLDING_KEYS, OBSERVATION_KEYS, ModelConfig, TrainingConfig
 from loragrid.schema.fields import Section
 from loragrid.tasks.contract import TASK_OBSERVATION_KEYS, TaskConfig
 from loragrid_methods import Method
