@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loragrid.config.experiment import ModelConfig
-from loragrid.models.base_files import read_json
+from loragrid.models.base_files import TENSORS, read_json
+from loragrid.models.base_record import compare, record_base
 from loragrid.models.loading import model_digest
 from loragrid.tracking.artifacts import PROVENANCE, export_run
 from loragrid.trials.tags import MODEL_CONFIG_TAG, MODEL_FILES_TAG, MODEL_LOCATION_TAG, WEIGHTS_TAG
@@ -29,6 +30,18 @@ def other_weights(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     changed = {name: tensor + 0.01 for name, tensor in tensors.items()}
     save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def in_shards(folder: Path) -> None:
+    """Divide the weights of a folder into many files."""
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, max_shard_size="20KB")
+    (folder / "model.safetensors").unlink(missing_ok=True)
+
+
+def swap_tensors(folder: Path, one: str, other: str) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors[one], tensors[other] = tensors[other], tensors[one]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def change_json(path: Path, **changes: object) -> None:
@@ -96,10 +109,24 @@ CHANGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda base: (base / "tokenizer.model").write_bytes(b"x"),
         ["tokenizer.model (absent when recorded"],
     ),
-    "more shards": (
-        lambda base: AutoModelForCausalLM.from_pretrained(base).save_pretrained(base, max_shard_size="20KB"),
+    "other weights in shards": (
+        lambda base: (other_weights(base), in_shards(base)),
         ["the weights (sha256:"],
     ),
+    "an old file beside shards": (
+        lambda base: (
+            shutil.copy(base / "model.safetensors", base / "old"),
+            other_weights(base),
+            in_shards(base),
+            (base / "old").rename(base / "model.safetensors"),
+        ),
+        ["the weights (sha256:"],
+    ),
+    "swapped tensors": (
+        lambda base: swap_tensors(base, "model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight"),
+        ["the weights (sha256:"],
+    ),
+    "not safetensors": (lambda base: (base / "model.safetensors").write_bytes(b"x" * 99), ["the weights (sha256:"]),
 }
 
 
@@ -143,13 +170,27 @@ def test_force_exports_and_writes_down_what_differs(place: Any, tmp_path: Path) 
         lambda base: (base / "README.md").write_text("mine"),
         lambda base: (base / "trainer_state.json").write_text("{}"),
         lambda base: os.utime(base / "model.safetensors", (1, 1)),
+        in_shards,
+        lambda base: save_file(load_file(base / "model.safetensors"), base / "model.safetensors", metadata={"a": "b"}),
     ],
-    ids=["library version", "layout", "readme", "trainer state", "times"],
+    ids=["library version", "layout", "readme", "trainer state", "times", "shards", "metadata"],
 )
 def test_a_rewritten_equal_base_is_accepted(place: Any, tmp_path: Path, rewrite: Callable[[Path], object]) -> None:
     recorded, base = place()
     rewrite(base)
     assert export_run("trial", recorded.uri, tmp_path / "out", merged=True).notices == ()
+
+
+def test_an_older_record_does_not_tell_shards_from_weights(place: Any) -> None:
+    recorded, base = place()
+    before = record_base(recorded.setup.model)
+    older = replace(before, files={name: digest for name, digest in before.files.items() if name != TENSORS})
+    assert compare(older, before) == []
+    in_shards(base)
+    now = record_base(recorded.setup.model)
+    assert compare(before, now) == []
+    (difference,) = compare(older, now)
+    assert "does not tell whether their tensors differ or only the shards" in difference.text
 
 
 def test_another_generation_config_is_no_reason_to_refuse(place: Any, tmp_path: Path) -> None:

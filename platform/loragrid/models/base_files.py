@@ -7,12 +7,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from loragrid.models.file_hash import remembered_sha256
+from loragrid.models.file_hash import remembered_sha256, remembered_tensor_sha256s
 
 CONFIG, GENERATION_CONFIG, CHAT_TEMPLATE = "config.json", "generation_config.json", "chat_template.jinja"
 TOKENIZER_CONFIG, TEMPLATES_FOLDER = "tokenizer_config.json", "additional_chat_templates"
 WEIGHTS = "weights"
 """The name under which the digests list all weight files together."""
+
+TENSORS = "tensors"
+"""The name under which the digests list all tensors together, in whichever files they are."""
 
 TOKENIZER_FILES = (
     "tokenizer*.json",
@@ -78,14 +81,16 @@ def set_chat_template(folder: Path, template: str) -> None:
 
 
 def file_digests(folder: Path) -> dict[str, str]:
-    """Digests of what a base consists of: all weights together, the config, and each tokenizer and other file.
+    """Digests of what a base consists of: weight files, tensors, the config, and each tokenizer and other file.
 
-    A JSON file is identified by its content, not by its layout.
+    A JSON file is identified by its content, not by its layout. Shards of another size hold the same tensors.
     """
-    weights = hashlib.sha256()
+    weights, tensors = hashlib.sha256(), set[tuple[str, str]]()
     for path in sorted(folder.glob("*.safetensors")):
+        tensors.update(remembered_tensor_sha256s(path).items())  # two tensors of one name both count
         weights.update(f"{path.name}:{remembered_sha256(path)}\n".encode())
     found = {WEIGHTS: weights.hexdigest()[:DIGITS], CONFIG: _digest(folder / CONFIG)}
+    found[TENSORS] = hashlib.sha256(json.dumps(sorted(tensors)).encode()).hexdigest()[:DIGITS]
     terms = ("LICENSE", "NOTICE", "USE_POLICY")
     names = [name for name in companion_files(folder) if not name.name.startswith(terms)]
     return found | {name.as_posix(): _digest(folder / name) for name in names}

@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 from typing import Any
 
 from loragrid.config.experiment import ModelConfig
-from loragrid.models.base_files import CONFIG, OTHER_FILES, VOLATILE_KEYS, WEIGHTS, file_digests, read_json
+from loragrid.models.base_files import CONFIG, OTHER_FILES, TENSORS, VOLATILE_KEYS, WEIGHTS, file_digests, read_json
 from loragrid.models.embedded import EMBEDDED_MODELS
 from loragrid.models.loading import model_digest, model_folder
 
@@ -92,10 +92,18 @@ def compare(recorded: BaseRecord, now: BaseRecord) -> list[BaseDifference]:
 def _file_differences(recorded: BaseRecord, now: BaseRecord) -> Iterator[BaseDifference]:
     for name in sorted({**recorded.files, **now.files}, key=lambda name: (name != WEIGHTS, name != CONFIG, name)):
         then, present = recorded.files.get(name), now.files.get(name)
-        if then == present:
+        if then == present or name == TENSORS:
             continue
         if name == WEIGHTS:
+            tensors = recorded.files.get(TENSORS)
+            if tensors is not None and tensors == now.files.get(TENSORS):
+                continue  # the same tensors in other files
             text = f"the weights ({recorded.weights} recorded, {now.weights} now)"
+            if tensors is None:
+                text = (
+                    f"the weight files ({recorded.weights} recorded, {now.weights} now; this older record does "
+                    "not tell whether their tensors differ or only the shards: compare them with a copy of the base)"
+                )
         elif name == CONFIG and recorded.config:
             text = f"config.json ({'; '.join(_keys(recorded.config, now.config)) or f'{then} recorded, {present} now'})"
         else:
