@@ -77,7 +77,7 @@ def test_rows_decode_to_their_text_and_begin_with_the_prompt(make: Callable[[], 
         assert row.input_ids[: len(prompt)] == prompt
         num_labels = len(row.input_ids) - max(len(prompt), 1)
         assert row.label_positions == tuple(range(len(row.input_ids) - 1))[-num_labels:]
-        assert set(row.notes) <= {"boundary_moved"}
+        assert set(row.notes) <= {"boundary_moved", *(() if given["prompt"] else ("first_token_not_learnt",))}
 
 
 @pytest.mark.parametrize("make", LOSSLESS.values(), ids=LOSSLESS)
@@ -136,8 +136,8 @@ def test_text_that_a_tokenizer_normalises_is_noted() -> None:
     [
         (llama_2, "<s>[INST] Name a colour [/INST]", " Blue </s>"),
         (llama_2, "<s>[INST] a [/INST] b </s><s>[INST] c [/INST]", "d"),
-        (llama_2, "a<s>b", "</s>\n"),
-        (lambda: sentencepiece("always"), "<s>[INST] a", "</s>"),
+        (llama_2, "a<s>b", "c</s>\n"),
+        (lambda: sentencepiece("always"), "<s>[INST] a", "b</s>"),
         (bert, "is it (good), or not?", "x: [sep] y's"),
         (bert, "count to 5:", " one, two"),
         (t5, "Name a colour:", "Blue, or (red)"),

@@ -16,8 +16,8 @@ from loragrid.data.labelled_tokens import LabelledTokens, Tokenized
 from loragrid.data.shapes import Shape
 from loragrid.data.text_frame import TextFrame, special_ids
 from loragrid.data.tokenization import PairTokenizer, RowTokenizer, TextTokenizer
-from loragrid.trials.skip_reasons import empty
 from loragrid.models.base_ends import BASE_ENDS
+from loragrid.trials.skip_reasons import empty
 from tests.support.chat_templates import PUBLIC_TEMPLATES
 from tests.support.kinds_of_tokenizer import bert, gemma, llama_2, llama_3, sentencepiece, t5, xlm_roberta
 from tests.support.tiny_tokenizers import byte_level, metaspace
