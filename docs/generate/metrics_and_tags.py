@@ -41,6 +41,8 @@ OTHER_TAGS: dict[str, str] = {
     "loragrid.model.location": "where the worker found the base: an absolute folder, a hub id, or a package",
     "loragrid.model.files": "digests of the files of a base in a folder, as JSON; an export compares them",
     "loragrid.model.config": "the config.json of a base in a folder; a merged export is written with it",
+    "loragrid.model.unused_weights": "weights of the base's checkpoint that its architecture does not use; absent "
+    "without such weights",
     "loragrid.reason": "why a trial failed or was stopped",
     "loragrid.out_of_memory": "set if the trial ran out of memory",
     "loragrid.rung": "the rung of successive halving at which the trial's setting was stopped",

@@ -244,12 +244,18 @@ def test_methods_prints_one_card_and_refuses_an_unknown_name(loragrid: Command) 
 
 
 @pytest.fixture(scope="module")
-def finished(keys: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """A sweep, run as a user runs it, on a Ray of its own: beside its file, model and rows named by relative paths."""
+def relative(keys: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The experiment's file; it names model and rows by paths relative to its folder."""
     folder = tmp_path_factory.mktemp("experiments")
     named = {part: {**keys[part], "name": os.path.relpath(keys[part]["name"], folder)} for part in ("model", "data")}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(keys | named), encoding="utf-8")
-    return run_command("run", "tiny.yaml", cwd=folder, RAY_ADDRESS="")
+    return folder / "tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def finished(relative: Path) -> Done:
+    """A sweep, run as a user runs it beside its file, on a Ray of its own."""
+    return run_command("run", relative.name, cwd=relative.parent, RAY_ADDRESS="")
 
 
 @pytest.mark.smoke
@@ -292,7 +298,7 @@ def test_compare_prints_table_csv_json_and_picture(
 @pytest.mark.smoke
 @pytest.mark.end_to_end
 def test_a_run_leaves_its_report_and_its_experiment_file(
-    finished: Done, loragrid: Command, keys: dict[str, Any], tmp_path: Path
+    finished: Done, loragrid: Command, keys: dict[str, Any], relative: Path, tmp_path: Path
 ) -> None:
     from mlflow import MlflowClient
 
@@ -311,9 +317,8 @@ def test_a_run_leaves_its_report_and_its_experiment_file(
     client = MlflowClient(tracking_uri=comparison.tracking_uri)
     kept = client.download_artifacts(comparison.sweep_run_id, "report/report.html", str(tmp_path))
     assert Path(kept).read_text(encoding="utf-8") == page
-    (tmp_path / "original.yaml").write_text(yaml.safe_dump(keys), encoding="utf-8")
     repeated = client.download_artifacts(comparison.sweep_run_id, "experiment.yaml", str(tmp_path))
-    assert load_experiment(Path(repeated)) == load_experiment(tmp_path / "original.yaml")
+    assert load_experiment(Path(repeated)) == load_experiment(relative)
 
 
 @pytest.mark.smoke

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,26 @@ def test_a_damaged_checkpoint_is_found_when_weights_are_loaded(write: Write, run
     assert out == ""
     check_message(code, err.splitlines(keepends=True)[-1], "error: model.name: ", "up_proj.weight", "NaN")
     assert err.startswith(f"model {damaged}: loaded as float32, 0.00 GiB of memory; checking it\n")
+
+
+def test_unused_weights_are_named_when_weights_are_loaded(
+    write: Write, run_plan: Any, tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_llama_dir, tmp_path / "longer"))
+    weights = load_file(folder / "model.safetensors")
+    weights |= {f"model.layers.{layer}.mlp.up_proj.weight": torch.ones(2) for layer in (2, 3)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    code, _, err = run_plan(str(write("model.name", str(folder))), "--load")
+    assert code == 0
+    assert "does not use these weights of its checkpoint: model.layers.{2, 3}.*\n" in err
+
+
+def test_a_plan_refuses_a_store_that_mlflow_cannot_open(
+    write: Write, run_plan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_message(*run_plan(str(write("tracking.uri", "$HOME/runs")))[::2], "tracking.uri: $HOME/runs: $HOME, which is")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mlruns")
+    check_message(*run_plan(str(write("question", "Which?")))[::2], "MLFLOW_TRACKING_URI: 'mlruns' is a folder")
 
 
 def test_a_run_finds_it_before_store_and_ray(refuses: Refuses, write: Write, damaged: Path) -> None:

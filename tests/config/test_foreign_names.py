@@ -1,8 +1,10 @@
 """Keys of transformers, PEFT and others are refused with the key that replaces them, and how the value converts."""
 
+import dataclasses
 from typing import Any
 
 import pytest
+from peft import LoraConfig
 
 from loragrid.config.experiment import Experiment, ExperimentError
 from loragrid.schema.foreign_names import FOREIGN_NAMES
@@ -49,6 +51,21 @@ def refused(section: str, key: str, value: object) -> str:
         ("grid", "learning_rate", [1e-4], "unknown axis, here training.lr (the same value)"),
         ("grid", "training.num_train_epochs", [1, 2], "unknown axis, here training.epochs (the same value)"),
         ("grid", "method.r", [4], "here a method's key rank (the same value)"),
+        ("methods", "bias", "none", "unknown setting of lora; for none leave it out: adapters leave all biases frozen"),
+        ("methods", "inference_mode", False, "unknown setting of lora; leave it out: LoraGrid trains"),
+        ("methods", "rank_pattern", {"q_proj": 4}, "leave it out: all layers of a trial have one rank and alpha"),
+        ("methods", "alpha_pattern", {"q_proj": 4}, "leave it out: all layers of a trial have one rank and alpha"),
+        ("methods", "use_qalora", False, "here methods (a method of its own"),
+        ("training", "group_by_length", True, "unknown key; leave it out: the seed shuffles the rows"),
+        ("training", "neftune_noise_alpha", 5, "unknown key; leave it out: there is no such change of the loss"),
+        ("training", "load_best_model_at_end", True, "leave it out: every trial is measured at its last step"),
+        ("training", "tf32", True, "leave it out: the engine chooses kernels"),
+        ("", "adapter", "lora", "unknown key, here methods (the method's name, such as [lora]"),
+        ("", "finetuning_type", "lora", "unknown key, here methods (the method's name: [lora] or [full])"),
+        ("", "sample_packing", True, "unknown key; leave it out: rows are padded and never joined"),
+        ("", "template", "llama3", "unknown key, here data.chat_template ("),
+        ("", "lora_target_linear", True, "here a method's key target_modules (for true all-linear"),
+        ("", "lora_modules_to_save", ["lm_head"], "leave it out: LoraGrid adapts linear layers"),
         ("model", "torch_dtype", "float16", "here model.dtype (bfloat16, float32 or float64)"),
     ],
 )
@@ -67,6 +84,12 @@ def test_a_foreign_key_is_refused_with_ours(section: str, key: str, value: objec
 )
 def test_our_own_names_are_still_suggested(section: str, key: str, value: object, advice: str) -> None:
     assert advice in refused(section, key, value)
+
+
+def test_every_key_of_pefts_lora_is_known() -> None:
+    keys = {field.name for field in dataclasses.fields(LoraConfig)} - {"auto_mapping", "peft_version"}
+    advised = {key for key in keys if key in FOREIGN_NAMES or key in get_method("lora")().hyperparameters()}
+    assert keys - advised == set()
 
 
 @pytest.mark.parametrize("name", FOREIGN_NAMES)

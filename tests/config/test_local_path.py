@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from loragrid.config.experiment import ModelConfig
+from loragrid.config.experiment import ExperimentError, ModelConfig
 from loragrid.config.local_path import local_path
 from loragrid.models.cache import cache_folder
 from loragrid.models.loading import check_weights
 from loragrid.tracking.store_uri import default_tracking_uri
 from loragrid.tracking.sync import sync_storage
+from loragrid.trials.load import experiment_from_mapping
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +103,48 @@ def test_the_home_folder_in_a_database_uri_is_refused(here: Path) -> None:
         with pytest.raises(ValueError, match="~ is not replaced in a URI") as refused:
             default_tracking_uri("store", uri)
         assert f"allowed: sqlite:///{home}/mlflow.db" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("$DATA_FOLDER/mlruns", r"\$DATA_FOLDER, which is '/data' here, is not replaced"),
+        ("${DATA_FOLDER}/mlruns", r"\$\{DATA_FOLDER\}, which is '/data' here, is not replaced"),
+        ("file:///$NO_SUCH/mlruns", r"\$NO_SUCH, which is not set here, is not replaced"),
+        ("sqlite:///${NO_SUCH}/mlflow.db", r"\$\{NO_SUCH\}, which is not set here, is not replaced"),
+        ("http://${MLFLOW_HOST}:5000", r"\$\{MLFLOW_HOST\}, which is not set here, is not replaced"),
+        ("mysql://user:$DATA_FOLDER@host/db", r"\$DATA_FOLDER, which is '/data' here, is not replaced"),
+        ("mlruns", "is a folder, and MLflow keeps no store in a plain folder"),
+        ("~/mlruns", "is a folder, and MLflow keeps no store in a plain folder"),
+        ("sqlite://", "names no file"),
+        ("sqlite:///", "names no file"),
+        ("sqlite:///:memory:", "names no file"),
+        ("sqlite:///~/mlflow.db", "~ is not replaced in a URI"),
+    ],
+)
+def test_a_tracking_uri_is_checked_when_the_file_is_read(
+    here: Path, monkeypatch: pytest.MonkeyPatch, uri: str, reason: str
+) -> None:
+    with pytest.raises(ExperimentError, match=rf"^tracking\.uri: .*{reason}"):
+        experiment_from_mapping(
+            {
+                "name": "a",
+                "model": {"name": "base"},
+                "data": {"name": "rows.jsonl"},
+                "training": {"steps": 3},
+                "methods": ["lora"],
+                "tracking": {"uri": uri},
+            },
+            "",
+        )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # the dry run reads it
+    with pytest.raises(ValueError, match=rf"^MLFLOW_TRACKING_URI: .*{reason}"):
+        default_tracking_uri("store", None)
+
+
+def test_a_dollar_in_a_password_is_no_variable(here: Path) -> None:
+    uri = "postgresql://user:pa$$w0rd$x@host/db"
+    assert default_tracking_uri("store", uri) == uri
 
 
 def test_a_model_that_is_nowhere_shows_the_folder_looked_in(here: Path) -> None:

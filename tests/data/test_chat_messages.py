@@ -105,6 +105,21 @@ def test_arguments_written_otherwise_are_refused_or_given_as_text(writes: str) -
         assert learnt_runs(tokenizer, chat) == [['<call>lookup {"q": "x"}</call><|im_end|>']]
 
 
+@pytest.mark.parametrize(
+    ("writes", "learnt"),
+    [
+        ("k + '=' + \"'\" + v + \"'\"", "lookup(q='x', to='y z')"),
+        ("k + '=' + (v | tojson)", 'lookup(q="x", to="y z")'),
+        ("k + ' = ' + (v | tojson)", 'lookup(q = "x", to = "y z")'),
+    ],
+)
+def test_a_call_as_python_writes_it_is_learnt(writes: str, learnt: str) -> None:
+    values = "{% for k, v in c.function.arguments.items() %}{{ (', ' if not loop.first else '') + " + writes + " }}"
+    template = NAME_ONLY.replace("'</call>' }}", "'(' }}" + values + "{% endfor %}{{ ')</call>' }}")
+    chat = called({"function": {"name": "lookup", "arguments": '{"q": "x", "to": "y z"}'}})
+    assert learnt_runs(byte_level(chat_template=template), chat) == [[f"<call>{learnt}</call><|im_end|>"]]
+
+
 @pytest.mark.parametrize("value", [[{"type": "function", "function": TOOL}], [TOOL]], ids=["wrapped", "bare"])
 @pytest.mark.parametrize("as_text", [False, True])
 def test_tools_reach_the_template(qwen: "PreTrainedTokenizerFast", value: list[Any], as_text: bool) -> None:
@@ -192,6 +207,16 @@ def test_messages_that_are_no_list_are_refused(chatml: "PreTrainedTokenizerFast"
     assert "not a list of messages" in refusal(chatml, {"messages": value})
 
 
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
+def test_a_key_of_any_message_that_no_template_reads_is_noted(chatml: "PreTrainedTokenizerFast", number: int) -> None:
+    chat = messages(("u", "Hi"), ("a", "Blue"), ("u", "And?"), ("a", "Red"))
+    chat[number] |= {"prefix": True, "id": ""}
+    for turns in ("auto", "last"):
+        assert notes(chatml, chat, turns=turns) == [("keys_not_rendered",)]
+    read = str(chatml.chat_template).replace("m['content']", "m['content'] + ('!' if m.prefix else '')")
+    assert notes(byte_level(chat_template=read), chat, turns="last") == [()]
+
+
 def test_keys_that_no_template_reads_are_noted(chatml: "PreTrainedTokenizerFast") -> None:
     chat = [{"role": "user", "content": "Hi", "name": "Ann", "id": None}, *messages(("a", "Blue"))]
     assert notes(chatml, chat) == [("keys_not_rendered",)]
@@ -201,3 +226,12 @@ def test_keys_that_no_template_reads_are_noted(chatml: "PreTrainedTokenizerFast"
 
 def test_lone_surrogates_are_refused(chatml: "PreTrainedTokenizerFast") -> None:
     assert "lone surrogates" in refusal(chatml, messages(("u", "\ud800"), ("a", "Blue")))
+
+
+def test_a_fault_says_that_the_system_column_is_counted(chatml: "PreTrainedTokenizerFast") -> None:
+    chat = messages(("s", "Be brief."), ("u", "Hi"), ("a", "Blue"))
+    chat[2]["weight"] = 5
+    assert refusal(chatml, {"messages": chat, "system_first": True}).endswith(
+        "message 3 has weight: 5; allowed: 0 or false, 1 or true (message 1 is the row's column of system prompts)"
+    )
+    assert "column of system prompts" not in refusal(chatml, {"messages": chat})

@@ -88,7 +88,7 @@ def test_alpaca_with_system_and_history_is_a_chat(recognised: Recognised) -> Non
     given = {"instruction": "Do", "input": "this", "output": "yes", "system": "Be brief.", "history": [["a", "b"]]}
     shape, rows = recognised([given])
     said = [("system", "Be brief."), ("user", "a"), ("assistant", "b"), ("user", "Do\nthis"), ("assistant", "yes")]
-    assert rows == [{"messages": [{"role": role, "content": text} for role, text in said]}]
+    assert rows == [{"messages": [{"role": role, "content": text} for role, text in said], "system_first": True}]
     assert shape.name == "alpaca_chat"
     (chosen,) = recognised([{"instruction": "Do", "output": "yes"}], shape="alpaca_chat")[1]
     assert chosen == {"messages": [{"role": "user", "content": "Do"}, {"role": "assistant", "content": "yes"}]}
@@ -103,7 +103,13 @@ def test_share_gpt_becomes_messages(recognised: Recognised) -> None:
     assert shape.described == "ShareGPT (conversations, tools); not used: id"
     assert isinstance(row, dict)
     assert row["tools"] == TOOLS
-    assert [message["role"] for message in row["messages"]] == ["system", "user", "assistant", "tool", "assistant"]
+    assert [message["role"] for message in row["messages"]] == [
+        "system",
+        "user",
+        "assistant",
+        "observation",
+        "assistant",
+    ]
     assert row["messages"][2]["tool_calls"] == [CALL]
     assert row["messages"][4] == {"role": "assistant", "content": "a"}
 
@@ -145,7 +151,7 @@ def test_a_system_column_becomes_the_first_message(recognised: Recognised) -> No
     found = recognised(rows)[1]
     system = {"role": "system", "content": "Be brief."}
     assert found[:4] == [
-        {"messages": [system, *CHAT]},
+        {"messages": [system, *CHAT], "system_first": True},
         {"messages": CHAT},
         {"messages": CHAT},
         {"messages": [system, *CHAT]},
@@ -240,7 +246,11 @@ def test_system_and_tools_may_have_other_names(recognised: Recognised) -> None:
     row = {"chat": CHAT, "functions": TOOLS, "persona": "Be brief.", "tools": "none"}
     columns = {"messages": "chat", "tools": "functions", "system": "persona"}
     shape, (found,) = recognised([row], columns=columns)
-    assert found == {"messages": [{"role": "system", "content": "Be brief."}, *CHAT], "tools": TOOLS}
+    assert found == {
+        "messages": [{"role": "system", "content": "Be brief."}, *CHAT],
+        "tools": TOOLS,
+        "system_first": True,
+    }
     assert shape.unused == ("tools",)
     with pytest.raises(ValueError, match=r"data\.columns: text, tools: belong to different kinds of row"):
         recognised([row], columns={"text": "chat", "tools": "functions"})
@@ -272,7 +282,7 @@ def test_a_pair_with_a_mapped_system_prompt_is_a_chat(recognised: Recognised) ->
     row = {"question": "hi", "response": "yo", "system_prompt": "Be brief."}
     columns = {"prompt": "question", "completion": "response", "system": "system_prompt"}
     shape, rows = recognised([row], columns=columns)
-    assert rows == [{"messages": [{"role": "system", "content": "Be brief."}, *CHAT]}]
+    assert rows == [{"messages": [{"role": "system", "content": "Be brief."}, *CHAT], "system_first": True}]
     assert shape.name == "prompt and completion as a chat"
     tools = PAIR | {"functions": TOOLS}
     (found,) = recognised([tools], columns={"tools": "functions", "prompt": "prompt"})[1]

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from loragrid.trials.tags import MODEL_FILES_TAG, MODEL_LOCATION_TAG, WEIGHTS_TAG
+from loragrid.trials.tags import MODEL_FILES_TAG, MODEL_LOCATION_TAG, UNUSED_WEIGHTS_TAG, WEIGHTS_TAG
 from loragrid.worker.worker_tags import WorkerEnvironment
 from tests.support.small_packs import make_setup
 
@@ -23,5 +23,11 @@ def test_tags_are_those_of_the_base_in_memory(tiny_llama_dir: Path, chat_jsonl: 
     assert describe(setup.trial("lora"), setup.rows, False) == loaded
     again = describe(setup.trial("lora"), setup.rows, True)
     assert {key for key in again if again[key] != loaded[key]} == {WEIGHTS_TAG, MODEL_FILES_TAG}
+    assert UNUSED_WEIGHTS_TAG not in again
+    more = tensors | {"mtp.norm": torch.ones(2)}
+    save_file(more, base / "model.safetensors", metadata={"format": "pt"})
+    assert describe(setup.trial("lora"), setup.rows, True)[UNUSED_WEIGHTS_TAG] == "mtp.*"
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    assert describe(setup.trial("lora"), setup.rows, True) == again
     shutil.rmtree(base)
     assert describe(setup.trial("lora"), setup.rows, False) == again

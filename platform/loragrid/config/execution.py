@@ -2,8 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from loragrid.config.tracking_uri import check_tracking_uri
+from loragrid.schema.errors import ExperimentError, Problem
 from loragrid.schema.fields import (
     Allowed,
     Count,
@@ -134,6 +136,15 @@ class TrackingConfig(Section):
         "`storage.path`.",
         examples=["http://mlflow:5000"],
     )
+
+    @model_validator(mode="after")
+    def _check_uri(self) -> "TrackingConfig":
+        try:
+            if self.uri is not None:
+                check_tracking_uri("uri", self.uri)
+        except ValueError as error:
+            raise ExperimentError([Problem(key="uri", what=str(error).removeprefix("uri: "))]) from None
+        return self
 
 
 class StorageConfig(Section):

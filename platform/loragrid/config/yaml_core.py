@@ -30,6 +30,7 @@ _CORE_SCHEMA: dict[str, tuple[re.Pattern[str], str]] = {
 }
 _FIRST_GROUP = re.compile(r"0|[1-9][0-9]{0,2}")
 _LATER_GROUP = re.compile(r"0[0-9]{2,}")
+_WHOLE_PART, _DECIMALS = re.compile(r"[-+]?[0-9.]+"), re.compile(r"[0-9]+(?:[eE][-+]?[0-9]+)?")
 
 
 class _CoreConstructor(yaml.constructor.BaseConstructor):
@@ -44,7 +45,9 @@ class _CoreConstructor(yaml.constructor.BaseConstructor):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         mapping: dict[Hashable, Any] = {}
-        for key_node, value_node in node.value:
+        for place, (key_node, value_node) in enumerate(node.value):
+            if place and node.flow_style and _is_empty(value_node):
+                _refuse_cut_value(node.value[place - 1][1], key_node)
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 raise _error(f"the key {key_node.value!r} is not text: put it in quotes if it is meant so", key_node)
@@ -68,6 +71,27 @@ class _CoreConstructor(yaml.constructor.BaseConstructor):
                 problem = f"{number} is not one number, because a comma separates the entries of a list"
                 raise _error(f"{problem}: write it without the comma, or a blank after the comma", before)
         return [self.construct_object(item, deep=True) for item in node.value]
+
+
+def _refuse_cut_value(before: yaml.Node, key: yaml.Node) -> None:
+    """Refuse a value in braces that its own comma has cut: `{lr: 0,001}` and `{question: Yes, or no}`.
+
+    before: the value before a key that has none.
+    """
+    if not isinstance(before, yaml.ScalarNode) or not isinstance(key, yaml.ScalarNode) or before.style or key.style:
+        return
+    is_adjacent = bool(before.end_mark and key.start_mark and key.start_mark.index == before.end_mark.index + 1)
+    if is_adjacent and _WHOLE_PART.fullmatch(before.value) and _DECIMALS.fullmatch(key.value):
+        raise _error(
+            f"{before.value},{key.value} is not one number, because a comma separates the keys in braces: write it "
+            "without the comma, with a point before decimals (0.001)",
+            before,
+        )
+    raise _error(
+        f"the value {before.value!r} ends at its comma, because a comma separates the keys in braces, and the key "
+        f"{key.value!r} has no value: put a text that holds a comma in quotes, or give the key a value",
+        before,
+    )
 
 
 def _is_empty(node: yaml.Node) -> bool:

@@ -8,6 +8,7 @@ from loragrid.config.experiment import DataConfig
 from loragrid.data.bad_rows import BadRow
 from loragrid.data.chat_ends import MessageEnds
 from loragrid.data.chat_messages import Chat, read_chat, text_of
+from loragrid.data.chat_roles import ChatRoles
 from loragrid.data.chat_rows import LearntChat, learnt_chats
 from loragrid.data.chat_template import ChatRefusedError, ChatTemplate, template_texts
 from loragrid.data.chat_tokens import ChatTokens
@@ -43,6 +44,7 @@ class ChatTokenizer:
             )
         self._data = data
         self._finders = {name: TurnFinder(ChatTemplate(tokenizer, text)) for name, text in texts.items()}
+        self._roles = {name: ChatRoles(finder.template) for name, finder in self._finders.items()}
         self._ends = {name: MessageEnds(finder.template) for name, finder in self._finders.items()}
         for finder in self._finders.values() if data.chat_template else ():
             if fault := finder.template.syntax_error():
@@ -52,9 +54,7 @@ class ChatTokenizer:
     def tokenize(self, rows: Sequence[Mapping[str, Any]]) -> list[Tokenized]:
         """As `TokenizesRows`."""
         names = ["tool_use" if row.get("tools") and "tool_use" in self._finders else "default" for row in rows]
-        learnt = [
-            self._learnt(row, self._finders[name], self._ends[name]) for row, name in zip(rows, names, strict=True)
-        ]
+        learnt = [self._learnt(row, name) for row, name in zip(rows, names, strict=True)]
         tokens = {}
         for name, own in self._tokens.items():
             chats = [
@@ -69,12 +69,13 @@ class ChatTokenizer:
             for found, name in zip(learnt, names, strict=True)
         ]
 
-    def _learnt(self, row: Mapping[str, Any], finder: TurnFinder, ends: MessageEnds) -> list[LearntChat] | str | BadRow:
+    def _learnt(self, row: Mapping[str, Any], name: str) -> list[LearntChat] | str | BadRow:
+        finder = self._finders[name]
         try:
-            chat = read_chat(row, finder.template)
+            chat = read_chat(row, self._roles[name])
             if chat is None:
                 return empty("messages")
-            chat = ends.without_doubled(chat)
+            chat = self._ends[name].without_doubled(chat)
             if self._data.loss_on == "all":
                 return [_whole(finder, chat)]
             if not chat.learnt:
@@ -83,7 +84,8 @@ class ChatTokenizer:
                 chat = replace(chat, notes=(*chat.notes, "special_tokens_read"))
             return learnt_chats(finder, chat, self._data.turns) or REWRITTEN
         except ChatRefusedError as error:
-            return BadRow(what=str(error), column=error.column)
+            counted = " (message 1 is the row's column of system prompts)" if row.get("system_first") else ""
+            return BadRow(what=f"{error}{counted if 'message ' in str(error) else ''}", column=error.column)
 
 
 def _whole(finder: TurnFinder, chat: Chat) -> LearntChat:

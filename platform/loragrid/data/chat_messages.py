@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from loragrid.data.chat_roles import ChatRoles
 from loragrid.data.chat_template import ChatRefusedError, ChatTemplate
+from loragrid.data.messages import TOOL_ROLES
 from loragrid.data.values import HALF_CHARACTERS, shown
 from loragrid.schema.errors import is_unicode
 
@@ -36,7 +38,7 @@ class Chat:
     notes: tuple[str, ...]
 
 
-def read_chat(row: Mapping[str, Any], template: ChatTemplate) -> Chat | None:
+def read_chat(row: Mapping[str, Any], roles: ChatRoles) -> Chat | None:
     """The chat of a canonical row; None if it has no messages.
 
     Raises:
@@ -52,10 +54,10 @@ def read_chat(row: Mapping[str, Any], template: ChatTemplate) -> Chat | None:
     for number, message in enumerate(value, 1):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise ChatRefusedError(f"{shown(message)}: not a message, which has a role and a content")
-        is_learnt = _is_learnt(message, number)
-        read = _read_message(message, number, template, notes)
+        is_learnt = _is_learnt(message, number, roles)
+        read = _read_message(message, number, roles, notes)
         messages.append(read)
-        if read["role"] == "assistant":
+        if roles.is_assistant(read["role"]):
             if not is_learnt:
                 excluded = True
             elif is_empty(read):
@@ -90,7 +92,7 @@ def text_of(content: object) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _is_learnt(message: Mapping[str, Any], number: int) -> bool:
+def _is_learnt(message: Mapping[str, Any], number: int, roles: ChatRoles) -> bool:
     """Whether the data want a turn learnt."""
     for key in PARTLY_LEARNT_KEYS:
         if message.get(key) is not None:
@@ -107,7 +109,7 @@ def _is_learnt(message: Mapping[str, Any], number: int) -> bool:
         raise ChatRefusedError(f"message {number} has contradicting keys: {', '.join(wishes)}")
     # OpenAI's weight says nothing about other roles; the other keys ask for a turn of any role.
     asked = [key for key, value in wishes.items() if value and key != "weight"]
-    if asked and message["role"] != "assistant":
+    if asked and not roles.is_assistant(message["role"]):
         raise ChatRefusedError(
             f"message {number} of the role {message['role']} has {asked[0]}: true, but only the assistant's turns can "
             "be learnt; remove the key, or learn all tokens with data.loss_on: all"
@@ -115,28 +117,32 @@ def _is_learnt(message: Mapping[str, Any], number: int) -> bool:
     return all(wishes.values())
 
 
-def _read_message(message: Mapping[str, Any], number: int, template: ChatTemplate, notes: list[str]) -> dict[str, Any]:
+def _read_message(message: Mapping[str, Any], number: int, roles: ChatRoles, notes: list[str]) -> dict[str, Any]:
+    template = roles.template
     # Columnar files store null for keys that only other messages have, but templates test whether a key exists.
     read = {key: value for key, value in message.items() if value is not None and key not in WEIGHT_KEYS}
     if not is_unicode(json.dumps(read, ensure_ascii=False, default=str)):
         raise ChatRefusedError(HALF_CHARACTERS)
     if "function_call" in read:  # OpenAI's older form of one tool call
         read["tool_calls"] = [{"type": "function", "function": read.pop("function_call")}]
-    if read["role"] == "function" and not template.names_role("function"):
+    if read["role"] in ("function", *TOOL_ROLES) and not roles.has(read["role"]):
         read["role"] = "tool"
+        notes.append("role_as_tool")
     if read["role"] == "developer" and not template.names_role("developer"):
         read["role"] = "system"
         notes.append("developer_as_system")
-    if read["role"] not in ROLES and not template.names_role(read["role"]):
+    if read["role"] not in ROLES and not roles.has(read["role"]):
         raise ChatRefusedError(
             f"message {number} has the unknown role {shown(read['role'])}; allowed: {', '.join(ROLES)}, and roles that "
             "the chat template names"
         )
+    if read["role"] not in (*ROLES, "function", *TOOL_ROLES) and not roles.is_assistant(read["role"]):
+        notes.append("own_roles")
     calls = read.pop("tool_calls", None)
     if calls:
-        read["tool_calls"] = _read_calls(calls, read["role"], number, notes)
+        read["tool_calls"] = _read_calls(calls, read["role"], number, roles, notes)
     if "content" not in read and not calls and not any(read.get(key) for key in REASONING_KEYS):
-        if message["role"] == "assistant" and "content" in message:
+        if roles.is_assistant(message["role"]) and "content" in message:
             read["content"] = ""
         else:
             raise ChatRefusedError(
@@ -175,9 +181,9 @@ def _read_content(content: object, number: int, template: ChatTemplate) -> objec
     return parts if template.takes_parts else text_of(parts)
 
 
-def _read_calls(calls: object, role: str, number: int, notes: list[str]) -> list[dict[str, Any]]:
+def _read_calls(calls: object, role: str, number: int, roles: ChatRoles, notes: list[str]) -> list[dict[str, Any]]:
     """Tool calls with their arguments as a mapping; `ToolForm` gives them the form that the template reads."""
-    if role != "assistant":
+    if not roles.is_assistant(role):
         raise ChatRefusedError(f"message {number} has tool_calls, but the role {role}; allowed: assistant")
     if not isinstance(calls, list):
         raise ChatRefusedError(f"message {number} has tool_calls {shown(calls)}: not a list")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from loragrid.data.chat_markers import ARGUMENT, LeftOut, MarkedTurn, extent, left_out
+from loragrid.data.chat_markers import ARGUMENT, READ_KEYS, LeftOut, MarkedTurn, extent, left_out
 from loragrid.data.chat_messages import Chat
 from loragrid.data.chat_prompts import answer_start
 from loragrid.data.chat_tags import check_tags
@@ -54,6 +54,7 @@ class TurnFinder:
     _left_out: dict[object, LeftOut] = field(default_factory=dict)
     _ends: dict[object, tuple[str, bool]] = field(default_factory=dict)
     _forms: dict[object, ToolForm] = field(default_factory=dict)
+    _unread: dict[object, bool] = field(default_factory=dict)
 
     def formed(self, chat: Chat) -> list[dict[str, Any]]:
         """The messages with tool calls in the form that the template reads."""
@@ -86,6 +87,23 @@ class TurnFinder:
             raise ChatRefusedError(f"the chat template leaves out {found.contents[0]}; {OTHER_TEMPLATE}")
         return ("keys_not_rendered",) if found.keys else ()
 
+    def _has_unread_keys(self, messages: Messages, tools: Tools) -> bool:
+        """Whether the last message has a key that changes nothing in the rendered chat."""
+        last = messages[-1]
+        others = [key for key, value in last.items() if key not in READ_KEYS and value not in ("", [], {})]
+        if not others:
+            return False
+        key = ("keys", _structure(messages, tools))
+        if key not in self._unread:
+            text = self.template.render(messages, tools)
+            kept = [{name: value for name, value in last.items() if name != other} for other in others]
+            try:
+                unread = any(self.template.render([*messages[:-1], one], tools) == text for one in kept)
+            except ChatRefusedError:  # the template demands a key
+                unread = False
+            _keep(self._unread, key, unread)
+        return self._unread[key]
+
     def find(self, messages: Messages, tools: Tools, number: int) -> LearntTurn:
         """What message `number`, counted from 0, teaches.
 
@@ -109,6 +127,7 @@ class TurnFinder:
             prompt += self._unasked_header(text[len(prompt) : first])
         notes = list(self.check_rendered(messages[:number], tools)) if number else []
         notes += ["arguments_not_rendered"] if unwritten else []
+        notes += ["keys_not_rendered"] if self._has_unread_keys(until, tools) else []
         if is_apart:
             start = answer_start(text, first, prompt, until, tools, template)
             text, shift = prompt + text[start:], len(prompt) - start

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from loragrid.data.bad_rows import BadRow
-from loragrid.data.messages import listed, messages_of, tools_of, with_system
+from loragrid.data.messages import TOOL_ROLES, listed, messages_of, tools_of, with_system
 from loragrid.data.values import shown, text_fault
 from loragrid.trials.skip_reasons import EXCLUDED
 
@@ -12,6 +12,8 @@ Canonical = dict[str, Any] | BadRow | str
 """A canonical row, why it is refused, or the reason why it is skipped."""
 Convert = Callable[[Mapping[str, Any]], Canonical]
 """Turns the values of a row, by canonical column, into a canonical row."""
+
+NOT_ANSWERING = ("system", "developer", "user", "tool", "function", *TOOL_ROLES)
 
 ALPACA_PROMPT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
@@ -73,7 +75,8 @@ def chat_pair(values: Mapping[str, Any]) -> Canonical:
             return part
     if not prompt or not completion or isinstance(prompt, BadRow) or isinstance(completion, BadRow):
         return {"messages": None}
-    given = [{**message, "weight": 0} if message["role"] == "assistant" else message for message in prompt]
+    # A template can have further roles of the assistant.
+    given = [message if message["role"] in NOT_ANSWERING else {**message, "weight": 0} for message in prompt]
     return _with_system_and_tools([*given, *completion], values)
 
 
@@ -108,7 +111,9 @@ def _with_system_and_tools(messages: list[dict[str, Any]], values: Mapping[str, 
     for part in (whole, tools):
         if isinstance(part, BadRow):
             return part
-    return {"messages": whole} if tools is None else {"messages": whole, "tools": tools}
+    canonical: dict[str, Any] = {"messages": whole} if tools is None else {"messages": whole, "tools": tools}
+    # Faults name messages by their numbers.
+    return canonical if whole == messages else {**canonical, "system_first": True}
 
 
 def _history(value: object) -> list[dict[str, Any]] | BadRow:

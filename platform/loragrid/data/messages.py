@@ -8,13 +8,16 @@ from loragrid.data.bad_rows import BadRow
 from loragrid.data.strict_json import parse_json
 from loragrid.data.values import shown
 
+TOOL_ROLES = ("observation", "function_response", "tool_response", "ipython")
+"""Other names for the role tool. Some chat templates have them, so that only `ChatTokenizer` renames them."""
 ROLES: dict[str, tuple[str, ...]] = {
     "system": (),
     "developer": (),
     "user": ("human", "prompter"),
     "assistant": ("gpt", "chatgpt", "bot", "chatbot", "bard", "bing", "model", "ai"),
-    "tool": ("observation", "function_response", "tool_response", "ipython"),
+    "tool": (),
     "function": (),
+    **dict.fromkeys(TOOL_ROLES, ()),
 }
 """Role -> other names for it in public data sets; upper and lower case are the same. Other roles stay as they are: the
 tokenizer knows whether the chat template has them."""

@@ -58,7 +58,7 @@ FORMS = (ToolForm(), ToolForm(has_content=True), ToolForm(as_text=True), ToolFor
 
 
 def find_tool_form(messages: Messages, tools: Tools, template: ChatTemplate) -> ToolForm:
-    """The first form in which the template writes a call's name, and its arguments once as JSON or each as it is.
+    """The first form in which the template writes a call's name, and its arguments as JSON, in Python, or as they are.
 
     It is tried with the chat's first tool call. Without such a form it is the first in which no argument is written.
 
@@ -83,7 +83,9 @@ def find_tool_form(messages: Messages, tools: Tools, template: ChatTemplate) -> 
         elif KEY not in rendered and VALUE_BEGINS not in rendered:
             without_arguments.append(form)
         elif not _is_written(rendered):
-            faults.append("the chat template does not write the arguments of tool calls as JSON or as they are")
+            faults.append(
+                "the chat template does not write the arguments of tool calls as JSON, in Python, or as they are"
+            )
         else:
             return form
     if without_arguments:
@@ -96,6 +98,9 @@ def find_tool_form(messages: Messages, tools: Tools, template: ChatTemplate) -> 
 def _is_written(rendered: str) -> bool:
     escaped = json.dumps(VALUE)[1:-1]
     if re.search(rf'"{KEY}"\s*:\s*"{re.escape(escaped)}"', rendered):
+        return True
+    # As the keyword argument of a call in Python, as LFM2 writes it.
+    if re.search(rf"\b{NAME}\([^()]*\b{KEY}\s*=\s*('{re.escape(VALUE)}'|\"{re.escape(escaped)}\")", rendered):
         return True
     # As in XML: neither quoted by Python nor escaped for a second time.
     return KEY in rendered and VALUE in rendered and f"'{KEY}'" not in rendered and f"'{VALUE}'" not in rendered

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from loragrid.models.embedded import EMBEDDED_MODELS, converted_folder, source_s
 from loragrid.models.file_hash import remembered_sha256
 from loragrid.models.hub import NotOnHubError, resolve_commit
 from loragrid.models.quiet import quiet_transformers
+from loragrid.models.unused_weights import check_unused
 from loragrid.models.versions import version_of
 
 if TYPE_CHECKING:
@@ -59,25 +61,17 @@ def load_base(model: ModelConfig) -> "PreTrainedModel":
     the hub. It is converted once (about 20 s) and kept in float32, which holds the de-quantised values exactly.
 
     Raises:
-        ValueError: the name is unknown, the folder is unreadable, or the weights are pickled, incomplete or quantised.
+        ValueError: the name is unknown, the folder is unreadable, the weights are pickled, incomplete or quantised, or
+            some that the architecture does not use show that it is another model (`check_unused`).
     """
     # Before the slow imports, to report a wrong name at once.
     source = _locate(model)
-    import torch
-    from transformers import AutoModelForCausalLM
-
     _load_config(model, source)
     with quiet_transformers(), _named_failure(model, "its weights cannot be loaded"):
-        loader: Any = AutoModelForCausalLM
-        base, report = loader.from_pretrained(
-            **source.arguments(model),
-            dtype=getattr(torch, model.dtype),
-            use_safetensors=True,  # never a pickle, which can run code
-            **_adapter_arguments(source.revision),
-            output_loading_info=True,
-        )
+        base, report = _with_report(model, source)
     if base._hf_peft_config_loaded:  # found in a place that was not looked at, such as a hub that lists no files
         raise ValueError(f"model.name: {model.name}: transformers has loaded an adapter into it; name a plain base")
+    check_unused(model.name, base, report["unexpected_keys"], partial(_tensor, model))
     # transformers fills missing weights with random numbers and only warns.
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
@@ -85,6 +79,42 @@ def load_base(model: ModelConfig) -> "PreTrainedModel":
             f"{missing[0]}"
         )
     return _freeze(base)
+
+
+def unused_weights(model: ModelConfig, *, is_fetched: bool = False) -> list[str]:
+    """The weights of a checkpoint that its architecture does not use, see `check_unused`; reads only files' headers.
+
+    is_fetched: whether `load_base` has fetched the files of a hub model; without them, nothing is known.
+
+    Raises:
+        ValueError: as `check_unused`.
+    """
+    source = _locate(model)
+    if not is_fetched and not Path(source.location).is_dir():
+        return []
+    try:
+        with quiet_transformers():
+            base, report = _with_report(model, source, device_map="meta")
+    except Exception:  # some models' own code cannot be loaded without data; `load_base` checks them
+        return []
+    return check_unused(model.name, base, report["unexpected_keys"], partial(_tensor, model))
+
+
+def _with_report(model: ModelConfig, source: "_Source", **arguments: Any) -> "tuple[PreTrainedModel, dict[str, Any]]":
+    """The base, and what transformers says about names that the base or the checkpoint lacks."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    loader: Any = AutoModelForCausalLM
+    base, report = loader.from_pretrained(
+        **source.arguments(model),
+        dtype=getattr(torch, model.dtype),
+        use_safetensors=True,  # never a pickle, which can run code
+        **_adapter_arguments(source.revision),
+        output_loading_info=True,
+        **arguments,
+    )
+    return base, report
 
 
 def _adapter_arguments(revision: str | None) -> dict[str, Any]:
@@ -141,6 +171,19 @@ def stored_weights(model: ModelConfig) -> Iterator[tuple[str, "Tensor"]]:
             names, read = list(file.keys()), file.get_tensor
             for name in names:
                 yield name, read(name)
+
+
+def _tensor(model: ModelConfig, name: str) -> "Tensor | None":
+    """A tensor of a model's files; None if they hold none of this name, or are only on the hub."""
+    folder = Path(_locate(model).location)
+    from safetensors import safe_open
+
+    for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
+        with safe_open(path, "pt") as file:
+            if name in file.keys():  # noqa: SIM118  # it is no mapping
+                tensor: Tensor = file.get_tensor(name)
+                return tensor
+    return None
 
 
 def load_config(model: ModelConfig) -> "PretrainedConfig":

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from loragrid.config.experiment import Experiment
+from loragrid.config.tracking_uri import default_tracking_uri
 from loragrid.models.loading import check_weights
 from loragrid.planning.plan import Plan, plan
 from loragrid.planning.rows import ReadRows, read_rows, sentences_about
@@ -23,7 +24,7 @@ def prepare(
     tell: Callable[[str], None] = lambda sentence: None,
     waiting: Callable[[str], None] = lambda sentence: None,
 ) -> tuple[Plan, ReadRows]:
-    """The plan and the rows, checked in this order: grid, data and tokenizer, lengths, model, files of the weights.
+    """The plan and the rows, checked in this order: tracking URI, grid, data, tokenizer, lengths, model, weight files.
 
     tell: receives sentences about the rows, once nothing is refused. waiting: receives a sentence if reading them takes
     long.
@@ -31,6 +32,7 @@ def prepare(
     Raises:
         ValueError: see `dry_run`.
     """
+    default_tracking_uri(experiment.storage.path, experiment.tracking.uri)  # refuses what MLflow could not open
     rows = read_rows(expand(experiment), waiting)
     the_plan = plan(experiment, rows.planned)
     for model in dict.fromkeys(trial.model for trial in the_plan.trials):

@@ -159,5 +159,107 @@ FOREIGN_NAMES: dict[str, Replacement] = {
     "num_processes": Replacement("workers.num_workers"),
     "fsdp": Replacement("workers.strategy", "shard"),
     "deepspeed": Replacement("workers.strategy", "shard"),
+    "fsdp_config": Replacement("workers.strategy", "shard"),
+    "run_name": Replacement("", "the experiment's name is the key name at the top"),
+    "project": Replacement("", "the experiment's name is the key name at the top"),
+    "wandb_project": Replacement("", "leave it out: sweeps are recorded in MLflow, under the experiment's name"),
+    "mlflow_tracking_uri": Replacement("tracking.uri"),
+    "mlflow_experiment_name": Replacement("", "the experiment's name is the key name at the top"),
+    "save_total_limit": Replacement("", "leave it out: a trial keeps its last state"),
+    # PEFT's LoraConfig.
+    "peft_method": Replacement("methods", "the method's name, in lower case"),
+    "adapter": Replacement("methods", "the method's name, such as [lora]; for qlora, lora: the base is not quantised"),
+    "finetuning_type": Replacement("methods", "the method's name: [lora] or [full]"),
+    "bias": Replacement("", "for none leave it out: adapters leave all biases frozen; the method full trains them"),
+    "lora_bias": Replacement("", "for false leave it out: an adapter has no bias of its own"),
+    **dict.fromkeys(
+        ("rank_pattern", "alpha_pattern"),
+        Replacement("", "leave it out: all layers of a trial have one rank and alpha; exclude_modules leaves some out"),
+    ),
+    "inference_mode": Replacement("", "leave it out: LoraGrid trains, and an exported adapter is for inference"),
+    "fan_in_fan_out": Replacement("", "leave it out: it is read off each layer"),
+    "layer_replication": Replacement("", "leave it out: the base keeps its own layers"),
+    "lora_target_linear": Replacement("methods.target_modules", "for true all-linear, which is the default"),
+    "peft_layers_to_transform": Replacement("methods.layers_to_transform"),
+    "peft_layers_pattern": Replacement("methods.layers_pattern"),
+    "layers_to_transform": Replacement("methods.layers_to_transform"),
+    "layers_pattern": Replacement("methods.layers_pattern"),
+    "exclude_modules": Replacement("methods.exclude_modules"),
+    "peft_use_dora": Replacement("methods", "a method of its own, dora"),
+    "peft_use_rslora": Replacement("methods.rslora"),
+    "pissa_init": Replacement("methods", "a method of its own, pissa"),
+    "peft_init_lora_weights": Replacement("methods", "pissa is a method of its own; lora starts as true does in PEFT"),
+    **dict.fromkeys(
+        (
+            "modules_to_save",
+            "lora_modules_to_save",
+            "additional_target",
+            "trainable_token_indices",
+            "target_parameters",
+        ),
+        Replacement("", "leave it out: LoraGrid adapts linear layers; the method full trains embeddings and head too"),
+    ),
+    **dict.fromkeys(
+        (
+            *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "arrow_config", "kasa_config"),
+            *("velora_config", "monteclora_config", "use_qalora", "qalora_group_size", "use_bdlora"),
+            "alora_invocation_tokens",
+        ),
+        Replacement("methods", "a method of its own, if there is one; `loragrid methods` lists them"),
+    ),
+    **dict.fromkeys(
+        ("megatron_config", "megatron_core", "runtime_config", "ensure_weight_tying"),
+        Replacement("", "leave it out: it has no meaning for adapters on the linear layers of a plain base"),
+    ),
+    # Further keys of trainers.
+    **dict.fromkeys(
+        ("group_by_length", "train_sampling_strategy", "length_column_name", "curriculum_sampling"),
+        Replacement("", "leave it out: the seed shuffles the rows, and every method sees them in the same order"),
+    ),
+    **dict.fromkeys(
+        ("sample_packing", "pad_to_sequence_len", "eval_sample_packing", "neat_packing", "padding_free"),
+        Replacement("", "leave it out: rows are padded and never joined"),
+    ),
+    **dict.fromkeys(
+        ("tf32", "flash_attention", "flash_attn", "attn_implementation", "torch_compile", "use_liger_kernel"),
+        Replacement("", "leave it out: the engine chooses kernels that compute the same; engine.mode may compile"),
+    ),
+    **dict.fromkeys(
+        ("gradient_checkpointing_kwargs", "use_gradient_checkpointing"),
+        Replacement("training.activation_checkpointing", "true or false"),
+    ),
+    **dict.fromkeys(
+        ("label_smoothing_factor", "neftune_noise_alpha", "lr_scheduler_kwargs", "optim_args", "cosine_min_lr_ratio"),
+        Replacement("", "leave it out: there is no such change of the loss, the embeddings, AdamW or the schedules"),
+    ),
+    **dict.fromkeys(
+        ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+        Replacement("", "leave it out: every trial is measured at its last step; early_stopping ends settings early"),
+    ),
+    "early_stopping_patience": Replacement("", "leave it out: the section early_stopping ends settings early"),
+    **dict.fromkeys(
+        ("dataloader_num_workers", "dataloader_pin_memory", "dataset_num_proc", "preprocessing_num_workers"),
+        Replacement("", "leave it out: rows are tokenised once and kept in memory"),
+    ),
+    **dict.fromkeys(
+        ("do_train", "do_eval", "do_predict", "remove_unused_columns", "stage"),
+        Replacement("", "leave it out: every trial trains, and is evaluated on rows of its own"),
+    ),
+    "resume_from_checkpoint": Replacement("", "leave it out: `loragrid run --resume` continues a sweep"),
+    "push_to_hub": Replacement("", "leave it out: `loragrid export` writes a folder, which can be uploaded"),
+    "data_seed": Replacement("grid.seed", "a list, such as [0, 1, 2]; it shuffles the rows, too"),
+    # Rows and base.
+    "template": Replacement("data.chat_template", "the name of one of the tokenizer's templates, or a file"),
+    "dataset_dir": Replacement("data.name", "the path of the file"),
+    "chat_template_path": Replacement("data.chat_template"),
+    "chat_template_jinja": Replacement("data.chat_template", "a file"),
+    "max_prompt_length": Replacement("data.max_length", f"prompt and completion together; {_NOT_CUT}"),
+    "revision": Replacement("model.revision"),
+    "tokenizer_name": Replacement("", "leave it out: the tokenizer is the model's own"),
+    "tokenizer_config": Replacement("", "leave it out: the tokenizer is the model's own"),
+    **dict.fromkeys(
+        ("quantization_bit", "quantization_config", "gptq", "use_qlora"),
+        Replacement("", "leave it out: the base is not quantised"),
+    ),
 }
 """Foreign key -> its replacement. Keys of this program that are written in the wrong section are among them."""

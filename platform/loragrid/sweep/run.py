@@ -106,7 +106,7 @@ def run(
     whole_plan, rows = prepare(experiment, teller(console), _waiting(console))
     for note in row_notes(whole_plan):
         _notifier(console)(f"note: {note}")
-    check_models(whole_plan)
+    check_models(whole_plan, lambda sentence: _notifier(console)(f"note: {sentence}"))
     tokenized = rows.tokenized
     sweep = _find_sweep(whole_plan, name, resume, console)
     if sweep.previous:

@@ -19,6 +19,8 @@ ROW_NOTES: dict[str, str] = {
     "keys_not_rendered": "have message keys that the chat template does not render",
     "arguments_not_rendered": "have tool calls whose arguments the chat template does not render",
     "developer_as_system": "have a developer message, which the chat template gets as a system message",
+    "role_as_tool": "have results of tools in another role (such as observation), which the template gets as tool",
+    "own_roles": "have messages of a role of the chat template's own, which are not learnt",
     "tools_wrapped": "have bare functions as tools, which the chat template gets as {type: function, function: ...}",
     "nulls_left_out": "have null values in tools or in arguments of tool calls, which are left out",
     "excluded_turns": "have turns of the assistant that the data exclude from the loss (weight: 0 or train: false)",

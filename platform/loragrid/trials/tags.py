@@ -37,6 +37,8 @@ MODEL_FILES_TAG = "loragrid.model.files"
 """Digests of the files of a base in a folder, as JSON: file -> digest."""
 MODEL_CONFIG_TAG = "loragrid.model.config"
 """The config of a base in a folder, as JSON."""
+UNUSED_WEIGHTS_TAG = "loragrid.model.unused_weights"
+"""The weights of a base's checkpoint that its architecture does not use, in short; absent if there are none."""
 
 DATA_DIGEST_TAG = "loragrid.data.digest"
 """Identifies the tokens, labels and groups of all rows of a trial."""

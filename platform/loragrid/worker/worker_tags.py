@@ -11,12 +11,15 @@ from loragrid.config.experiment import ModelConfig
 from loragrid.data.dataset import TokenizedData
 from loragrid.data.record import data_tags
 from loragrid.models.base_record import BaseRecord, record_base
+from loragrid.models.loading import unused_weights
+from loragrid.models.unused_weights import names_in_short
 from loragrid.trials.tags import (
     DATA_DIGEST_TAG,
     DEVICE_TAG,
     MODEL_CONFIG_TAG,
     MODEL_FILES_TAG,
     MODEL_LOCATION_TAG,
+    UNUSED_WEIGHTS_TAG,
     WEIGHTS_TAG,
 )
 from loragrid.trials.trial import Trial
@@ -30,6 +33,7 @@ class WorkerEnvironment:
         workers = {"loragrid.workers": f"{num_workers} × {'a share of the base' if shard else 'the whole base'}"}
         self._own = {**environment_tags(), **arithmetic_tags(device), **workers}
         self._base: tuple[ModelConfig, BaseRecord] | None = None
+        self._unused: dict[str, str] = {}
 
     def __call__(self, trial: Trial, data: TokenizedData, just_loaded: bool = True) -> dict[str, str]:
         """Tags of the worker, the trial's base and its rows.
@@ -39,11 +43,14 @@ class WorkerEnvironment:
         """
         if just_loaded or self._base is None or self._base[0] != trial.model:
             self._base = (trial.model, record_base(trial.model))
+            unused = unused_weights(trial.model, is_fetched=True)
+            self._unused = {UNUSED_WEIGHTS_TAG: names_in_short(unused)} if unused else {}
         base = self._base[1]
         return {
             **self._own,
             **input_tags(base.weights, data.digest),
             **location_tags(base),
+            **self._unused,
             **data_tags(data),
             "loragrid.model.dtype": trial.model.dtype,
         }
