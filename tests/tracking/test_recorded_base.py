@@ -38,6 +38,17 @@ def in_shards(folder: Path) -> None:
     (folder / "model.safetensors").unlink(missing_ok=True)
 
 
+def other_weights_in_shards(folder: Path) -> None:
+    other_weights(folder)
+    in_shards(folder)
+
+
+def shards_beside_an_old_file(folder: Path) -> None:
+    shutil.copy(folder / "model.safetensors", folder / "old")
+    other_weights_in_shards(folder)
+    (folder / "old").rename(folder / "model.safetensors")
+
+
 def swap_tensors(folder: Path, one: str, other: str) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors[one], tensors[other] = tensors[other], tensors[one]
@@ -110,16 +121,11 @@ CHANGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         ["tokenizer.model (absent when recorded"],
     ),
     "other weights in shards": (
-        lambda base: (other_weights(base), in_shards(base)),
+        lambda base: other_weights_in_shards(base),
         ["the weights (sha256:"],
     ),
     "an old file beside shards": (
-        lambda base: (
-            shutil.copy(base / "model.safetensors", base / "old"),
-            other_weights(base),
-            in_shards(base),
-            (base / "old").rename(base / "model.safetensors"),
-        ),
+        lambda base: shards_beside_an_old_file(base),
         ["the weights (sha256:"],
     ),
     "swapped tensors": (

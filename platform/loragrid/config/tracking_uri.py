@@ -6,6 +6,11 @@ from pathlib import Path
 
 from loragrid.config.local_path import local_path, refuse_unexpanded
 
+_NO_FOLDER = (
+    "MLflow keeps no store in a plain folder; allowed: an http(s):// server or a database such as "
+    "sqlite:////absolute/path/mlflow.db"
+)
+
 
 def default_tracking_uri(storage_path: str, configured: str | None) -> str:
     """The configured URI, else `MLFLOW_TRACKING_URI`, else an SQLite file in the storage folder.
@@ -44,17 +49,19 @@ def check_tracking_uri(origin: str, uri: str) -> None:
             message begins with `origin`, the key or the environment variable that holds it.
     """
     is_folder = uri.startswith("file:") or ("://" not in uri and not uri.startswith("databricks"))
-    if is_folder or uri.startswith("sqlite:"):
+    if is_folder:
+        try:
+            refuse_unexpanded(origin, uri)
+        except ValueError as error:
+            raise ValueError(f"{error}; and {_NO_FOLDER}") from None
+    elif uri.startswith("sqlite:"):
         refuse_unexpanded(origin, uri)
     else:  # a password may hold a $, so only what is certainly meant as a variable is refused
         for found in re.finditer(r"\$(?:\{[A-Za-z_]\w*\}|([A-Za-z_]\w*))", uri):
             if found[1] is None or found[1] in os.environ:
                 refuse_unexpanded(origin, uri, found[0])
     if is_folder:
-        raise ValueError(
-            f"{origin}: {uri!r} is a folder, and MLflow keeps no store in a plain folder; "
-            "allowed: an http(s):// server or a database such as sqlite:////absolute/path/mlflow.db"
-        )
+        raise ValueError(f"{origin}: {uri!r} is a folder, and {_NO_FOLDER}")
     path = sqlite_path(uri)
     if path is not None and (file := uri.removeprefix("sqlite:///").lstrip("/")).startswith("~"):
         home = local_path(origin, file)
