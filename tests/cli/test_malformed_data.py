@@ -11,7 +11,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from loragrid.data.text_lines import MAX_LINE_BYTES
+from loragrid.data.files.text_lines import MAX_LINE_BYTES
 from tests.support.refusals import Refuses, Write
 
 GIGABYTE = 2**30

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from loragrid.data.chat_prompts import is_closed
+from loragrid.data.chats.prompts import is_closed
 from tests.support.chat_templates import PUBLIC_TEMPLATES, messages
 from tests.support.learnt_text import learnt_runs, notes, refusal
 from tests.support.tiny_tokenizers import byte_level

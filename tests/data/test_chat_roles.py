@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from loragrid.data.messages import TOOL_ROLES, messages_of
+from loragrid.data.shapes.messages import TOOL_ROLES, messages_of
 from tests.support.chat_templates import PUBLIC_TEMPLATES, messages
 from tests.support.learnt_text import learn, learnt_runs, notes, refusal, shown
 from tests.support.tiny_tokenizers import byte_level

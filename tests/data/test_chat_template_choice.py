@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from loragrid.data.chat_template import TEMPLATE_DATE, ChatTemplate, template_texts
+from loragrid.data.chats.template import TEMPLATE_DATE, ChatTemplate, template_texts
 from tests.support.chat_templates import PUBLIC_TEMPLATES, messages
 from tests.support.learnt_text import learnt_runs
 from tests.support.tiny_tokenizers import CHATML, byte_level

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from loragrid.config.experiment import DataConfig
-from loragrid.data.shapes import Shape, recognise
-from loragrid.data.sources import open_train_rows
+from loragrid.data.files.sources import open_train_rows
+from loragrid.data.shapes.recognition import Shape, recognise
 
 PAIR = {"question": "q", "answer": "a"}
 CHAT = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}

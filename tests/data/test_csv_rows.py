@@ -7,8 +7,8 @@ import pandas
 import pytest
 
 from loragrid.data.bad_rows import BadRow
-from loragrid.data.csv_rows import read_csv
-from loragrid.data.file_rows import FileRows
+from loragrid.data.files.csv_rows import read_csv
+from loragrid.data.files.file_rows import FileRows
 
 HEADER = "prompt,completion\n"
 

@@ -9,10 +9,10 @@ import pytest
 from loragrid.config.experiment import DataConfig
 from loragrid.data.bad_rows import BadRow, BadRowError
 from loragrid.data.deck import Deck, Held, Source
-from loragrid.data.file_rows import FileRows
+from loragrid.data.files.file_rows import FileRows
+from loragrid.data.files.sources import RowSource
 from loragrid.data.labelled_tokens import LabelledTokens, Tokenized, usable
-from loragrid.data.shapes import Shape
-from loragrid.data.sources import RowSource
+from loragrid.data.shapes.recognition import Shape
 from loragrid.data.tokenization import RowTokenizer
 from loragrid.trials.skip_reasons import BAD_ROW, SURPLUS_TURNS, TOO_LONG
 from tests.support.tiny_tokenizers import byte_level

@@ -10,10 +10,10 @@ from pyarrow import parquet
 from transformers import PreTrainedTokenizerBase
 
 from loragrid.config.experiment import DataConfig, ModelConfig
-from loragrid.data import formats
 from loragrid.data.dataset import load_data
-from loragrid.data.file_rows import FileRows
-from loragrid.data.formats import FORMATS, read_parquet, reader_of
+from loragrid.data.files import formats
+from loragrid.data.files.file_rows import FileRows
+from loragrid.data.files.formats import FORMATS, read_parquet, reader_of
 from loragrid.models.loading import load_tokenizer
 
 PAIRS = [{"prompt": f"Is {number} even?", "completion": "no" if number % 2 else "yes"} for number in range(20)]

@@ -7,8 +7,8 @@ import pandas
 import pytest
 
 from loragrid.data.bad_rows import BadRow
-from loragrid.data.file_rows import FileRows
-from loragrid.data.json_rows import read_json, read_jsonl
+from loragrid.data.files.file_rows import FileRows
+from loragrid.data.files.json_rows import read_json, read_jsonl
 
 ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": "c\u2028\n", "completion": "ä"}]
 

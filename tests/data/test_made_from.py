@@ -198,7 +198,7 @@ def test_a_changed_module_changes_the_key(tmp_path: Path, rows: Path) -> None:
             shutil.copy(path, copied / room)
     before = code_digest(copied)
     assert before == code_digest(PACKAGE) == parts(rows)["code"]
-    for module in ("data/boundary.py", "data/chat.py", "trials/skip_reasons.py", "formatting.py"):
+    for module in ("data/boundary.py", "data/chats/tokenizer.py", "trials/skip_reasons.py", "formatting.py"):
         with (copied / module).open("a", encoding="utf-8") as file:
             file.write("# changed\n")
         assert code_digest(copied) != before, module

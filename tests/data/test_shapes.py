@@ -10,9 +10,9 @@ import pytest
 
 from loragrid.config.experiment import DataConfig
 from loragrid.data.bad_rows import BadRow
-from loragrid.data.conversions import ALPACA_PROMPT_WITH_INPUT, Canonical
-from loragrid.data.shapes import Shape, recognise
-from loragrid.data.sources import open_train_rows
+from loragrid.data.files.sources import open_train_rows
+from loragrid.data.shapes.conversions import ALPACA_PROMPT_WITH_INPUT, Canonical
+from loragrid.data.shapes.recognition import Shape, recognise
 from loragrid.trials.skip_reasons import EXCLUDED
 
 USER = {"role": "user", "content": "hi"}

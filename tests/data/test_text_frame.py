@@ -9,11 +9,11 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from loragrid.config.experiment import DataConfig
-from loragrid.data.chat_template import BUILT_IN
+from loragrid.data.chats.template import BUILT_IN
 from loragrid.data.end_tokens import end_token_ids
 from loragrid.data.held_out_text import held_out_pieces
 from loragrid.data.labelled_tokens import LabelledTokens, Tokenized
-from loragrid.data.shapes import Shape
+from loragrid.data.shapes.recognition import Shape
 from loragrid.data.text_frame import TextFrame, special_ids
 from loragrid.data.tokenization import PairTokenizer, RowTokenizer, TextTokenizer
 from loragrid.models.base_ends import BASE_ENDS

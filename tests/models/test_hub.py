@@ -38,7 +38,7 @@ for line in sys.argv[1:]:
             model = ModelConfig(name=name, revision=revision)
             print(load_base(model).config.hidden_size, len(load_tokenizer(model)), model_digest(model))
         else:
-            from loragrid.data.sources import open_train_rows
+            from loragrid.data.files.sources import open_train_rows
             rows = open_train_rows(DataConfig(name=name, revision=revision, split=split))
             print(rows.num_rows, rows.read([2, 1]), rows.fingerprint)
     except ValueError as error:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import loragrid as lg
-from loragrid.data import sources
+from loragrid.data.files import sources
 from loragrid.data.record import trained_figures
 from loragrid.models import loading
 from loragrid.models.hub import NotOnHubError

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from loragrid.config.experiment import DataConfig
 from loragrid.data.bad_rows import BadRow
-from loragrid.data.chat import ChatTokenizer
+from loragrid.data.chats.tokenizer import ChatTokenizer
 from loragrid.data.labelled_tokens import LabelledTokens, Tokenized
 
 if TYPE_CHECKING:

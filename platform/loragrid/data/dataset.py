@@ -13,7 +13,7 @@ from torch import Tensor
 
 from loragrid.config.experiment import DataConfig, ModelConfig
 from loragrid.data.bad_rows import Examples, RowFaults
-from loragrid.data.chat_template import template_texts
+from loragrid.data.chats.template import template_texts
 from loragrid.data.deck import ChosenRow, permutation
 from loragrid.data.held_out_text import held_out_pieces
 from loragrid.data.labelled_tokens import LabelledTokens

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from loragrid.data.bad_rows import BadRow, BadRowError, RowFaults
-from loragrid.data.conversions import Canonical
+from loragrid.data.files.sources import RowSource
 from loragrid.data.groups import RowTexts, group_of, text_digest, texts_of
 from loragrid.data.labelled_tokens import LabelledTokens
-from loragrid.data.shapes import NUM_ROWS_LOOKED_AT, Shape
-from loragrid.data.sources import RowSource
+from loragrid.data.shapes.conversions import Canonical
+from loragrid.data.shapes.recognition import NUM_ROWS_LOOKED_AT, Shape
 from loragrid.data.tokenization import RowTokenizer
 from loragrid.trials.skip_reasons import SURPLUS_TURNS
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from loragrid.data.chat_template import ANSWER, QUESTION, ChatRefusedError, ChatTemplate, Messages
-from loragrid.data.chat_turns import end_of_turn
-from loragrid.data.tool_form import find_tool_form
+from loragrid.data.chats.template import ANSWER, QUESTION, ChatRefusedError, ChatTemplate, Messages
+from loragrid.data.chats.tool_form import find_tool_form
+from loragrid.data.chats.turns import end_of_turn
 from loragrid.models.base_ends import BASE_ENDS
 
 if TYPE_CHECKING:

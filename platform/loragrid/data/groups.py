@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loragrid.data.messages import text_of
+from loragrid.data.shapes.messages import text_of
 
 NO_ANSWER_YET = ("system", "developer", "assistant")
 """Roles that ask nothing; an assistant's turn answers somebody only after a message of another role."""

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from loragrid.config.experiment import DataConfig
 from loragrid.data.bad_rows import BadRow, BadRowError
-from loragrid.data.sources import RowSource, open_held_out_text
+from loragrid.data.files.sources import RowSource, open_held_out_text
 from loragrid.data.text_frame import TextFrame
 from loragrid.data.values import text_fault
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from loragrid.config.experiment import DataConfig
 from loragrid.data.bad_rows import RowFaults, with_examples
 from loragrid.data.deck import ChosenRow, Deck, Held, Source, row_error
-from loragrid.data.shapes import Shape, recognise
-from loragrid.data.sources import (
+from loragrid.data.files.sources import (
     RowSource,
     find_group_column,
     open_eval_rows,
@@ -16,6 +15,7 @@ from loragrid.data.sources import (
     open_train_rows,
     shown_columns,
 )
+from loragrid.data.shapes.recognition import Shape, recognise
 from loragrid.data.tokenization import RowTokenizer
 from loragrid.trials.skip_reasons import KEPT_APART
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 from loragrid.config.experiment import DataConfig
 from loragrid.data.bad_rows import BadRow
 from loragrid.data.boundary import Boundary, JoinedPair
-from loragrid.data.chat import ChatTokenizer
+from loragrid.data.chats.tokenizer import ChatTokenizer
 from loragrid.data.labelled_tokens import LabelledTokens, Tokenized, TokenizesRows, Usable, usable
-from loragrid.data.shapes import Shape
+from loragrid.data.shapes.recognition import Shape
 from loragrid.data.text_frame import TextFrame, is_altered
 from loragrid.data.values import text_fault
 from loragrid.trials.skip_reasons import empty

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from loragrid.data.bad_rows import BadRow
-from loragrid.data.column_wishes import yaml_of
-from loragrid.data.json_rows import remedy_for_nested
-from loragrid.data.shape_columns import ANSWERS, CHATS, QUESTIONS
-from loragrid.data.sources import RowSource, shown_columns
+from loragrid.data.files.json_rows import remedy_for_nested
+from loragrid.data.files.sources import RowSource, shown_columns
+from loragrid.data.shapes.columns import ANSWERS, CHATS, QUESTIONS
+from loragrid.data.shapes.wishes import yaml_of
 
 
 def advice_on(source: RowSource) -> str:

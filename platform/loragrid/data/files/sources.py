@@ -13,8 +13,8 @@ from typing import Any
 from loragrid.config.experiment import DataConfig
 from loragrid.config.local_path import local_path, reason_of
 from loragrid.data.bad_rows import BadRow
-from loragrid.data.file_rows import FileRows, without_padding
-from loragrid.data.formats import FORMATS, TEXT_FORMATS, reader_of, remedy_for
+from loragrid.data.files.file_rows import FileRows, without_padding
+from loragrid.data.files.formats import FORMATS, TEXT_FORMATS, reader_of, remedy_for
 from loragrid.models.hub import NotOnHubError, resolve_commit
 from loragrid.schema.errors import MAX_SHOWN_CHARACTERS
 

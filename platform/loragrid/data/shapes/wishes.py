@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loragrid.data.messages import LEARNING_KEYS, is_role
+from loragrid.data.shapes.messages import LEARNING_KEYS, is_role
 
 TEXT_ANSWERS = ("completion", "answer", "response", "output", "solution", "summary", "translation", "headline")
 TEXT_QUESTIONS = ("prompt", "question", "instruction", "query", "problem")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from loragrid.data.chat_template import ChatRefusedError, ChatTemplate, Messages, Tools
+from loragrid.data.chats.template import ChatRefusedError, ChatTemplate, Messages, Tools
 
 NAME, KEY, VALUE = "Fn7callFn", "Ky7keyKy", 'Va7"valueVa'
 VALUE_BEGINS = VALUE.partition('"')[0]

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from loragrid.data.chat_markers import ARGUMENT, READ_KEYS, LeftOut, MarkedTurn, extent, left_out
-from loragrid.data.chat_messages import Chat
-from loragrid.data.chat_prompts import answer_start
-from loragrid.data.chat_tags import check_tags
-from loragrid.data.chat_template import (
+from loragrid.data.chats.markers import ARGUMENT, READ_KEYS, LeftOut, MarkedTurn, extent, left_out
+from loragrid.data.chats.messages import Chat
+from loragrid.data.chats.prompts import answer_start
+from loragrid.data.chats.tags import check_tags
+from loragrid.data.chats.template import (
     OTHER_TEMPLATE,
     QUESTION,
     ChatRefusedError,
@@ -24,7 +24,7 @@ from loragrid.data.chat_template import (
     Tools,
     common_prefix,
 )
-from loragrid.data.tool_form import ToolForm, find_tool_form
+from loragrid.data.chats.tool_form import ToolForm, find_tool_form
 
 Kept = TypeVar("Kept")
 MOST_KEPT_STRUCTURES = 4096

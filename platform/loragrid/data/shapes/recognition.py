@@ -6,8 +6,10 @@ from typing import Any
 
 from loragrid.config.experiment import DataConfig
 from loragrid.data.bad_rows import BadRow
-from loragrid.data.column_wishes import wish_of, yaml_of
-from loragrid.data.conversions import (
+from loragrid.data.files.sources import RowSource, shown_columns
+from loragrid.data.shapes.advice import advice_on, alpaca_advice
+from loragrid.data.shapes.columns import ANSWERS, CHATS, EXCLUDING, OF_CHATS, QUESTIONS, ROW_KINDS, SYSTEMS
+from loragrid.data.shapes.conversions import (
     Canonical,
     Convert,
     alpaca,
@@ -17,10 +19,8 @@ from loragrid.data.conversions import (
     chat_pair,
     unless_excluded,
 )
-from loragrid.data.messages import holds_messages, is_share_gpt
-from loragrid.data.shape_advice import advice_on, alpaca_advice
-from loragrid.data.shape_columns import ANSWERS, CHATS, EXCLUDING, OF_CHATS, QUESTIONS, ROW_KINDS, SYSTEMS
-from loragrid.data.sources import RowSource, shown_columns
+from loragrid.data.shapes.messages import holds_messages, is_share_gpt
+from loragrid.data.shapes.wishes import wish_of, yaml_of
 
 NUM_ROWS_LOOKED_AT = 32
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loragrid.data.boundary import Boundary
-from loragrid.data.chat_rows import LearntChat
-from loragrid.data.chat_template import ChatRefusedError, ChatTemplate
+from loragrid.data.chats.rows import LearntChat
+from loragrid.data.chats.template import ChatRefusedError, ChatTemplate
 from loragrid.data.labelled_tokens import LabelledTokens
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from loragrid.data.bad_rows import BadRow
-from loragrid.data.file_rows import FileRows
-from loragrid.data.text_lines import CARRIAGE_RETURNS, MAX_LINE_BYTES, ends_with_carriage_returns, numbered_lines
+from loragrid.data.files.file_rows import FileRows
+from loragrid.data.files.text_lines import CARRIAGE_RETURNS, MAX_LINE_BYTES, ends_with_carriage_returns, numbered_lines
 from loragrid.formatting import count_of
 from loragrid.trials.skip_reasons import BROKEN_LINE
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from loragrid.data.chat_messages import Chat
-from loragrid.data.chat_template import ChatRefusedError
-from loragrid.data.chat_turns import LearntTurn, TurnFinder
+from loragrid.data.chats.messages import Chat
+from loragrid.data.chats.template import ChatRefusedError
+from loragrid.data.chats.turns import LearntTurn, TurnFinder
 
 Mode = Literal["auto", "all", "last", "separate"]
 LAST_ONLY = "data.turns: last learns the last turn only"

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loragrid.data.chat_messages import REASONING_KEYS
-from loragrid.data.chat_template import ChatRefusedError, ChatTemplate, Messages, Tools
+from loragrid.data.chats.messages import REASONING_KEYS
+from loragrid.data.chats.template import ChatRefusedError, ChatTemplate, Messages, Tools
 
 READ_KEYS = ("role", "content", "tool_calls", *REASONING_KEYS)
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from loragrid.data.chat_roles import ChatRoles
-from loragrid.data.chat_template import ChatRefusedError, ChatTemplate
-from loragrid.data.messages import TOOL_ROLES
+from loragrid.data.chats.roles import ChatRoles
+from loragrid.data.chats.template import ChatRefusedError, ChatTemplate
+from loragrid.data.shapes.messages import TOOL_ROLES
 from loragrid.data.values import HALF_CHARACTERS, shown
 from loragrid.schema.errors import is_unicode
 

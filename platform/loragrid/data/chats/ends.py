@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from loragrid.data.chat_messages import Chat
-from loragrid.data.chat_template import ANSWER, QUESTION, ChatRefusedError, ChatTemplate
+from loragrid.data.chats.messages import Chat
+from loragrid.data.chats.template import ANSWER, QUESTION, ChatRefusedError, ChatTemplate
 
 
 class MessageEnds:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loragrid.data.bad_rows import BadRow
-from loragrid.data.strict_json import parse_json
+from loragrid.data.files.strict_json import parse_json
 from loragrid.data.values import shown
 
 TOOL_ROLES = ("observation", "function_response", "tool_response", "ipython")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from loragrid.data.chat_template import (
+from loragrid.data.chats.template import (
     OTHER_TEMPLATE,
     ChatRefusedError,
     ChatTemplate,

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from loragrid.data.bad_rows import BadRow
-from loragrid.data.file_rows import FileRows
-from loragrid.data.strict_json import parse_first_json, parse_json
-from loragrid.data.text_lines import CARRIAGE_RETURNS, ends_with_carriage_returns, numbered_lines
+from loragrid.data.files.file_rows import FileRows
+from loragrid.data.files.strict_json import parse_first_json, parse_json
+from loragrid.data.files.text_lines import CARRIAGE_RETURNS, ends_with_carriage_returns, numbered_lines
 from loragrid.trials.skip_reasons import BROKEN_LINE
 
 _BLANKS = " \t\r\n"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from loragrid.data.bad_rows import BadRow
-from loragrid.data.messages import TOOL_ROLES, listed, messages_of, tools_of, with_system
+from loragrid.data.shapes.messages import TOOL_ROLES, listed, messages_of, tools_of, with_system
 from loragrid.data.values import shown, text_fault
 from loragrid.trials.skip_reasons import EXCLUDED
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
-from loragrid.data.chat_markers import Piece
-from loragrid.data.chat_template import ChatRefusedError
+from loragrid.data.chats.markers import Piece
+from loragrid.data.chats.template import ChatRefusedError
 
 REMEDY = "write the reasoning as reasoning_content of the message, or remove the tags"
 

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from loragrid.data.bad_rows import BadRow
-from loragrid.data.csv_rows import read_csv
-from loragrid.data.file_rows import FileRows, without_padding
-from loragrid.data.json_rows import read_json, read_jsonl
-from loragrid.data.text_lines import numbered_lines
+from loragrid.data.files.csv_rows import read_csv
+from loragrid.data.files.file_rows import FileRows, without_padding
+from loragrid.data.files.json_rows import read_json, read_jsonl
+from loragrid.data.files.text_lines import numbered_lines
 
 
 def read_parquet(path: Path) -> FileRows:

@@ -1,7 +1,7 @@
 """Which roles a chat template has of its own, and which of them are the assistant's."""
 
-from loragrid.data.chat_template import ANSWER, OTHER_TEMPLATE, QUESTION, ChatRefusedError, ChatTemplate
-from loragrid.data.messages import TOOL_ROLES
+from loragrid.data.chats.template import ANSWER, OTHER_TEMPLATE, QUESTION, ChatRefusedError, ChatTemplate
+from loragrid.data.shapes.messages import TOOL_ROLES
 
 OTHER_ROLES = ("system", "developer", "user", "tool", "function", *TOOL_ROLES)
 """Roles that are never the assistant's."""

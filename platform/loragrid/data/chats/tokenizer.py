@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from loragrid.config.experiment import DataConfig
 from loragrid.data.bad_rows import BadRow
-from loragrid.data.chat_ends import MessageEnds
-from loragrid.data.chat_messages import Chat, read_chat, text_of
-from loragrid.data.chat_roles import ChatRoles
-from loragrid.data.chat_rows import LearntChat, learnt_chats
-from loragrid.data.chat_template import ChatRefusedError, ChatTemplate, template_texts
-from loragrid.data.chat_tokens import ChatTokens
-from loragrid.data.chat_turns import TurnFinder
+from loragrid.data.chats.ends import MessageEnds
+from loragrid.data.chats.messages import Chat, read_chat, text_of
+from loragrid.data.chats.roles import ChatRoles
+from loragrid.data.chats.rows import LearntChat, learnt_chats
+from loragrid.data.chats.template import ChatRefusedError, ChatTemplate, template_texts
+from loragrid.data.chats.tokens import ChatTokens
+from loragrid.data.chats.turns import TurnFinder
 from loragrid.data.labelled_tokens import LabelledTokens, Tokenized
 from loragrid.trials.skip_reasons import EMPTY_TURNS, REWRITTEN, WITHOUT_LABELS, empty
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class ChatTokenizer:
-    """Renders chats with the chat template and labels what the assistant's turns teach (see `chat_turns`).
+    """Renders chats with the chat template and labels what the assistant's turns teach (see `turns`).
 
     Rows with tools use the tokenizer's template `tool_use` if it has one and `data.chat_template` is null.
 

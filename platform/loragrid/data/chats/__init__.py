@@ -1,0 +1,1 @@
+"""Renders chats with a chat template, and finds what of them is learnt."""
