@@ -30,6 +30,8 @@ def with_extra(folder: Path, target: Path, extra: dict[str, Tensor]) -> ModelCon
         (["v_head.summary.weight", "v_head.summary.bias"], ["v_head.*"]),
         (["vision_tower.patch_embedding.weight"], ["vision_tower.*"]),
         (["scale"], ["scale"]),
+        (["model.layers.0.self_attn.masked_bias"], ["model.layers.0.self_attn.masked_bias"]),  # as in GPT-J's file
+        (["model.layers.0.self_attn.attn.bias"], ["model.layers.0.self_attn.attn.*"]),
         (["model.rotary_emb.inv_freq", "model.layers.0.self_attn.rotary_emb.inv_freq"], []),  # transformers' own list
     ],
     ids=str,

@@ -17,6 +17,8 @@ _ADAPTER = re.compile(
     r"(?:lora|hada|lokr|oft|boft|ia3|vera|randlora|fourierft|hra|adaption)_\w+)(?:\.|$)"
 )
 """Parts of names that PEFT gives to adapters and to the layers that it wraps."""
+_SAVED_TABLE = re.compile(r"(?:masked_bias|causal_mask|(?:attn|attention)\.bias|position_ids|inv_freq|(?:sin|cos)_cached)$")
+"""Ends of names of masks and tables that older versions of transformers saved (GPT-Neo, GPT-J); models compute them."""
 
 
 def check_unused(
@@ -91,6 +93,8 @@ def _is_missed(name: str, modules: "Mapping[str, nn.Module]") -> bool:
     while parent and parent not in modules:
         parent = parent.rpartition(".")[0]
     if not parent:
+        return False
+    if _SAVED_TABLE.search(name):
         return False
     is_in_layer = any(part.isdigit() for part in parent.split("."))
     return is_in_layer or any(True for _ in modules[parent].parameters(recurse=False))
