@@ -17,7 +17,7 @@ _ADAPTER = re.compile(
     r"(?:lora|hada|lokr|oft|boft|ia3|vera|randlora|fourierft|hra|adaption)_\w+)(?:\.|$)"
 )
 """Parts of names that PEFT gives to adapters and to the layers that it wraps."""
-_SAVED_TABLE = re.compile(r"(?:masked_bias|causal_mask|(?:attn|attention)\.bias|position_ids|inv_freq|(?:sin|cos)_cached)$")
+_SAVED_TABLE = re.compile(r"(?:masked_bias|causal_mask|(?:attn|attention)\.bias|position_ids|inv_freq|_cached)$")
 """Ends of names of masks and tables that older versions of transformers saved (GPT-Neo, GPT-J); models compute them."""
 
 
