@@ -17,10 +17,13 @@ from loragrid.sweep import ray_start
 from loragrid.sweep.cluster import connected_to_ray
 from loragrid.sweep.ray_processes import own_ray_processes
 from loragrid.sweep.ray_start import RayStartError, goal_of
+from tests.support.shared_ray import SharedRay
 
 
 @pytest.fixture(autouse=True)
-def no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_ray(monkeypatch: pytest.MonkeyPatch, shared_ray: SharedRay) -> None:
+    """No Ray runs in this process (tests before these may have left the shared one), and no address is set."""
+    shared_ray.stop()
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray_start, "RETRY_SECONDS", 0.0)
 
